@@ -1,0 +1,119 @@
+# stief: make, make chat, make test. `make help` lists the rest.
+#
+#   CONFIG=release|sanitize|fuzz   one build folder each: build/$(CONFIG)
+#   CXX=…                          any C++20 compiler (g++ >= 11, clang >= 14)
+#   CUDA=0                         leave CUDA out although nvcc is there
+CXX      ?= g++
+CONFIG   ?= release
+TARGET   := $(shell $(CXX) -dumpmachine)
+ARCH     := $(firstword $(subst -, ,$(TARGET)))
+BUILD    := build/$(CONFIG)$(if $(filter-out x86_64,$(ARCH)),-$(ARCH))
+VERSION  := 0.1.0
+
+CXXFLAGS ?= -O2 -g
+WARN     := -Wall -Wextra -Wshadow -Werror
+FLAGS    := -std=c++20 $(WARN) -ffp-contract=off -fno-math-errno -pthread -MMD -MP -Isrc \
+            -DSTIEF_VERSION='"$(VERSION)"'
+LINK     := -pthread
+RUNNER   ?=
+
+ifeq ($(CONFIG),sanitize)
+FLAGS    += -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+LINK     += -fsanitize=address,undefined
+endif
+ifeq ($(CONFIG),fuzz)
+CXX      := clang++
+FLAGS    += -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
+LINK     += -fsanitize=fuzzer,address,undefined
+endif
+
+# The inner products, each file with the instructions it is named after (chosen at start-up).
+ifeq ($(ARCH),x86_64)
+KERNELS  := portable avx2 avx512 amx
+ISA_avx2   := -mavx2 -mfma -mf16c
+ISA_avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma -mf16c -mavx2 -mprefer-vector-width=512
+ISA_amx    := $(ISA_avx512) -mamx-tile -mamx-bf16
+else ifeq ($(ARCH),aarch64)
+KERNELS  := portable neon
+else
+KERNELS  := portable
+endif
+ALL_DOTS := $(wildcard src/backend/cpu/dot_*.cpp)
+DOTS     := $(filter $(KERNELS:%=src/backend/cpu/dot_%.cpp),$(ALL_DOTS))
+
+SOURCES  := $(filter-out $(ALL_DOTS),$(wildcard src/*/*.cpp src/backend/cpu/*.cpp)) $(DOTS)
+LIBRARY  := $(filter-out src/commands/main.cpp,$(SOURCES))
+OBJECTS  := $(SOURCES:%.cpp=$(BUILD)/%.o)
+LIB_OBJ  := $(LIBRARY:%.cpp=$(BUILD)/%.o)
+TESTS    := $(wildcard tests/*.cpp)
+TEST_OBJ := $(TESTS:%.cpp=$(BUILD)/%.o)
+
+NVCC     ?= $(shell command -v nvcc 2>/dev/null)
+ifeq ($(CUDA),0)
+NVCC     :=
+endif
+
+.PHONY: all chat test check fuzz bench format clean help found floors
+all: found stief
+
+found:
+	@echo "compiler: $(CXX) $(shell $(CXX) -dumpversion), $(TARGET), config $(CONFIG), kernels $(KERNELS)"
+	@echo "CUDA:     $(if $(NVCC),nvcc found ($(NVCC)); this version runs on the CPU,no nvcc: CPU only)"
+
+stief: $(BUILD)/stief
+	@cp -f $< $@.tmp && mv -f $@.tmp $@
+
+$(BUILD)/stief: $(OBJECTS)
+	$(CXX) $(OBJECTS) $(LINK) -o $@
+
+$(BUILD)/src/backend/cpu/dot_%.o: src/backend/cpu/dot_%.cpp Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(FLAGS) $(CXXFLAGS) -O3 $(ISA_$*) -c $< -o $@
+
+$(BUILD)/src/%.o: src/%.cpp Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(FLAGS) $(CXXFLAGS) -c $< -o $@
+
+chat: found stief                ## build, then talk to the model that ships
+	./stief chat models/parlour
+
+# ---- tests ----------------------------------------------------------------------------------------
+DOCTEST  := $(firstword $(wildcard /usr/include/doctest/doctest.h /usr/local/include/doctest/doctest.h \
+            /opt/homebrew/include/doctest/doctest.h $(DOCTEST_DIR)/doctest/doctest.h))
+
+$(BUILD)/doctest.found:
+	@mkdir -p $(@D)
+	@if [ -z "$(DOCTEST)" ]; then tools/install_doctest.sh; fi
+	@touch $@
+
+$(BUILD)/tests/%.o: tests/%.cpp Makefile | $(BUILD)/doctest.found
+	@mkdir -p $(@D)
+	$(CXX) $(FLAGS) $(CXXFLAGS) $(TEST_ISA) -Itests $(DOCTEST_DIR:%=-I%) -c $< -o $@
+
+$(BUILD)/run_tests: $(LIB_OBJ) $(TEST_OBJ)
+	$(CXX) $^ $(LINK) -o $@
+
+test: found stief $(BUILD)/run_tests   ## every test (TESTFLAGS=... goes to the test program)
+	$(RUNNER) $(BUILD)/run_tests $(TESTFLAGS)
+
+floors:
+	@tools/floors.sh
+
+check: floors test               ## floors, tests, tests again under the sanitizers
+	$(MAKE) CONFIG=sanitize build/sanitize/stief build/sanitize/run_tests
+	build/sanitize/run_tests $(TESTFLAGS)
+
+bench: found stief               ## speed of the model that ships, as shares of the measured bandwidth
+	./stief bench models/parlour
+
+format:                          ## clang-format over the sources
+	clang-format -i $(wildcard src/*/*.h src/*/*.cpp src/backend/cpu/*.h src/backend/cpu/*.cpp \
+	    tests/*.h tests/*.cpp tests/*/*.cpp tools/*.cpp)
+
+clean:                           ## remove everything that was built
+	rm -rf build stief
+
+help:                            ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+-include $(OBJECTS:.o=.d) $(TEST_OBJ:.o=.d)

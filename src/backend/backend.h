@@ -1,0 +1,117 @@
+// The seam: all that a backend does. Memory, the operations of a decoder block, its cache, and the
+// begin and end of a step. The forward pass is written once, above this line; an operation stands here
+// only when every backend has it and one test drives them all over one table of shapes.
+//
+// Activations are float32. Pointers are the backend's own memory (from alloc) except where a comment
+// says host. Outputs never overlap inputs unless they are the same pointer where the equation says so.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/tensor.h"
+
+namespace stief {
+
+// A weight matrix as the checkpoint stores it, (N, K) row-major: out = x wᵀ. Never copied on the CPU.
+struct Weight {
+    const void* data = nullptr;
+    DType dtype = DType::F32;
+    int N = 0, K = 0;             // a vector (norm weights): N = its length, K = 1
+    size_t bytes() const { return size_t(N) * size_t(K) * size_of(dtype); }
+};
+
+// Where a call stands: its T tokens have the positions pos … pos + T − 1. A backend that replays a
+// captured step (CUDA) reads pos from its own memory, where begin_step put it.
+struct Step {
+    int pos = 0, T = 0;
+};
+
+// One kv head's keys or values in one layer: for each position the first r coordinates of a row.
+struct CacheRows {
+    void* data = nullptr;         // (capacity, r) of the cache's dtype
+    int r = 0;
+};
+
+// What attention reads of one layer. Rows are stored by head, so that a head's scan is contiguous.
+struct CacheLayer {
+    DType dtype = DType::F16;
+    int capacity = 0;             // positions that fit
+    int H = 0, G = 0, d = 0;
+    std::vector<CacheRows> k, v;  // (G): keys after rotation; values
+};
+
+struct BackendOptions {
+    std::string name = "auto";    // auto | cpu | cuda
+    std::string isa = "auto";     // CPU: auto, or the name of a set of inner products
+    int threads = 0;              // CPU: 0 = all that the process may use
+    bool exact = false;           // float32 activations everywhere; otherwise a matrix unit may take
+};                                // them rounded to bf16, in products of more than one token
+
+struct Backend {
+    virtual ~Backend() = default;
+
+    // ---- what it is and its memory
+    virtual std::string name() const = 0;                       // "cpu", "cuda"
+    virtual std::string device() const = 0;                     // "avx512, 2 threads"
+    virtual void* alloc(size_t bytes, const char* what) = 0;    // zeroed; Error if it does not fit, said
+    virtual void release(void* memory, size_t bytes) = 0;       //   before allocating
+    virtual Weight bind(const Tensor& tensor) = 0;              // (N, K) or (N); CPU: the mapped bytes
+    virtual void upload(void* to, const void* host, size_t bytes) = 0;
+    virtual void download(void* host, const void* from, size_t bytes) = 0;
+    virtual void begin_step(const Step& step) = 0;
+    virtual void end_step() = 0;                                // results can be downloaded after it
+
+    // ---- operations
+    // out_t = table_{ids_t}
+    virtual void embed(float* out,              // (T, D)
+                       const Weight& table,     // (V, D)
+                       const int32_t* ids,      // (T)  host
+                       int T) = 0;
+    // out_t = x_t ⊙ w / √(mean(x_t²) + ε)                      (RMSNorm, Zhang & Sennrich 2019)
+    virtual void rmsnorm(float* out,            // (T, D)
+                         const float* x,        // (T, D)
+                         const Weight& w,       // (D)
+                         float eps, int T) = 0;
+    // out = x wᵀ, or out += x wᵀ where add
+    virtual void matmul(float* out,             // (T, N)
+                        const float* x,         // (T, K)
+                        const Weight& w,        // (N, K)
+                        int T, bool add) = 0;
+    // Rotates pairs (j, j + d/2) of each head by the angle of the token's position:
+    //     x_j ← x_j cos − x_{j+d/2} sin,  x_{j+d/2} ← x_{j+d/2} cos + x_j sin     (Su et al. 2021)
+    virtual void rope(float* x,                 // (T, heads, d)  in place
+                      const float* rotation,    // (context, d/2, 2)  cos, sin by position
+                      int heads, int d, const Step& step) = 0;
+    // gate ← silu(gate) ⊙ up,  silu(z) = z / (1 + e^−z)
+    virtual void swiglu(float* gate,            // (T, F)
+                        const float* up,        // (T, F)
+                        int T, int F) = 0;
+    // Stores the T new rows of every kv head at their positions, rounded to the cache's dtype.
+    virtual void append(const CacheLayer& cache,
+                        const float* k,         // (T, G, d)  rotated
+                        const float* v,         // (T, G, d)
+                        const Step& step) = 0;
+    // out_h = Σ_s softmax_s(q_h · k_s / √d) v_s over the positions s ≤ the token's own. Online softmax
+    // over tiles of positions: memory does not grow with the context (Dao et al. 2022).
+    virtual void attend(float* out,             // (T, H, d)
+                        const float* q,         // (T, H, d)  rotated
+                        const CacheLayer& cache, const Step& step) = 0;
+    // The index of the largest of each row; the first of equals. NaN never wins.
+    virtual void argmax(int32_t* out,           // (T)  host
+                        const float* x,         // (T, V)
+                        int T, int V) = 0;
+
+    // Reads `bytes` of memory with every thread or block, as fast as it can: what decode is measured
+    // against. Returns a checksum, so that nothing is left out.
+    virtual uint64_t stream(const void* memory, size_t bytes) = 0;
+};
+
+std::unique_ptr<Backend> make_backend(const BackendOptions& options);
+
+// Names of the CPU's inner products that this machine can run, fastest first: "amx", "avx512", "avx2",
+// "portable"; or "neon", "portable".
+std::vector<std::string> cpu_isas();
+
+}  // namespace stief

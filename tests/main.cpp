@@ -1,0 +1,77 @@
+// The test program. Options of its own: --gpu makes a missing device a failure, so that a machine with
+// a GPU cannot pass by skipping; everything else is doctest's (-ts=cache, -tc="*name*").
+#define DOCTEST_CONFIG_IMPLEMENT
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstring>
+
+#include "testing.h"
+
+namespace stief::testing {
+
+static int skips = 0;
+
+std::string shared(const std::string& path) {
+    std::string full = "../shared/" + path;
+    return std::filesystem::exists(full) ? full : "";
+}
+
+void skip(const std::string& why) {
+    skips++;
+    std::printf("skipped: %s (%s)\n", doctest::getContextOptions()->currentTest->m_name, why.c_str());
+}
+
+int skipped() {
+    return skips;
+}
+
+Scratch::Scratch() {
+    std::string pattern = (std::filesystem::temp_directory_path() / "stief-test-XXXXXX").string();
+    check(mkdtemp(pattern.data()) != nullptr, "no scratch folder at %s", pattern.c_str());
+    folder = pattern;
+}
+
+Scratch::~Scratch() {
+    std::error_code ignored;
+    std::filesystem::permissions(folder, std::filesystem::perms::owner_all, ignored);
+    std::filesystem::remove_all(folder, ignored);
+}
+
+// Counts test cases for the closing line.
+struct Counter : doctest::IReporter {
+    static inline int passed = 0, failed = 0;
+    explicit Counter(const doctest::ContextOptions&) {}
+    void test_case_end(const doctest::CurrentTestCaseStats& stats) override {
+        (stats.failure_flags ? failed : passed)++;
+    }
+    void report_query(const doctest::QueryData&) override {}
+    void test_run_start() override {}
+    void test_run_end(const doctest::TestRunStats&) override {}
+    void test_case_start(const doctest::TestCaseData&) override {}
+    void test_case_reenter(const doctest::TestCaseData&) override {}
+    void test_case_exception(const doctest::TestCaseException&) override {}
+    void subcase_start(const doctest::SubcaseSignature&) override {}
+    void subcase_end() override {}
+    void log_assert(const doctest::AssertData&) override {}
+    void log_message(const doctest::MessageData&) override {}
+    void test_case_skipped(const doctest::TestCaseData&) override {}
+};
+REGISTER_LISTENER("counter", 1, Counter);
+
+}  // namespace stief::testing
+
+int main(int argc, char** argv) {
+    using namespace stief::testing;
+    doctest::Context context(argc, argv);
+    int status = context.run();
+    if (context.shouldExit()) return status;
+    for (int i = 1; i < argc; i++)
+        if (!std::strcmp(argv[i], "--gpu")) {
+            std::printf("--gpu: this build has no CUDA backend\n");
+            Counter::failed++, status = 1;
+        }
+    int skips = skipped();
+    std::printf("%d passed, %d failed, %d skipped\n", Counter::passed - skips, Counter::failed, skips);
+    return status;
+}
