@@ -16,6 +16,8 @@ FLAGS    := -std=c++20 $(WARN) -ffp-contract=off -fno-math-errno -pthread -MMD -
             -DSTIEF_VERSION='"$(VERSION)"'
 LINK     := -pthread
 RUNNER   ?=
+# V=1 shows the commands.
+Q        := $(if $(V),,@)
 
 ifeq ($(CONFIG),sanitize)
 FLAGS    += -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -53,7 +55,7 @@ ifeq ($(CUDA),0)
 NVCC     :=
 endif
 
-.PHONY: all chat test check fuzz bench format clean help found floors
+.PHONY: all chat test check fuzz neon tools bench format clean help found floors
 all: found stief
 
 found:
@@ -64,15 +66,18 @@ stief: $(BUILD)/stief
 	@cp -f $< $@.tmp && mv -f $@.tmp $@
 
 $(BUILD)/stief: $(OBJECTS)
-	$(CXX) $(OBJECTS) $(LINK) -o $@
+	@echo "  link $@"
+	$(Q)$(CXX) $(OBJECTS) $(LINK) -o $@
 
 $(BUILD)/src/backend/cpu/dot_%.o: src/backend/cpu/dot_%.cpp Makefile
 	@mkdir -p $(@D)
-	$(CXX) $(FLAGS) $(CXXFLAGS) -O3 $(ISA_$*) -c $< -o $@
+	@echo "  c++  $<"
+	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) -O3 $(ISA_$*) -c $< -o $@
 
 $(BUILD)/src/%.o: src/%.cpp Makefile
 	@mkdir -p $(@D)
-	$(CXX) $(FLAGS) $(CXXFLAGS) -c $< -o $@
+	@echo "  c++  $<"
+	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) -c $< -o $@
 
 chat: found stief                ## build, then talk to the model that ships
 	./stief chat models/parlour
@@ -88,10 +93,12 @@ $(BUILD)/doctest.found:
 
 $(BUILD)/tests/%.o: tests/%.cpp Makefile | $(BUILD)/doctest.found
 	@mkdir -p $(@D)
-	$(CXX) $(FLAGS) $(CXXFLAGS) $(TEST_ISA) -Itests $(DOCTEST_DIR:%=-I%) -c $< -o $@
+	@echo "  c++  $<"
+	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) -O1 -g1 -Itests $(DOCTEST_DIR:%=-I%) -c $< -o $@
 
 $(BUILD)/run_tests: $(LIB_OBJ) $(TEST_OBJ)
-	$(CXX) $^ $(LINK) -o $@
+	@echo "  link $@"
+	$(Q)$(CXX) $^ $(LINK) -o $@
 
 test: found stief $(BUILD)/run_tests   ## every test (TESTFLAGS=... goes to the test program)
 	$(RUNNER) $(BUILD)/run_tests $(TESTFLAGS)
@@ -102,6 +109,42 @@ floors:
 check: floors test               ## floors, tests, tests again under the sanitizers
 	$(MAKE) CONFIG=sanitize build/sanitize/stief build/sanitize/run_tests
 	build/sanitize/run_tests $(TESTFLAGS)
+
+# Each fuzzer runs FUZZ_SECONDS over what it can think of; what it finds becomes a test.
+FUZZ_SECONDS ?= 60
+FUZZERS  := $(patsubst tests/fuzz/%.cpp,%,$(wildcard tests/fuzz/fuzz_*.cpp))
+FUZZ_OBJ := $(filter-out $(BUILD)/src/commands/%,$(LIB_OBJ))
+
+fuzz:                            ## libFuzzer over safetensors, JSON and tokenizer files (clang++)
+	@command -v clang++ >/dev/null || { echo "error: make fuzz needs clang++" >&2; exit 1; }
+	$(MAKE) CONFIG=fuzz $(FUZZERS:%=run-%)
+
+$(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(FUZZ_OBJ)
+	@echo "  link $@"
+	$(Q)$(CXX) $^ $(LINK) -o $@
+
+run-fuzz_%: $(BUILD)/fuzz_%
+	@mkdir -p $(BUILD)/found
+	$< -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -rss_limit_mb=2048 \
+	    -artifact_prefix=$(BUILD)/found/ -print_final_stats=1 2>&1 | tail -n 12
+
+# The same tests on 64-bit Arm: Debian's g++-aarch64-linux-gnu, run under qemu-user.
+neon:                            ## tests on 64-bit Arm (cross compiler and qemu-user)
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null || \
+	    { echo "error: install g++-aarch64-linux-gnu and qemu-user" >&2; exit 1; }
+	$(MAKE) CXX=aarch64-linux-gnu-g++ build/release-aarch64/run_tests build/release-aarch64/stief
+	qemu-aarch64 -L /usr/aarch64-linux-gnu build/release-aarch64/run_tests -ts=base,backend $(TESTFLAGS)
+
+tools: $(BUILD)/random_checkpoint   ## build/release/random_checkpoint: random weights for any config
+
+$(BUILD)/random_checkpoint: $(BUILD)/tools/random_checkpoint.o $(filter-out $(BUILD)/src/commands/%,$(LIB_OBJ)) $(BUILD)/tests/random_checkpoint.o
+	@echo "  link $@"
+	$(Q)$(CXX) $^ $(LINK) -o $@
+
+$(BUILD)/tools/%.o: tools/%.cpp Makefile
+	@mkdir -p $(@D)
+	@echo "  c++  $<"
+	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) -c $< -o $@
 
 bench: found stief               ## speed of the model that ships, as shares of the measured bandwidth
 	./stief bench models/parlour

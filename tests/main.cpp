@@ -71,7 +71,7 @@ int main(int argc, char** argv) {
             std::printf("--gpu: this build has no CUDA backend\n");
             Counter::failed++, status = 1;
         }
-    int skips = skipped();
-    std::printf("%d passed, %d failed, %d skipped\n", Counter::passed - skips, Counter::failed, skips);
+    int missing = skipped();
+    std::printf("%d passed, %d failed, %d skipped\n", Counter::passed - missing, Counter::failed, missing);
     return status;
 }

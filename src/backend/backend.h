@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/tensor.h"
+#include "base/threads.h"
 
 namespace stief {
 
@@ -45,11 +46,13 @@ struct CacheLayer {
 struct BackendOptions {
     std::string name = "auto";    // auto | cpu | cuda
     std::string isa = "auto";     // CPU: auto, or the name of a set of inner products
-    int threads = 0;              // CPU: 0 = all that the process may use
-    bool exact = false;           // float32 activations everywhere; otherwise a matrix unit may take
-};                                // them rounded to bf16, in products of more than one token
+};
 
 struct Backend {
+    // float32 activations in every product; otherwise a matrix unit may take them rounded to bf16, in
+    // products of more than one token. May be changed between steps.
+    bool exact = false;
+
     virtual ~Backend() = default;
 
     // ---- what it is and its memory
@@ -79,6 +82,11 @@ struct Backend {
                         const float* x,         // (T, K)
                         const Weight& w,        // (N, K)
                         int T, bool add) = 0;
+    // out = x w: a gradient's way back through out = x wᵀ (calibrate).
+    virtual void matmul_transposed(float* out,  // (T, K)
+                                   const float* x,   // (T, N)
+                                   const Weight& w,  // (N, K)
+                                   int T) = 0;
     // Rotates pairs (j, j + d/2) of each head by the angle of the token's position:
     //     x_j ← x_j cos − x_{j+d/2} sin,  x_{j+d/2} ← x_{j+d/2} cos + x_j sin     (Su et al. 2021)
     virtual void rope(float* x,                 // (T, heads, d)  in place
@@ -108,7 +116,8 @@ struct Backend {
     virtual uint64_t stream(const void* memory, size_t bytes) = 0;
 };
 
-std::unique_ptr<Backend> make_backend(const BackendOptions& options);
+// threads: the process's one pool, also used by the code above the seam; it outlives the backend.
+std::unique_ptr<Backend> make_backend(const BackendOptions& options, Threads& threads);
 
 // Names of the CPU's inner products that this machine can run, fastest first: "amx", "avx512", "avx2",
 // "portable"; or "neon", "portable".

@@ -1,11 +1,13 @@
 // The safetensors format:
-//     u64 little-endian N | N bytes of JSON {name: {"dtype", "shape", "data_offsets": [begin, end]}} | data
-// Offsets count from the end of the header. The tensors must cover the data exactly: no gap, no overlap,
-// nothing left over. Names are unique; "__metadata__" is a map of strings. Header at most 100 MB.
-// Source: github.com/huggingface/safetensors, README, "Format".
+//     u64 little-endian N | N bytes of JSON, the header | data
+//     header: {name: {"dtype": "BF16", "shape": [512, 2048], "data_offsets": [begin, end]}, …}
+// Offsets count from the end of the header. The tensors must cover the data exactly: no gap, no
+// overlap, nothing left over. Names are unique; "__metadata__" is a map of strings. Header at most
+// 100 MB. Source: github.com/huggingface/safetensors, README, "Format".
 #pragma once
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/file.h"
@@ -28,6 +30,8 @@ struct SafeTensors {
     std::map<std::string, std::string> metadata;   // of the first file
 
     static SafeTensors open_file(const std::string& path);
+    // What a file's bytes declare: tensors and metadata, no files. path: for messages.
+    static SafeTensors parse(std::string_view bytes, const std::string& path);
     // model.safetensors, or the shards that model.safetensors.index.json names: a missing shard, a
     // tensor that is in another shard than the index says, in two, or in none is an Error by name.
     static SafeTensors open_folder(const std::string& folder);
@@ -43,7 +47,12 @@ struct NamedTensor {
     Tensor tensor;
 };
 
-// Writes one file, tensors in the order given, by way of a temporary name. Header padded to 8 bytes.
+// What comes before the data of these tensors, padded with spaces to a multiple of 8 bytes.
+// Tensor::data is not looked at: the data can be written after it in pieces.
+std::string safetensors_header(const std::vector<NamedTensor>& tensors,
+                               const std::map<std::string, std::string>& metadata);
+
+// Writes one file by way of a temporary name.
 void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
                        const std::map<std::string, std::string>& metadata);
 

@@ -29,7 +29,8 @@ struct Weights {
     Tensor norm;         // (D)        model.norm
     Tensor classifier;   // (V, D)     lm_head, or the embedding where they are tied
 
-    // Error names a missing tensor, one of another shape (with both shapes), and one that no Llama has.
+    // Error names a missing tensor, one of another shape (with both shapes), and one that no Llama
+    // has. Where the embeddings are tied, an lm_head in the file must be the same as the embedding.
     static Weights open(const Config& config);
 
     size_t parameters() const;
@@ -37,5 +38,8 @@ struct Weights {
     // Identifies the model: a hash of the config's numbers and of samples of every tensor's bytes.
     uint64_t fingerprint(const Config& config) const;
 };
+
+// The names and shapes of all tensors that a Llama of this config has; their data are null.
+std::vector<NamedTensor> tensors_of(const Config& config, DType dtype);
 
 }  // namespace stief

@@ -1,0 +1,76 @@
+#include "backend/cpu/cpu_backend.h"
+
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "base/limits.h"
+
+namespace stief {
+
+CpuBackend::CpuBackend(const BackendOptions& options, Threads& pool)
+    : kernels(choose_kernels(options.isa.c_str())), threads(pool) {}
+
+std::string CpuBackend::device() const {
+    return format("%s, %d thread%s", kernels.name, threads.count(), threads.count() == 1 ? "" : "s");
+}
+
+// Mapped and not from the heap: pages are zero and cost nothing until they are touched, so a cache for
+// a long context is paid for as it fills.
+void* CpuBackend::alloc(size_t bytes, const char* what) {
+    constexpr double GIB = 1 << 30;
+    size_t available = available_memory();
+    if (bytes > available)
+        fail("%s needs %.2f GiB, %.2f GiB are available; use a smaller --context", what,
+             double(bytes) / GIB, double(available) / GIB);
+    void* memory = mmap(nullptr, bytes ? bytes : 1, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    check(memory != MAP_FAILED, "%s needs %.2f GiB, which the system refuses: %s", what,
+          double(bytes) / GIB, std::strerror(errno));
+    return memory;
+}
+
+void CpuBackend::release(void* memory, size_t bytes) {
+    if (memory) munmap(memory, bytes ? bytes : 1);
+}
+
+Weight CpuBackend::bind(const Tensor& tensor) {
+    size_t rank = tensor.shape.size();
+    check(rank == 1 || rank == 2, "a weight has shape %s, expected a matrix or a vector",
+          to_string(tensor.shape).c_str());
+    for (size_t extent : tensor.shape)
+        check(extent <= INT32_MAX, "a weight has shape %s, too large for this version",
+              to_string(tensor.shape).c_str());
+    return {tensor.data, tensor.dtype, int(tensor.shape[0]), rank == 2 ? int(tensor.shape[1]) : 1};
+}
+
+void CpuBackend::upload(void* to, const void* host, size_t bytes) {
+    if (bytes) std::memcpy(to, host, bytes);
+}
+
+void CpuBackend::download(void* host, const void* from, size_t bytes) {
+    if (bytes) std::memcpy(host, from, bytes);
+}
+
+char* thread_scratch(size_t bytes) {
+    static thread_local struct Scratch {
+        char* data = nullptr;
+        ~Scratch() { std::free(data); }
+        size_t size = 0;
+    } scratch;
+    if (bytes > scratch.size) {
+        std::free(scratch.data);
+        scratch.size = (bytes + 4095) / 4096 * 4096;
+        scratch.data = static_cast<char*>(std::aligned_alloc(4096, scratch.size));
+        if (!scratch.data) {
+            scratch.size = 0;
+            throw std::bad_alloc();
+        }
+    }
+    return scratch.data;
+}
+
+}  // namespace stief

@@ -1,0 +1,54 @@
+// Operations on single elements and rows: embed, swiglu, argmax, and the stream that measures memory.
+#include <algorithm>
+#include <atomic>
+
+#include "backend/cpu/cpu_backend.h"
+
+namespace stief {
+
+void CpuBackend::embed(float* out, const Weight& table, const int32_t* ids, int T) {
+    size_t D = size_t(table.K), row = D * size_of(table.dtype);
+    for_rows(size_t(T), D, [&](size_t first, size_t end) {
+        for (size_t t = first; t < end; t++) {
+            const char* from = static_cast<const char*>(table.data) + size_t(ids[t]) * row;
+            kernels.widen[int(table.dtype)](out + t * D, from, D);
+        }
+    });
+}
+
+void CpuBackend::swiglu(float* gate, const float* up, int T, int F) {
+    constexpr size_t BLOCK = 4096;                     // elements; a multiple of every vector
+    size_t n = size_t(T) * size_t(F), blocks = (n + BLOCK - 1) / BLOCK;
+    for_rows(blocks, BLOCK, [&](size_t first, size_t end) {
+        size_t from = first * BLOCK, to = std::min(end * BLOCK, n);
+        kernels.swiglu(gate + from, up + from, to - from);
+    });
+}
+
+void CpuBackend::argmax(int32_t* out, const float* x, int T, int V) {
+    for_rows(size_t(T), size_t(V), [&](size_t first, size_t end) {
+        for (size_t t = first; t < end; t++) {
+            const float* row = x + t * size_t(V);
+            float most = kernels.largest(row, size_t(V));
+            out[t] = 0;                                // where all are NaN
+            for (int j = 0; j < V; j++)
+                if (row[j] == most) {
+                    out[t] = j;
+                    break;
+                }
+        }
+    });
+}
+
+uint64_t CpuBackend::stream(const void* memory, size_t bytes) {
+    constexpr size_t PIECE = size_t(1) << 20;
+    std::atomic<uint64_t> sum{0};
+    threads.run((bytes + PIECE - 1) / PIECE, [&](size_t i) {
+        size_t first = i * PIECE;
+        sum += kernels.checksum(static_cast<const char*>(memory) + first,
+                                std::min(PIECE, bytes - first));
+    });
+    return sum;
+}
+
+}  // namespace stief

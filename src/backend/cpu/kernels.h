@@ -1,0 +1,62 @@
+// The inner loops of the CPU backend as one table for each instruction set. All that is fast on the CPU
+// is behind these pointers; what is above them is compiled for the plainest processor. Every function
+// works on one thread, for any size, with weights and cache rows at any address.
+//
+// n lanes: outputs of one panel, the packed form of up to `lanes` rows of a matrix:
+//     plain   (k, lanes) f32                       panel[i][j] = w_j,i
+//     pairs   (k/2, lanes, 2) bf16                 what AVX-512's vdpbf16ps and AMX's tdpbf16ps read
+// Lanes beyond n are zero.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "base/tensor.h"
+
+namespace stief {
+
+constexpr int PAIRS_K = 32;       // k of the pairs product: a multiple of this, x and panel zero-filled
+
+struct Kernels {
+    const char* name;
+    int lanes;
+
+    // out_j = w_j · x, or += where add                     w (rows, K), rows = outputs
+    void (*matvec[3])(float* out, const float* x, const void* w, size_t rows, size_t K, bool add);
+
+    // out_h,s = q_h · row_s                                 out (m, ·), q (m, ·), rows (count, r)
+    void (*scores[3])(float* out, size_t out_stride, const float* q, size_t q_stride,
+                      const void* rows, int m, int count, int r);
+    // acc_h += Σ_s p_h,s row_s                              acc (m, ·), p (m, ·), rows (count, r)
+    void (*accumulate[3])(float* acc, size_t acc_stride, const float* p, size_t p_stride,
+                          const void* rows, int m, int count, int r);
+
+    float (*largest)(const float* x, size_t n);              // NaN is passed over; −∞ where n = 0
+    float (*exp_sum)(float* x, size_t n, float shift);       // x ← e^(x − shift), returns Σ x
+    void (*scale)(float* x, size_t n, float factor);         // x ← factor · x
+    void (*swiglu)(float* gate, const float* up, size_t n);  // gate ← gate / (1 + e^−gate) · up
+    void (*widen[3])(float* out, const void* in, size_t n);  // exact
+    void (*narrow[3])(void* out, const float* in, size_t n); // to nearest, ties to even
+
+    // panel ← n <= lanes rows of k elements that are w_stride elements apart
+    void (*pack[3])(float* panel, const void* w, size_t w_stride, int n, int k);
+    void (*pack_pairs)(void* panel, const void* w, size_t w_stride, int n, int k);
+
+    // out = x panel, or += where add                        out (T, n <= lanes), x (T, k)
+    void (*product)(float* out, size_t out_stride, const float* x, size_t x_stride,
+                    const float* panel, size_t panel_stride, int T, int n, int k, bool add);
+    // The same with x and panel in bf16; null where the processor has no unit for it.
+    void (*product_pairs)(float* out, size_t out_stride, const void* x, size_t x_stride,
+                          const void* panel, int T, int n, int k, bool add);
+
+    uint64_t (*checksum)(const void* memory, size_t bytes);  // Σ of its 64-bit words, zero-filled
+};
+
+extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_neon;
+
+void product_pairs_amx(float* out, size_t out_stride, const void* x, size_t x_stride,
+                       const void* panel, int T, int n, int k, bool add);
+
+// The table of that name, or the fastest for "auto". Error where this machine cannot run it.
+const Kernels& choose_kernels(const char* name);
+
+}  // namespace stief

@@ -1,0 +1,150 @@
+// Functions of single rows, and the table of one instruction set. See rows_impl.h for the rules.
+#pragma once
+#include "backend/cpu/product_impl.h"
+
+namespace stief {
+namespace {
+
+// e^x = 2^n e^r with n = round(x / ln 2), r = x − n ln 2 in [−ln 2 / 2, ln 2 / 2] by two-part ln 2 (Cody
+// and Waite 1980); e^r by its Taylor polynomial of degree 7, whose remainder is 6e-9 there. Below −106
+// the result is 0 and above 89 it is ∞, so the clamps lose nothing and keep n small. NaN stays NaN:
+// larger(a, b) and smaller(a, b) are b where either is NaN.
+template <class V>
+typename V::F exp(typename V::F x) {
+    x = V::larger(V::set1(-106.0f), V::smaller(V::set1(89.0f), x));
+    auto n = V::round(V::mul(x, V::set1(1.44269504f)));
+    auto r = V::fma(n, V::set1(-0.693359375f), x);            // exact: 9 bits of ln 2
+    r = V::fma(n, V::set1(2.12194440e-4f), r);
+    auto y = V::set1(1.0f / 5040);
+    for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
+        y = V::fma(y, r, V::set1(c));
+    return V::times_power_of_2(y, n);
+}
+
+// Calls f(offset, elements) for whole vectors and then once for the rest.
+template <class V, class Function>
+void for_vectors(size_t n, const Function& f) {
+    size_t i = 0;
+    for (; i + V::W <= n; i += V::W) f(i, V::W);
+    if (i < n) f(i, int(n - i));
+}
+
+template <class V, DType E>
+typename V::F load(const void* p, size_t i, int n) {
+    const char* at = static_cast<const char*>(p) + i * BYTES<E>;
+    return n == V::W ? V::template load<E>(at) : V::template load<E>(at, n);
+}
+template <class V, DType E>
+void store(void* p, size_t i, int n, typename V::F x) {
+    char* at = static_cast<char*>(p) + i * BYTES<E>;
+    if (n == V::W) V::template store<E>(at, x);
+    else V::template store<E>(at, x, n);
+}
+
+template <class V>
+float largest(const float* x, size_t n) {
+    constexpr float LOWEST = -__builtin_inff();
+    auto most = V::set1(LOWEST);
+    size_t i = 0;
+    for (; i + V::W <= n; i += V::W) most = V::larger(load<V, DType::F32>(x, i, V::W), most);
+    float result = V::largest(most);
+    for (; i < n; i++) result = x[i] > result ? x[i] : result;
+    return result;
+}
+
+template <class V>
+float exp_sum(float* x, size_t n, float shift) {
+    auto minus = V::set1(-shift), sum = V::zero();
+    float rest = 0;
+    for_vectors<V>(n, [&](size_t i, int width) {
+        auto y = exp<V>(V::add(load<V, DType::F32>(x, i, width), minus));
+        store<V, DType::F32>(x, i, width, y);
+        if (width == V::W) sum = V::add(sum, y);
+        else
+            for (int j = 0; j < width; j++) rest += x[i + size_t(j)];
+    });
+    return V::sum(sum) + rest;
+}
+
+template <class V>
+void scale(float* x, size_t n, float factor) {
+    for_vectors<V>(n, [&](size_t i, int width) {
+        store<V, DType::F32>(x, i, width,
+                             V::mul(load<V, DType::F32>(x, i, width), V::set1(factor)));
+    });
+}
+
+template <class V>
+void swiglu(float* gate, const float* up, size_t n) {
+    auto one = V::set1(1.0f);
+    for_vectors<V>(n, [&](size_t i, int width) {
+        auto z = load<V, DType::F32>(gate, i, width), u = load<V, DType::F32>(up, i, width);
+        auto silu = V::div(z, V::add(one, exp<V>(V::sub(V::zero(), z))));
+        store<V, DType::F32>(gate, i, width, V::mul(silu, u));
+    });
+}
+
+template <class V, DType E>
+void widen(float* out, const void* in, size_t n) {
+    for_vectors<V>(n, [&](size_t i, int width) {
+        store<V, DType::F32>(out, i, width, load<V, E>(in, i, width));
+    });
+}
+
+template <class V, DType E>
+void narrow(void* out, const float* in, size_t n) {
+    for_vectors<V>(n, [&](size_t i, int width) {
+        store<V, E>(out, i, width, load<V, DType::F32>(in, i, width));
+    });
+}
+
+// Four sums: the loads of a stream must not wait for additions.
+template <class V>
+uint64_t checksum(const void* memory, size_t bytes) {
+    using Words = typename V::Words;
+    constexpr size_t SIZE = sizeof(Words);
+    const char* at = static_cast<const char*>(memory);
+    Words sum[4] = {};
+    for (; bytes >= 4 * SIZE; bytes -= 4 * SIZE, at += 4 * SIZE)
+        for (size_t j = 0; j < 4; j++) {
+            Words words;
+            __builtin_memcpy(&words, at + j * SIZE, SIZE);
+            sum[j] += words;
+        }
+    Words all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    uint64_t result = 0;
+    for (size_t j = 0; j < SIZE / 8; j++) result += all[j];
+    while (bytes > 0) {
+        uint64_t word = 0;
+        size_t size = bytes < 8 ? bytes : 8;
+        __builtin_memcpy(&word, at, size);
+        result += word, at += size, bytes -= size;
+    }
+    return result;
+}
+
+template <class V>
+constexpr Kernels make_table(const char* name) {
+    constexpr DType F32 = DType::F32, F16 = DType::F16, BF16 = DType::BF16;
+    return {
+        .name = name,
+        .lanes = V::W * V::COLUMNS,
+        .matvec = {matvec<V, F32>, matvec<V, F16>, matvec<V, BF16>},
+        .scores = {scores<V, F32>, scores<V, F16>, scores<V, BF16>},
+        .accumulate = {accumulate<V, F32>, accumulate<V, F16>, accumulate<V, BF16>},
+        .largest = largest<V>,
+        .exp_sum = exp_sum<V>,
+        .scale = scale<V>,
+        .swiglu = swiglu<V>,
+        .widen = {widen<V, F32>, widen<V, F16>, widen<V, BF16>},
+        .narrow = {narrow<V, F32>, narrow<V, F16>, narrow<V, BF16>},
+        .pack = {pack<V, F32>, pack<V, F16>, pack<V, BF16>},
+        .pack_pairs = pack_pairs<V>,
+        .product = product<V>,
+        .product_pairs = nullptr,
+        .checksum = checksum<V>,
+    };
+}
+
+}  // namespace
+}  // namespace stief

@@ -1,0 +1,35 @@
+// The KV cache: for every layer and kv head the rows of keys and of values, contiguous by head.
+// A row holds the first r coordinates of the head's key or value in that head's basis; the plain cache
+// is the identity basis at full rank, r = d for all.
+#pragma once
+#include <vector>
+
+#include "backend/buffer.h"
+#include "model/config.h"
+
+namespace stief {
+
+struct KvCache {
+    int capacity = 0;                 // positions that fit
+    int used = 0;                     // positions that are filled: 0 … used − 1
+    DType dtype = DType::F16;
+    std::vector<CacheLayer> layer;    // (L)
+    Buffer rows;                      // all of it, one piece of memory
+
+    KvCache(Backend& backend, const Config& config, int capacity, DType dtype);
+
+    // Bytes that are allocated, and that one position takes over all layers. They never differ by more
+    // than the rounding of each head's block to 64 bytes.
+    size_t bytes() const { return rows.bytes; }
+    size_t bytes_per_token() const;
+    static size_t bytes_for(const Config& config, int capacity, DType dtype);
+
+    // Copies positions 0 … used − 1, head by head, to and from host memory (a saved conversation).
+    size_t snapshot_bytes(int positions) const;
+    void save(void* host) const;                       // snapshot_bytes(used)
+    void load(const void* host, int positions);        // snapshot_bytes(positions); sets used
+    // Random rows of small numbers at positions 0 … positions − 1: a depth to measure at.
+    void fill_random(int positions);
+};
+
+}  // namespace stief

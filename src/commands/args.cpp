@@ -1,0 +1,222 @@
+#include "commands/args.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+
+namespace stief {
+
+std::vector<Flag> flags(Args& a) {
+    constexpr double MOST = 2147483647;
+    return {
+        {"--prompt", "TEXT", "generate", "the text to continue (short: -p)", &a.prompt},
+        {"--file", "FILE", "generate", "read the text from FILE, - for standard input (short: -f)",
+         &a.file},
+        {"--tokens", "N", "generate", "how many tokens to add (short: -n; default 256)", &a.tokens, 1},
+        {"--echo", "", "generate", "print the text itself first", &a.echo},
+        {"--system", "TEXT", "chat", "the system message", &a.system},
+        {"--temperature", "X", "chat generate", "0: always the likeliest token", &a.temperature, 0, 100},
+        {"--top-k", "N", "chat generate", "only the N likeliest tokens; 0: all", &a.top_k},
+        {"--top-p", "P", "chat generate", "only the likeliest tokens that make up P", &a.top_p, 0, 1},
+        {"--min-p", "P", "chat generate", "only tokens with P of the likeliest one's chance", &a.min_p,
+         0, 1},
+        {"--greedy", "", "chat generate", "the same as --temperature 0", &a.greedy},
+        {"--seed", "N", "chat generate", "the same seed gives the same text", &a.seed},
+        {"--protocol", "NAME", "perplexity", "chunks (default), llama.cpp or strided", &a.protocol},
+        {"--stride", "N", "perplexity", "strided: windows begin every N tokens (default: half)",
+         &a.stride, 1},
+        {"--chunks", "N", "perplexity", "at most N windows", &a.chunks, 1},
+        {"--compare", "HOW", "perplexity",
+         "KL divergence from the model run with HOW: exact (f32 activations and cache), f32, f16, bf16 "
+         "(that cache)",
+         &a.compare},
+        {"--prompt", "N", "bench", "tokens of prefill (default 512)", &a.bench_prompt, 2},
+        {"--generate", "N", "bench", "tokens of decode at each depth (default 32)", &a.bench_generate,
+         1},
+        {"--depth", "N[,N...]", "bench", "tokens already in the cache (default 0)", &a.depths, 0},
+        {"--repeat", "N", "bench", "runs of each test (default 5)", &a.repeat, 1, 1000},
+        {"--ids", "\"1 2 3\"", "logits", "the tokens", &a.ids},
+        {"--ids-file", "FILE", "logits", "the tokens from FILE, - for standard input", &a.ids_file},
+        {"--output", "OUT", "logits", "where to write (short: -o)", &a.output},
+        {"--decode", "", "tokenize", "ids to text", &a.decode},
+        {"--special", "", "tokenize", "text may spell special tokens", &a.special},
+        {"--backend", "NAME", "chat generate perplexity bench logits inspect",
+         "auto (default), cpu or cuda", &a.backend},
+        {"--isa", "NAME", "chat generate perplexity bench logits inspect",
+         "inner products of the CPU: auto, or one that inspect lists", &a.isa},
+        {"--exact", "", "chat generate perplexity bench logits",
+         "f32 activations everywhere, and an f32 cache unless --cache says otherwise", &a.exact},
+        {"--threads", "N", "chat generate perplexity bench logits inspect",
+         "default: all that this process may use", &a.threads, 1, 1024},
+        {"--context", "N", "chat generate perplexity bench logits inspect",
+         "positions (default: the model's, at most 8192; perplexity: 2048)", &a.context, 1, MOST},
+        {"--cache", "TYPE", "chat generate perplexity bench logits inspect",
+         "f16 (default), bf16 or f32", &a.cache},
+        {"--quiet", "", "chat generate perplexity bench", "no status, no progress", &a.quiet},
+        {"--json", "", "perplexity bench inspect", "one JSON object on stdout", &a.json},
+        {"--help", "", "*", "this list", &a.help},
+    };
+}
+
+static bool lists(const char* words, const std::string& word) {
+    std::string padded = " " + std::string(words) + " ";
+    return padded == " * " || padded.find(" " + word + " ") != std::string::npos;
+}
+
+static const Verb* find_verb(const std::string& name) {
+    for (const Verb& verb : verbs)
+        if (name == verb.name) return &verb;
+    return nullptr;
+}
+
+// Letters to insert, drop or change to make b of a (Levenshtein).
+static size_t distance(const std::string& a, const std::string& b) {
+    std::vector<size_t> row(b.size() + 1);
+    for (size_t j = 0; j < row.size(); j++) row[j] = j;
+    for (size_t i = 1; i <= a.size(); i++) {
+        size_t diagonal = row[0]++;
+        for (size_t j = 1; j < row.size(); j++) {
+            size_t change = diagonal + (a[i - 1] != b[j - 1]);
+            diagonal = row[j];
+            row[j] = std::min({row[j] + 1, row[j - 1] + 1, change});
+        }
+    }
+    return row.back();
+}
+
+static std::string nearest(const std::string& word, const std::vector<std::string>& known) {
+    std::string best;
+    size_t least = 3;                    // further away is no typing error
+    for (const std::string& one : known)
+        if (distance(word, one) < least) least = distance(word, one), best = one;
+    return best.empty() ? "" : ", did you mean " + best + "?";
+}
+
+[[noreturn]] static void usage_error(const std::string& what, const std::string& verb) {
+    const Verb* known = find_verb(verb);
+    std::string right = known ? std::string("stief ") + known->name + " " + known->usage
+                              : std::string("stief VERB MODEL [options]");
+    throw UsageError(what + "\nusage: " + right + "   (stief " + (known ? verb + " " : "") +
+                     "--help says more)");
+}
+
+static double parse_number(const std::string& text, const Flag& flag, bool integer,
+                           const std::string& verb) {
+    char* end = nullptr;
+    double value = std::strtod(text.c_str(), &end);
+    bool whole = !text.empty() && *end == 0 && text.find_first_not_of("0123456789+-.eE") == text.npos;
+    if (!whole || (integer && value != std::floor(value)) || !(value >= flag.low) ||
+        !(value <= flag.high))
+        usage_error(format("%s takes %s from %.0f%s, not '%s'", flag.name,
+                           integer ? "a whole number" : "a number", flag.low,
+                           flag.high < 2147483647 ? format(" to %.0f", flag.high).c_str() : "",
+                           text.c_str()),
+                    verb);
+    return value;
+}
+
+static void store(const Flag& flag, const std::string& text, const std::string& verb) {
+    if (auto* s = std::get_if<std::string*>(&flag.target)) **s = text;
+    if (auto* i = std::get_if<int*>(&flag.target)) **i = int(parse_number(text, flag, true, verb));
+    if (auto* o = std::get_if<std::optional<int>*>(&flag.target))
+        **o = int(parse_number(text, flag, true, verb));
+    if (auto* o = std::get_if<std::optional<double>*>(&flag.target))
+        **o = parse_number(text, flag, false, verb);
+    if (auto* list = std::get_if<std::vector<int>*>(&flag.target)) {
+        (*list)->clear();
+        for (size_t begin = 0; begin <= text.size();) {
+            size_t end = std::min(text.find(',', begin), text.size());
+            std::string one = text.substr(begin, end - begin);
+            (*list)->push_back(int(parse_number(one, flag, true, verb)));
+            begin = end + 1;
+        }
+    }
+}
+
+static std::string long_name(const std::string& word) {
+    if (word == "-p") return "--prompt";
+    if (word == "-f") return "--file";
+    if (word == "-n") return "--tokens";
+    if (word == "-o") return "--output";
+    if (word == "-h") return "--help";
+    return word;
+}
+
+Args parse_args(const std::vector<std::string>& words) {
+    Args args;
+    if (words.empty()) usage_error("no verb given", "");
+    args.verb = words[0];
+    if (args.verb == "--help" || args.verb == "-h" || args.verb == "help") {
+        args.verb = words.size() > 1 && find_verb(words[1]) ? words[1] : "";
+        args.help = true;
+        return args;
+    }
+    const Verb* verb = find_verb(args.verb);
+    if (!verb) {
+        std::vector<std::string> names;
+        for (const Verb& one : verbs) names.push_back(one.name);
+        usage_error("unknown verb '" + args.verb + "'" + nearest(args.verb, names), "");
+    }
+
+    std::vector<Flag> table = flags(args);
+    std::vector<std::string> positional;
+    bool options_over = false;
+    for (size_t i = 1; i < words.size(); i++) {
+        std::string word = words[i];
+        if (options_over || word.size() < 2 || word[0] != '-') {
+            positional.push_back(word);
+            continue;
+        }
+        if (word == "--") {
+            options_over = true;
+            continue;
+        }
+        size_t equals = word.rfind("--", 0) == 0 ? word.find('=') : word.npos;
+        std::string name = long_name(word.substr(0, equals));
+        auto flag = std::find_if(table.begin(), table.end(), [&](const Flag& one) {
+            return name == one.name && lists(one.verbs, args.verb);
+        });
+        if (flag == table.end()) {
+            std::vector<std::string> names;
+            for (const Flag& one : table)
+                if (lists(one.verbs, args.verb)) names.push_back(one.name);
+            usage_error("unknown option " + word + " of " + args.verb + nearest(name, names), args.verb);
+        }
+        if (auto* on = std::get_if<bool*>(&flag->target)) {
+            if (equals != word.npos) usage_error(name + " takes no value", args.verb);
+            **on = true;
+        } else if (equals != word.npos) {
+            store(*flag, word.substr(equals + 1), args.verb);
+        } else {
+            if (i + 1 == words.size()) usage_error(name + " needs " + flag->value, args.verb);
+            store(*flag, words[++i], args.verb);
+        }
+    }
+    if (args.help) return args;
+    if (int(positional.size()) < verb->least)
+        usage_error(positional.empty() ? "no MODEL given" : "too few arguments", args.verb);
+    if (int(positional.size()) > verb->most)
+        usage_error("one argument too many: '" + positional[size_t(verb->most)] + "'", args.verb);
+    args.model = positional[0];
+    args.rest.assign(positional.begin() + 1, positional.end());
+    return args;
+}
+
+std::string help_text(const std::string& name) {
+    const Verb* verb = find_verb(name);
+    std::string text;
+    if (!verb) {
+        text = "stief " STIEF_VERSION ": opens a Llama 3 folder as Hugging Face publishes it\n\n"
+               "usage: stief VERB MODEL [options]\n\n";
+        for (const Verb& one : verbs) text += format("  %-11s %s\n", one.name, one.help);
+        return text + "\nstief VERB --help lists the options of a verb; stief --version.\n";
+    }
+    text = format("usage: stief %s %s\n\n%s\n\n", verb->name, verb->usage, verb->help);
+    Args args;
+    for (const Flag& flag : flags(args))
+        if (lists(flag.verbs, name))
+            text += format("  %-22s %s\n", (std::string(flag.name) + " " + flag.value).c_str(), flag.help);
+    return text;
+}
+
+}  // namespace stief

@@ -1,0 +1,60 @@
+// The command line: one table of flags drives parsing, --help of each verb and the README.
+#pragma once
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "base/check.h"
+
+namespace stief {
+
+struct Args {
+    std::string verb, model;
+    std::vector<std::string> rest;             // positional arguments after MODEL
+
+    // common
+    std::string backend = "auto", isa = "auto", cache, bases;
+    int threads = 0, context = 0;
+    bool exact = false, quiet = false, json = false, help = false;
+    int seed = -1;                             // −1: from the clock
+
+    // sampling: what generation_config.json says unless given
+    std::optional<double> temperature, top_p, min_p;
+    std::optional<int> top_k;
+    bool greedy = false;
+
+    // one verb each
+    std::string prompt, file, output, ids, ids_file, system, protocol = "chunks", compare;
+    bool echo = false, decode = false, special = false;
+    int tokens = 256, stride = 0, chunks = 0;
+    int bench_prompt = 512, bench_generate = 32, repeat = 5;
+    std::vector<int> depths = {0};
+};
+
+struct Flag {
+    const char* name;                          // "--threads"
+    const char* value;                         // "N", or "" for a switch
+    const char* verbs;                         // "chat generate", or "*"
+    const char* help;
+    std::variant<bool*, int*, std::optional<int>*, std::optional<double>*, std::string*,
+                 std::vector<int>*>
+        target;
+    double low = 0, high = 2147483647;         // of a number
+};
+std::vector<Flag> flags(Args& args);
+
+struct Verb {
+    const char* name;
+    const char* usage;                         // "MODEL [-p TEXT | -f FILE]"
+    const char* help;
+    int least, most;                           // positional arguments, MODEL included
+    int (*run)(const Args&);
+};
+extern const std::vector<Verb> verbs;
+
+// Throws UsageError, whose text ends with the line that would be right.
+Args parse_args(const std::vector<std::string>& words);
+std::string help_text(const std::string& verb);        // "": the list of verbs
+
+}  // namespace stief

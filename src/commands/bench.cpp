@@ -1,0 +1,184 @@
+// stief bench: tokens/s of prefill and decode, and what share of the memory's bandwidth a decode step
+// reaches. The bandwidth is measured beside every run, with the same threads, on a block that no cache
+// holds; a share is the median of the runs' own ratios, so that a machine whose speed drifts does not
+// distort it.
+#include <algorithm>
+#include <chrono>
+#include <functional>
+
+#include "base/json_writer.h"
+#include "base/progress.h"
+#include "base/random.h"
+#include "commands/session.h"
+
+namespace stief {
+namespace {
+
+double seconds_of(const std::function<void()>& work) {
+    auto start = std::chrono::steady_clock::now();
+    work();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+double median(std::vector<double> values) {
+    std::sort(values.begin(), values.end());
+    size_t n = values.size();
+    return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
+struct Row {
+    const char* test;
+    int depth, tokens;
+    double bytes_per_token, flops_per_token;
+    std::vector<double> rates, shares;            // tokens/s; share of the bandwidth, run by run
+
+    double gbs() const { return median(rates) * bytes_per_token * 1e-9; }
+    double tflops() const { return median(rates) * flops_per_token * 1e-12; }
+};
+
+struct Bench {
+    Session session;
+    Buffer block;                                 // what stream() reads
+    std::vector<double> bandwidths;               // bytes/s
+    Random random{1};
+
+    explicit Bench(const Args& args) : session(args) {
+        Backend& backend = *session.model.backend;
+        block = Buffer(backend, size_t(512) << 20, "the block that bandwidth is measured on");
+        // Written, because reading pages that nobody wrote reads one page of zeros again and again.
+        std::vector<uint64_t> noise(size_t(1) << 17);
+        for (uint64_t& word : noise) word = random.next();
+        for (size_t at = 0; at < block.bytes; at += noise.size() * 8)
+            backend.upload(static_cast<char*>(block.data) + at, noise.data(), noise.size() * 8);
+    }
+
+    double bandwidth() {
+        uint64_t checksum = 0;
+        double seconds = seconds_of(
+            [&] { checksum = session.model.backend->stream(block.data, block.bytes); });
+        check(checksum != 0, "the bandwidth test read nothing");
+        bandwidths.push_back(double(block.bytes) / seconds);
+        return bandwidths.back();
+    }
+
+    std::vector<Token> random_tokens(int n) {
+        std::vector<Token> ids;
+        for (int i = 0; i < n; i++) ids.push_back(Token(random.below(uint64_t(session.model.config.V))));
+        return ids;
+    }
+
+    // Multiply-adds count twice. The classifier is read once in a prefill, for the last token.
+    double flops(int tokens, int depth) const {
+        const Config& c = session.model.config;
+        double layer = 2.0 * c.D * c.d * (c.H + c.G) + 3.0 * double(c.D) * c.F;
+        double attention = 2.0 * c.H * c.d * (depth + (tokens + 1) / 2.0);
+        return 2 * c.L * (layer + attention) + 2.0 * c.V * c.D / (tokens > 1 ? tokens : 1);
+    }
+
+    Row prefill(int tokens, int repeat) {
+        const Config& c = session.model.config;
+        KvCache& cache = *session.cache;
+        Row row{"prefill", 0, tokens, 0, flops(tokens, 0), {}, {}};
+        size_t batches = size_t((tokens + session.transformer->batch - 1) / session.transformer->batch);
+        row.bytes_per_token =
+            double(session.model.weight_bytes_per_token() * batches) / tokens + cache.bytes_per_token();
+        std::vector<Token> ids = random_tokens(tokens);
+        std::vector<float> logits(static_cast<size_t>(c.V));
+        for (int i = -1; i < repeat; i++) {       // −1: a warm-up that is not counted
+            cache.used = 0;
+            double peak = bandwidth();
+            double rate = tokens / seconds_of([&] {
+                              session.transformer->forward(cache, ids, logits.data(), 1);
+                          });
+            if (i < 0) continue;
+            row.rates.push_back(rate);
+            row.shares.push_back(rate * row.bytes_per_token / peak);
+        }
+        return row;
+    }
+
+    Row decode(int tokens, int depth, int repeat) {
+        KvCache& cache = *session.cache;
+        Row row{"decode", depth, tokens, 0, flops(1, depth), {}, {}};
+        row.bytes_per_token = double(session.model.weight_bytes_per_token()) +
+                              double(cache.bytes_per_token()) * (depth + tokens / 2.0);
+        cache.fill_random(depth);
+        std::vector<float> logits(size_t(session.model.config.V));
+        std::vector<Token> ids = random_tokens(tokens);
+        for (int i = -1; i < repeat; i++) {
+            cache.used = depth;
+            double peak = bandwidth();
+            double seconds = seconds_of([&] {
+                for (Token& id : ids) session.transformer->forward(cache, {&id, 1}, logits.data(), 1);
+            });
+            if (i < 0) continue;
+            row.rates.push_back(tokens / seconds);
+            row.shares.push_back(row.rates.back() * row.bytes_per_token / peak);
+        }
+        return row;
+    }
+};
+
+void print_text(const Bench& bench, const std::vector<Row>& rows) {
+    const Session& s = bench.session;
+    std::string text = format("%s, %s; %.2f B parameters; cache %s; bandwidth %.1f GB/s measured here\n",
+                              s.model.backend->name().c_str(), s.model.backend->device().c_str(),
+                              double(s.model.weights.parameters()) * 1e-9, name_of(s.dtype),
+                              median(bench.bandwidths) * 1e-9);
+    text += "test      depth   tokens/s (min … max)             MB/token    GB/s  of bandwidth  TFLOP/s\n";
+    for (const Row& row : rows) {
+        auto [low, high] = std::minmax_element(row.rates.begin(), row.rates.end());
+        text += format("%-8s %6d  %9.1f (%.1f … %.1f)%*s%10.2f %7.1f  %11.0f%%  %7.3f\n", row.test,
+                       row.depth, median(row.rates), *low, *high,
+                       std::max(0, 20 - int(format("%.1f%.1f", *low, *high).size())), "",
+                       row.bytes_per_token * 1e-6, row.gbs(), 100 * median(row.shares), row.tflops());
+    }
+    print(text);
+}
+
+void print_json(const Bench& bench, const std::vector<Row>& rows) {
+    const Session& s = bench.session;
+    JsonWriter json;
+    json.begin_object();
+    json.add("backend", s.model.backend->name()).add("device", s.model.backend->device());
+    json.add("threads", s.model.threads->count());
+    json.add("bandwidth_gbs", median(bench.bandwidths) * 1e-9).begin_array("rows");
+    for (const Row& row : rows) {
+        auto [low, high] = std::minmax_element(row.rates.begin(), row.rates.end());
+        json.begin_object().add("test", row.test).add("depth", row.depth).add("tokens", row.tokens);
+        json.begin_object("tokens_per_second").add("min", *low).add("median", median(row.rates));
+        json.add("max", *high).end_object().add("bytes_per_token", row.bytes_per_token);
+        json.add("gbs", row.gbs()).add("share_of_bandwidth", median(row.shares));
+        json.add("tflops", row.tflops()).end_object();
+    }
+    print(json.end_array().end_object().text + "\n");
+}
+
+}  // namespace
+
+int bench(const Args& args) {
+    int deepest = *std::max_element(args.depths.begin(), args.depths.end());
+    int needed = std::max(args.bench_prompt, deepest + args.bench_generate);
+    Args opened = args;
+    Config config = Config::open(args.model);
+    if (!args.context) opened.context = std::min(std::max(needed, 1), config.context);
+    check(needed <= opened.context,
+          "the tests reach position %d, the context ends at %d: use a smaller --prompt, --generate or "
+          "--depth, or a larger --context",
+          needed, opened.context);
+    Bench bench(opened);
+    std::vector<Row> rows;
+    Progress progress("bench", "tests", args.quiet || args.json);
+    size_t tests = args.depths.size() + 1;
+    progress.update(0, tests);
+    rows.push_back(bench.prefill(args.bench_prompt, args.repeat));
+    for (int depth : args.depths) {
+        progress.update(rows.size(), tests);
+        rows.push_back(bench.decode(args.bench_generate, depth, args.repeat));
+    }
+    progress.clear();
+    (args.json ? print_json : print_text)(bench, rows);
+    return 0;
+}
+
+}  // namespace stief

@@ -1,0 +1,15 @@
+// Columns that a character takes on a terminal: 0 for what combines with the one before, 2 for the
+// scripts of East Asia and for emoji, 1 for the rest. The ranges follow Unicode's East_Asian_Width and
+// General_Category (Mn, Me, Cf), joined across unassigned places and reduced to the scripts in use.
+#pragma once
+
+namespace stief {
+
+int char_width(char32_t c);
+
+// C0, C1 and DEL: what a terminal would obey instead of showing.
+inline bool is_control(char32_t c) {
+    return c < 0x20 || (c >= 0x7f && c < 0xa0);
+}
+
+}  // namespace stief

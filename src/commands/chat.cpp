@@ -1,0 +1,223 @@
+// stief chat: a conversation. In a terminal with a prompt, commands and Ctrl-C; where standard input is
+// no terminal, every line of it is one message and what a person would be told ends the program.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <new>
+
+#include "base/progress.h"
+#include "base/utf8.h"
+#include "commands/char_width.h"
+#include "commands/dialogue.h"
+#include "commands/terminal.h"
+
+namespace stief {
+
+static constexpr size_t LONGEST_LINE = size_t(16) << 20;     // bytes of a message that is not typed
+
+struct Chat {
+    const Args& args;
+    Dialogue& dialogue;
+    bool on_screen = isatty(STDOUT_FILENO);
+    bool warned = false;                       // that little of the context is left
+
+    bool handle(const std::string& line);      // a message or a command; false: leave
+    bool command(const std::string& line);
+    void say(const std::string& text);
+    void after(Dialogue::End end);
+    void show_last() const;
+    void show_stats() const;
+    int share() const { return 100 * dialogue.session.cache->used / dialogue.session.context; }
+};
+
+static void note(const std::string& text) {
+    bool colour = isatty(STDERR_FILENO);
+    std::fprintf(stderr, colour ? "\033[2m%s\033[0m\n" : "%s\n", text.c_str());
+}
+
+// Without what a terminal would obey instead of showing; what is no UTF-8 becomes U+FFFD.
+static std::string printable(std::string_view text) {
+    std::string shown;
+    for (size_t i = 0, n; i < text.size(); i += std::max(n, size_t(1))) {
+        n = utf8_length(text, i);
+        auto byte = static_cast<unsigned char>(text[i]);
+        bool c1 = n == 2 && byte == 0xc2 && static_cast<unsigned char>(text[i + 1]) < 0xa0;
+        if (n == 0) append_utf8(shown, 0xfffd);
+        else if (!c1 && (n > 1 || !is_control(byte) || byte == '\n' || byte == '\t'))
+            shown += text.substr(i, n);
+    }
+    return shown;
+}
+
+static std::string trimmed(const std::string& text) {
+    size_t first = text.find_first_not_of(" \t\r\n"), last = text.find_last_not_of(" \t\r\n");
+    return first == text.npos ? "" : text.substr(first, last - first + 1);
+}
+
+static const char HELP[] =
+    "/help         this list\n"
+    "/clear        begins a new conversation; the system message stays\n"
+    "/system TEXT  sets the system message, from here on; /system alone shows it\n"
+    "/stats        tokens a second, and what the context and the cache hold\n"
+    "/save FILE    writes the conversation; /load FILE goes on with it, at once and in the same words\n"
+    "/exit         leaves, as Ctrl-D does\n"
+    "//TEXT        sends /TEXT to the model\n"
+    "Ctrl-C stops an answer. Alt-Enter, or a \\ at the end of a line, begins another line.";
+
+void Chat::show_stats() const {
+    auto rate = [](int tokens, double seconds) {
+        return seconds > 0 && tokens > 0 ? format("%.1f tokens/s", tokens / seconds) : std::string("-");
+    };
+    const KvCache& cache = *dialogue.session.cache;
+    const Pace &last = dialogue.last, &all = dialogue.all;
+    note(format("last     prompt %d tokens, %s; answer %d tokens, %s", last.prompt_tokens,
+                rate(last.prompt_tokens, last.prompt_seconds).c_str(), last.tokens,
+                rate(last.tokens, last.seconds).c_str()));
+    note(format("all      prompt %d tokens, %s; answer %d tokens, %s", all.prompt_tokens,
+                rate(all.prompt_tokens, all.prompt_seconds).c_str(), all.tokens,
+                rate(all.tokens, all.seconds).c_str()));
+    note(format("context  %d of %d positions used (%d%%), %d left", cache.used,
+                dialogue.session.context, share(), dialogue.left()));
+    note(format("cache    %s, %s used of %s allocated", name_of(cache.dtype),
+                human_bytes(double(cache.bytes_per_token()) * cache.used).c_str(),
+                human_bytes(double(cache.bytes())).c_str()));
+}
+
+// Where a conversation that was loaded had stopped.
+void Chat::show_last() const {
+    const std::vector<Message>& messages = dialogue.talk.messages;
+    for (size_t i = messages.size() - std::min(messages.size(), size_t(2)); i < messages.size(); i++)
+        note(messages[i].role + ": " + printable(messages[i].text));
+    note(format("%zu messages, %d of %d positions used", messages.size(), dialogue.session.cache->used,
+                dialogue.session.context));
+}
+
+bool Chat::command(const std::string& line) {
+    size_t space = std::min(line.find_first_of(" \t\n"), line.size());
+    std::string name = line.substr(0, space), rest = trimmed(line.substr(space));
+    bool takes_file = name == "/save" || name == "/load", takes_text = name == "/system";
+    bool known = takes_file || takes_text || name == "/help" || name == "/clear" || name == "/stats" ||
+                 name == "/exit";
+    if (!known)
+        fail("%s is no command; /help lists them, and /%s sends it as a message", name.c_str(),
+             name.c_str());
+    check(rest.empty() || takes_file || takes_text, "%s takes nothing after it", name.c_str());
+    check(!rest.empty() || !takes_file, "%s needs the name of a file: %s talk.stief", name.c_str(),
+          name.c_str());
+
+    if (name == "/exit") return false;
+    if (name == "/help") note(HELP);
+    if (name == "/stats") show_stats();
+    if (name == "/clear") {
+        dialogue.clear();
+        note("a new conversation");
+    }
+    if (takes_text && rest.empty())
+        note(dialogue.system.empty() ? "no system message" : printable(dialogue.system));
+    if (takes_text && !rest.empty()) {
+        dialogue.set_system(rest);
+        note("the system message from here on");
+    }
+    if (name == "/save") {
+        dialogue.save(rest);
+        note("saved in " + rest);
+    }
+    if (name == "/load") {
+        dialogue.load(rest);
+        show_last();
+    }
+    warned = dialogue.left() < dialogue.session.context / 10;
+    return true;
+}
+
+void Chat::after(Dialogue::End end) {
+    using End = Dialogue::End;
+    if (end == End::Stopped) note("(stopped)");
+    if (end == End::Unsent) note("(stopped before the answer began: the message was not sent; Up brings it back)");
+    const char* ways = "/clear begins anew, /save FILE keeps it";
+    if (end == End::Full)
+        note(format("(the answer ends here because the context is full: %s)", ways));
+    else if (!warned && dialogue.left() < dialogue.session.context / 10)
+        note(format("(%d of the context's %d positions are left: %s)", dialogue.left(),
+                    dialogue.session.context, ways));
+    warned = dialogue.left() < dialogue.session.context / 10;
+}
+
+void Chat::say(const std::string& text) {
+    Utf8Stream stream;
+    auto show = [&](const std::string& part) { print(on_screen ? printable(part) : part); };
+    dialogue.show = [&](std::string_view bytes) { show(stream.push(bytes)); };
+    Dialogue::End end = dialogue.say(text);
+    show(stream.finish());
+    if (end != Dialogue::End::Unsent) print("\n");
+    after(end);
+}
+
+bool Chat::handle(const std::string& line) {
+    std::string text = trimmed(line);
+    if (text.empty()) return true;
+    if (text[0] == '/' && !text.starts_with("//")) return command(text);
+    say(text[0] == '/' ? text.substr(1) : text);
+    return true;
+}
+
+static void talk(Chat& chat) {
+    Terminal terminal;
+    chat.dialogue.stop = [&] { return terminal.interrupted(); };
+    std::string line;
+    for (bool more = true; more;) {
+        if (!terminal.read_line({format("You (%d%%)> ", chat.share()), true}, line)) break;
+        terminal.begin_answer();
+        try {
+            more = chat.handle(line);
+        } catch (const std::bad_alloc&) {
+            note("out of memory; nothing has changed");
+        } catch (const Error& error) {
+            note(error.what());
+        }
+        if (more) print("\n");
+    }
+}
+
+// False at the end of standard input.
+static bool next_line(std::string& line, int number) {
+    line.clear();
+    int c;
+    while ((c = std::getchar()) != EOF && c != '\n') {
+        check(line.size() < LONGEST_LINE, "line %d of standard input is longer than %zu bytes", number,
+              LONGEST_LINE);
+        line += char(c);
+    }
+    check(!std::ferror(stdin), "cannot read standard input");
+    return c == '\n' || !line.empty();
+}
+
+static void answer_lines(Chat& chat) {
+    std::string line;
+    for (int number = 1; next_line(line, number); number++) try {
+            if (!chat.handle(line)) return;
+        } catch (const Error& error) {
+            fail("line %d of standard input: %s", number, error.what());
+        }
+}
+
+int chat(const Args& args) {
+    Session session(args);
+    Tokenizer tokenizer = Tokenizer::open(args.model);
+    Dialogue dialogue(session, tokenizer, args);
+    Chat chat{args, dialogue};
+    if (!Terminal::present()) {
+        answer_lines(chat);
+        return 0;
+    }
+    const Model& model = session.model;
+    status(args, format("%s: %.3g million parameters, context %d, %s\n"
+                        "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves\n",
+                        args.model.c_str(), double(model.weights.parameters()) / 1e6, session.context,
+                        model.backend->device().c_str()));
+    talk(chat);
+    return 0;
+}
+
+}  // namespace stief

@@ -1,0 +1,171 @@
+#include "commands/conversation.h"
+
+#include <bit>
+#include <cassert>
+#include <cstring>
+#include <memory>
+
+#include "base/file.h"
+
+namespace stief {
+
+static_assert(std::endian::native == std::endian::little, "the format is written as it is in memory");
+
+static constexpr char MAGIC[] = {'S', 'T', 'I', 'E', 'F', 'T', 'L', 'K'};
+static constexpr uint32_t VERSION = 1;
+
+struct Head {
+    char magic[8];
+    uint32_t version, dtype;
+    uint64_t model, shape;
+    uint32_t positions, messages;
+    uint64_t text_bytes, row_bytes;
+};
+static_assert(sizeof(Head) == 56, "no padding");
+
+// h ← (h ⊕ word) · odd, folded: for given words around it every step is a bijection, so that no change
+// of a single word goes unnoticed.
+struct Checksum {
+    uint64_t h = 0x9e3779b97f4a7c15u;
+
+    void word(uint64_t w) {
+        h = (h ^ w) * 0xff51afd7ed558ccdu;
+        h ^= h >> 32;
+    }
+    void add(const void* bytes, size_t size) {
+        auto* next = static_cast<const unsigned char*>(bytes);
+        for (; size >= 8; size -= 8, next += 8) {
+            uint64_t w;
+            std::memcpy(&w, next, 8);
+            word(w);
+        }
+        for (; size > 0; size--) word(*next++);
+    }
+};
+
+static uint64_t shape_of(const KvCache& cache) {
+    Checksum hash;
+    for (const CacheLayer& layer : cache.layer)
+        for (const std::vector<CacheRows>* side : {&layer.k, &layer.v}) {
+            hash.word(side->size());
+            for (const CacheRows& head : *side) hash.word(uint64_t(head.r));
+        }
+    return hash.h;
+}
+
+static std::string pack(const std::vector<Message>& messages) {
+    std::string packed;
+    for (const Message& one : messages) {
+        uint32_t sizes[] = {uint32_t(one.role.size()), uint32_t(one.text.size())};
+        packed.append(reinterpret_cast<const char*>(sizes), sizeof sizes);
+        packed += one.role + one.text;
+    }
+    return packed;
+}
+
+void save_conversation(const std::string& path, const Conversation& talk, const KvCache& cache,
+                       uint64_t model) {
+    assert(talk.ids.size() == size_t(cache.used));
+    if (file_exists(path)) {
+        MappedFile old(path);
+        check(old.size == 0 || (old.size >= sizeof MAGIC && !std::memcmp(old.data, MAGIC, sizeof MAGIC)),
+              "%s exists and is no conversation; choose another name", path.c_str());
+    }
+    std::string text = pack(talk.messages);
+    size_t row_bytes = cache.snapshot_bytes(cache.used);
+    auto rows = std::make_unique_for_overwrite<char[]>(row_bytes);
+    cache.save(rows.get());
+
+    Head head{{}, VERSION, uint32_t(cache.dtype), model, shape_of(cache), uint32_t(cache.used),
+              uint32_t(talk.messages.size()), text.size(), row_bytes};
+    std::memcpy(head.magic, MAGIC, sizeof MAGIC);
+    AtomicFile file(path);
+    Checksum sum;
+    auto write = [&](const void* bytes, size_t size) {
+        sum.add(bytes, size);
+        file.write(bytes, size);
+    };
+    write(&head, sizeof head);
+    write(talk.ids.data(), talk.ids.size() * sizeof(Token));
+    write(text.data(), text.size());
+    write(rows.get(), row_bytes);
+    file.write(&sum.h, sizeof sum.h);
+    file.commit();
+}
+
+// The head, once the size that it promises is the file's and the checksum is right.
+static Head checked_head(const MappedFile& file, const std::string& path) {
+    const char* name = path.c_str();
+    check(file.size >= sizeof MAGIC && !std::memcmp(file.data, MAGIC, sizeof MAGIC),
+          "%s is no saved conversation", name);
+    Head head;
+    check(file.size >= sizeof head + sizeof(uint64_t), "%s is cut short: %zu bytes", name, file.size);
+    std::memcpy(&head, file.data, sizeof head);
+    check(head.version == VERSION, "%s is of version %u, this program reads version %u", name,
+          head.version, VERSION);
+
+    size_t rest = file.size - sizeof head - sizeof(uint64_t), ids = size_t(head.positions) * 4;
+    bool fits = ids <= rest && head.text_bytes <= rest - ids &&
+                head.row_bytes == rest - ids - head.text_bytes;
+    check(fits, "%s is damaged or cut short: its %zu bytes are not what its head promises", name,
+          file.size);
+    Checksum sum;             // the parts one by one, as they were written
+    const unsigned char* next = file.data;
+    for (size_t part : {sizeof head, ids, size_t(head.text_bytes), size_t(head.row_bytes)}) {
+        sum.add(next, part);
+        next += part;
+    }
+    check(!std::memcmp(&sum.h, next, sizeof sum.h), "%s is damaged: its checksum is wrong", name);
+    return head;
+}
+
+static std::vector<Message> unpack(const char* next, size_t size, uint32_t count, const char* name) {
+    std::vector<Message> messages;
+    auto take = [&](size_t bytes) {
+        check(bytes <= size, "%s is damaged: its messages are longer than their part", name);
+        const char* taken = next;
+        next += bytes, size -= bytes;
+        return taken;
+    };
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t sizes[2];
+        std::memcpy(sizes, take(sizeof sizes), sizeof sizes);
+        const char* role = take(sizes[0]);
+        const char* text = take(sizes[1]);
+        messages.push_back({std::string(role, sizes[0]), std::string(text, sizes[1])});
+    }
+    check(size == 0, "%s is damaged: its messages are shorter than their part", name);
+    return messages;
+}
+
+Conversation load_conversation(const std::string& path, KvCache& cache, uint64_t model,
+                               int vocabulary) {
+    MappedFile file(path);
+    Head head = checked_head(file, path);
+    const char* name = path.c_str();
+    check(head.model == model, "%s was saved with another model", name);
+    check(head.dtype <= uint32_t(DType::BF16), "%s is damaged: no cache type %u", name, head.dtype);
+    check(head.dtype == uint32_t(cache.dtype), "%s was saved with a %s cache, this one is %s: --cache %s",
+          name, name_of(DType(head.dtype)), name_of(cache.dtype), name_of(DType(head.dtype)));
+    check(head.shape == shape_of(cache), "%s was saved with other ranks of the cache (other --bases?)",
+          name);
+    check(head.positions <= uint32_t(cache.capacity),
+          "%s holds %u positions, here is room for %d: start with --context %u or more", name,
+          head.positions, cache.capacity, head.positions);
+    check(head.row_bytes == cache.snapshot_bytes(int(head.positions)),
+          "%s is damaged: the rows of %u positions are not %llu bytes", name, head.positions,
+          static_cast<unsigned long long>(head.row_bytes));
+
+    Conversation talk;
+    const unsigned char* next = file.data + sizeof head;
+    talk.ids.resize(head.positions);
+    if (head.positions > 0) std::memcpy(talk.ids.data(), next, talk.ids.size() * sizeof(Token));
+    for (Token id : talk.ids)
+        check(id >= 0 && id < vocabulary, "%s is damaged: token %d of %d", name, id, vocabulary);
+    next += talk.ids.size() * sizeof(Token);
+    talk.messages = unpack(reinterpret_cast<const char*>(next), head.text_bytes, head.messages, name);
+    cache.load(next + head.text_bytes, int(head.positions));
+    return talk;
+}
+
+}  // namespace stief

@@ -1,0 +1,45 @@
+// A conversation on disk, so that it goes on without the model reading it again. Little-endian:
+//
+//     "STIEFTLK"            magic
+//     u32 version = 1       u32 dtype of the rows (0 f32, 1 f16, 2 bf16)
+//     u64 model             fingerprint of the weights and config
+//     u64 shape             hash of the ranks of every head of the cache
+//     u32 positions         u32 messages
+//     u64 bytes of text     u64 bytes of rows
+//     i32 × positions       the ids in the cache
+//     messages × { u32 bytes of role, u32 bytes of text, role, text }       "bytes of text" in all
+//     rows                  as KvCache::save gives them
+//     u64 checksum          of everything before it
+//
+// The file's size follows from its head and is compared before anything else is believed; a file of
+// another model, cache or version, and one of which a bit is not as it was written, is refused whole.
+// What a sampler draws at random is no part of a conversation.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cache/kv_cache.h"
+#include "formats/tokenizer.h"
+
+namespace stief {
+
+struct Message {
+    std::string role, text;
+};
+
+struct Conversation {
+    std::vector<Message> messages;
+    std::vector<Token> ids;            // (cache.used)  what the cache holds, BOS first
+};
+
+// model: identifies everything that gives the rows their meaning (Weights::fingerprint).
+// Error where path is a file that is no conversation: a slip of the hand must not cost a checkpoint.
+void save_conversation(const std::string& path, const Conversation& talk, const KvCache& cache,
+                       uint64_t model);
+
+// Fills the cache and returns the rest; an Error leaves the cache as it was. vocabulary: ids are below.
+Conversation load_conversation(const std::string& path, KvCache& cache, uint64_t model,
+                               int vocabulary);
+
+}  // namespace stief

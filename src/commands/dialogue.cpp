@@ -1,0 +1,163 @@
+#include "commands/dialogue.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace stief {
+
+static constexpr int LEAST_ANSWER = 16;    // a message that leaves less room is not worth sending
+static constexpr int PIECE = 128;          // tokens of a message between two looks at stop()
+
+// Undoes what was added to a dialogue unless it is kept.
+struct Rollback {
+    Dialogue& dialogue;
+    int used;
+    size_t ids;
+    bool kept = false;
+
+    explicit Rollback(Dialogue& d)
+        : dialogue(d), used(d.session.cache->used), ids(d.talk.ids.size()) {}
+    ~Rollback() {
+        if (kept) return;
+        dialogue.session.cache->used = used;
+        dialogue.talk.ids.resize(ids);
+    }
+};
+
+static double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+static void append(std::vector<Token>& to, const std::vector<Token>& more) {
+    to.insert(to.end(), more.begin(), more.end());
+}
+
+Dialogue::Dialogue(Session& owner, const Tokenizer& words, const Args& args)
+    : session(owner),
+      tokenizer(words),
+      form(words),
+      sampler(sampling_of(args, owner.model.config), seed_of(args)),
+      system(args.system) {
+    clear();
+}
+
+std::vector<Token> Dialogue::opening() const {
+    if (talk.ids.empty()) return {form.begin_of_text};
+    return {};
+}
+
+void Dialogue::require_room(size_t tokens, int answer, const char* what) const {
+    if (tokens + size_t(answer) <= size_t(left())) return;
+    int most = session.model.config.context;
+    std::string advice = talk.messages.empty() ? "shorten it" : "/clear begins anew";
+    if (session.context < most) advice += format(", --context N (up to %d) makes room for more", most);
+    fail("the %s takes %zu tokens and needs room for an answer, but only %d of the context's %d "
+         "positions are left; %s",
+         what, tokens, left(), session.context, advice.c_str());
+}
+
+// ids into the cache. False: stopped, and not all of them are there.
+bool Dialogue::feed(std::span<const Token> ids, bool stoppable) {
+    size_t piece = PIECE;
+    for (size_t done = 0; done < ids.size(); done += piece) {
+        if (stoppable && stop && stop()) return false;
+        std::span<const Token> part = ids.subspan(done, std::min(piece, ids.size() - done));
+        session.transformer->forward(*session.cache, part, nullptr, 0);
+        talk.ids.insert(talk.ids.end(), part.begin(), part.end());
+    }
+    return true;
+}
+
+void Dialogue::clear() {
+    Conversation before = std::move(talk);
+    int used = session.cache->used;
+    talk = {};
+    session.cache->used = 0;
+    try {
+        if (!system.empty()) set_system(system);
+    } catch (...) {
+        talk = std::move(before);
+        session.cache->used = used;
+        throw;
+    }
+}
+
+void Dialogue::set_system(const std::string& text) {
+    if (talk.messages.size() == 1 && talk.messages[0].role == "system") {   // nothing was said yet
+        std::string before = std::exchange(system, text);
+        try {
+            return clear();
+        } catch (...) {
+            system = before;
+            throw;
+        }
+    }
+    std::vector<Token> ids = opening();
+    append(ids, form.message("system", text));
+    require_room(ids.size(), LEAST_ANSWER, "system message");
+    Rollback rollback(*this);
+    feed(ids, false);
+    talk.messages.push_back({"system", text});
+    system = text;
+    rollback.kept = true;
+}
+
+// The answer to what ids ask, all into the cache but its end of turn.
+Dialogue::End Dialogue::answer(const std::vector<Token>& ids, std::string& text) {
+    last = {};
+    double start = now();
+    size_t tail = ids.size() % PIECE ? ids.size() % PIECE : PIECE;       // generate() feeds the last piece
+    std::span<const Token> all_ids = ids;
+    if (!feed(all_ids.first(ids.size() - tail), true) || (stop && stop())) return End::Unsent;
+    double head_seconds = now() - start;
+
+    append(talk.ids, {ids.end() - ptrdiff_t(tail), ids.end()});
+    int limit = left() - int(tail) - 1;                                  // 1: the end of turn
+    auto sink = [&](Token id) {
+        talk.ids.push_back(id);
+        text += tokenizer.bytes(id);
+        if (show) show(tokenizer.bytes(id));
+        return !(stop && stop());
+    };
+    Generated made = generate(*session.transformer, *session.cache, sampler, all_ids.last(tail), limit,
+                              false, sink);
+    last = {int(ids.size()), made.tokens, head_seconds + made.prompt_seconds, made.seconds};
+    if (made.why == Stop::EndOfText) return End::Turn;
+    return made.why == Stop::Asked ? End::Stopped : End::Full;
+}
+
+Dialogue::End Dialogue::say(const std::string& text) {
+    std::vector<Token> ids = opening();
+    append(ids, form.message("user", text));
+    append(ids, form.answer_header());
+    require_room(ids.size(), LEAST_ANSWER + 1, "message");
+
+    Rollback rollback(*this);
+    std::string answered;
+    End end = answer(ids, answered);
+    if (end == End::Unsent) return end;
+    feed({&form.end_of_turn, 1}, false);
+    talk.messages.push_back({"user", text});
+    talk.messages.push_back({"assistant", answered});
+    rollback.kept = true;
+    all.prompt_tokens += last.prompt_tokens, all.prompt_seconds += last.prompt_seconds;
+    all.tokens += last.tokens, all.seconds += last.seconds;
+    return end;
+}
+
+uint64_t Dialogue::model_identity() const {
+    return session.model.weights.fingerprint(session.model.config);
+}
+
+void Dialogue::save(const std::string& path) const {
+    check(!talk.messages.empty(), "nothing has been said yet");
+    save_conversation(path, talk, *session.cache, model_identity());
+}
+
+void Dialogue::load(const std::string& path) {
+    talk = load_conversation(path, *session.cache, model_identity(), session.model.config.V);
+    bool has_system = !talk.messages.empty() && talk.messages[0].role == "system";
+    system = has_system ? talk.messages[0].text : "";
+}
+
+}  // namespace stief

@@ -1,0 +1,55 @@
+// The dialogue behind the screen: what the cache holds is always a whole number of messages in the
+// model's template, BOS once, each with one end of turn. Whatever ends an answer (an end id, the
+// caller, the limit), the template's end of turn follows it; whatever fails or is stopped before an
+// answer began leaves the dialogue as it was.
+#pragma once
+#include <functional>
+#include <string>
+
+#include "commands/conversation.h"
+#include "commands/session.h"
+#include "formats/chat.h"
+#include "forward/generate.h"
+
+namespace stief {
+
+struct Pace {
+    int prompt_tokens = 0, tokens = 0;
+    double prompt_seconds = 0, seconds = 0;
+};
+
+struct Dialogue {
+    enum class End { Turn, Stopped, Full, Unsent };
+
+    Session& session;
+    const Tokenizer& tokenizer;
+    ChatTemplate form;
+    Sampler sampler;
+    Conversation talk;
+    std::string system;                // the system message that clear() begins with; may be empty
+    Pace last, all;                    // of the last answer, of all since the start
+
+    std::function<bool()> stop;                        // asked often: should the answer end here?
+    std::function<void(std::string_view)> show;        // the bytes of the answer, token by token
+
+    Dialogue(Session& owner, const Tokenizer& words, const Args& args);
+
+    int left() const { return session.context - session.cache->used; }
+    void clear();
+    // At the start of a dialogue its system message; later a further one, that holds from there on.
+    void set_system(const std::string& text);
+    // Error where the message and a short answer do not fit any more.
+    End say(const std::string& text);
+
+    void save(const std::string& path) const;
+    void load(const std::string& path);
+
+  private:
+    std::vector<Token> opening() const;
+    void require_room(size_t tokens, int answer, const char* what) const;
+    bool feed(std::span<const Token> ids, bool stoppable);
+    End answer(const std::vector<Token>& ids, std::string& text);
+    uint64_t model_identity() const;
+};
+
+}  // namespace stief

@@ -1,0 +1,45 @@
+// stief generate: continues a text. The prompt comes from -p, -f or standard input; only what the model
+// adds goes to stdout (with --echo the prompt as well).
+#include "base/file.h"
+#include "commands/session.h"
+#include "forward/generate.h"
+
+namespace stief {
+
+static const char* why(Stop stop) {
+    return stop == Stop::EndOfText ? "end of text" : stop == Stop::Full ? "context full" : "-n reached";
+}
+
+int generate_text(const Args& args) {
+    if (!args.prompt.empty() && !args.file.empty())
+        throw UsageError("-p and -f are two texts; give one of them");
+    Tokenizer tokenizer = Tokenizer::open(args.model);
+    std::string text = !args.prompt.empty() ? args.prompt
+                                            : read_text(args.file.empty() ? "-" : args.file);
+    Session session(args);
+    const Config& config = session.model.config;
+
+    std::vector<Token> prompt;
+    if (config.bos >= 0) prompt.push_back(config.bos);
+    for (Token id : tokenizer.encode(text)) prompt.push_back(id);
+    check(!prompt.empty(), "nothing to continue: the text is empty and the model has no BOS token");
+    check(int(prompt.size()) < session.context,
+          "the text has %zu tokens, the context %d: shorten it or use a larger --context",
+          prompt.size(), session.context);
+
+    if (args.echo) print(text);
+    Sampler sampler(sampling_of(args, config), seed_of(args));
+    Utf8Stream stream;
+    Generated done = generate(*session.transformer, *session.cache, sampler, prompt, args.tokens, false,
+                              [&](Token id) {
+                                  print(stream.push(tokenizer.bytes(id)));
+                                  return true;
+                              });
+    print(stream.finish() + "\n");
+    status(args, format("%d tokens of prompt (%.0f/s), %d new (%.1f/s), %s", done.prompt_tokens,
+                        done.prompt_tokens / done.prompt_seconds, done.tokens,
+                        done.tokens / done.seconds, why(done.why)));
+    return 0;
+}
+
+}  // namespace stief

@@ -1,0 +1,138 @@
+// stief inspect: what a folder holds, what one token costs in the cache, what opening it will need.
+#include <algorithm>
+
+#include "base/json_writer.h"
+#include "base/progress.h"
+#include "commands/session.h"
+
+namespace stief {
+namespace {
+
+struct Kind {
+    const char* name;
+    Tensor LayerWeights::*tensor;
+};
+constexpr Kind kinds[] = {
+    {"input_layernorm", &LayerWeights::attn_norm},
+    {"self_attn.q_proj", &LayerWeights::wq},
+    {"self_attn.k_proj", &LayerWeights::wk},
+    {"self_attn.v_proj", &LayerWeights::wv},
+    {"self_attn.o_proj", &LayerWeights::wo},
+    {"post_attention_layernorm", &LayerWeights::ffn_norm},
+    {"mlp.gate_proj", &LayerWeights::w_gate},
+    {"mlp.up_proj", &LayerWeights::w_up},
+    {"mlp.down_proj", &LayerWeights::w_down},
+};
+
+struct Needs {
+    int context;
+    DType dtype;
+    size_t weights, cache, arena;
+    size_t cache_per_token_layer;
+};
+
+Needs needs_of(const Args& args, const Config& config, const Weights& weights) {
+    Needs needs;
+    needs.context = args.context ? args.context : std::min(config.context, 8192);
+    check(needs.context <= config.context, "--context %d is more than the model's %d positions",
+          needs.context, config.context);
+    needs.dtype = args.cache.empty() ? DType::F16 : parse_cache_dtype(args.cache);
+    needs.weights = weights.bytes();
+    needs.cache = KvCache::bytes_for(config, needs.context, needs.dtype);
+    needs.arena = Transformer::arena_bytes_for(config, needs.context, std::min(512, needs.context));
+    needs.cache_per_token_layer = 2 * size_t(config.G) * size_t(config.d) * size_of(needs.dtype);
+    return needs;
+}
+
+std::string ids_text(const std::vector<Token>& ids) {
+    std::string text;
+    for (Token id : ids) text += (text.empty() ? "" : ", ") + std::to_string(id);
+    return text;
+}
+
+std::string tensor_lines(const Weights& weights) {
+    auto line = [](const std::string& name, const Tensor& t, const std::string& times) {
+        return format("  %-28s %-18s %-5s%s\n", name.c_str(), to_string(t.shape).c_str(),
+                      name_of(t.dtype), times.c_str());
+    };
+    std::string text = line("embed_tokens", weights.embedding, "");
+    for (const Kind& kind : kinds) {
+        const Tensor& first = weights.layer[0].*kind.tensor;
+        size_t other = 0;
+        for (const LayerWeights& layer : weights.layer) other += (layer.*kind.tensor).dtype != first.dtype;
+        std::string times = format("x %zu", weights.layer.size());
+        if (other) times += format(" (%zu of them of another dtype)", other);
+        text += line(kind.name, first, times);
+    }
+    text += line("norm", weights.norm, "");
+    bool tied = weights.classifier.data == weights.embedding.data;
+    return text + (tied ? "  lm_head                      tied to embed_tokens\n"
+                        : line("lm_head", weights.classifier, ""));
+}
+
+std::string rope_text(const Config& c) {
+    std::string text = format("theta %g", c.rope_theta);
+    if (c.rope_scaling.factor != 1)
+        text += format(", llama3 scaling: factor %g, low %g, high %g, original context %d",
+                       c.rope_scaling.factor, c.rope_scaling.low_freq_factor,
+                       c.rope_scaling.high_freq_factor, c.rope_scaling.original_context);
+    return text;
+}
+
+std::string as_text(const Config& c, const Weights& weights, const Needs& needs, const Backend& backend) {
+    size_t shards = weights.files.files.size();
+    std::string text = format("%s: Llama, %.2f million parameters in %zu file%s, fingerprint %016llx\n",
+                              c.folder.c_str(), double(weights.parameters()) * 1e-6, shards,
+                              shards == 1 ? "" : "s",
+                              static_cast<unsigned long long>(weights.fingerprint(c)));
+    text += format("  layers %d · width %d · feed-forward %d · vocabulary %d\n", c.L, c.D, c.F, c.V);
+    text += format("  query heads %d · kv heads %d · head width %d · context %d\n", c.H, c.G, c.d,
+                   c.context);
+    text += format("  rope %s · norm eps %g · bos %d · eos %s\n\n", rope_text(c).c_str(),
+                   double(c.norm_eps), c.bos, ids_text(c.eos).c_str());
+    text += tensor_lines(weights) + "\n";
+    text += format("cache in %s: %zu bytes a token in each of %d layers (keys and values, %d heads of %d), "
+                   "%zu in all\n",
+                   name_of(needs.dtype), needs.cache_per_token_layer, c.L, c.G, c.d,
+                   needs.cache_per_token_layer * size_t(c.L));
+    text += format("memory: weights %s, mapped and shared; at a context of %d: cache %s (as it fills) and "
+                   "activations %s\n",
+                   human_bytes(double(needs.weights)).c_str(), needs.context,
+                   human_bytes(double(needs.cache)).c_str(), human_bytes(double(needs.arena)).c_str());
+    text += format("backend: %s, %s; this processor runs", backend.name().c_str(),
+                   backend.device().c_str());
+    for (const std::string& isa : cpu_isas()) text += " " + isa;
+    return text + "\n";
+}
+
+std::string as_json(const Config& c, const Weights& weights, const Needs& needs, const Backend& backend) {
+    JsonWriter json;
+    json.begin_object().add("model", c.folder).add("parameters", weights.parameters());
+    json.add("fingerprint",
+             format("%016llx", static_cast<unsigned long long>(weights.fingerprint(c))));
+    json.add("layers", c.L).add("width", c.D).add("feed_forward", c.F).add("vocabulary", c.V);
+    json.add("query_heads", c.H).add("kv_heads", c.G).add("head_width", c.d).add("context", c.context);
+    json.add("rope_theta", c.rope_theta).add("tied_embeddings", c.tied_embeddings);
+    json.add("cache_dtype", name_of(needs.dtype));
+    json.begin_array("cache_bytes_per_token_by_layer");
+    for (int l = 0; l < c.L; l++) json.add("", needs.cache_per_token_layer);
+    json.end_array().begin_object("memory").add("context", needs.context).add("weights", needs.weights);
+    json.add("cache", needs.cache).add("activations", needs.arena).end_object();
+    json.add("backend", backend.name()).add("device", backend.device()).begin_array("isas");
+    for (const std::string& isa : cpu_isas()) json.add("", isa);
+    return json.end_array().end_object().text + "\n";
+}
+
+}  // namespace
+
+int inspect(const Args& args) {
+    Config config = Config::open(args.model);
+    Weights weights = Weights::open(config);
+    Threads threads(args.threads);
+    std::unique_ptr<Backend> backend = make_backend(backend_options(args), threads);
+    Needs needs = needs_of(args, config, weights);
+    print((args.json ? as_json : as_text)(config, weights, needs, *backend));
+    return 0;
+}
+
+}  // namespace stief

@@ -1,0 +1,34 @@
+// stief VERB MODEL [options]. Exit status: 0 done; 1 the input or the machine failed, said in one line
+// that begins with "error:"; 2 wrong usage, with the line that would be right.
+#include <cstdio>
+#include <new>
+
+#include "commands/session.h"
+
+int main(int argc, char** argv) {
+    using namespace stief;
+    try {
+        std::vector<std::string> words(argv + 1, argv + argc);
+        if (words.size() == 1 && words[0] == "--version") {
+            print("stief " STIEF_VERSION "\n");
+            return 0;
+        }
+        Args args = parse_args(words);
+        if (args.help) {
+            print(help_text(args.verb));
+            return 0;
+        }
+        for (const Verb& verb : verbs)
+            if (args.verb == verb.name) return verb.run(args);
+        return 2;
+    } catch (const UsageError& error) {
+        std::fprintf(stderr, "error: %s\n", error.what());
+        return 2;
+    } catch (const std::bad_alloc&) {
+        std::fprintf(stderr, "error: out of memory\n");
+        return 1;
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "error: %s\n", error.what());
+        return 1;
+    }
+}

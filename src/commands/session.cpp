@@ -1,0 +1,57 @@
+#include "commands/session.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+
+namespace stief {
+
+DType parse_cache_dtype(const std::string& name) {
+    for (DType type : {DType::F16, DType::BF16, DType::F32})
+        if (name == name_of(type)) return type;
+    throw UsageError(format("a cache is f16, bf16 or f32, not '%s'", name.c_str()));
+}
+
+BackendOptions backend_options(const Args& args) {
+    return {args.backend, args.isa};
+}
+
+Session::Session(const Args& args, int default_context)
+    : model(Model::open(args.model, backend_options(args), args.threads)) {
+    int most = model.config.context;
+    context = args.context ? args.context : std::min(most, default_context);
+    check(context <= most, "--context %d is more than the model's %d positions (max_position_embeddings)",
+          context, most);
+    dtype = args.cache.empty() ? (args.exact ? DType::F32 : DType::F16) : parse_cache_dtype(args.cache);
+    cache = std::make_unique<KvCache>(*model.backend, model.config, context, dtype);
+    transformer = std::make_unique<Transformer>(model, context);
+    transformer->exact = args.exact;
+}
+
+Sampling sampling_of(const Args& args, const Config& config) {
+    Sampling how = config.sampling;
+    if (args.temperature) how.greedy = *args.temperature == 0, how.temperature = *args.temperature;
+    if (args.top_k) how.top_k = *args.top_k;
+    if (args.top_p) how.top_p = *args.top_p;
+    if (args.min_p) how.min_p = *args.min_p;
+    if (args.greedy) how.greedy = true;
+    return how;
+}
+
+uint64_t seed_of(const Args& args) {
+    if (args.seed >= 0) return uint64_t(args.seed);
+    return uint64_t(std::chrono::system_clock::now().time_since_epoch().count());
+}
+
+void print(const std::string& text) {
+    bool ok = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && !std::fflush(stdout);
+    if (!ok) fail("cannot write to standard output: %s", std::strerror(errno));
+}
+
+void status(const Args& args, const std::string& text) {
+    if (!args.quiet) std::fprintf(stderr, "%s\n", text.c_str());
+}
+
+}  // namespace stief

@@ -1,0 +1,41 @@
+// What most verbs begin with: the model opened as the options say, its cache, and the pass.
+#pragma once
+#include <memory>
+
+#include "commands/args.h"
+#include "forward/sampler.h"
+#include "forward/transformer.h"
+
+namespace stief {
+
+struct Session {
+    Model model;
+    int context = 0;                           // positions
+    DType dtype = DType::F16;                  // of the cache
+    std::unique_ptr<Transformer> transformer;
+    std::unique_ptr<KvCache> cache;
+
+    // default_context: what --context means where it is not given; never more than the model's.
+    explicit Session(const Args& args, int default_context = 8192);
+};
+
+DType parse_cache_dtype(const std::string& name);
+BackendOptions backend_options(const Args& args);
+// generation_config.json's defaults with the options over them; the seed from the clock unless given.
+Sampling sampling_of(const Args& args, const Config& config);
+uint64_t seed_of(const Args& args);
+
+// Writes to stdout and flushes; a full disk or a closed pipe is an Error.
+void print(const std::string& text);
+// A line on stderr.
+void status(const Args& args, const std::string& text);
+
+int chat(const Args& args);
+int generate_text(const Args& args);
+int perplexity(const Args& args);
+int bench(const Args& args);
+int inspect(const Args& args);
+int tokenize(const Args& args);
+int logits(const Args& args);
+
+}  // namespace stief

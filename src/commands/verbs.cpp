@@ -1,0 +1,20 @@
+// The verbs, in the order of --help.
+#include "commands/session.h"
+
+namespace stief {
+
+const std::vector<Verb> verbs = {
+    {"chat", "MODEL [options]", "a conversation in the terminal", 1, 1, chat},
+    {"generate", "MODEL [-p TEXT | -f FILE | < text] [-n N] [options]", "continues a text", 1, 1,
+     generate_text},
+    {"perplexity", "MODEL FILE [options]", "perplexity of a text, and what a cache costs", 2, 2,
+     perplexity},
+    {"bench", "MODEL [options]", "speed of prefill and decode, as shares of the memory's", 1, 1, bench},
+    {"inspect", "MODEL [options]", "what a folder holds and what it will need", 1, 1, inspect},
+    {"tokenize", "MODEL [TEXT | < text] [--decode] [--special]", "ids of a text, or the text of ids", 1,
+     2, tokenize},
+    {"logits", "MODEL --ids \"1 2 3\" | --ids-file FILE  -o OUT", "raw float32 logits (T, V)", 1, 1,
+     logits},
+};
+
+}  // namespace stief

@@ -1,0 +1,31 @@
+// The two files that hold Llama 3's tokenizer, read into the same thing. where: the file's name,
+// for messages. Error where a file asks for anything that this tokenizer does not do.
+#pragma once
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "formats/bpe.h"
+
+namespace stief {
+
+// A token beside the byte pairs, found in a text by its spelling, before the text is split.
+struct AddedToken {
+    std::string content;
+    Token id;
+    bool special;       // not text: found only where the caller asks for it
+    bool normalized;    // Hugging Face looks for these second, in what the others have left
+};
+
+struct TokenizerFile {
+    Bpe bpe;            // its vocabulary names the added tokens too
+    std::vector<AddedToken> added;
+};
+
+TokenizerFile read_tokenizer_json(std::string_view text, const std::string& where);
+TokenizerFile read_tiktoken(std::string_view text, const std::string& where);
+
+// Every byte must be a token, or there would be texts without an encoding.
+void check_bytes(const Vocabulary& vocabulary, const std::string& where);
+
+}  // namespace stief

@@ -1,0 +1,50 @@
+#include "forward/generate.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace stief {
+
+static double seconds_since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+Generated generate(Transformer& transformer, KvCache& cache, Sampler& sampler,
+                   std::span<const Token> prompt, int limit, bool keep_end,
+                   const std::function<bool(Token)>& sink) {
+    check(!prompt.empty(), "nothing to continue: the prompt has no tokens");
+    const Config& config = transformer.model.config;
+    int context = std::min(cache.capacity, transformer.context);
+    std::vector<float> logits(static_cast<size_t>(config.V));
+    Generated result{Stop::Limit, int(prompt.size()), 0, 0, 0};
+
+    auto start = std::chrono::steady_clock::now();
+    transformer.forward(cache, prompt, logits.data(), 1);
+    result.prompt_seconds = seconds_since(start);
+
+    start = std::chrono::steady_clock::now();
+    while (result.tokens < limit) {
+        Token next = sampler.pick(logits);
+        bool end = std::count(config.eos.begin(), config.eos.end(), next) > 0;
+        if (cache.used == context) {
+            result.why = Stop::Full;
+            break;
+        }
+        if (end) {
+            if (keep_end) transformer.forward(cache, {&next, 1}, nullptr, 0);
+            result.why = Stop::EndOfText;
+            break;
+        }
+        result.tokens++;
+        bool more = sink(next);
+        transformer.forward(cache, {&next, 1}, logits.data(), 1);
+        if (!more) {
+            result.why = Stop::Asked;
+            break;
+        }
+    }
+    result.seconds = seconds_since(start);
+    return result;
+}
+
+}  // namespace stief

@@ -1,0 +1,27 @@
+// A prompt in, a stream of tokens out.
+#pragma once
+#include <functional>
+#include <span>
+
+#include "forward/sampler.h"
+#include "forward/transformer.h"
+
+namespace stief {
+
+enum class Stop { EndOfText, Limit, Full, Asked };   // an end id; tokens used up; context full; the caller
+
+struct Generated {
+    Stop why;
+    int prompt_tokens = 0, tokens = 0;               // tokens: new ones, the end id not counted
+    double prompt_seconds = 0, seconds = 0;
+};
+
+// Feeds prompt to the cache, then adds up to `limit` tokens, each given to sink as soon as it is drawn.
+// sink returns false to stop. A token that was given to sink is in the cache when this returns (so that
+// the next call continues the text), also where the caller stopped; an end id is not given to sink but
+// is put into the cache where `keep_end` (a dialogue needs its end of turn).
+Generated generate(Transformer& transformer, KvCache& cache, Sampler& sampler,
+                   std::span<const Token> prompt, int limit, bool keep_end,
+                   const std::function<bool(Token)>& sink);
+
+}  // namespace stief

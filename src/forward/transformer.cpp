@@ -1,0 +1,156 @@
+#include "forward/transformer.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace stief {
+
+Model Model::open(const std::string& folder, const BackendOptions& options, int threads) {
+    Model model;
+    model.config = Config::open(folder);
+    model.weights = Weights::open(model.config);
+    model.threads = std::make_unique<Threads>(threads);
+    model.backend = make_backend(options, *model.threads);
+    Backend& backend = *model.backend;
+    model.embedding = backend.bind(model.weights.embedding);
+    model.norm = backend.bind(model.weights.norm);
+    model.classifier = model.config.tied_embeddings ? model.embedding
+                                                    : backend.bind(model.weights.classifier);
+    for (const LayerWeights& w : model.weights.layer)
+        model.layer.push_back({backend.bind(w.attn_norm), backend.bind(w.wq), backend.bind(w.wk),
+                               backend.bind(w.wv), backend.bind(w.wo), backend.bind(w.ffn_norm),
+                               backend.bind(w.w_gate), backend.bind(w.w_up),
+                               backend.bind(w.w_down)});
+    return model;
+}
+
+size_t Model::weight_bytes_per_token() const {
+    size_t bytes = norm.bytes() + classifier.bytes() + embedding.bytes() / size_t(config.V);
+    for (const Layer& w : layer)
+        for (const Weight* one : {&w.attn_norm, &w.wq, &w.wk, &w.wv, &w.wo, &w.ffn_norm, &w.w_gate,
+                                  &w.w_up, &w.w_down})
+            bytes += one->bytes();
+    return bytes;
+}
+
+// Logits leave in pieces of this many rows: (batch, V) at once would be the largest buffer of all.
+static int logit_rows(const Config& config, int batch) {
+    return std::min(batch, std::max(1, int((size_t(8) << 20) / (size_t(config.V) * 4))));
+}
+
+static size_t arena_floats(const Config& c, int batch) {
+    size_t row = 2 * size_t(c.D) + 2 * size_t(c.H) * c.d + 2 * size_t(c.G) * c.d + 2 * size_t(c.F);
+    return size_t(batch) * row + size_t(logit_rows(c, batch)) * c.V;
+}
+
+size_t Transformer::arena_bytes_for(const Config& config, int context, int batch) {
+    return (arena_floats(config, batch) + size_t(context) * config.d) * sizeof(float);
+}
+
+Transformer::Transformer(Model& owner, int context_size, int batch_size)
+    : model(owner), batch(std::min(batch_size, context_size)), context(context_size) {
+    const Config& c = model.config;
+    arena = Buffer(*model.backend, arena_floats(c, batch) * sizeof(float),
+                   format("the activations of %d tokens", batch).c_str());
+    rotation = Buffer(*model.backend, size_t(context) * c.d * sizeof(float),
+                      format("the rotations of %d positions", context).c_str());
+    frequencies = rope_frequencies(c);
+    rows_at_once = logit_rows(c, batch);
+
+    float* next = arena.f32();
+    auto rows = [&](size_t count, size_t width) {
+        float* first = next;
+        next += count * width;
+        return first;
+    };
+    size_t B = size_t(batch);
+    x = rows(B, c.D), xn = rows(B, c.D);
+    q = rows(B, size_t(c.H) * c.d), att = rows(B, size_t(c.H) * c.d);
+    k = rows(B, size_t(c.G) * c.d), v = rows(B, size_t(c.G) * c.d);
+    gate = rows(B, c.F), up = rows(B, c.F);
+    logits_rows = rows(size_t(rows_at_once), c.V);
+}
+
+// Angles pos · θ_j in double: at position 131,071 a float angle is off by 4e-3.
+void Transformer::fill_rotation(int positions) {
+    if (positions <= rotation_filled) return;
+    size_t half = frequencies.size();
+    std::vector<float> cos_sin;
+    for (int pos = rotation_filled; pos < positions; pos++)
+        for (size_t j = 0; j < half; j++) {
+            double angle = double(pos) * frequencies[j];
+            cos_sin.push_back(float(std::cos(angle)));
+            cos_sin.push_back(float(std::sin(angle)));
+        }
+    model.backend->upload(rotation.f32() + size_t(rotation_filled) * 2 * half, cos_sin.data(),
+                          cos_sin.size() * sizeof(float));
+    rotation_filled = positions;
+}
+
+void Transformer::block(int l, KvCache& cache, const Step& step) {
+    Backend& ops = *model.backend;
+    const Model::Layer& w = model.layer[size_t(l)];
+    const Config& c = model.config;
+    int T = step.T;
+
+    ops.rmsnorm(xn, x, w.attn_norm, c.norm_eps, T);
+    ops.matmul(q, xn, w.wq, T, false);                    // (T, H, d)
+    ops.matmul(k, xn, w.wk, T, false);                    // (T, G, d)
+    ops.matmul(v, xn, w.wv, T, false);                    // (T, G, d)
+    ops.rope(q, rotation.f32(), c.H, c.d, step);
+    ops.rope(k, rotation.f32(), c.G, c.d, step);
+    ops.append(cache.layer[size_t(l)], k, v, step);
+    ops.attend(att, q, cache.layer[size_t(l)], step);     // softmax(q Kᵀ / √d) V
+    ops.matmul(x, att, w.wo, T, true);                    // x += att Woᵀ
+
+    ops.rmsnorm(xn, x, w.ffn_norm, c.norm_eps, T);
+    ops.matmul(gate, xn, w.w_gate, T, false);             // (T, F)
+    ops.matmul(up, xn, w.w_up, T, false);                 // (T, F)
+    ops.swiglu(gate, up, T, c.F);
+    ops.matmul(x, gate, w.w_down, T, true);               // x += (silu(gate) ⊙ up) W_downᵀ
+}
+
+// One batch through all layers; x holds its residual stream afterwards.
+void Transformer::pass(KvCache& cache, std::span<const Token> ids) {
+    Step step{cache.used, int(ids.size())};
+    check(step.pos + step.T <= std::min(context, cache.capacity),
+          "the context is full: position %d of %d (use a larger --context)", step.pos + step.T,
+          std::min(context, cache.capacity));
+    for (Token id : ids)
+        check(id >= 0 && id < model.config.V, "token id %d is outside the vocabulary of %d", id,
+              model.config.V);
+    fill_rotation(step.pos + step.T);
+    model.backend->exact = exact;
+    model.backend->begin_step(step);
+    model.backend->embed(x, model.embedding, ids.data(), step.T);
+    for (int l = 0; l < model.config.L; l++) block(l, cache, step);
+    model.backend->end_step();
+    cache.used += step.T;
+}
+
+// host ← the logits of the batch's tokens first … first + count − 1.
+void Transformer::classify(float* host, int first, int count) {
+    Backend& ops = *model.backend;
+    const Config& c = model.config;
+    for (int done = 0; done < count; done += rows_at_once) {
+        int rows = std::min(rows_at_once, count - done);
+        ops.rmsnorm(xn, x + size_t(first + done) * c.D, model.norm, c.norm_eps, rows);
+        ops.matmul(logits_rows, xn, model.classifier, rows, false);
+        ops.download(host + size_t(done) * c.V, logits_rows, size_t(rows) * c.V * sizeof(float));
+    }
+}
+
+void Transformer::forward(KvCache& cache, std::span<const Token> ids, float* logits, int wanted) {
+    int n = int(ids.size()), skipped = n - wanted;
+    check(wanted >= 0 && wanted <= n, "%d rows of logits are wanted of %d tokens", wanted, n);
+    for (int begin = 0; begin < n; begin += batch) {
+        int T = std::min(batch, n - begin);
+        pass(cache, ids.subspan(size_t(begin), size_t(T)));
+        int first = std::max(0, skipped - begin);
+        if (first >= T) continue;
+        classify(logits, first, T - first);
+        logits += size_t(T - first) * model.config.V;
+    }
+}
+
+}  // namespace stief

@@ -1,0 +1,66 @@
+// The forward pass of a Llama, written once, for T tokens: decode is T = 1, prefill is batches of them.
+#pragma once
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backend/buffer.h"
+#include "cache/kv_cache.h"
+#include "model/weights.h"
+
+namespace stief {
+
+// A model bound to a backend. Opening it copies nothing on the CPU.
+struct Model {
+    Config config;
+    Weights weights;
+    std::unique_ptr<Threads> threads;        // the process's one pool
+    std::unique_ptr<Backend> backend;
+
+    struct Layer {
+        Weight attn_norm, wq, wk, wv, wo, ffn_norm, w_gate, w_up, w_down;
+    };
+    Weight embedding, norm, classifier;
+    std::vector<Layer> layer;
+
+    static Model open(const std::string& folder, const BackendOptions& options, int threads);
+    size_t weight_bytes_per_token() const;   // what one decode step reads of the weights
+};
+
+// The activations of one call of at most `batch` tokens, and the pass itself.
+struct Transformer {
+    Model& model;
+    int batch;                // tokens a pass at most; longer prompts go in several
+    int context;              // positions at most
+    bool exact = false;       // f32 activations in every product (may change between calls)
+
+    Transformer(Model& owner, int context_size, int batch_size = 512);
+
+    // Appends ids to the cache at its positions used, used + 1, …
+    // logits: for the last `wanted` of them, (wanted, V) host memory; nothing is computed for the rest.
+    void forward(KvCache& cache, std::span<const Token> ids, float* logits, int wanted);
+
+    size_t arena_bytes() const { return arena.bytes + rotation.bytes; }
+    static size_t arena_bytes_for(const Config& config, int context, int batch);
+
+  private:
+    Buffer arena;
+    float *x, *xn;            // (batch, D)      residual stream; its norm
+    float *q, *att;           // (batch, H, d)
+    float *k, *v;             // (batch, G, d)
+    float *gate, *up;         // (batch, F)
+    float* logits_rows;       // (rows_at_once, V)
+    int rows_at_once;
+
+    Buffer rotation;          // (context, d/2, 2)  cos, sin of each position's angles, filled as visited
+    int rotation_filled = 0;
+    std::vector<double> frequencies;   // (d/2)
+
+    void fill_rotation(int positions);
+    void block(int l, KvCache& cache, const Step& step);
+    void pass(KvCache& cache, std::span<const Token> ids);
+    void classify(float* host, int first, int count);
+};
+
+}  // namespace stief

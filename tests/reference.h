@@ -1,0 +1,136 @@
+// The operations of the seam once more, as plainly as they can be said, in double precision, and what
+// tests of them share: weights at odd addresses, outputs born NaN between sentinels, every instruction
+// set with every number of threads.
+#pragma once
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <memory>
+
+#include "backend/backend.h"
+#include "base/bf16.h"
+#include "base/random.h"
+#include "testing.h"
+
+namespace stief::testing {
+
+using Doubles = std::vector<double>;
+using Floats = std::vector<float>;
+
+// Rounding one factor of a product to bf16, whose unit roundoff is 2⁻⁸: at most its square.
+constexpr double TOL_ROUNDED = 0x1p-16;
+
+inline Floats normals(size_t n, uint64_t seed) {
+    Random random(seed);
+    Floats x(n);
+    for (float& one : x) one = float(random.normal());
+    return x;
+}
+
+// Elements of one dtype that begin at an odd address, as in a file whose header is that long.
+struct Elements {
+    DType dtype;
+    std::vector<char> bytes;
+    Doubles values;                                   // what the elements are, exactly
+
+    Elements(const Floats& from, DType type)
+        : dtype(type), bytes(from.size() * size_of(type) + 1), values(from.size()) {
+        for (size_t i = 0; i < from.size(); i++) set(i, from[i]);
+    }
+    char* data() { return bytes.data() + 1; }
+    void set(size_t i, float x) {
+        if (dtype == DType::F32) put(i, x, x);
+        if (dtype == DType::F16) put(i, to_f16(x), to_float(to_f16(x)));
+        if (dtype == DType::BF16) put(i, to_bf16(x), to_float(to_bf16(x)));
+    }
+    Weight matrix(int N, int K) { return {data(), dtype, N, K}; }
+
+  private:
+    template <class T>
+    void put(size_t i, T element, float value) {
+        std::memcpy(data() + i * sizeof(T), &element, sizeof(T));
+        values[i] = double(value);
+    }
+};
+
+// n floats, NaN until written, between two runs of sentinels.
+struct Output {
+    static constexpr size_t GUARD = 64;
+    static constexpr float SENTINEL = -1234.5f;
+    Floats memory;
+    size_t n;
+
+    explicit Output(size_t count) : memory(count + 2 * GUARD, SENTINEL), n(count) {
+        std::fill(data(), data() + n, NaN);
+    }
+    float* data() { return memory.data() + GUARD; }
+    Floats values() { return {data(), data() + n}; }
+    bool guarded() const {
+        for (size_t i = 0; i < GUARD; i++)
+            if (memory[i] != SENTINEL || memory[memory.size() - 1 - i] != SENTINEL) return false;
+        return true;
+    }
+};
+
+inline bool same_bits(const Floats& a, const Floats& b) {
+    return a.size() == b.size() && !std::memcmp(a.data(), b.data(), a.size() * sizeof(float));
+}
+
+// Runs operation(backend, out) on every instruction set of this machine with 1, 2 and 3 threads: out
+// must be close to want, the same to the last bit for every number of threads, and nothing else written.
+inline void check_everywhere(const Doubles& want, double tolerance, const Floats& before,
+                             const std::function<void(Backend&, float*)>& operation) {
+    for (const std::string& isa : cpu_isas()) {
+        Floats first;
+        for (int count : {1, 2, 3}) {
+            CAPTURE(isa);
+            CAPTURE(count);
+            Threads threads(count);
+            BackendOptions options{.name = "cpu", .isa = isa};
+            std::unique_ptr<Backend> backend = make_backend(options, threads);
+            Output out(want.size());
+            if (!before.empty()) std::copy(before.begin(), before.end(), out.data());
+            operation(*backend, out.data());
+            CHECK(out.guarded());
+            CHECK(nmse(out.data(), want.data(), want.size()) <= tolerance);
+            if (count == 1) first = out.values();
+            CHECK(same_bits(out.values(), first));
+        }
+    }
+}
+
+namespace reference {
+
+// (T, N) = x (T, K) w (N, K)ᵀ
+inline Doubles matmul(const Floats& x, const Doubles& w, int T, int N, int K) {
+    Doubles out;
+    for (int t = 0; t < T; t++)
+        for (int j = 0; j < N; j++) {
+            double sum = 0;
+            for (int i = 0; i < K; i++) sum += double(x[size_t(t * K + i)]) * w[size_t(j * K + i)];
+            out.push_back(sum);
+        }
+    return out;
+}
+
+// One head's query over S rows of keys (S, rk) and values (S, rv); adds rv numbers and d − rv zeros.
+inline void attend_head(Doubles& out, const float* q, const Doubles& k, const Doubles& v, int S, int rk,
+                        int rv, int d) {
+    Doubles p(static_cast<size_t>(S));
+    double most = -std::numeric_limits<double>::infinity(), sum = 0;
+    for (int s = 0; s < S; s++) {
+        double score = 0;
+        for (int i = 0; i < rk; i++) score += double(q[i]) * k[size_t(s * rk + i)];
+        p[size_t(s)] = score / std::sqrt(double(d));
+        most = std::max(most, p[size_t(s)]);
+    }
+    for (double& one : p) sum += one = std::exp(one - most);
+    for (int i = 0; i < d; i++) {
+        double value = 0;
+        for (int s = 0; i < rv && s < S; s++) value += p[size_t(s)] / sum * v[size_t(s * rv + i)];
+        out.push_back(value);
+    }
+}
+
+}  // namespace reference
+}  // namespace stief::testing

@@ -1,0 +1,304 @@
+// stief chat as a person has it, in a pseudo-terminal, and as a script has it, through pipes.
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <fstream>
+#include <memory>
+
+#include "formats/chat.h"
+#include "testing.h"
+
+namespace stief::testing {
+
+namespace {
+
+constexpr int LONG = 120;                       // seconds; sanitizers and emulators are slow
+const char MODEL[] = "models/parlour";
+
+std::string program() {                         // build/…/stief, beside this test program
+    return (std::filesystem::read_symlink("/proc/self/exe").parent_path() / "stief").string();
+}
+
+// The program with a terminal of its own. No answer within LONG seconds is a failure.
+struct Session {
+    int screen = -1;
+    pid_t child = -1;
+    std::string seen;                           // since the last expect()
+    termios before = {};
+
+    explicit Session(std::vector<std::string> words);
+    ~Session();
+    void send(const std::string& keys);
+    bool read_more(int milliseconds);           // false: nothing came
+    void expect(const std::string& text);       // waits for it; what came before it is forgotten
+    int wait();                                 // the status as waitpid gives it
+    bool terminal_restored() const;
+};
+
+Session::Session(std::vector<std::string> words) {
+    screen = posix_openpt(O_RDWR | O_NOCTTY);
+    if (screen < 0 || grantpt(screen) != 0 || unlockpt(screen) != 0) return;
+    std::string name = ptsname(screen);
+    winsize size = {24, 80, 0, 0};
+    ioctl(screen, TIOCSWINSZ, &size);
+    tcgetattr(screen, &before);
+    std::vector<char*> arguments;
+    for (std::string& word : words) arguments.push_back(word.data());
+    arguments.push_back(nullptr);
+    std::string path = program();
+    child = fork();
+    if (child == 0) {
+        setsid();
+        int terminal = open(name.c_str(), O_RDWR);   // the first one opened becomes the controlling one
+        ioctl(terminal, TIOCSCTTY, 0);
+        for (int fd : {0, 1, 2}) dup2(terminal, fd);
+        if (terminal > 2) close(terminal);
+        close(screen);
+        execv(path.c_str(), arguments.data());
+        _exit(127);
+    }
+}
+
+Session::~Session() {
+    if (child > 0) kill(child, SIGKILL), waitpid(child, nullptr, 0);
+    if (screen >= 0) close(screen);
+}
+
+bool Session::read_more(int milliseconds) {
+    pollfd source = {screen, POLLIN, 0};
+    char bytes[4096];
+    if (poll(&source, 1, milliseconds) <= 0) return false;
+    ssize_t count = read(screen, bytes, sizeof bytes);
+    if (count > 0) seen.append(bytes, size_t(count));
+    return count > 0;
+}
+
+// Reads while it writes: a program that echoes and a test that does not listen would wait on each other.
+void Session::send(const std::string& keys) {
+    for (size_t done = 0; done < keys.size();) {
+        pollfd room = {screen, POLLIN | POLLOUT, 0};
+        REQUIRE(poll(&room, 1, LONG * 1000) > 0);
+        if (room.revents & POLLIN) read_more(0);
+        if (!(room.revents & POLLOUT)) continue;
+        ssize_t count = write(screen, keys.data() + done, std::min<size_t>(keys.size() - done, 512));
+        REQUIRE(count > 0);
+        done += size_t(count);
+    }
+}
+
+void Session::expect(const std::string& text) {
+    auto end = std::chrono::steady_clock::now() + std::chrono::seconds(LONG);
+    size_t found;
+    while ((found = seen.find(text)) == std::string::npos) {
+        bool more = read_more(1000);
+        bool in_time = more || std::chrono::steady_clock::now() < end;
+        if (!in_time || (!more && waitpid(child, nullptr, WNOHANG) == child)) {
+            CAPTURE(seen);
+            FAIL("waited in vain for: " << text);
+        }
+    }
+    seen.erase(0, found + text.size());
+}
+
+int Session::wait() {
+    int status = -1;
+    auto end = std::chrono::steady_clock::now() + std::chrono::seconds(LONG);
+    while (waitpid(child, &status, WNOHANG) == 0) {
+        REQUIRE(std::chrono::steady_clock::now() < end);
+        read_more(20);
+    }
+    child = -1;
+    return status;
+}
+
+bool Session::terminal_restored() const {
+    termios after = {};
+    tcgetattr(screen, &after);
+    return after.c_lflag == before.c_lflag && after.c_iflag == before.c_iflag;
+}
+
+bool can_run() {
+    if (!std::filesystem::exists(program())) return skip("no stief beside the test program"), false;
+    if (std::system(("'" + program() + "' --version > /dev/null 2>&1").c_str()) != 0)
+        return skip("stief does not run here by itself"), false;
+    return true;
+}
+
+// A session that has shown its prompt; null where there are no pseudo-terminals.
+std::unique_ptr<Session> begin(std::vector<std::string> options) {
+    std::vector<std::string> words = {"stief", "chat", MODEL};
+    words.insert(words.end(), options.begin(), options.end());
+    auto session = std::make_unique<Session>(words);
+    if (session->child < 0) return skip("no pseudo-terminal"), nullptr;
+    session->expect("You (0%)> ");
+    return session;
+}
+
+struct Result {
+    int status;
+    std::string out, err;
+};
+Result run(const std::string& options, const std::string& input, const Scratch& scratch) {
+    std::string in = scratch.path("in"), out = scratch.path("out"), err = scratch.path("err");
+    std::ofstream(in) << input;
+    int status = std::system(("'" + program() + "' chat " + options + " < '" + in + "' > '" + out +
+                              "' 2> '" + err + "'").c_str());
+    auto text = [](const std::string& path) {
+        std::ifstream file(path);
+        return std::string(std::istreambuf_iterator<char>(file), {});
+    };
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, text(out), text(err)};
+}
+
+}  // namespace
+
+TEST_SUITE_BEGIN("commands");
+
+TEST_CASE("a person talks, interrupts, pastes, resizes, saves, loads and leaves") {
+    if (!can_run()) return;
+    auto session = begin({"--temperature", "3", "--seed", "1"});    // so hot that it hardly ever ends
+    if (!session) return;
+    Scratch scratch;
+    Session& s = *session;
+
+    s.send("Good evening, sir.\r");
+    s.expect("sir.");
+    s.expect("\r\n");
+    while (s.seen.size() < 40) REQUIRE(s.read_more(LONG * 1000));   // streamed: it has not ended yet
+    s.send("typed ahead");
+    s.send("\x03");
+    s.expect("(stopped)");
+    s.expect("%)> typed ahead");
+    s.send("\x03\x03");
+    s.send("\x03");
+    s.expect("Ctrl-D or /exit leaves");
+
+    std::string paste;
+    for (int i = 0; paste.size() < 10000; i++) paste += "This is line " + std::to_string(i) + ".\n";
+    paste.resize(10000, 'x');
+    Tokenizer tokenizer = Tokenizer::open(MODEL);
+    ChatTemplate form(tokenizer);
+    size_t tokens = form.message("user", paste).size() + form.answer_header().size();
+    s.send("\033[200~" + paste + "\033[201~\r");
+    s.expect("takes " + std::to_string(tokens) + " tokens");        // so all of it has arrived
+    s.expect("/clear begins anew");
+
+    s.expect("%)> ");
+    s.send("some words that wrap when the terminal is narrow");
+    s.expect("narrow");
+    winsize size = {24, 30, 0, 0};
+    ioctl(s.screen, TIOCSWINSZ, &size);
+    s.expect("some words that\r\n");
+    s.send("\x03/bogus\r");
+    s.expect("no command");
+    s.send("/stats\r");
+    s.expect("of 2048 positions used");
+    s.expect("allocated");
+
+    std::string file = scratch.path("talk");
+    s.send("/save " + file + "\r");
+    s.expect("saved in");
+    s.send("/clear\r");
+    s.expect("You (0%)> ");
+    s.send("/load " + file + "\r");
+    s.expect("user: Good evening, sir.");
+    s.expect("2 messages");
+    s.send("/exit\r");
+    CHECK(s.wait() == 0);
+    CHECK(s.terminal_restored());
+}
+
+TEST_CASE("the terminal is given back when the program is ended or suspended") {
+    if (!can_run()) return;
+    for (int number : {SIGTERM, SIGHUP}) {
+        auto session = begin({});
+        if (!session) return;
+        CHECK(!session->terminal_restored());
+        kill(session->child, number);
+        int status = session->wait();
+        CHECK(WIFSIGNALED(status));
+        CHECK(WTERMSIG(status) == number);
+        CHECK(session->terminal_restored());
+    }
+    auto session = begin({});
+    session->send("half a");
+    session->expect("half a");
+    kill(session->child, SIGSTOP);
+    int status = 0;
+    REQUIRE(waitpid(session->child, &status, WUNTRACED) == session->child);
+    tcsetattr(session->screen, TCSANOW, &session->before);          // as a shell does
+    kill(session->child, SIGCONT);
+    session->expect("half a");                                      // raw again, and drawn again
+    CHECK(!session->terminal_restored());
+    session->send("\x15\x04");
+    CHECK(session->wait() == 0);
+    CHECK(session->terminal_restored());
+}
+
+TEST_CASE("through pipes every line is a message, and a saved conversation goes on in the same words") {
+    if (!can_run()) return;
+    Scratch scratch;
+    std::string options = std::string(MODEL) + " --greedy", file = scratch.path("talk");
+    const std::string first = "Good morning, my dear.\n", second = "Where is your brother?\n";
+    Result both = run(options, first + "\n" + second, scratch);
+    CHECK(both.status == 0);
+    CHECK(both.err == "");
+    CHECK(both.out.find("You (") == std::string::npos);
+    Result saved = run(options, first + "/save " + file, scratch);
+    CHECK(saved.status == 0);
+    Result loaded = run(options, "/load " + file + "\n" + second, scratch);
+    CHECK(loaded.status == 0);
+    CHECK(saved.out.size() > 1);
+    CHECK(loaded.out.size() > 1);
+    CHECK(both.out == saved.out + loaded.out);
+}
+
+TEST_CASE("what a person would be told ends a script: status 1 and one line") {
+    if (!can_run()) return;
+    Scratch scratch;
+    std::filesystem::copy(MODEL, scratch.path("base"), std::filesystem::copy_options::recursive);
+    std::ifstream file(scratch.path("base/tokenizer.json"));
+    std::string json(std::istreambuf_iterator<char>(file), {});
+    size_t name = json.find("<|eot_id|>");
+    REQUIRE(name != std::string::npos);
+    std::ofstream(scratch.path("base/tokenizer.json")) << json.replace(name, 10, "<|nothing|>");
+    const std::string model = MODEL;
+    const struct { std::string options, input, message; } cases[] = {
+        {model, "/what\n", "line 1 of standard input: /what is no command"},
+        {model, "\n/load\n", "line 2 of standard input: /load needs"},
+        {model, "/save x\n", "nothing has been said"},
+        {model, "/load models/parlour/model.safetensors\n", "is no saved conversation"},
+        {model + " --context 32", "one two three four five six seven eight nine ten\n", "--context N"},
+        {model + " --context 20 --system 'You are a sailor.'", "", "system message"},
+        {scratch.path("base"), "", "<|eot_id|>"},
+    };
+    for (const auto& c : cases) {
+        Result result = run(c.options, c.input, scratch);
+        CAPTURE(result.err);
+        CHECK(result.status == 1);
+        CHECK(result.err.starts_with("error: "));
+        CHECK(result.err.find('\n') == result.err.size() - 1);
+        CHECK(result.err.find(c.message) != std::string::npos);
+    }
+}
+
+TEST_CASE("an answer that the context cuts off is said to be, and nothing is forgotten") {
+    if (!can_run()) return;
+    Scratch scratch;
+    std::string options = std::string(MODEL) + " --temperature 3 --seed 2 --context 64";
+    Result result = run(options, "Good morning, my dear.\n/stats\n", scratch);
+    CHECK(result.status == 0);
+    CHECK(result.err.find("because the context is full") != std::string::npos);
+    CHECK(result.err.find("64 of 64 positions used (100%), 0 left") != std::string::npos);
+}
+
+TEST_SUITE_END();
+
+}  // namespace stief::testing

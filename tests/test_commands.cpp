@@ -1,0 +1,159 @@
+// The program from outside: what is typed, what comes out, the exit status.
+#include <cstring>
+
+#include "base/json.h"
+#include "commands/args.h"
+#include "program.h"
+#include "tiny_model.h"
+
+using namespace stief;
+using namespace stief::testing;
+
+static size_t lines(const std::string& text) {
+    size_t n = 0;
+    for (char c : text) n += c == '\n';
+    return n;
+}
+
+TEST_SUITE_BEGIN("commands");
+
+TEST_CASE("help names every verb, and each verb's help every option it takes") {
+    Ran all = run("--help");
+    CHECK(all.status == 0);
+    for (const char* verb : {"chat", "generate", "perplexity", "bench", "inspect", "tokenize", "logits"}) {
+        CAPTURE(verb);
+        CHECK(all.out.find(verb) != all.out.npos);
+        Ran one = run(std::string(verb) + " --help");
+        CHECK(one.status == 0);
+        CHECK(one.out.find("usage: stief " + std::string(verb)) == 0);
+        CHECK(one.out.find("--help") != one.out.npos);
+        CHECK(run("help " + std::string(verb)).out == one.out);
+    }
+    CHECK(run("--version").out == "stief " STIEF_VERSION "\n");
+}
+
+TEST_CASE("wrong usage exits with 2 and the line that would be right") {
+    const struct {
+        const char *words, *says;
+    } cases[] = {
+        {"", "usage: stief VERB MODEL"},
+        {"chta x", "did you mean chat?"},
+        {"generate", "no MODEL given"},
+        {"generate models/parlour --tokns 3", "did you mean --tokens?"},
+        {"generate models/parlour -n", "--tokens needs N"},
+        {"generate models/parlour -n 0", "from 1"},
+        {"generate models/parlour -n 2.5", "whole number"},
+        {"generate models/parlour -n 99999999999", "whole number"},
+        {"generate models/parlour --top-p 1.5", "from 0 to 1"},
+        {"generate models/parlour --temperature nan", "number"},
+        {"generate models/parlour --greedy=yes", "takes no value"},
+        {"generate models/parlour extra", "one argument too many"},
+        {"generate models/parlour -p a -f b", "give one of them"},
+        {"perplexity models/parlour", "too few arguments"},
+        {"perplexity models/parlour x --protocol y", "chunks, llama.cpp or strided"},
+        {"perplexity models/parlour x --cache f8", "f16, bf16 or f32"},
+        {"bench models/parlour --depth 1,,2", "--depth takes"},
+        {"logits models/parlour -o x", "--ids"},
+        {"logits models/parlour --ids 1", "-o OUT"},
+    };
+    for (const auto& c : cases) {
+        CAPTURE(c.words);
+        Ran ran = run(c.words);
+        CHECK(ran.status == 2);
+        CHECK(ran.out.empty());
+        CHECK(ran.err.find("error: ") == 0);
+        CAPTURE(ran.err);
+        CHECK(ran.err.find(c.says) != ran.err.npos);
+    }
+}
+
+TEST_CASE("what the machine or a file gets wrong exits with 1 and one line") {
+    const struct {
+        const char *words, *says;
+    } cases[] = {
+        {"chat no/such/folder", "no/such/folder"},
+        {"inspect models", "config.json"},
+        {"generate models/parlour -p x --isa mmx", "mmx"},
+        {"generate models/parlour -p x --backend quantum", "quantum"},
+        {"generate models/parlour -p x --context 4096", "2048"},
+        {"generate models/parlour -f no-such-file", "no-such-file"},
+        {"logits models/parlour --ids '1 x' -o out.tmp", "'x'"},
+        {"logits models/parlour --ids 4096 -o out.tmp", "vocabulary of 4096"},
+        {"logits models/parlour --ids 1 -o no/such/folder/out", "no/such/folder"},
+        {"tokenize models/parlour --decode 99999", "99999"},
+        {"perplexity models/parlour /dev/null --quiet", "too few"},
+        {"tokenize models/parlour hello > /dev/full", "standard output"},
+    };
+    for (const auto& c : cases) {
+        CAPTURE(c.words);
+        Ran ran = run(c.words);
+        CHECK(ran.status == 1);
+        CHECK(ran.err.find("error: ") == 0);
+        CHECK(lines(ran.err) == 1);
+        CAPTURE(ran.err);
+        CHECK(ran.err.find(c.says) != ran.err.npos);
+    }
+    CHECK(!file_exists("out.tmp"));
+}
+
+TEST_CASE("tokenize takes standard input byte for byte and gives it back") {
+    std::string text = "Voilà, 12345 naïve\r\n\n  “quotes” \xff\xfe 🏃‍♂️ <|eot_id|>\n";
+    Ran ids = run("tokenize models/parlour", text);
+    CHECK(ids.status == 0);
+    CHECK(lines(ids.out) == 1);
+    CHECK(ids.out.find("4089") == ids.out.npos);
+    CHECK(run("tokenize models/parlour --decode", ids.out).out == text);
+    CHECK(run("tokenize models/parlour --special '<|eot_id|>'").out == "4089\n");
+    CHECK(run("tokenize models/parlour", "").out == "\n");
+}
+
+TEST_CASE("the same seed gives the same text, on one thread or two") {
+    std::string words = "generate models/parlour -p 'The captain' -n 30 --quiet --seed 7";
+    Ran one = run(words + " --threads 1"), two = run(words + " --threads 2");
+    CHECK(one.status == 0);
+    CHECK(one.err.empty());
+    CHECK(one.out == two.out);
+    CHECK(one.out != run(words + "8").out);
+    Ran echo = run(words + " --echo");
+    CHECK(echo.out == "The captain" + one.out);
+    CHECK(run("generate models/parlour -n 30 --quiet --seed 7 -f -", "The captain").out == one.out);
+}
+
+TEST_CASE("logits writes (T, V) floats, in a folder without a tokenizer too") {
+    Scratch scratch;
+    write_tiny_model({.why = ""}, scratch.folder.string());
+    std::string out = scratch.path("logits");
+    std::ofstream(scratch.path("ids")) << "1 2, 3\n4\n";
+    Ran ran = run("logits " + scratch.folder.string() + " --ids-file " + scratch.path("ids") + " -o " + out);
+    CHECK(ran.status == 0);
+    std::string first = read_text(out);
+    CHECK(first.size() == 4 * 64 * sizeof(float));
+    CHECK(run("logits " + scratch.folder.string() + " --ids '1 2 3 4' -o " + out).status == 0);
+    CHECK(read_text(out) == first);
+}
+
+TEST_CASE("perplexity, inspect and bench print one JSON object and nothing else on stdout") {
+    Ran ran = run("perplexity models/parlour models/parlour/MODEL.md --context 128 --json --compare exact");
+    CHECK(ran.status == 0);
+    Json json = Json::parse(ran.out, "stdout");
+    for (const char* key : {"perplexity", "stderr", "tokens", "context", "seconds", "cache_bytes_per_token",
+                            "perplexity_full", "kld_mean", "kld_p99", "kld_max", "same_top"}) {
+        CAPTURE(key);
+        REQUIRE(json.find(key) != nullptr);
+        CHECK(json.find(key)->kind == Json::Number);
+    }
+    CHECK(json.find("cache_bytes_per_token")->text == "3072");
+    CHECK(json.find("kld_mean")->number("kld_mean") <= 1e-4);
+
+    Json inspected = Json::parse(run("inspect models/parlour --json").out, "stdout");
+    CHECK(inspected.find("parameters")->number("") == 11014528);
+
+    Ran bench = run("bench models/parlour --prompt 8 --generate 2 --repeat 1 --depth 0,16 --json");
+    CHECK(bench.status == 0);
+    Json measured = Json::parse(bench.out, "stdout");
+    REQUIRE(measured.find("rows") != nullptr);
+    CHECK(measured.find("rows")->items.size() == 3);
+    CHECK(measured.find("bandwidth_gbs")->number("") > 0);
+}
+
+TEST_SUITE_END();

@@ -1,0 +1,213 @@
+// The forward pass against independent references, and what must hold whatever the numbers are.
+#include <algorithm>
+
+#include "base/file.h"
+#include "commands/ids.h"
+#include "forward/generate.h"
+#include "forward/perplexity.h"
+#include "reference_llama.h"
+#include "tiny_model.h"
+
+using namespace stief;
+using namespace stief::testing;
+
+namespace {
+
+// Accumulated float32 rounding over a few layers; the reference is float64.
+constexpr double TOL_LOGITS = 1e-9;
+
+Model open_model(const std::string& folder, const std::string& isa = "auto", int threads = 2) {
+    BackendOptions options;
+    options.name = "cpu";
+    options.isa = isa;
+    return Model::open(folder, options, threads);
+}
+
+// (T, V) logits of ids, fed in pieces of `piece` tokens through passes of at most `batch`.
+std::vector<float> logits_of(Model& model, const std::vector<Token>& ids, int piece, int batch = 512,
+                             bool exact = true, DType cache_type = DType::F32) {
+    KvCache cache(*model.backend, model.config, int(ids.size()), cache_type);
+    Transformer transformer(model, int(ids.size()), batch);
+    transformer.exact = exact;
+    std::vector<float> logits(ids.size() * size_t(model.config.V), NaN);
+    for (size_t at = 0; at < ids.size(); at += size_t(piece)) {
+        size_t n = std::min(size_t(piece), ids.size() - at);
+        transformer.forward(cache, {ids.data() + at, n}, logits.data() + at * size_t(model.config.V),
+                            int(n));
+    }
+    return logits;
+}
+
+std::vector<Token> random_ids(int n, int V, uint64_t seed) {
+    Random random(seed);
+    std::vector<Token> ids;
+    for (int i = 0; i < n; i++) ids.push_back(Token(random.below(uint64_t(V))));
+    return ids;
+}
+
+const struct {
+    int piece, batch;
+    const char* why;
+} ways[] = {{1000, 512, "one batch"},
+            {1000, 48, "several batches"},
+            {37, 512, "pieces that end nowhere in particular"},
+            {1, 512, "token by token"}};
+
+const TinyModel tiny_models[] = {
+    {.why = "grouped queries, tied"},
+    {.why = "one kv head for all, head width not D / H", .D = 24, .H = 3, .G = 1, .d = 16},
+    {.why = "a kv head for each query head, untied, bf16", .H = 4, .G = 4, .dtype = DType::BF16,
+     .tied = false},
+    {.why = "scaled rope, f16, odd widths", .D = 36, .F = 50, .V = 71, .d = 10, .dtype = DType::F16,
+     .scaled_rope = true},
+    {.why = "head width 128", .L = 1, .D = 40, .H = 2, .G = 1, .d = 128},
+};
+
+// Rows of the reference file: positions 3, 7, … 199 of a 200-token sequence (all 200 of stories260K).
+void compare_with_file(const std::string& folder, const std::string& tokens, const std::string& rows,
+                       int every, const std::string& isa) {
+    Model model = open_model(folder, isa);
+    size_t V = size_t(model.config.V);
+    std::vector<Token> ids = parse_ids(read_text(tokens), tokens);
+    MappedFile file(rows);
+    size_t count = file.size / (V * sizeof(float));
+    ids.resize(count * size_t(every));
+    REQUIRE(count > 0);
+    for (auto way : ways) {
+        CAPTURE(way.why);
+        std::vector<float> logits = logits_of(model, ids, way.piece, way.batch), got;
+        for (size_t i = size_t(every) - 1; i < ids.size(); i += size_t(every))
+            got.insert(got.end(), logits.begin() + ptrdiff_t(i * V), logits.begin() + ptrdiff_t(i * V + V));
+        std::vector<float> want(count * V, NaN);
+        std::memcpy(want.data(), file.data, want.size() * sizeof(float));
+        CHECK(nmse(got, want) <= TOL_LOGITS);
+    }
+}
+
+}  // namespace
+
+TEST_SUITE_BEGIN("forward");
+
+TEST_CASE("logits agree with an independent implementation's, however the tokens are batched") {
+    if (shared("models").empty()) return skip("needs ../shared/models");
+    for (const std::string& isa : cpu_isas())
+        for (const char* name : {"gqa-tied-bf16", "rope31-sharded-f16", "headdim128-f32", "parlour"}) {
+            CAPTURE(isa);
+            CAPTURE(name);
+            std::string folder = shared("models") + "/" + name;
+            compare_with_file(folder, folder + "/reference_tokens.txt", folder + "/reference_logits.f32", 4,
+                              isa);
+        }
+}
+
+TEST_CASE("logits of a trained model agree with the original C program's") {
+    std::string folder = shared("data/stories260K");
+    if (folder.empty()) return skip("needs ../shared/data");
+    compare_with_file(folder, folder + "/ref_tokens.txt", folder + "/ref_logits_f32.bin", 1, "auto");
+}
+
+TEST_CASE("logits agree with a Llama in double precision, for every shape, dtype and way of feeding") {
+    for (const TinyModel& tiny : tiny_models) {
+        CAPTURE(tiny.why);
+        Scratch scratch;
+        write_tiny_model(tiny, scratch.folder.string());
+        Model model = open_model(scratch.folder.string());
+        std::vector<Token> ids = random_ids(90, tiny.V, 7);
+        ReferenceLlama reference(model.config, model.weights);
+        Vec want;
+        for (Token id : ids)
+            for (double z : reference.next(id)) want.push_back(z);
+        for (auto way : ways) {
+            CAPTURE(way.why);
+            CHECK(nmse(logits_of(model, ids, way.piece, way.batch), want) <= TOL_LOGITS);
+        }
+    }
+}
+
+TEST_CASE("the number of threads does not change one bit") {
+    Scratch scratch;
+    write_tiny_model({.why = "", .D = 64, .F = 200, .V = 300, .dtype = DType::BF16}, scratch.folder.string());
+    std::vector<Token> ids = random_ids(70, 300, 3);
+    for (bool exact : {true, false}) {
+        Model one = open_model(scratch.folder.string(), "auto", 1);
+        std::vector<float> want = logits_of(one, ids, 41, 512, exact);
+        for (int threads : {2, 3, 5}) {
+            Model several = open_model(scratch.folder.string(), "auto", threads);
+            std::vector<float> got = logits_of(several, ids, 41, 512, exact);
+            CHECK(std::memcmp(got.data(), want.data(), got.size() * sizeof(float)) == 0);
+        }
+    }
+}
+
+TEST_CASE("logits are given for the last tokens that are wanted, and only for them") {
+    Scratch scratch;
+    write_tiny_model({.why = ""}, scratch.folder.string());
+    Model model = open_model(scratch.folder.string());
+    std::vector<Token> ids = random_ids(40, 64, 5);
+    std::vector<float> all = logits_of(model, ids, 1000, 16);
+    for (int wanted : {0, 1, 7, 16, 17, 40}) {
+        KvCache cache(*model.backend, model.config, 40, DType::F32);
+        Transformer transformer(model, 40, 16);
+        transformer.exact = true;
+        std::vector<float> got(size_t(wanted) * 64 + 1, NaN);
+        transformer.forward(cache, ids, got.data(), wanted);
+        CHECK(std::isnan(got.back()));
+        got.pop_back();
+        std::vector<float> want(all.end() - wanted * 64, all.end());
+        CHECK(nmse(got, want) <= TOL_F32);
+    }
+}
+
+TEST_CASE("a token outside the vocabulary and a full context are errors") {
+    Scratch scratch;
+    write_tiny_model({.why = ""}, scratch.folder.string());
+    Model model = open_model(scratch.folder.string());
+    KvCache cache(*model.backend, model.config, 4, DType::F32);
+    Transformer transformer(model, 4);
+    std::vector<float> logits(64);
+    for (Token bad : {-1, 64, 2147483647})
+        CHECK_THROWS_WITH_AS(transformer.forward(cache, {&bad, 1}, logits.data(), 1),
+                             doctest::Contains("vocabulary of 64"), Error);
+    std::vector<Token> five(5, 1);
+    CHECK_THROWS_WITH_AS(transformer.forward(cache, five, logits.data(), 1),
+                         doctest::Contains("context is full"), Error);
+}
+
+TEST_CASE("a saved cache continues like the one it was saved from, to the last bit") {
+    Scratch scratch;
+    write_tiny_model({.why = ""}, scratch.folder.string());
+    Model model = open_model(scratch.folder.string());
+    std::vector<Token> ids = random_ids(20, 64, 9);
+    for (DType type : {DType::F16, DType::BF16, DType::F32}) {
+        KvCache cache(*model.backend, model.config, 32, type), other(*model.backend, model.config, 64, type);
+        Transformer transformer(model, 32);
+        std::vector<float> want(64, NaN), got(64, NaN);
+        transformer.forward(cache, ids, want.data(), 1);
+        std::vector<char> saved(cache.snapshot_bytes(cache.used));
+        CHECK(saved.size() == 20 * cache.bytes_per_token());
+        cache.save(saved.data());
+        other.load(saved.data(), 20);
+        Token next = 11;
+        transformer.forward(cache, {&next, 1}, want.data(), 1);
+        transformer.forward(other, {&next, 1}, got.data(), 1);
+        CHECK(std::memcmp(got.data(), want.data(), 64 * sizeof(float)) == 0);
+    }
+}
+
+TEST_CASE("the fast path stays within 1e-4 nats of the exact one on text") {
+    Model model = open_model("models/parlour");
+    Tokenizer tokenizer = Tokenizer::open("models/parlour");
+    std::vector<Token> ids = {model.config.bos};
+    for (Token id : tokenizer.encode(read_text("README.md").substr(0, 4000))) ids.push_back(id);
+    Protocol protocol;
+    protocol.context = int(std::min<size_t>(ids.size(), 512));
+    KvCache fast(*model.backend, model.config, protocol.context, DType::F16);
+    KvCache exact(*model.backend, model.config, protocol.context, DType::F32);
+    Transformer transformer(model, protocol.context);
+    Runner tested{transformer, fast, false}, reference{transformer, exact, true};
+    Measured measured = measure(tested, &reference, ids, protocol, nullptr);
+    CHECK(measured.divergence.mean <= 1e-4);
+    CHECK(measured.divergence.same_top >= 0.99);
+}
+
+TEST_SUITE_END();

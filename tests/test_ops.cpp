@@ -1,0 +1,235 @@
+// Every operation of the seam on every instruction set that this machine runs, against reference.h.
+#include <algorithm>
+
+#include "backend/buffer.h"
+#include "reference.h"
+
+using namespace stief;
+using namespace stief::testing;
+
+TEST_SUITE_BEGIN("backend");
+
+constexpr DType DTYPES[] = {DType::F32, DType::F16, DType::BF16};
+
+static std::unique_ptr<Backend> any_backend(Threads& threads) {
+    return make_backend({.name = "cpu"}, threads);
+}
+
+TEST_CASE("matmul is x wᵀ for every shape, dtype and instruction set, exact and fast") {
+    const struct { int T, N, K; const char* why; } cases[] = {
+        {1, 1, 1, "the smallest"},
+        {1, 7, 3, "shorter than any vector"},
+        {1, 45, 70, "tails of rows and of columns"},
+        {1, 300, 513, "several pieces, one past a vector"},
+        {2, 33, 32, "smallest tile, one output past a panel"},
+        {2, 5, 1, "k of one: half a pair"},
+        {7, 16, 31, "half a panel, odd k"},
+        {12, 32, 64, "whole tiles only"},
+        {13, 40, 129, "one token past a tile"},
+        {17, 17, 95, "one token past an AMX tile"},
+        {33, 65, 33, "one past two AMX tiles"},
+        {70, 50, 1100, "more than one chunk of k"},
+        {3, 130, 4100, "chunks of every set, few tokens"},
+    };
+    for (auto c : cases)
+        for (DType dtype : DTYPES)
+            for (bool exact : {true, false})
+                for (bool add : {false, true}) {
+                    CAPTURE(c.why);
+                    CAPTURE(name_of(dtype));
+                    CAPTURE(exact);
+                    CAPTURE(add);
+                    size_t T = size_t(c.T), N = size_t(c.N), K = size_t(c.K);
+                    Floats x = normals(T * K, 1), before = add ? normals(T * N, 2) : Floats();
+                    Elements w(normals(N * K, 3), dtype);
+                    Doubles want = reference::matmul(x, w.values, c.T, c.N, c.K);
+                    for (size_t i = 0; i < before.size(); i++) want[i] += double(before[i]);
+                    bool rounded = !exact && dtype == DType::BF16 && c.T > 1;
+                    check_everywhere(want, rounded ? TOL_ROUNDED : TOL_F32, before,
+                                     [&](Backend& backend, float* out) {
+                                         backend.exact = exact;
+                                         backend.matmul(out, x.data(), w.matrix(c.N, c.K), c.T, add);
+                                     });
+                }
+}
+
+TEST_CASE("a token's product does not depend on the tokens beside it") {
+    int T = 29, N = 70, K = 300;
+    Floats x = normals(size_t(T * K), 4);
+    Elements w(normals(size_t(N * K), 5), DType::BF16);
+    Threads threads(2);
+    for (const std::string& isa : cpu_isas()) {
+        CAPTURE(isa);
+        std::unique_ptr<Backend> backend = make_backend({.name = "cpu", .isa = isa}, threads);
+        Floats all(size_t(T * N)), some(size_t(2 * N));
+        backend->matmul(all.data(), x.data(), w.matrix(N, K), T, false);
+        for (int t : {0, 11, 27}) {
+            backend->matmul(some.data(), x.data() + t * K, w.matrix(N, K), 2, false);
+            Floats part(all.begin() + t * N, all.begin() + (t + 2) * N);
+            CHECK(same_bits(some, part));
+        }
+    }
+}
+
+TEST_CASE("embed copies rows of a table in any dtype") {
+    int V = 50, D = 37;
+    std::vector<int32_t> ids = {49, 0, 7, 7};
+    for (DType dtype : DTYPES) {
+        CAPTURE(name_of(dtype));
+        Elements table(normals(size_t(V * D), 6), dtype);
+        Doubles want;
+        for (int32_t id : ids)
+            want.insert(want.end(), table.values.begin() + id * D, table.values.begin() + (id + 1) * D);
+        check_everywhere(want, 0, {}, [&](Backend& backend, float* out) {
+            backend.embed(out, table.matrix(V, D), ids.data(), int(ids.size()));
+        });
+    }
+}
+
+TEST_CASE("rmsnorm divides by the root of the mean square") {
+    for (int D : {1, 5, 64, 2051})
+        for (DType dtype : DTYPES)
+            for (int T : {1, 13}) {
+                CAPTURE(D);
+                CAPTURE(name_of(dtype));
+                Floats x = normals(size_t(T * D), 7);
+                Elements w(normals(size_t(D), 8), dtype);
+                double eps = double(1e-5f);
+                Doubles want;
+                for (int t = 0; t < T; t++) {
+                    double mean = 0;
+                    for (int i = 0; i < D; i++) mean += std::pow(double(x[size_t(t * D + i)]), 2) / D;
+                    for (int i = 0; i < D; i++)
+                        want.push_back(double(x[size_t(t * D + i)]) * w.values[size_t(i)] /
+                                       std::sqrt(mean + eps));
+                }
+                check_everywhere(want, TOL_F32, {}, [&](Backend& backend, float* out) {
+                    backend.rmsnorm(out, x.data(), w.matrix(D, 1), 1e-5f, T);
+                });
+            }
+}
+
+TEST_CASE("rmsnorm works in place") {
+    Floats x = normals(64, 9), out(64);
+    Elements w(normals(64, 10), DType::BF16);
+    Threads threads(1);
+    std::unique_ptr<Backend> backend = any_backend(threads);
+    backend->rmsnorm(out.data(), x.data(), w.matrix(64, 1), 1e-5f, 1);
+    backend->rmsnorm(x.data(), x.data(), w.matrix(64, 1), 1e-5f, 1);
+    CHECK(same_bits(x, out));
+}
+
+TEST_CASE("rope turns pairs (j, j + d/2) by the angle of their position") {
+    for (int d : {2, 8, 10, 64, 128})
+        for (Step step : {Step{0, 1}, Step{5, 1}, Step{3, 7}}) {
+            CAPTURE(d);
+            int heads = 3, half = d / 2, context = 10;
+            Floats rotation, x = normals(size_t(step.T * heads * d), 11);
+            for (int i = 0; i < context * half; i++) {
+                rotation.push_back(float(std::cos(0.37 * i)));
+                rotation.push_back(float(std::sin(0.37 * i)));
+            }
+            Doubles want(x.begin(), x.end());
+            for (int row = 0; row < step.T * heads; row++)
+                for (int j = 0; j < half; j++) {
+                    size_t at = size_t(((step.pos + row / heads) * half + j) * 2);
+                    double cos = double(rotation[at]), sin = double(rotation[at + 1]);
+                    double &a = want[size_t(row * d + j)], &b = want[size_t(row * d + j + half)];
+                    double turned = a * cos - b * sin;
+                    b = b * cos + a * sin, a = turned;
+                }
+            check_everywhere(want, TOL_F32, x, [&](Backend& backend, float* out) {
+                backend.rope(out, rotation.data(), heads, d, step);
+            });
+        }
+}
+
+TEST_CASE("swiglu is silu(gate) ⊙ up, also far out") {
+    for (int T : {1, 7})
+        for (int F : {1, 30, 4097}) {
+            CAPTURE(F);
+            size_t n = size_t(T * F);
+            Floats gate = normals(n, 12), up = normals(n, 13);
+            for (size_t i = 0; i < n; i += 3) gate[i] *= 100;
+            Doubles want;
+            for (size_t i = 0; i < n; i++) {
+                double z = double(gate[i]);
+                want.push_back(z / (1 + std::exp(-z)) * double(up[i]));
+            }
+            check_everywhere(want, TOL_F32, gate, [&](Backend& backend, float* out) {
+                backend.swiglu(out, up.data(), T, F);
+            });
+        }
+}
+
+TEST_CASE("argmax finds the first of the largest; NaN never wins") {
+    float inf = std::numeric_limits<float>::infinity();
+    Floats tail(37, 0);
+    tail[36] = 1;
+    const struct { Floats row; int want; const char* why; } cases[] = {
+        {{3}, 0, "one element"},
+        {{1, 5, 2, 5, 5}, 1, "the first of equals"},
+        {{NaN, 1, NaN, 2, NaN}, 3, "NaN around it"},
+        {{NaN, -inf, NaN}, 1, "minus infinity beats NaN"},
+        {{NaN, NaN}, 0, "nothing but NaN"},
+        {{-3, -2, -inf}, 1, "all negative"},
+        {{1, inf, 2}, 1, "infinity"},
+        {tail, 36, "in the tail of a vector"},
+    };
+    Threads threads(2);
+    for (auto& c : cases)
+        for (const std::string& isa : cpu_isas()) {
+            CAPTURE(c.why);
+            CAPTURE(isa);
+            std::unique_ptr<Backend> backend = make_backend({.name = "cpu", .isa = isa}, threads);
+            Floats rows = c.row;
+            rows.insert(rows.end(), c.row.begin(), c.row.end());
+            int32_t found[] = {-1, -1, -1};
+            backend->argmax(found, rows.data(), 2, int(c.row.size()));
+            CHECK(found[0] == c.want);
+            CHECK(found[1] == c.want);
+            CHECK(found[2] == -1);
+        }
+}
+
+TEST_CASE("stream reads every byte") {
+    for (size_t bytes : {0, 1, 7, 8, 513, 1 << 20, (1 << 20) + 1, (3 << 20) + 77}) {
+        CAPTURE(bytes);
+        std::vector<char> memory(bytes + 8);
+        Random random(14);
+        for (char& one : memory) one = char(random.next());
+        uint64_t want = 0;
+        for (size_t i = 0; i < bytes; i++)
+            want += uint64_t(uint8_t(memory[i])) << 8 * (i % 8);
+        for (const std::string& isa : cpu_isas())
+            for (int count : {1, 3}) {
+                CAPTURE(isa);
+                Threads threads(count);
+                CHECK(make_backend({.name = "cpu", .isa = isa}, threads)->stream(memory.data(), bytes) ==
+                      want);
+            }
+    }
+}
+
+TEST_CASE("memory is zero, and more than there is is refused before it is taken") {
+    Threads threads(1);
+    std::unique_ptr<Backend> backend = any_backend(threads);
+    Buffer buffer(*backend, 1000, "a small block");
+    CHECK(std::count(buffer.f32(), buffer.f32() + 250, 0.0f) == 250);
+    CHECK_THROWS_WITH_AS(backend->alloc(size_t(1) << 50, "the KV cache of 9 positions"),
+                         doctest::Contains("the KV cache of 9 positions needs 1048576.00 GiB, "), Error);
+    CHECK_THROWS_WITH_AS(backend->alloc(size_t(1) << 50, "it"),
+                         doctest::Contains("are available; use a smaller --context"), Error);
+}
+
+TEST_CASE("an unknown backend or instruction set is an error that lists the known") {
+    Threads threads(1);
+    CHECK_THROWS_WITH_AS(make_backend({.name = "tpu"}, threads),
+                         doctest::Contains("expected auto, cpu or cuda"), Error);
+    CHECK_THROWS_WITH_AS(make_backend({.name = "cuda"}, threads), doctest::Contains("no CUDA"), Error);
+    CHECK_THROWS_WITH_AS(make_backend({.name = "cpu", .isa = "mmx"}, threads),
+                         doctest::Contains(("this machine runs " + cpu_isas().front()).c_str()), Error);
+    CHECK(cpu_isas().back() == "portable");
+}
+
+TEST_SUITE_END();
