@@ -20,12 +20,15 @@ struct Ran {
     std::string out, err;
 };
 
-// words: as typed in a shell, after "stief". input: what standard input holds.
-inline Ran run(const std::string& words, const std::string& input = "") {
+// words: as typed in a shell, after "stief". input: what standard input holds. out: where standard
+// output goes, if not into Ran.
+inline Ran run(const std::string& words, const std::string& input = "", std::string out = "") {
     Scratch scratch;
+    if (out.empty()) out = scratch.path("out");
+    std::ofstream(scratch.path("out"));
     std::ofstream(scratch.path("in"), std::ios::binary) << input;
     std::string command = "'" + program() + "' " + words + " < '" + scratch.path("in") + "' > '" +
-                          scratch.path("out") + "' 2> '" + scratch.path("err") + "'";
+                          out + "' 2> '" + scratch.path("err") + "'";
     int status = std::system(command.c_str());
     Ran ran;
     ran.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);

@@ -1,6 +1,6 @@
-// The operations of the seam once more, as plainly as they can be said, in double precision, and what
-// tests of them share: weights at odd addresses, outputs born NaN between sentinels, every instruction
-// set with every number of threads.
+// The operations of the seam once more, as plainly as they can be said, in double precision, and
+// what tests of them share: weights at odd addresses, outputs born NaN between sentinels, every
+// instruction set with every number of threads.
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -76,8 +76,9 @@ inline bool same_bits(const Floats& a, const Floats& b) {
     return a.size() == b.size() && !std::memcmp(a.data(), b.data(), a.size() * sizeof(float));
 }
 
-// Runs operation(backend, out) on every instruction set of this machine with 1, 2 and 3 threads: out
-// must be close to want, the same to the last bit for every number of threads, and nothing else written.
+// Runs operation(backend, out) on every instruction set of this machine with 1, 2 and 3 threads:
+// out must be close to want, the same to the last bit for every number of threads, and nothing else
+// written.
 inline void check_everywhere(const Doubles& want, double tolerance, const Floats& before,
                              const std::function<void(Backend&, float*)>& operation) {
     for (const std::string& isa : cpu_isas()) {
@@ -113,9 +114,10 @@ inline Doubles matmul(const Floats& x, const Doubles& w, int T, int N, int K) {
     return out;
 }
 
-// One head's query over S rows of keys (S, rk) and values (S, rv); adds rv numbers and d − rv zeros.
-inline void attend_head(Doubles& out, const float* q, const Doubles& k, const Doubles& v, int S, int rk,
-                        int rv, int d) {
+// One head's query over S rows of keys (S, rk) and values (S, rv); adds rv numbers and d − rv
+// zeros.
+inline void attend_head(Doubles& out, const float* q, const Doubles& k, const Doubles& v, int S,
+                        int rk, int rv, int d) {
     Doubles p(static_cast<size_t>(S));
     double most = -std::numeric_limits<double>::infinity(), sum = 0;
     for (int s = 0; s < S; s++) {

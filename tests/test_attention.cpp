@@ -76,9 +76,10 @@ TEST_CASE("attention is softmax(q Kᵀ / √d) V over the positions up to the to
             CAPTURE(name_of(dtype));
             TestCache cache(c, dtype, 140);
             Floats q = normals(size_t(c.T * c.H * c.d), 60);
-            check_everywhere(reference_attend(c, cache, q), TOL_F32, {}, [&](Backend& backend, float* out) {
-                backend.attend(out, q.data(), cache.layer, {c.pos, c.T});
-            });
+            check_everywhere(reference_attend(c, cache, q), TOL_F32, {},
+                             [&](Backend& backend, float* out) {
+                                 backend.attend(out, q.data(), nullptr, cache.layer, {c.pos, c.T});
+                             });
         }
 }
 
@@ -89,9 +90,11 @@ TEST_CASE("attention survives scores that overflow without the maximum taken off
         TestCache cache(c, DType::F32, 1);
         Floats q = normals(size_t(T * 2 * 16), 61);
         for (float& one : q) one *= 300;
-        check_everywhere(reference_attend(c, cache, q), 1e-8, {}, [&](Backend& backend, float* out) {
-            backend.attend(out, q.data(), cache.layer, {c.pos, T});     // a score of 1,000 has 6e-5
-        });                                                             //   of rounding in it
+        check_everywhere(reference_attend(c, cache, q), 1e-8, {},
+                         [&](Backend& backend, float* out) {
+                             backend.attend(out, q.data(), nullptr, cache.layer,
+                                            {c.pos, T});  // a score of 1,000 has 6e-5
+                         });                              //   of rounding in it
     }
 }
 
@@ -118,7 +121,8 @@ TEST_CASE("append stores the first r coordinates at their positions, rounded, an
                 CHECK(cache.v[g].bytes == want.v[g].bytes);
             }
             CHECK_THROWS_WITH_AS(backend->append(cache.layer, k.data(), v.data(), {6, 5}),
-                                 doctest::Contains("position 10 does not fit a cache of 10"), Error);
+                                 doctest::Contains("position 10 does not fit a cache of 10"),
+                                 Error);
         }
 }
 

@@ -123,7 +123,7 @@ TEST_CASE("a conversation of another model, cache or vocabulary is refused by na
     CHECK_THROWS_WITH_AS(load_conversation(saved.path, small, MODEL, VOCABULARY),
                          Contains("--context 5"), Error);
     CHECK_THROWS_WITH_AS(load_conversation(saved.path, more_heads, MODEL, VOCABULARY),
-                         Contains("ranks"), Error);
+                         Contains("another cache"), Error);
     CHECK_THROWS_WITH_AS(load_conversation(saved.path, cache, MODEL, 999), Contains("token 999"), Error);
     CHECK_THROWS_AS(load_conversation(saved.scratch.path("none"), cache, MODEL, VOCABULARY), Error);
     put_bytes(saved.path, "What is this?");

@@ -74,7 +74,7 @@ void compare_with_file(const std::string& folder, const std::string& tokens, con
     ids.resize(count * size_t(every));
     REQUIRE(count > 0);
     for (auto way : ways) {
-        CAPTURE(way.why);
+        CAPTURE(std::string(way.why));
         std::vector<float> logits = logits_of(model, ids, way.piece, way.batch), got;
         for (size_t i = size_t(every) - 1; i < ids.size(); i += size_t(every))
             got.insert(got.end(), logits.begin() + ptrdiff_t(i * V), logits.begin() + ptrdiff_t(i * V + V));
@@ -93,7 +93,7 @@ TEST_CASE("logits agree with an independent implementation's, however the tokens
     for (const std::string& isa : cpu_isas())
         for (const char* name : {"gqa-tied-bf16", "rope31-sharded-f16", "headdim128-f32", "parlour"}) {
             CAPTURE(isa);
-            CAPTURE(name);
+            CAPTURE(std::string(name));
             std::string folder = shared("models") + "/" + name;
             compare_with_file(folder, folder + "/reference_tokens.txt", folder + "/reference_logits.f32", 4,
                               isa);
@@ -108,7 +108,7 @@ TEST_CASE("logits of a trained model agree with the original C program's") {
 
 TEST_CASE("logits agree with a Llama in double precision, for every shape, dtype and way of feeding") {
     for (const TinyModel& tiny : tiny_models) {
-        CAPTURE(tiny.why);
+        CAPTURE(std::string(tiny.why));
         Scratch scratch;
         write_tiny_model(tiny, scratch.folder.string());
         Model model = open_model(scratch.folder.string());
@@ -118,7 +118,7 @@ TEST_CASE("logits agree with a Llama in double precision, for every shape, dtype
         for (Token id : ids)
             for (double z : reference.next(id)) want.push_back(z);
         for (auto way : ways) {
-            CAPTURE(way.why);
+            CAPTURE(std::string(way.why));
             CHECK(nmse(logits_of(model, ids, way.piece, way.batch), want) <= TOL_LOGITS);
         }
     }
@@ -198,7 +198,7 @@ TEST_CASE("the fast path stays within 1e-4 nats of the exact one on text") {
     Model model = open_model("models/parlour");
     Tokenizer tokenizer = Tokenizer::open("models/parlour");
     std::vector<Token> ids = {model.config.bos};
-    for (Token id : tokenizer.encode(read_text("README.md").substr(0, 4000))) ids.push_back(id);
+    for (Token id : tokenizer.encode(read_text("models/parlour/MODEL.md"))) ids.push_back(id);
     Protocol protocol;
     protocol.context = int(std::min<size_t>(ids.size(), 512));
     KvCache fast(*model.backend, model.config, protocol.context, DType::F16);

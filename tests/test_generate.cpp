@@ -75,7 +75,7 @@ TEST_CASE("each filter leaves exactly the tokens that its definition names") {
         {{false, 0, 0, 1, 0}, {1}, "temperature 0"},
     };
     for (const auto& c : cases) {
-        CAPTURE(c.why);
+        CAPTURE(std::string(c.why));
         std::vector<double> share = frequencies(c.how, logits, 4000);
         for (Token id = 0; id < 4; id++) {
             bool wanted = std::count(c.left.begin(), c.left.end(), id) > 0;

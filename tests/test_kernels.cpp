@@ -1,5 +1,5 @@
-// What the table of inner loops promises beyond the seam: e^x to 2 units in the last place, conversions
-// to the last bit, and the AMX product, whose instructions most machines do not have.
+// What the table of inner loops promises beyond the seam: e^x to 2 units in the last place,
+// conversions to the last bit, and the AMX product, whose instructions most machines do not have.
 #include "backend/cpu/amx_tiles.h"
 #include "backend/cpu/kernels.h"
 #include "reference.h"
@@ -24,8 +24,8 @@ TEST_CASE("e^x is right to 2 units in the last place over the whole range") {
         kernels->exp_sum(y.data(), y.size(), 0);
         double worst = 0;
         for (size_t i = 0; i < x.size(); i++) {
-            double want = std::exp(double(x[i])), ulp = double(std::nextafter(float(want), INFINITY)) -
-                                                        double(float(want));
+            double want = std::exp(double(x[i])),
+                   ulp = double(std::nextafter(float(want), INFINITY)) - double(float(want));
             worst = std::max(worst, std::abs(double(y[i]) - want) / ulp);
         }
         CHECK(worst <= 2);
@@ -91,7 +91,7 @@ TEST_CASE("rounding to 16 bits agrees with bf16.h between its values") {
     for (int i = 0; i < 40000; i++) x.push_back(std::bit_cast<float>(uint32_t(random.next())));
     for (uint32_t tie = 0; tie < 4096; tie++) {
         x.push_back(std::bit_cast<float>(0x3f800000u + tie * 0x1000u));
-        x.push_back(std::bit_cast<float>(0x33000000u + tie * 0x4321u));           // f16's subnormals
+        x.push_back(std::bit_cast<float>(0x33000000u + tie * 0x4321u));  // f16's subnormals
     }
     for (const Kernels* kernels : all_kernels())
         for (DType dtype : {DType::F16, DType::BF16}) {
@@ -102,7 +102,8 @@ TEST_CASE("rounding to 16 bits agrees with bf16.h between its values") {
             int wrong = 0;
             for (size_t i = 0; i < x.size(); i++)
                 if (!std::isnan(x[i]))
-                    wrong += got[i] != (dtype == DType::F16 ? to_f16(x[i]).bits : to_bf16(x[i]).bits);
+                    wrong +=
+                        got[i] != (dtype == DType::F16 ? to_f16(x[i]).bits : to_bf16(x[i]).bits);
             CHECK(wrong == 0);
         }
 }
@@ -179,7 +180,8 @@ TEST_CASE("the AMX product on plain loops is the product") {
         packer.pack_pairs(panel.data(), w.data(), k, c.n, c.k);
         Output out(T * n);
         if (c.add) std::copy(before.begin(), before.end(), out.data());
-        AmxProduct<PlainTiles>::run(out.data(), n, x.data(), k * 2, panel.data(), c.T, c.n, c.k, c.add);
+        AmxProduct<PlainTiles>::run(out.data(), n, x.data(), k * 2, panel.data(), c.T, c.n, c.k,
+                                    c.add);
         CHECK(out.guarded());
         CHECK(nmse(out.data(), want.data(), want.size()) <= TOL_F32);
     }

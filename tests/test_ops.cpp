@@ -48,7 +48,8 @@ TEST_CASE("matmul is x wᵀ for every shape, dtype and instruction set, exact an
                     check_everywhere(want, rounded ? TOL_ROUNDED : TOL_F32, before,
                                      [&](Backend& backend, float* out) {
                                          backend.exact = exact;
-                                         backend.matmul(out, x.data(), w.matrix(c.N, c.K), c.T, add);
+                                         backend.matmul(out, x.data(), w.matrix(c.N, c.K), c.T,
+                                                        add);
                                      });
                 }
 }
@@ -71,6 +72,36 @@ TEST_CASE("a token's product does not depend on the tokens beside it") {
     }
 }
 
+TEST_CASE("matmul_transposed is x w, exact and fast") {
+    const struct { int T, N, K; const char* why; } cases[] = {
+        {1, 1, 1, "the smallest"},
+        {1, 70, 45, "one token, tails of both"},
+        {2, 31, 33, "odd n, one past a panel"},
+        {13, 129, 40, "one token past a tile"},
+        {33, 4100, 17, "more than one chunk, half a panel"},
+    };
+    for (auto c : cases)
+        for (DType dtype : DTYPES)
+            for (bool exact : {true, false}) {
+                CAPTURE(c.why);
+                CAPTURE(name_of(dtype));
+                CAPTURE(exact);
+                size_t N = size_t(c.N), K = size_t(c.K);
+                Floats x = normals(size_t(c.T) * N, 15);
+                Elements w(normals(N * K, 16), dtype);
+                Doubles turned(N * K);
+                for (size_t i = 0; i < N * K; i++) turned[i % K * N + i / K] = w.values[i];
+                bool rounded = !exact && dtype == DType::BF16 && c.T > 1;
+                check_everywhere(reference::matmul(x, turned, c.T, c.K, c.N),
+                                 rounded ? TOL_ROUNDED : TOL_F32, {},
+                                 [&](Backend& backend, float* out) {
+                                     backend.exact = exact;
+                                     backend.matmul_transposed(out, x.data(), w.matrix(c.N, c.K),
+                                                               c.T);
+                                 });
+            }
+}
+
 TEST_CASE("embed copies rows of a table in any dtype") {
     int V = 50, D = 37;
     std::vector<int32_t> ids = {49, 0, 7, 7};
@@ -79,7 +110,8 @@ TEST_CASE("embed copies rows of a table in any dtype") {
         Elements table(normals(size_t(V * D), 6), dtype);
         Doubles want;
         for (int32_t id : ids)
-            want.insert(want.end(), table.values.begin() + id * D, table.values.begin() + (id + 1) * D);
+            want.insert(want.end(), table.values.begin() + id * D,
+                        table.values.begin() + (id + 1) * D);
         check_everywhere(want, 0, {}, [&](Backend& backend, float* out) {
             backend.embed(out, table.matrix(V, D), ids.data(), int(ids.size()));
         });
@@ -98,7 +130,8 @@ TEST_CASE("rmsnorm divides by the root of the mean square") {
                 Doubles want;
                 for (int t = 0; t < T; t++) {
                     double mean = 0;
-                    for (int i = 0; i < D; i++) mean += std::pow(double(x[size_t(t * D + i)]), 2) / D;
+                    for (int i = 0; i < D; i++)
+                        mean += std::pow(double(x[size_t(t * D + i)]), 2) / D;
                     for (int i = 0; i < D; i++)
                         want.push_back(double(x[size_t(t * D + i)]) * w.values[size_t(i)] /
                                        std::sqrt(mean + eps));
@@ -125,15 +158,15 @@ TEST_CASE("rope turns pairs (j, j + d/2) by the angle of their position") {
             CAPTURE(d);
             int heads = 3, half = d / 2, context = 10;
             Floats rotation, x = normals(size_t(step.T * heads * d), 11);
-            for (int i = 0; i < context * half; i++) {
-                rotation.push_back(float(std::cos(0.37 * i)));
-                rotation.push_back(float(std::sin(0.37 * i)));
+            for (int pos = 0; pos < context; pos++) {
+                for (int j = 0; j < half; j++) rotation.push_back(float(std::cos(0.37 * (pos * half + j))));
+                for (int j = 0; j < half; j++) rotation.push_back(float(std::sin(0.37 * (pos * half + j))));
             }
             Doubles want(x.begin(), x.end());
             for (int row = 0; row < step.T * heads; row++)
                 for (int j = 0; j < half; j++) {
-                    size_t at = size_t(((step.pos + row / heads) * half + j) * 2);
-                    double cos = double(rotation[at]), sin = double(rotation[at + 1]);
+                    size_t at = size_t((step.pos + row / heads) * d + j);
+                    double cos = double(rotation[at]), sin = double(rotation[at + size_t(half)]);
                     double &a = want[size_t(row * d + j)], &b = want[size_t(row * d + j + half)];
                     double turned = a * cos - b * sin;
                     b = b * cos + a * sin, a = turned;
@@ -205,8 +238,8 @@ TEST_CASE("stream reads every byte") {
             for (int count : {1, 3}) {
                 CAPTURE(isa);
                 Threads threads(count);
-                CHECK(make_backend({.name = "cpu", .isa = isa}, threads)->stream(memory.data(), bytes) ==
-                      want);
+                CHECK(make_backend({.name = "cpu", .isa = isa}, threads)
+                          ->stream(memory.data(), bytes) == want);
             }
     }
 }
@@ -217,7 +250,8 @@ TEST_CASE("memory is zero, and more than there is is refused before it is taken"
     Buffer buffer(*backend, 1000, "a small block");
     CHECK(std::count(buffer.f32(), buffer.f32() + 250, 0.0f) == 250);
     CHECK_THROWS_WITH_AS(backend->alloc(size_t(1) << 50, "the KV cache of 9 positions"),
-                         doctest::Contains("the KV cache of 9 positions needs 1048576.00 GiB, "), Error);
+                         doctest::Contains("the KV cache of 9 positions needs 1048576.00 GiB, "),
+                         Error);
     CHECK_THROWS_WITH_AS(backend->alloc(size_t(1) << 50, "it"),
                          doctest::Contains("are available; use a smaller --context"), Error);
 }
@@ -226,9 +260,11 @@ TEST_CASE("an unknown backend or instruction set is an error that lists the know
     Threads threads(1);
     CHECK_THROWS_WITH_AS(make_backend({.name = "tpu"}, threads),
                          doctest::Contains("expected auto, cpu or cuda"), Error);
-    CHECK_THROWS_WITH_AS(make_backend({.name = "cuda"}, threads), doctest::Contains("no CUDA"), Error);
+    CHECK_THROWS_WITH_AS(make_backend({.name = "cuda"}, threads), doctest::Contains("no CUDA"),
+                         Error);
     CHECK_THROWS_WITH_AS(make_backend({.name = "cpu", .isa = "mmx"}, threads),
-                         doctest::Contains(("this machine runs " + cpu_isas().front()).c_str()), Error);
+                         doctest::Contains(("this machine runs " + cpu_isas().front()).c_str()),
+                         Error);
     CHECK(cpu_isas().back() == "portable");
 }
 

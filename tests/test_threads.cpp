@@ -34,7 +34,7 @@ TEST_CASE("twenty thousand small jobs follow one another without losing a piece"
         int wrong = 0;
         for (int job = 0; job < 20000; job++) {
             size_t n = size_t(job % 5), sum = 0;
-            std::vector<size_t> found(n, 0);       // plain memory: run() must order writes and reads
+            std::vector<size_t> found(n, 0);  // plain memory: run() must order writes and reads
             threads.run(n, [&](size_t i) { found[i] = i + 1; });
             for (size_t one : found) sum += one;
             wrong += sum != n * (n + 1) / 2;

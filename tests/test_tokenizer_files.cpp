@@ -82,7 +82,9 @@ TEST_CASE("Llama 3's own tokenizer files give the reference ids, all three the s
 
     size_t count = 0;
     for (const char* name : {"small", "mixed", "utf8"})
-        for (const auto& [text, want] : cases_of(folder + "/vectors", name)) {
+        for (const auto& vector : cases_of(folder + "/vectors", name)) {
+            const std::string& text = vector.first;
+            const std::vector<Token>& want = vector.second;
             CAPTURE(name);
             CAPTURE(quote(text));
             CHECK(llama32.encode(text) == want);

@@ -29,18 +29,28 @@ struct Step {
     int pos = 0, T = 0;
 };
 
-// One kv head's keys or values in one layer: for each position the first r coordinates of a row.
+// One kv head's keys or values in one layer: for each position the first r coordinates c[:r] of a row,
+// c = k E, and of the exact window's positions all d of them.
 struct CacheRows {
-    void* data = nullptr;         // (capacity, r) of the cache's dtype
+    void* data = nullptr;              // (capacity, r) of the cache's dtype
     int r = 0;
+    void* exact = nullptr;             // (sinks + ring, d); null where r = d: every row is exact
+    const float* encode = nullptr;     // (d, d) E; null: the identity, as are decode and decode_t
+    const float* decode = nullptr;     // (d, d) D = E⁻¹
+    const float* decode_t = nullptr;   // (d, d) Dᵀ          (64 floats may be read beyond each)
 };
 
 // What attention reads of one layer. Rows are stored by head, so that a head's scan is contiguous.
+// A token at position p sees a row s exactly where s < sinks or p − s < recent, else truncated,
+// whatever tokens were appended together. Exact rows: s < sinks at s, others at sinks + (s − sinks) %
+// ring; the ring holds `recent` rows and those of one call.
 struct CacheLayer {
     DType dtype = DType::F16;
-    int capacity = 0;             // positions that fit
+    int capacity = 0;                  // positions that fit
     int H = 0, G = 0, d = 0;
-    std::vector<CacheRows> k, v;  // (G): keys after rotation; values
+    std::vector<CacheRows> k, v;       // (G)
+    bool rotated = true;               // keys are stored after rotation ("post"); else before ("pre")
+    int sinks = 0, recent = 0, ring = 0;
 };
 
 struct BackendOptions {
@@ -90,21 +100,24 @@ struct Backend {
     // Rotates pairs (j, j + d/2) of each head by the angle of the token's position:
     //     x_j ← x_j cos − x_{j+d/2} sin,  x_{j+d/2} ← x_{j+d/2} cos + x_j sin     (Su et al. 2021)
     virtual void rope(float* x,                 // (T, heads, d)  in place
-                      const float* rotation,    // (context, d/2, 2)  cos, sin by position
+                      const float* rotation,    // (context, 2, d/2)  cosines, sines by position
                       int heads, int d, const Step& step) = 0;
     // gate ← silu(gate) ⊙ up,  silu(z) = z / (1 + e^−z)
     virtual void swiglu(float* gate,            // (T, F)
                         const float* up,        // (T, F)
                         int T, int F) = 0;
-    // Stores the T new rows of every kv head at their positions, rounded to the cache's dtype.
+    // Stores the T new rows of every kv head at their positions: encoded, truncated to r coordinates
+    // and rounded to the cache's dtype; where there is a window, all d of them there too.
     virtual void append(const CacheLayer& cache,
-                        const float* k,         // (T, G, d)  rotated
+                        const float* k,         // (T, G, d)  rotated where cache.rotated
                         const float* v,         // (T, G, d)
                         const Step& step) = 0;
-    // out_h = Σ_s softmax_s(q_h · k_s / √d) v_s over the positions s ≤ the token's own. Online softmax
-    // over tiles of positions: memory does not grow with the context (Dao et al. 2022).
+    // out_h = Σ_s softmax_s(q_h · k̃_s / √d) ṽ_s over the positions s ≤ the token's own, where
+    // k̃_s = c_s[:r] D[:r] (rotated to position s where the keys are stored before rotation). Online
+    // softmax over tiles of positions: memory does not grow with the context (Dao et al. 2022).
     virtual void attend(float* out,             // (T, H, d)
                         const float* q,         // (T, H, d)  rotated
+                        const float* rotation,  // (context, 2, d/2)  as in rope
                         const CacheLayer& cache, const Step& step) = 0;
     // The index of the largest of each row; the first of equals. NaN never wins.
     virtual void argmax(int32_t* out,           // (T)  host

@@ -36,8 +36,8 @@ static double first_number(const std::string& path) {
     return file >> value ? value : UNLIMITED;
 }
 
-// Calls visit(folder, is version 2) for this process's cgroup of that controller and all above it. In a
-// container the path in /proc/self/cgroup may not be visible: then only the mount point is.
+// Calls visit(folder, is version 2) for this process's cgroup of that controller and all above it.
+// In a container the path in /proc/self/cgroup may not be visible: then only the mount point is.
 static void for_each_cgroup(const std::string& controller,
                             const std::function<void(const std::string&, bool)>& visit) {
     std::ifstream file("/proc/self/cgroup");
@@ -90,7 +90,8 @@ size_t available_memory() {
     if (available < 0) available = UNLIMITED;
     for_each_cgroup("memory", [&](const std::string& folder, bool version2) {
         double limit = first_number(folder + (version2 ? "/memory.max" : "/memory.limit_in_bytes"));
-        double used = first_number(folder + (version2 ? "/memory.current" : "/memory.usage_in_bytes"));
+        double used =
+            first_number(folder + (version2 ? "/memory.current" : "/memory.usage_in_bytes"));
         // File pages, the mapped checkpoint's among them, are given back when memory is wanted.
         double files = field(folder + "/memory.stat", version2 ? "file" : "total_cache");
         if (limit == UNLIMITED || used == UNLIMITED) return;

@@ -1,5 +1,5 @@
-// What this process may use of the machine: cores and memory, as the system and every cgroup above the
-// process allow. A container that may use 2 of 64 cores starts 2 threads, not 64.
+// What this process may use of the machine: cores and memory, as the system and every cgroup above
+// the process allow. A container that may use 2 of 64 cores starts 2 threads, not 64.
 #pragma once
 #include <cstddef>
 

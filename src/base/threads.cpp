@@ -1,7 +1,7 @@
-// One word, the gate, says all that threads must agree on: which job it is, whether it is open, and how
-// many workers are inside. A worker enters an open job once, claims pieces until none is left, and goes.
-// The caller works too, shuts the gate when it finds no more pieces, and waits until nobody is inside.
-// A worker that slept through a job was never inside it, so nobody waits for it.
+// One word, the gate, says all that threads must agree on: which job it is, whether it is open, and
+// how many workers are inside. A worker enters an open job once, claims pieces until none is left,
+// and goes. The caller works too, shuts the gate when it finds no more pieces, and waits until
+// nobody is inside. A worker that slept through a job was never inside it, so nobody waits for it.
 #include "base/threads.h"
 
 #include <atomic>
@@ -18,8 +18,8 @@
 
 namespace stief {
 
-// Long enough to bridge the serial code between two jobs of a decoder layer, short enough to be nothing
-// against a time slice when another process wants the core.
+// Long enough to bridge the serial code between two jobs of a decoder layer, short enough to be
+// nothing against a time slice when another process wants the core.
 constexpr auto SPIN = std::chrono::microseconds(60);
 
 static void relax() {
@@ -103,7 +103,7 @@ void Threads::Pool::work() {
         auto ready = [&] { return stop.load() || (inside = enter(last_job)); };
         if (!spin_until(ready)) {
             std::unique_lock lock(mutex);
-            sleeping++;                                    // before the last look at the gate: run()
+            sleeping++;  // before the last look at the gate: run()
             opened.wait(lock, ready);                      //   opens it before it looks at sleeping
             sleeping--;
         }
@@ -139,7 +139,7 @@ Threads::Threads(int count) : pool(new Pool) {
 
 Threads::~Threads() {
     pool->stop = true;
-    { std::lock_guard lock(pool->mutex); }                 // nobody is between its last look and sleep
+    { std::lock_guard lock(pool->mutex); }  // nobody is between its last look and sleep
     pool->opened.notify_all();
     for (std::thread& worker : pool->workers) worker.join();
 }

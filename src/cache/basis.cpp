@@ -1,5 +1,6 @@
 #include "cache/basis.h"
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -35,6 +36,21 @@ size_t Bases::coordinates_per_token() const {
         for (const std::vector<HeadBasis>* side : {&one.k, &one.v})
             for (const HeadBasis& head : *side) sum += size_t(head.r);
     return sum;
+}
+
+uint64_t Bases::hash(uint64_t seed) const {
+    uint64_t h = seed;                        // FNV-1a, a word at a time
+    auto add = [&](uint64_t word) { h = (h ^ word) * 0x100000001b3u; };
+    add(uint64_t(sinks)), add(uint64_t(recent));
+    for (const LayerBasis& one : layer) {
+        add(one.rotated);
+        for (const std::vector<HeadBasis>* side : {&one.k, &one.v})
+            for (const HeadBasis& head : *side) {
+                add(uint64_t(head.r));
+                for (float x : head.encode) add(std::bit_cast<uint32_t>(x));
+            }
+    }
+    return h;
 }
 
 // ---- writing --------------------------------------------------------------------------------------

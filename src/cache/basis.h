@@ -10,6 +10,7 @@
 // [[r of each head] of each layer]), keys ("pre" or "post" for each layer), window, and what calibrate
 // measured. Loading checks every shape, QᵀQ = I, E D = I, the ranks and the fingerprint.
 #pragma once
+#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
@@ -39,8 +40,8 @@ struct Bases {
     static Bases open(const std::string& path, const Config& config, uint64_t fingerprint);
     void save(const std::string& path, uint64_t fingerprint) const;
 
-    // Bytes that one position keeps outside the window, over all layers, for elements of that size.
-    size_t coordinates_per_token() const;
+    size_t coordinates_per_token() const;     // Σ r: what a position outside the window keeps
+    uint64_t hash(uint64_t seed) const;       // of all that decides what a row means
 };
 
 }  // namespace stief

@@ -1,10 +1,12 @@
 // The KV cache: for every layer and kv head the rows of keys and of values, contiguous by head.
 // A row holds the first r coordinates of the head's key or value in that head's basis; the plain cache
-// is the identity basis at full rank, r = d for all.
+// is the identity basis at full rank, r = d for all. With bases, the first `sinks` tokens and the most
+// recent ones keep all coordinates besides (the exact window).
 #pragma once
 #include <vector>
 
 #include "backend/buffer.h"
+#include "cache/basis.h"
 #include "model/config.h"
 
 namespace stief {
@@ -14,15 +16,17 @@ struct KvCache {
     int used = 0;                     // positions that are filled: 0 … used − 1
     DType dtype = DType::F16;
     std::vector<CacheLayer> layer;    // (L)
-    Buffer rows;                      // all of it, one piece of memory
+    Buffer rows;                      // truncated rows, then exact ones: one piece of memory
+    Buffer matrices;                  // encode and decode of every head, f32; empty without bases
 
-    KvCache(Backend& backend, const Config& config, int capacity, DType dtype);
+    // bases: null for the plain cache. batch: tokens that one pass appends at most.
+    KvCache(Backend& backend, const Config& config, int capacity, DType dtype,
+            const Bases* bases = nullptr, int batch = 512);
 
-    // Bytes that are allocated, and that one position takes over all layers. They never differ by more
-    // than the rounding of each head's block to 64 bytes.
-    size_t bytes() const { return rows.bytes; }
-    size_t bytes_per_token() const;
-    static size_t bytes_for(const Config& config, int capacity, DType dtype);
+    size_t bytes() const { return rows.bytes + matrices.bytes; }       // what is allocated
+    size_t bytes_per_token() const;                                    // of a position outside the window
+    static size_t bytes_for(const Config& config, int capacity, DType dtype,
+                            const Bases* bases = nullptr, int batch = 512);
 
     // Copies positions 0 … used − 1, head by head, to and from host memory (a saved conversation).
     size_t snapshot_bytes(int positions) const;

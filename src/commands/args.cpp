@@ -22,14 +22,15 @@ std::vector<Flag> flags(Args& a) {
          0, 1},
         {"--greedy", "", "chat generate", "the same as --temperature 0", &a.greedy},
         {"--seed", "N", "chat generate", "the same seed gives the same text", &a.seed},
-        {"--protocol", "NAME", "perplexity", "chunks (default), llama.cpp or strided", &a.protocol},
+        {"--protocol", "NAME", "perplexity", "chunks (default), llama.cpp or strided", &a.protocol, 0,
+         0, "chunks, llama.cpp, strided"},
         {"--stride", "N", "perplexity", "strided: windows begin every N tokens (default: half)",
          &a.stride, 1},
         {"--chunks", "N", "perplexity", "at most N windows", &a.chunks, 1},
         {"--compare", "HOW", "perplexity",
          "KL divergence from the model run with HOW: exact (f32 activations and cache), f32, f16, bf16 "
          "(that cache)",
-         &a.compare},
+         &a.compare, 0, 0, "exact, f32, f16, bf16"},
         {"--prompt", "N", "bench", "tokens of prefill (default 512)", &a.bench_prompt, 2},
         {"--generate", "N", "bench", "tokens of decode at each depth (default 32)", &a.bench_generate,
          1},
@@ -38,22 +39,45 @@ std::vector<Flag> flags(Args& a) {
         {"--ids", "\"1 2 3\"", "logits", "the tokens", &a.ids},
         {"--ids-file", "FILE", "logits", "the tokens from FILE, - for standard input", &a.ids_file},
         {"--output", "OUT", "logits", "where to write (short: -o)", &a.output},
+        {"--output", "BASES", "calibrate", "the file of bases to write (short: -o)", &a.output},
+        {"--method", "NAME", "calibrate",
+         "stiefel (default): learned; eigen: EigenAttention; identity: no change of coordinates",
+         &a.method, 0, 0, "stiefel, eigen, identity"},
+        {"--key-basis", "PER", "calibrate", "head (default), or one for a layer's keys (eigen: that)",
+         &a.key_basis, 0, 0, "head, layer"},
+        {"--metric", "NAME", "calibrate", "query (default) or identity (eigen: that)", &a.metric, 0, 0,
+         "query, identity"},
+        {"--keys", "WHEN", "calibrate", "cut pre (default) or post rotation, or auto: what loses less",
+         &a.keys, 0, 0, "pre, post, auto"},
+        {"--keep", "F", "calibrate", "fraction of the full cache's bytes (default 0.25)", &a.keep, 0, 1},
+        {"--error-budget", "E", "calibrate", "relative output error of each layer", &a.error_budget, 0,
+         1},
+        {"--ppl-budget", "P", "calibrate", "rise of the perplexity in per cent", &a.ppl_budget, 0, 1000},
+        {"--window", "SINKS,RECENT", "calibrate", "exact tokens, first and last (default 4,64)",
+         &a.window},
+        {"--tokens", "N", "calibrate", "tokens to learn from (default 32768)", &a.calibration_tokens, 2},
+        {"--steps", "N", "calibrate", "of the descent (default 150)", &a.steps, 0, 1000000},
+        {"--holdout", "FILE", "calibrate", "text to measure on (default: the last tenth)", &a.holdout},
+        {"--resume", "", "calibrate", "continue after the last finished layer", &a.resume},
+        {"--seed", "N", "calibrate", "the same seed gives the same bases (default 1)", &a.seed},
         {"--decode", "", "tokenize", "ids to text", &a.decode},
         {"--special", "", "tokenize", "text may spell special tokens", &a.special},
-        {"--backend", "NAME", "chat generate perplexity bench logits inspect",
-         "auto (default), cpu or cuda", &a.backend},
-        {"--isa", "NAME", "chat generate perplexity bench logits inspect",
+        {"--backend", "NAME", "chat generate perplexity bench logits inspect calibrate",
+         "auto (default), cpu or cuda", &a.backend, 0, 0, "auto, cpu, cuda"},
+        {"--isa", "NAME", "chat generate perplexity bench logits inspect calibrate",
          "inner products of the CPU: auto, or one that inspect lists", &a.isa},
-        {"--exact", "", "chat generate perplexity bench logits",
+        {"--exact", "", "chat generate perplexity bench logits calibrate",
          "f32 activations everywhere, and an f32 cache unless --cache says otherwise", &a.exact},
-        {"--threads", "N", "chat generate perplexity bench logits inspect",
+        {"--threads", "N", "chat generate perplexity bench logits inspect calibrate",
          "default: all that this process may use", &a.threads, 1, 1024},
-        {"--context", "N", "chat generate perplexity bench logits inspect",
+        {"--context", "N", "chat generate perplexity bench logits inspect calibrate",
          "positions (default: the model's, at most 8192; perplexity: 2048)", &a.context, 1, MOST},
-        {"--cache", "TYPE", "chat generate perplexity bench logits inspect",
-         "f16 (default), bf16 or f32", &a.cache},
-        {"--quiet", "", "chat generate perplexity bench", "no status, no progress", &a.quiet},
-        {"--json", "", "perplexity bench inspect", "one JSON object on stdout", &a.json},
+        {"--bases", "FILE", "chat generate perplexity bench logits inspect",
+         "the low-rank cache that stief calibrate made", &a.bases},
+        {"--cache", "TYPE", "chat generate perplexity bench logits inspect calibrate",
+         "f16 (default), bf16 or f32", &a.cache, 0, 0, "f16, bf16, f32"},
+        {"--quiet", "", "chat generate perplexity bench calibrate", "no status, no progress", &a.quiet},
+        {"--json", "", "perplexity bench inspect calibrate", "one JSON object on stdout", &a.json},
         {"--help", "", "*", "this list", &a.help},
     };
 }
@@ -115,7 +139,13 @@ static double parse_number(const std::string& text, const Flag& flag, bool integ
     return value;
 }
 
+static bool chooses(const std::string& choices, const std::string& word) {
+    return !word.empty() && (", " + choices + ", ").find(", " + word + ", ") != choices.npos;
+}
+
 static void store(const Flag& flag, const std::string& text, const std::string& verb) {
+    if (flag.choices && !chooses(flag.choices, text))
+        usage_error(format("%s takes one of %s, not '%s'", flag.name, flag.choices, text.c_str()), verb);
     if (auto* s = std::get_if<std::string*>(&flag.target)) **s = text;
     if (auto* i = std::get_if<int*>(&flag.target)) **i = int(parse_number(text, flag, true, verb));
     if (auto* o = std::get_if<std::optional<int>*>(&flag.target))

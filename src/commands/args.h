@@ -30,6 +30,13 @@ struct Args {
     int tokens = 256, stride = 0, chunks = 0;
     int bench_prompt = 512, bench_generate = 32, repeat = 5;
     std::vector<int> depths = {0};
+
+    // calibrate
+    std::string method = "stiefel", key_basis, metric, keys = "pre", holdout;
+    std::optional<double> keep, error_budget, ppl_budget;
+    std::vector<int> window = {4, 64};
+    int calibration_tokens = 32768, steps = 150;
+    bool resume = false;
 };
 
 struct Flag {
@@ -41,6 +48,7 @@ struct Flag {
                  std::vector<int>*>
         target;
     double low = 0, high = 2147483647;         // of a number
+    const char* choices = nullptr;             // of a word: "f16, bf16, f32"; null: any
 };
 std::vector<Flag> flags(Args& args);
 

@@ -43,13 +43,17 @@ struct Checksum {
     }
 };
 
+// What says which bytes are which: the ranks of every head and the exact window.
 static uint64_t shape_of(const KvCache& cache) {
     Checksum hash;
-    for (const CacheLayer& layer : cache.layer)
+    for (const CacheLayer& layer : cache.layer) {
+        for (int number : {layer.d, int(layer.rotated), layer.sinks, layer.recent, layer.ring})
+            hash.word(uint64_t(number));
         for (const std::vector<CacheRows>* side : {&layer.k, &layer.v}) {
             hash.word(side->size());
             for (const CacheRows& head : *side) hash.word(uint64_t(head.r));
         }
+    }
     return hash.h;
 }
 
@@ -143,11 +147,11 @@ Conversation load_conversation(const std::string& path, KvCache& cache, uint64_t
     MappedFile file(path);
     Head head = checked_head(file, path);
     const char* name = path.c_str();
-    check(head.model == model, "%s was saved with another model", name);
+    check(head.model == model, "%s was saved with another model or other --bases", name);
     check(head.dtype <= uint32_t(DType::BF16), "%s is damaged: no cache type %u", name, head.dtype);
     check(head.dtype == uint32_t(cache.dtype), "%s was saved with a %s cache, this one is %s: --cache %s",
           name, name_of(DType(head.dtype)), name_of(cache.dtype), name_of(DType(head.dtype)));
-    check(head.shape == shape_of(cache), "%s was saved with other ranks of the cache (other --bases?)",
+    check(head.shape == shape_of(cache), "%s was saved with another cache: other ranks or another window",
           name);
     check(head.positions <= uint32_t(cache.capacity),
           "%s holds %u positions, here is room for %d: start with --context %u or more", name,

@@ -2,8 +2,8 @@
 //
 //     "STIEFTLK"            magic
 //     u32 version = 1       u32 dtype of the rows (0 f32, 1 f16, 2 bf16)
-//     u64 model             fingerprint of the weights and config
-//     u64 shape             hash of the ranks of every head of the cache
+//     u64 model             fingerprint of the weights, config and bases
+//     u64 shape             hash of the cache's ranks and window
 //     u32 positions         u32 messages
 //     u64 bytes of text     u64 bytes of rows
 //     i32 × positions       the ids in the cache
@@ -33,7 +33,7 @@ struct Conversation {
     std::vector<Token> ids;            // (cache.used)  what the cache holds, BOS first
 };
 
-// model: identifies everything that gives the rows their meaning (Weights::fingerprint).
+// model: identifies everything that gives the rows their meaning (Session::meaning_of_rows).
 // Error where path is a file that is no conversation: a slip of the hand must not cost a checkpoint.
 void save_conversation(const std::string& path, const Conversation& talk, const KvCache& cache,
                        uint64_t model);

@@ -8,22 +8,6 @@ namespace stief {
 static constexpr int LEAST_ANSWER = 16;    // a message that leaves less room is not worth sending
 static constexpr int PIECE = 128;          // tokens of a message between two looks at stop()
 
-// Undoes what was added to a dialogue unless it is kept.
-struct Rollback {
-    Dialogue& dialogue;
-    int used;
-    size_t ids;
-    bool kept = false;
-
-    explicit Rollback(Dialogue& d)
-        : dialogue(d), used(d.session.cache->used), ids(d.talk.ids.size()) {}
-    ~Rollback() {
-        if (kept) return;
-        dialogue.session.cache->used = used;
-        dialogue.talk.ids.resize(ids);
-    }
-};
-
 static double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -54,6 +38,20 @@ void Dialogue::require_room(size_t tokens, int answer, const char* what) const {
     fail("the %s takes %zu tokens and needs room for an answer, but only %d of the context's %d "
          "positions are left; %s",
          what, tokens, left(), session.context, advice.c_str());
+}
+
+// Takes back all but the first `used` positions. An exact window remembers its recent rows and those
+// of one batch; where more are taken back, the rows before them are gone and everything is read again.
+void Dialogue::undo(int used) {
+    KvCache& cache = *session.cache;
+    int undone = cache.used - used;
+    talk.ids.resize(size_t(used));
+    for (const CacheLayer& layer : cache.layer)
+        if (layer.ring > 0 && undone > layer.ring - layer.recent) {
+            cache.used = 0;
+            return session.transformer->forward(cache, talk.ids, nullptr, 0);
+        }
+    cache.used = used;
 }
 
 // ids into the cache. False: stopped, and not all of them are there.
@@ -95,11 +93,15 @@ void Dialogue::set_system(const std::string& text) {
     std::vector<Token> ids = opening();
     append(ids, form.message("system", text));
     require_room(ids.size(), LEAST_ANSWER, "system message");
-    Rollback rollback(*this);
-    feed(ids, false);
+    int before = session.cache->used;
+    try {
+        feed(ids, false);
+    } catch (...) {
+        undo(before);
+        throw;
+    }
     talk.messages.push_back({"system", text});
     system = text;
-    rollback.kept = true;
 }
 
 // The answer to what ids ask, all into the cache but its end of turn.
@@ -132,30 +134,35 @@ Dialogue::End Dialogue::say(const std::string& text) {
     append(ids, form.answer_header());
     require_room(ids.size(), LEAST_ANSWER + 1, "message");
 
-    Rollback rollback(*this);
+    int before = session.cache->used;
     std::string answered;
-    End end = answer(ids, answered);
-    if (end == End::Unsent) return end;
-    feed({&form.end_of_turn, 1}, false);
+    End end = End::Unsent;
+    try {
+        end = answer(ids, answered);
+        if (end != End::Unsent) feed({&form.end_of_turn, 1}, false);
+    } catch (...) {
+        undo(before);
+        throw;
+    }
+    if (end == End::Unsent) {
+        undo(before);
+        return end;
+    }
     talk.messages.push_back({"user", text});
     talk.messages.push_back({"assistant", answered});
-    rollback.kept = true;
     all.prompt_tokens += last.prompt_tokens, all.prompt_seconds += last.prompt_seconds;
     all.tokens += last.tokens, all.seconds += last.seconds;
     return end;
 }
 
-uint64_t Dialogue::model_identity() const {
-    return session.model.weights.fingerprint(session.model.config);
-}
-
 void Dialogue::save(const std::string& path) const {
     check(!talk.messages.empty(), "nothing has been said yet");
-    save_conversation(path, talk, *session.cache, model_identity());
+    save_conversation(path, talk, *session.cache, session.meaning_of_rows());
 }
 
 void Dialogue::load(const std::string& path) {
-    talk = load_conversation(path, *session.cache, model_identity(), session.model.config.V);
+    talk = load_conversation(path, *session.cache, session.meaning_of_rows(),
+                             session.model.config.V);
     bool has_system = !talk.messages.empty() && talk.messages[0].role == "system";
     system = has_system ? talk.messages[0].text : "";
 }

@@ -46,10 +46,10 @@ struct Dialogue {
 
   private:
     std::vector<Token> opening() const;
+    void undo(int used);
     void require_room(size_t tokens, int answer, const char* what) const;
     bool feed(std::span<const Token> ids, bool stoppable);
     End answer(const std::vector<Token>& ids, std::string& text);
-    uint64_t model_identity() const;
 };
 
 }  // namespace stief

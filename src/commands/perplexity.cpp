@@ -38,6 +38,11 @@ static std::vector<Token> read_tokens(const Args& args, const Config& config) {
     return ids;
 }
 
+// What the model is compared with: with bases, unless --compare says otherwise, the full cache.
+static std::string reference_name(const Args& args) {
+    return args.compare.empty() && !args.bases.empty() ? "full" : args.compare;
+}
+
 static std::string as_json(const Args& args, const Protocol& protocol, const Measured& m, double seconds,
                            size_t cache_bytes) {
     JsonWriter json;
@@ -46,8 +51,8 @@ static std::string as_json(const Args& args, const Protocol& protocol, const Mea
     json.add("tokens", m.loss.tokens).add("protocol", name_of(protocol.name));
     json.add("context", protocol.context).add("seconds", seconds);
     json.add("cache_bytes_per_token", cache_bytes);
-    if (!args.compare.empty()) {
-        json.add("compared_with", args.compare).add("perplexity_full", m.reference.perplexity);
+    if (!reference_name(args).empty()) {
+        json.add("compared_with", reference_name(args)).add("perplexity_full", m.reference.perplexity);
         json.add("kld_mean", m.divergence.mean).add("kld_p99", m.divergence.p99);
         json.add("kld_max", m.divergence.max).add("same_top", m.divergence.same_top);
     }
@@ -61,10 +66,10 @@ static std::string as_text(const Args& args, const Protocol& protocol, const Mea
                "cache      %zu bytes a token\n",
                m.loss.perplexity, m.loss.standard_error, name_of(protocol.name), protocol.context,
                m.loss.tokens, seconds, cache_bytes);
-    if (!args.compare.empty())
+    if (!reference_name(args).empty())
         text += format("against %s: perplexity %.4f, KL divergence mean %.3g, 99%% %.3g, max %.3g nats; "
                        "same top token %.2f%%\n",
-                       args.compare.c_str(), m.reference.perplexity, m.divergence.mean, m.divergence.p99,
+                       reference_name(args).c_str(), m.reference.perplexity, m.divergence.mean, m.divergence.p99,
                        m.divergence.max, 100 * m.divergence.same_top);
     return text;
 }
@@ -77,9 +82,6 @@ int perplexity(const Args& args) {
     if (!args.context) protocol.context = std::min(protocol.context, config.context);
     protocol.stride = std::min(protocol.stride, protocol.context);
     opened.context = protocol.context;
-    bool exact_reference = args.compare == "exact";
-    DType reference_type = DType::F32;
-    if (!args.compare.empty() && !exact_reference) reference_type = parse_cache_dtype(args.compare);
 
     std::vector<Token> ids = read_tokens(args, config);
     Session session(opened);
@@ -87,11 +89,11 @@ int perplexity(const Args& args) {
     Runner tested{*session.transformer, *session.cache, args.exact};
     std::unique_ptr<KvCache> reference_cache;
     std::optional<Runner> reference;
-    if (!args.compare.empty()) {
-        reference_cache = std::make_unique<KvCache>(*model.backend, config, session.context,
-                                                    reference_type);
+    if (std::string name = reference_name(args); !name.empty()) {
+        DType type = name == "full" ? session.dtype : name == "exact" ? DType::F32 : parse_cache_dtype(name);
+        reference_cache = std::make_unique<KvCache>(*model.backend, config, session.context, type);
         reference.emplace(Runner{*session.transformer, *reference_cache,
-                                 exact_reference || args.exact});
+                                 name == "exact" || args.exact});
     }
 
     auto start = std::chrono::steady_clock::now();

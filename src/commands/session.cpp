@@ -11,7 +11,7 @@ namespace stief {
 DType parse_cache_dtype(const std::string& name) {
     for (DType type : {DType::F16, DType::BF16, DType::F32})
         if (name == name_of(type)) return type;
-    throw UsageError(format("a cache is f16, bf16 or f32, not '%s'", name.c_str()));
+    fail("a cache is f16, bf16 or f32, not '%s'", name.c_str());
 }
 
 BackendOptions backend_options(const Args& args) {
@@ -25,9 +25,17 @@ Session::Session(const Args& args, int default_context)
     check(context <= most, "--context %d is more than the model's %d positions (max_position_embeddings)",
           context, most);
     dtype = args.cache.empty() ? (args.exact ? DType::F32 : DType::F16) : parse_cache_dtype(args.cache);
-    cache = std::make_unique<KvCache>(*model.backend, model.config, context, dtype);
+    if (!args.bases.empty())
+        bases = Bases::open(args.bases, model.config, model.weights.fingerprint(model.config));
+    cache = std::make_unique<KvCache>(*model.backend, model.config, context, dtype,
+                                      bases ? &*bases : nullptr);
     transformer = std::make_unique<Transformer>(model, context);
     transformer->exact = args.exact;
+}
+
+uint64_t Session::meaning_of_rows() const {
+    uint64_t hash = model.weights.fingerprint(model.config);
+    return bases ? bases->hash(hash) : hash;
 }
 
 Sampling sampling_of(const Args& args, const Config& config) {

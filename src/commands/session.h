@@ -1,6 +1,7 @@
 // What most verbs begin with: the model opened as the options say, its cache, and the pass.
 #pragma once
 #include <memory>
+#include <optional>
 
 #include "commands/args.h"
 #include "forward/sampler.h"
@@ -12,11 +13,15 @@ struct Session {
     Model model;
     int context = 0;                           // positions
     DType dtype = DType::F16;                  // of the cache
+    std::optional<Bases> bases;                // of --bases
     std::unique_ptr<Transformer> transformer;
     std::unique_ptr<KvCache> cache;
 
     // default_context: what --context means where it is not given; never more than the model's.
     explicit Session(const Args& args, int default_context = 8192);
+
+    // Identifies what gives the cache's rows their meaning: the model, and the bases where there are any.
+    uint64_t meaning_of_rows() const;
 };
 
 DType parse_cache_dtype(const std::string& name);
@@ -33,6 +38,7 @@ void status(const Args& args, const std::string& text);
 int chat(const Args& args);
 int generate_text(const Args& args);
 int perplexity(const Args& args);
+int calibrate_bases(const Args& args);
 int bench(const Args& args);
 int inspect(const Args& args);
 int tokenize(const Args& args);

@@ -9,6 +9,8 @@ const std::vector<Verb> verbs = {
      generate_text},
     {"perplexity", "MODEL FILE [options]", "perplexity of a text, and what a cache costs", 2, 2,
      perplexity},
+    {"calibrate", "MODEL FILE -o BASES [options]", "learns the bases of a low-rank cache", 2, 2,
+     calibrate_bases},
     {"bench", "MODEL [options]", "speed of prefill and decode, as shares of the memory's", 1, 1, bench},
     {"inspect", "MODEL [options]", "what a folder holds and what it will need", 1, 1, inspect},
     {"tokenize", "MODEL [TEXT | < text] [--decode] [--special]", "ids of a text, or the text of ids", 1,

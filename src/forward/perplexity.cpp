@@ -8,7 +8,7 @@ namespace stief {
 Protocol::Name Protocol::parse(const std::string& name) {
     for (Name one : {Chunks, LlamaCpp, Strided})
         if (name == name_of(one)) return one;
-    throw UsageError(format("--protocol is chunks, llama.cpp or strided, not '%s'", name.c_str()));
+    fail("a protocol is chunks, llama.cpp or strided, not '%s'", name.c_str());
 }
 
 const char* name_of(Protocol::Name name) {

@@ -75,21 +75,20 @@ Transformer::Transformer(Model& owner, int context_size, int batch_size)
 void Transformer::fill_rotation(int positions) {
     if (positions <= rotation_filled) return;
     size_t half = frequencies.size();
-    std::vector<float> cos_sin;
-    for (int pos = rotation_filled; pos < positions; pos++)
-        for (size_t j = 0; j < half; j++) {
-            double angle = double(pos) * frequencies[j];
-            cos_sin.push_back(float(std::cos(angle)));
-            cos_sin.push_back(float(std::sin(angle)));
-        }
-    model.backend->upload(rotation.f32() + size_t(rotation_filled) * 2 * half, cos_sin.data(),
-                          cos_sin.size() * sizeof(float));
+    std::vector<float> rows;
+    for (int pos = rotation_filled; pos < positions; pos++) {
+        for (double theta : frequencies) rows.push_back(float(std::cos(double(pos) * theta)));
+        for (double theta : frequencies) rows.push_back(float(std::sin(double(pos) * theta)));
+    }
+    model.backend->upload(rotation.f32() + size_t(rotation_filled) * 2 * half, rows.data(),
+                          rows.size() * sizeof(float));
     rotation_filled = positions;
 }
 
 void Transformer::block(int l, KvCache& cache, const Step& step) {
     Backend& ops = *model.backend;
     const Model::Layer& w = model.layer[size_t(l)];
+    const CacheLayer& kv = cache.layer[size_t(l)];
     const Config& c = model.config;
     int T = step.T;
 
@@ -98,9 +97,9 @@ void Transformer::block(int l, KvCache& cache, const Step& step) {
     ops.matmul(k, xn, w.wk, T, false);                    // (T, G, d)
     ops.matmul(v, xn, w.wv, T, false);                    // (T, G, d)
     ops.rope(q, rotation.f32(), c.H, c.d, step);
-    ops.rope(k, rotation.f32(), c.G, c.d, step);
-    ops.append(cache.layer[size_t(l)], k, v, step);
-    ops.attend(att, q, cache.layer[size_t(l)], step);     // softmax(q Kᵀ / √d) V
+    if (kv.rotated) ops.rope(k, rotation.f32(), c.G, c.d, step);
+    ops.append(kv, k, v, step);                           // c ← k E, truncated
+    ops.attend(att, q, rotation.f32(), kv, step);         // softmax(q K̃ᵀ / √d) Ṽ
     ops.matmul(x, att, w.wo, T, true);                    // x += att Woᵀ
 
     ops.rmsnorm(xn, x, w.ffn_norm, c.norm_eps, T);

@@ -53,7 +53,7 @@ struct Transformer {
     float* logits_rows;       // (rows_at_once, V)
     int rows_at_once;
 
-    Buffer rotation;          // (context, d/2, 2)  cos, sin of each position's angles, filled as visited
+    Buffer rotation;          // (context, 2, d/2)  cosines, sines of each position, filled as visited
     int rotation_filled = 0;
     std::vector<double> frequencies;   // (d/2)
 

@@ -1,10 +1,10 @@
-// The product of pairs on AMX: 2 × 2 tiles of 16 tokens × 16 outputs. One step multiplies a tile of x
-// (16 tokens, 32 coordinates) by a tile of the panel (16 pairs, 16 outputs, 2); four products for four
-// loads. Every output is one sum over k in ascending order.
+// The product of pairs on AMX: 2 × 2 tiles of 16 tokens × 16 outputs. One step multiplies a tile of
+// x (16 tokens, 32 coordinates) by a tile of the panel (16 pairs, 16 outputs, 2); four products for
+// four loads. Every output is one sum over k in ascending order.
 //
 // Tiles supplies the processor's operations on its 8 tile registers: configure, zero, load, store,
-// multiply. dot_amx.cpp gives the instructions; tests give their meaning as plain loops, because most
-// machines that build this have no AMX.
+// multiply. dot_amx.cpp gives the instructions; tests give their meaning as plain loops, because
+// most machines that build this have no AMX.
 #pragma once
 #include "backend/cpu/kernels.h"
 
@@ -54,8 +54,8 @@ struct AmxProduct {
 
     // LOWER: there are more than 16 tokens. RIGHT: there are more than 16 outputs.
     template <bool LOWER, bool RIGHT>
-    static void block(float* out, size_t out_stride, const char* x, size_t x_bytes, const char* panel,
-                      int steps, bool add) {
+    static void block(float* out, size_t out_stride, const char* x, size_t x_bytes,
+                      const char* panel, int steps, bool add) {
         float* lower = out + SIDE * out_stride;
         start<0>(out, out_stride, add);
         if constexpr (RIGHT) start<1>(out + SIDE, out_stride, add);

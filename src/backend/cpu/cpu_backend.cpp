@@ -15,11 +15,12 @@ CpuBackend::CpuBackend(const BackendOptions& options, Threads& pool)
     : kernels(choose_kernels(options.isa.c_str())), threads(pool) {}
 
 std::string CpuBackend::device() const {
-    return format("%s, %d thread%s", kernels.name, threads.count(), threads.count() == 1 ? "" : "s");
+    return format("%s, %d thread%s", kernels.name, threads.count(),
+                  threads.count() == 1 ? "" : "s");
 }
 
-// Mapped and not from the heap: pages are zero and cost nothing until they are touched, so a cache for
-// a long context is paid for as it fills.
+// Mapped and not from the heap: pages are zero and cost nothing until they are touched, so a cache
+// for a long context is paid for as it fills.
 void* CpuBackend::alloc(size_t bytes, const char* what) {
     constexpr double GIB = 1 << 30;
     size_t available = available_memory();

@@ -1,8 +1,8 @@
 // The CPU backend: the reference meaning of the seam, and what runs where there is no GPU.
 // Activations and weights are in ordinary memory; weights are the mapped checkpoint itself.
 //
-// Results do not depend on the number of threads: a piece computes whole outputs, or a fixed part of a
-// sum that is merged in a fixed order.
+// Results do not depend on the number of threads: a piece computes whole outputs, or a fixed part
+// of a sum that is merged in a fixed order.
 #pragma once
 #include "backend/backend.h"
 #include "backend/cpu/kernels.h"
@@ -13,6 +13,7 @@ namespace stief {
 struct CpuBackend final : Backend {
     const Kernels& kernels;
     Threads& threads;
+    std::vector<char> activations;      // (T, K) of one product, padded, f32 or bf16
 
     CpuBackend(const BackendOptions& options, Threads& pool);
     std::string name() const override { return "cpu"; }
@@ -32,12 +33,13 @@ struct CpuBackend final : Backend {
     void rope(float* x, const float* rotation, int heads, int d, const Step& step) override;
     void swiglu(float* gate, const float* up, int T, int F) override;
     void append(const CacheLayer& cache, const float* k, const float* v, const Step& step) override;
-    void attend(float* out, const float* q, const CacheLayer& cache, const Step& step) override;
+    void attend(float* out, const float* q, const float* rotation, const CacheLayer& cache,
+                const Step& step) override;
     void argmax(int32_t* out, const float* x, int T, int V) override;
     uint64_t stream(const void* memory, size_t bytes) override;
 
-    // Calls rows(first, end) over pieces of 0 … n−1 that cost about the same to compute as to hand out
-    // many times over; `cost` is elements touched a row. One piece runs here, without waking anybody.
+    // Calls rows(first, end) over pieces of 0 … n−1 worth about 16,384 elements each, some µs;
+    // `cost` is elements a row. A single piece runs on the caller, without waking anybody.
     template <class Function>
     void for_rows(size_t n, size_t cost, const Function& rows) {
         constexpr size_t PIECE = 16384;
@@ -49,20 +51,21 @@ struct CpuBackend final : Backend {
     }
 
   private:
-    void matvec(float* out, const float* x, const Weight& w, bool add);
-    void blocked_product(float* out, const float* x, const Weight& w, int T, bool add);
-    void attend_one(float* out, const float* q, const CacheLayer& cache, int S);
-    void attend_tiles(float* out, const float* q, const CacheLayer& cache, const Step& step);
+    const float* latent_queries(const float* q, const CacheLayer& cache, int T);
+    void attend_one(float* out, const float* q, const float* rotation, const CacheLayer& cache, int S);
+    void attend_tiles(float* out, const float* q, const float* rotation, const CacheLayer& cache,
+                      const Step& step);
+    void decode_values(float* out, const CacheLayer& cache, int T);
 
-    std::vector<char> activations;      // (T, K) of one product, padded, f32 or bf16
-    std::vector<float> partials;        // of decode attention: (splits, H, r + 2)
+    std::vector<float> partials;        // of decode attention: (splits, H, d + 2)
+    std::vector<float> latents;         // queries in the keys' coordinates: (T, H, d)
 };
 
 // Memory of the calling thread for the length of one piece; it only grows.
 char* thread_scratch(size_t bytes);
 
-// Rows of that many bytes, spaced by an odd number of cache lines: rows 4096 bytes apart would all fall
-// into one set of the nearest cache.
+// Rows of that many bytes, spaced by an odd number of cache lines: rows 4096 bytes apart would all
+// fall into one set of the nearest cache.
 constexpr size_t padded_row(size_t bytes) {
     size_t lines = (bytes + 63) / 64;
     return (lines + (lines % 2 == 0)) * 64;

@@ -1,6 +1,6 @@
 // AMX with bf16: AVX-512's table with the product of pairs on tile registers (amx_tiles.h). The
-// instructions are written out because the compilers' own names take the register's number only as a
-// literal in a macro.
+// instructions are written out because the compilers' own names take the register's number only as
+// a literal in a macro.
 #include "backend/cpu/amx_tiles.h"
 
 namespace stief {
@@ -17,7 +17,8 @@ struct Tiles {
     }
     template <int C>
     static void load(const void* from, size_t row_bytes) {
-        asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(row_bytes), "i"(C) : "memory");
+        asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(row_bytes), "i"(C)
+                     : "memory");
     }
     template <int C>
     static void store(void* to, size_t row_bytes) {

@@ -8,7 +8,7 @@ namespace {
 
 struct V {
     // 6 tokens × 2 vectors: 12 sums, 2 vectors of weights, 1 of x, of 16 registers
-    static constexpr int W = 8, COLUMNS = 2, TOKENS = 6, PREFETCH = 1024;
+    static constexpr int W = 8, COLUMNS = 2, TOKENS = 6;
     using F = __m256;
     typedef uint64_t Words __attribute__((vector_size(32)));
 
@@ -26,26 +26,34 @@ struct V {
     static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
     static F larger(F a, F b) { return _mm256_max_ps(a, b); }
     static F smaller(F a, F b) { return _mm256_min_ps(a, b); }
-    static F round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+    static F round(F x) {
+        return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
     // Two factors: 2^n alone would leave the range before the product does. |n| <= 254.
     static F times_power_of_2(F x, F n) {
         __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
         return mul(mul(x, power_of_2(half)), power_of_2(_mm256_sub_epi32(whole, half)));
     }
     static F power_of_2(__m256i n) {
-        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+        return _mm256_castsi256_ps(
+            _mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
     }
     static float sum(F x) {
         __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
         __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
         return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
     }
+    // out (4) = the sums of four vectors
+    static void sums(float* out, F a, F b, F c, F d) {
+        F abcd = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+        _mm_storeu_ps(out,
+                      _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+    }
     static float largest(F x) {
         __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
         __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
         return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
     }
-    static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 
     template <DType E>
     static F from_half(__m128i h) {
@@ -79,7 +87,8 @@ struct V {
         if constexpr (E == DType::F32) {
             _mm256_storeu_ps(reinterpret_cast<float*>(p), x);
         } else {
-            __m128i h = E == DType::F16 ? _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT) : to_bf16(x);
+            __m128i h =
+                E == DType::F16 ? _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT) : to_bf16(x);
             _mm_storeu_si128(reinterpret_cast<__m128i*>(p), h);
         }
     }

@@ -1,6 +1,6 @@
 // AVX-512 with bf16: 16 lanes. Compiled with its own flags; chosen by isa.cpp.
-// GCC 12's own header starts unused operands with themselves and then warns of it (GCC bug 105593); the
-// first two lines keep each compiler quiet about the other's names.
+// GCC 12's own header starts unused operands with themselves and then warns of it (GCC bug 105593);
+// the first two lines keep each compiler quiet about the other's names.
 #pragma GCC diagnostic ignored "-Wpragmas"
 #pragma GCC diagnostic ignored "-Wunknown-warning-option"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -13,8 +13,9 @@ namespace stief {
 namespace {
 
 struct V {
-    // 12 tokens × 2 vectors: 24 sums, 2 vectors of weights, and x broadcast from memory, of 32 registers
-    static constexpr int W = 16, COLUMNS = 2, TOKENS = 12, PREFETCH = 1024;
+    // 12 tokens × 2 vectors: 24 sums, 2 vectors of weights, and x broadcast from memory, of 32
+    // registers
+    static constexpr int W = 16, COLUMNS = 2, TOKENS = 12;
     using F = __m512;
     typedef uint64_t Words __attribute__((vector_size(64)));
 
@@ -35,8 +36,18 @@ struct V {
     static F round(F x) { return _mm512_roundscale_ps(x, 0x08); }    // to nearest, quietly
     static F times_power_of_2(F x, F n) { return _mm512_scalef_ps(x, n); }
     static float sum(F x) { return _mm512_reduce_add_ps(x); }
+    // out (4) = the sums of four vectors
+    static void sums(float* out, F a, F b, F c, F d) {
+        F ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        F cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+        __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+        F abcd = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+        __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
+        _mm_storeu_ps(out,
+                      _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+    }
     static float largest(F x) { return _mm512_reduce_max_ps(x); }
-    static void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 
     static __mmask16 first(int n) { return __mmask16((1u << n) - 1); }
     static F from_bf16(__m256i h) {

@@ -8,7 +8,7 @@ namespace {
 
 struct V {
     // 10 tokens × 2 vectors: 20 sums, 2 vectors of weights, and x, of 32 registers
-    static constexpr int W = 4, COLUMNS = 2, TOKENS = 10, PREFETCH = 512;
+    static constexpr int W = 4, COLUMNS = 2, TOKENS = 10;
     using F = float32x4_t;
     typedef uint64_t Words __attribute__((vector_size(16)));
 
@@ -36,8 +36,11 @@ struct V {
         return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
     }
     static float sum(F x) { return vaddvq_f32(x); }
+    // out (4) = the sums of four vectors
+    static void sums(float* out, F a, F b, F c, F d) {
+        vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
+    }
     static float largest(F x) { return vmaxnmvq_f32(x); }
-    static void prefetch(const char* p) { __builtin_prefetch(p); }
 
     template <DType E>
     static F load(const char* p) {

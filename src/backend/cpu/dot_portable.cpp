@@ -1,5 +1,5 @@
-// The plain set: 4 lanes of the compiler's own vector type, which is SSE2, NEON or scalar code as the
-// processor has it. Also the meaning of every other set.
+// The plain set: 4 lanes of the compiler's own vector type, which is SSE2, NEON or scalar code as
+// the processor has it. Also the meaning of every other set.
 #include "backend/cpu/kernels_impl.h"
 #include "base/bf16.h"
 
@@ -7,7 +7,7 @@ namespace stief {
 namespace {
 
 struct V {
-    static constexpr int W = 4, COLUMNS = 2, TOKENS = 4, PREFETCH = 512;
+    static constexpr int W = 4, COLUMNS = 2, TOKENS = 4;
     typedef float F __attribute__((vector_size(16)));
     typedef int32_t I __attribute__((vector_size(16)));
     typedef uint64_t Words __attribute__((vector_size(16)));
@@ -26,7 +26,7 @@ struct V {
     static F fma(F a, F b, F c) { return a * b + c; }
     static F larger(F a, F b) { return a > b ? a : b; }
     static F smaller(F a, F b) { return a < b ? a : b; }
-    static F round(F x) {                                    // |x| < 2²²: the adder drops the fraction
+    static F round(F x) {  // |x| < 2²²: the adder drops the fraction
         F magic = set1(12582912.0f);
         return (x + magic) - magic;
     }
@@ -36,32 +36,42 @@ struct V {
         return x * F((half + 127) << 23) * F((whole - half + 127) << 23);
     }
     static float sum(F x) { return (x[0] + x[1]) + (x[2] + x[3]); }
+    // out (4) = the sums of four vectors
+    static void sums(float* out, F a, F b, F c, F d) {
+        out[0] = sum(a), out[1] = sum(b), out[2] = sum(c), out[3] = sum(d);
+    }
     static float largest(F x) {
         float most = x[0];
         for (int i = 1; i < 4; i++) most = x[i] > most ? x[i] : most;
         return most;
     }
-    static void prefetch(const char* p) { __builtin_prefetch(p); }
 
     template <DType E>
     static F load(const char* p) {
-        return load<E>(p, W);
+        if constexpr (E == DType::F32) {
+            F x;
+            __builtin_memcpy(&x, p, sizeof x);
+            return x;
+        } else {
+            typedef uint16_t Halves __attribute__((vector_size(8)));
+            Halves halves;
+            __builtin_memcpy(&halves, p, sizeof halves);
+            return from_half<E>(__builtin_convertvector(halves, I));
+        }
     }
     template <DType E>
     static F load(const char* p, int n) {
-        F x = {};
-        if constexpr (E == DType::F32) {
-            __builtin_memcpy(&x, p, size_t(n) * 4);
-            return x;
-        }
-        uint16_t h[W] = {};
-        __builtin_memcpy(h, p, size_t(n) * 2);
-        I wide = {h[0], h[1], h[2], h[3]};
-        if constexpr (E == DType::BF16) return F(wide << 16);
+        char part[16] = {};
+        __builtin_memcpy(part, p, size_t(n) * BYTES<E>);
+        return load<E>(part);
+    }
+    template <DType E>
+    static F from_half(I bits) {
+        if constexpr (E == DType::BF16) return F(bits << 16);
         // 2¹¹² rebiases the exponent, of subnormals too; infinity and NaN keep all exponent bits.
-        F magnitude = F((wide & 0x7fff) << 13) * set1(0x1p112f);
-        I special = ((wide & 0x7fff) >= 0x7c00) & 0x7f800000;
-        return F(I(magnitude) | special | (wide & 0x8000) << 16);
+        F magnitude = F((bits & 0x7fff) << 13) * set1(0x1p112f);
+        I special = ((bits & 0x7fff) >= 0x7c00) & 0x7f800000;
+        return F(I(magnitude) | special | (bits & 0x8000) << 16);
     }
     template <DType E>
     static void store(char* p, F x) {
@@ -73,7 +83,8 @@ struct V {
             __builtin_memcpy(p, &x, size_t(n) * 4);
         } else {
             uint16_t h[W];
-            for (int i = 0; i < W; i++) h[i] = E == DType::F16 ? to_f16(x[i]).bits : to_bf16(x[i]).bits;
+            for (int i = 0; i < W; i++)
+                h[i] = E == DType::F16 ? to_f16(x[i]).bits : to_bf16(x[i]).bits;
             __builtin_memcpy(p, h, size_t(n) * 2);
         }
     }

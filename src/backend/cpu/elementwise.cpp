@@ -1,4 +1,5 @@
-// Operations on single elements and rows: embed, swiglu, argmax, and the stream that measures memory.
+// Operations on single elements and rows: embed, swiglu, argmax, and the stream that measures
+// memory.
 #include <algorithm>
 #include <atomic>
 

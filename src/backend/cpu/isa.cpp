@@ -1,5 +1,5 @@
-// Which instruction sets this machine runs: what the processor has (cpuid) and what the system saves
-// when it switches threads (xgetbv), both; for AMX also leave to use its 8 KB of tiles.
+// Which instruction sets this machine runs: what the processor has (cpuid) and what the system
+// saves when it switches threads (xgetbv), both; for AMX also leave to use its 8 KB of tiles.
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/syscall.h>

@@ -1,10 +1,11 @@
-// The inner loops of the CPU backend as one table for each instruction set. All that is fast on the CPU
-// is behind these pointers; what is above them is compiled for the plainest processor. Every function
-// works on one thread, for any size, with weights and cache rows at any address.
+// The inner loops of the CPU backend as one table for each instruction set. All that is fast on the
+// CPU is behind these pointers; what is above them is compiled for the plainest processor. Every
+// function works on one thread, for any size, with weights and cache rows at any address.
 //
 // n lanes: outputs of one panel, the packed form of up to `lanes` rows of a matrix:
 //     plain   (k, lanes) f32                       panel[i][j] = w_j,i
-//     pairs   (k/2, lanes, 2) bf16                 what AVX-512's vdpbf16ps and AMX's tdpbf16ps read
+//     pairs   (k/2, lanes, 2) bf16                 what AVX-512's vdpbf16ps and AMX's tdpbf16ps
+//     read
 // Lanes beyond n are zero.
 #pragma once
 #include <cstddef>
@@ -14,7 +15,9 @@
 
 namespace stief {
 
-constexpr int PAIRS_K = 32;       // k of the pairs product: a multiple of this, x and panel zero-filled
+constexpr int MATVEC_ROWS =
+    12;                      // rows that matvec takes at once: pieces of a multiple waste nothing
+constexpr int PAIRS_K = 32;  // k of the pairs product: a multiple of this, x and panel zero-filled
 
 struct Kernels {
     const char* name;

@@ -1,66 +1,120 @@
-// out = x wᵀ. One token: inner products with the rows of w as they lie, at the speed of memory. More:
-// the blocked product of product_impl.h, exact in f32 or with x rounded to bf16 for a matrix unit.
+// out = x wᵀ, and out = x w for gradients. One token of x wᵀ: inner products with the rows of w as
+// they lie, at the speed of memory. All else: the blocked product of product_impl.h, exact in f32
+// or with x rounded to bf16 for a matrix unit.
 #include <algorithm>
+#include <cstring>
 
 #include "backend/cpu/cpu_backend.h"
 
 namespace stief {
 
-void CpuBackend::matmul(float* out, const float* x, const Weight& w, int T, bool add) {
-    if (T == 1) matvec(out, x, w, add);
-    else if (T > 1) blocked_product(out, x, w, T, add);
-}
-
-// Pieces of about 64 KB of weights: 100 times what claiming one costs, few enough to stop together.
-void CpuBackend::matvec(float* out, const float* x, const Weight& w, bool add) {
-    constexpr size_t PIECE = size_t(64) << 10, TOGETHER = 4;    // rows that a kernel takes at once
+// Pieces of at least 64 KB of weights, about 4 µs: a hundred times what claiming one costs.
+static void matvec(CpuBackend& cpu, float* out, const float* x, const Weight& w, bool add) {
+    constexpr size_t PIECE = size_t(64) << 10;
     size_t N = size_t(w.N), K = size_t(w.K), row = K * size_of(w.dtype);
-    size_t rows = (PIECE / std::max<size_t>(row, 1) + TOGETHER) / TOGETHER * TOGETHER;
-    threads.run((N + rows - 1) / rows, [&](size_t i) {
+    size_t rows = (PIECE / (row * MATVEC_ROWS) + 1) * MATVEC_ROWS;
+    cpu.threads.run((N + rows - 1) / rows, [&](size_t i) {
         size_t first = i * rows, count = std::min(rows, N - first);
         const char* from = static_cast<const char*>(w.data) + first * row;
-        kernels.matvec[int(w.dtype)](out + first, x, from, count, K, add);
+        cpu.kernels.matvec[int(w.dtype)](out + first, x, from, count, K, add);
     });
 }
 
-// Pieces are blocks of `lanes` outputs. Over k a block goes in chunks whose panel stays in the second
-// cache while all tokens pass; a chunk's sum starts at zero, which also keeps rounding errors from
-// growing with K.
-void CpuBackend::blocked_product(float* out, const float* x, const Weight& w, int T, bool add) {
-    constexpr size_t PANEL = size_t(128) << 10;        // bytes: an eighth to a half of that cache
-    bool pairs = !exact && w.dtype == DType::BF16 && kernels.product_pairs;
-    size_t N = size_t(w.N), K = size_t(w.K), lanes = size_t(kernels.lanes);
-    size_t element = pairs ? 2 : 4, chunk = PANEL / (lanes * element);
-    size_t row = padded_row((K + PAIRS_K - 1) / PAIRS_K * PAIRS_K * element), stride = row / element;
+// What a blocked product is of: out (T, N) = x (T, K) times a matrix (K, N) that comes in panels.
+struct Blocked {
+    float* out;
+    const float* x;
+    int T;
+    size_t N, K;
+    bool add, pairs;               // pairs: x and panels in bf16
+};
 
-    activations.resize(size_t(T) * row + 64);
-    char* rows = activations.data() + (64 - reinterpret_cast<uintptr_t>(activations.data()) % 64);
-    for_rows(size_t(T), K, [&](size_t first, size_t end) {
+static size_t whole_steps(size_t k) {
+    return (k + PAIRS_K - 1) / PAIRS_K * PAIRS_K;
+}
+
+// Copies x into rows that suit the caches, rounded where they are bf16, and zero beyond K.
+static const char* stage_rows(CpuBackend& cpu, const Blocked& p, size_t row) {
+    size_t element = p.pairs ? 2 : 4;
+    std::vector<char>& memory = cpu.activations;
+    memory.resize(size_t(p.T) * row + 64);
+    char* rows = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64);
+    cpu.for_rows(size_t(p.T), p.K, [&](size_t first, size_t end) {
         for (size_t t = first; t < end; t++) {
             char* to = rows + t * row;
-            kernels.narrow[int(pairs ? DType::BF16 : DType::F32)](to, x + t * K, K);
-            std::fill(to + K * element, to + row, char(0));
+            cpu.kernels.narrow[int(p.pairs ? DType::BF16 : DType::F32)](to, p.x + t * p.K, p.K);
+            std::fill(to + p.K * element, to + row, char(0));
         }
     });
+    return rows;
+}
 
-    threads.run((N + lanes - 1) / lanes, [&](size_t i) {
-        size_t first = i * lanes;
-        int n = int(std::min(lanes, N - first));
+// Pieces are blocks of `lanes` outputs. Over k a block goes in chunks whose panel, at most 128 KB,
+// stays in the second cache while all tokens pass. A chunk's sum starts at zero and has at most
+// 1,024 terms (2,048 in pairs), so that rounding errors hardly grow with K. pack(panel, j, n, i,
+// k): the panel of outputs j … j + n − 1 and coordinates i … i + k − 1.
+template <class Pack>
+static void blocked_product(CpuBackend& cpu, const Blocked& p, const Pack& pack) {
+    const Kernels& kernels = cpu.kernels;
+    size_t lanes = size_t(kernels.lanes), element = p.pairs ? 2 : 4;
+    size_t chunk = std::min((size_t(128) << 10) / lanes, size_t(4096)) / element;
+    size_t row = padded_row(whole_steps(p.K) * element), stride = row / element;
+    const char* rows = stage_rows(cpu, p, row);
+    cpu.threads.run((p.N + lanes - 1) / lanes, [&](size_t block) {
+        size_t j = block * lanes, n = std::min(lanes, p.N - j);
         char* panel = thread_scratch(lanes * chunk * element);
-        const char* from = static_cast<const char*>(w.data) + first * K * size_of(w.dtype);
-        for (size_t k0 = 0; k0 < K; k0 += chunk) {
-            int k = int(std::min(chunk, K - k0));
-            const char* part = from + k0 * size_of(w.dtype);
-            if (pairs) {
-                kernels.pack_pairs(panel, part, K, n, k);
-                kernels.product_pairs(out + first, N, rows + k0 * 2, stride, panel, T, n,
-                                      (k + PAIRS_K - 1) / PAIRS_K * PAIRS_K, add || k0 > 0);
-            } else {
-                float* plain = reinterpret_cast<float*>(panel);
-                const float* left = reinterpret_cast<const float*>(rows) + k0;
-                kernels.pack[int(w.dtype)](plain, part, K, n, k);
-                kernels.product(out + first, N, left, stride, plain, lanes, T, n, k, add || k0 > 0);
-            }
+        for (size_t i = 0; i < p.K; i += chunk) {
+            size_t k = std::min(chunk, p.K - i);
+            const char* x = rows + i * element;
+            bool add = p.add || i > 0;
+            pack(panel, j, n, i, k);
+            if (p.pairs)
+                kernels.product_pairs(p.out + j, p.N, x, stride, panel, p.T, int(n),
+                                      int(whole_steps(k)), add);
+            else
+                kernels.product(p.out + j, p.N, reinterpret_cast<const float*>(x), stride,
+                                reinterpret_cast<const float*>(panel), lanes, p.T, int(n), int(k),
+                                add);
+        }
+    });
+}
+
+static bool in_pairs(const CpuBackend& cpu, const Weight& w, int T) {
+    return !cpu.exact && w.dtype == DType::BF16 && cpu.kernels.product_pairs && T > 1;
+}
+
+void CpuBackend::matmul(float* out, const float* x, const Weight& w, int T, bool add) {
+    if (T == 1) return matvec(*this, out, x, w, add);
+    size_t K = size_t(w.K), width = size_of(w.dtype);
+    Blocked product{out, x, T, size_t(w.N), K, add, in_pairs(*this, w, T)};
+    blocked_product(*this, product, [&](char* panel, size_t j, size_t n, size_t i, size_t k) {
+        const char* from = static_cast<const char*>(w.data) + (j * K + i) * width;
+        if (product.pairs) kernels.pack_pairs(panel, from, K, int(n), int(k));
+        else kernels.pack[int(w.dtype)](reinterpret_cast<float*>(panel), from, K, int(n), int(k));
+    });
+}
+
+// panel (k/2, lanes, 2) ← k rows of n bf16, `row` bytes apart, two and two interleaved.
+static void interleave_rows(char* panel, const char* from, size_t row, size_t n, size_t k,
+                            size_t lanes) {
+    std::memset(panel, 0, whole_steps(k) * lanes * 2);
+    for (size_t i = 0; i < k; i++, from += row) {
+        char* to = panel + (i / 2 * lanes * 2 + i % 2) * 2;
+        for (size_t j = 0; j < n; j++) std::memcpy(to + 4 * j, from + 2 * j, 2);
+    }
+}
+
+// Here the rows of w are the rows of the panel: nothing to transpose.
+void CpuBackend::matmul_transposed(float* out, const float* x, const Weight& w, int T) {
+    size_t columns = size_t(w.K), width = size_of(w.dtype), lanes = size_t(kernels.lanes);
+    Blocked product{out, x, T, columns, size_t(w.N), false, in_pairs(*this, w, T)};
+    blocked_product(*this, product, [&](char* panel, size_t j, size_t n, size_t i, size_t k) {
+        const char* from = static_cast<const char*>(w.data) + (i * columns + j) * width;
+        if (product.pairs) return interleave_rows(panel, from, columns * width, n, k, lanes);
+        for (size_t s = 0; s < k; s++, from += columns * width) {
+            float* to = reinterpret_cast<float*>(panel) + s * lanes;
+            kernels.widen[int(w.dtype)](to, from, n);
+            std::fill(to + n, to + lanes, 0.0f);
         }
     });
 }

@@ -12,7 +12,7 @@ void CpuBackend::rmsnorm(float* out, const float* x, const Weight& w, float eps,
         kernels.widen[int(w.dtype)](weight, w.data, D);
         for (size_t t = first; t < end; t++) {
             const float* row = x + t * D;
-            double sum[4] = {};    // double: the square of one outlier among 8,192 must lose nothing
+            double sum[4] = {};  // double: the square of one outlier among 8,192 must lose nothing
             for (size_t i = 0; i < D; i++) sum[i % 4] += double(row[i]) * double(row[i]);
             double mean = ((sum[0] + sum[1]) + (sum[2] + sum[3])) / double(D);
             float factor = float(1.0 / std::sqrt(mean + double(eps)));

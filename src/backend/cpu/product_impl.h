@@ -2,61 +2,49 @@
 // caches, and every panel serves all tokens. A tile of M tokens times C vectors of outputs stays in
 // registers over the whole of k. (Goto and van de Geijn 2008, with the weights as the packed side.)
 //
-// Each output is one sum over k in ascending order, whatever tile it falls into: results do not depend
-// on how tokens and outputs are divided.
+// Each output is one sum over k in ascending order, whatever tile it falls into: results do not
+// depend on how tokens and outputs are divided.
 #pragma once
 #include "backend/cpu/rows_impl.h"
 
 namespace stief {
 namespace {
 
-// Adds or stores sums whose last vectors are partly or wholly beyond the n outputs.
-template <class V, int C>
-void write_part(float* out, const typename V::F* sum, int n, bool add) {
-    for (int c = 0; c < C && c * V::W < n; c++) {
-        int width = n - c * V::W < V::W ? n - c * V::W : V::W;
-        char* at = reinterpret_cast<char*>(out + c * V::W);
-        auto before = add ? V::template load<DType::F32>(at, width) : V::zero();
-        V::template store<DType::F32>(at, V::add(before, sum[c]), width);
-    }
-}
-
-// The compiler keeps `sum` in registers as long as every index into it is a constant: loops over whole
-// tiles unroll, and the partial path works on a copy.
+// out = sum, or += where add, of M tokens and n <= C · W outputs.
 template <class V, int M, int C>
 void write_tile(float* out, size_t out_stride, const typename V::F (&sum)[M][C], int n, bool add) {
-    if (n == C * V::W) {
-        for (int t = 0; t < M; t++)
-            for (int c = 0; c < C; c++) {
-                char* at = reinterpret_cast<char*>(out + size_t(t) * out_stride + c * V::W);
-                auto before = add ? V::template load<DType::F32>(at) : V::zero();
-                V::template store<DType::F32>(at, V::add(before, sum[t][c]));
-            }
-        return;
-    }
-    typename V::F copy[M][C];
-    for (int t = 0; t < M; t++)
-        for (int c = 0; c < C; c++) copy[t][c] = sum[t][c];
-    for (int t = 0; t < M; t++) write_part<V, C>(out + size_t(t) * out_stride, copy[t], n, add);
+    auto write = [&](float* to, typename V::F x, auto... left) {
+        char* at = reinterpret_cast<char*>(to);
+        auto before = add ? V::template load<DType::F32>(at, left...) : V::zero();
+        V::template store<DType::F32>(at, V::add(before, x), left...);
+    };
+    unroll<M * C>([&]<int i>() {
+        constexpr int t = i / C, c = i % C;
+        float* to = out + size_t(t) * out_stride + c * V::W;
+        int left = n - c * V::W;
+        if (left >= V::W) write(to, sum[t][c]);
+        else if (left > 0) write(to, sum[t][c], left);
+    });
 }
 
-// P: what one step over k multiplies and its two types of element, see Plain and Pairs below.
+// P: what one step over k multiplies and its two types of element, see Plain here and Pairs in
+// dot_avx512.cpp.
 template <class V, class P, int M, int C>
 void tile(float* out, size_t out_stride, const char* x, size_t x_bytes, const char* panel,
           size_t panel_bytes, int n, int steps, bool add) {
     typename V::F sum[M][C];
-    for (int t = 0; t < M; t++)
-        for (int c = 0; c < C; c++) {
-            __builtin_prefetch(out + size_t(t) * out_stride + c * V::W, 1);   // written at the end
-            sum[t][c] = V::zero();
-        }
+    unroll<M * C>([&]<int i>() {
+        __builtin_prefetch(out + size_t(i / C) * out_stride + i % C * V::W,
+                           1);  // written at the end
+        sum[i / C][i % C] = V::zero();
+    });
     for (int i = 0; i < steps; i++, x += 4, panel += panel_bytes) {
         typename P::Vector w[C];
-        for (int c = 0; c < C; c++) w[c] = P::load(panel + c * V::W * 4);
-        for (int t = 0; t < M; t++) {
+        unroll<C>([&]<int c>() { w[c] = P::load(panel + c * V::W * 4); });
+        unroll<M>([&]<int t>() {
             auto xt = P::broadcast(x + size_t(t) * x_bytes);
-            for (int c = 0; c < C; c++) sum[t][c] = P::multiply_add(xt, w[c], sum[t][c]);
-        }
+            unroll<C>([&]<int c>() { sum[t][c] = P::multiply_add(xt, w[c], sum[t][c]); });
+        });
     }
     write_tile<V, M, C>(out, out_stride, sum, n, add);
 }
@@ -133,7 +121,8 @@ void pack_pairs(void* panel, const void* w, size_t w_stride, int n, int k) {
             int left = k - i0 < 2 * W ? k - i0 : 2 * W;
             typename V::F rows[W];
             for (int j = 0; j < W; j++) {
-                const char* at = static_cast<const char*>(w) + (size_t(j0 + j) * w_stride + size_t(i0)) * 2;
+                const char* at =
+                    static_cast<const char*>(w) + (size_t(j0 + j) * w_stride + size_t(i0)) * 2;
                 if (j0 + j >= n || left <= 0) {
                     rows[j] = V::zero();
                 } else if (left == 2 * W) {

@@ -1,10 +1,11 @@
 // Inner products with, and weighted sums of, rows that lie in memory as they are: decode and its
-// attention. Everything here is bound by the bytes of those rows, so each is loaded once and shared by
-// as many heads as registers allow.
+// attention. Everything here is bound by the bytes of those rows, so each is loaded once and shared
+// by as many heads as registers allow.
 //
-// V is the instruction set's vector (dot_*.cpp). Like all of *_impl.h this is compiled once for each set
-// with that set's flags: an unnamed namespace and no inline function of any other header, so that the
-// linker cannot pick a copy with AVX-512 in it for code that runs on a processor without.
+// V is the instruction set's vector (dot_*.cpp). Like all of *_impl.h this is compiled once for
+// each set with that set's flags: an unnamed namespace and no inline function of any other header,
+// so that the linker cannot pick a copy with AVX-512 in it for code that runs on a processor
+// without.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -17,73 +18,90 @@ namespace {
 template <DType E>
 constexpr size_t BYTES = E == DType::F32 ? 4 : 2;
 
-// out_j (+)= w_j · x for R rows at once: R streams keep the memory busy, x is loaded once for all.
-// Two sums a row, so that additions do not wait for one another.
+// Calls f.operator()<0>(), …, <N − 1>(). An array of vectors lives in registers only if the
+// compiler sees constant indices from the start; GCC unrolls loops too late and stores every sum at
+// every step.
+template <int... I>
+struct Indices {};
+template <int N, int... I>
+struct UpTo : UpTo<N - 1, N - 1, I...> {};
+template <int... I>
+struct UpTo<0, I...> {
+    using type = Indices<I...>;
+};
+template <class Function, int... I>
+void call_each(const Function& f, Indices<I...>) {
+    (f.template operator()<I>(), ...);
+}
+template <int N, class Function>
+void unroll(const Function& f) {
+    call_each(f, typename UpTo<N>::type());
+}
+
+// A processor's prefetcher follows a scan only to the end of its page. One sequential scan leaves
+// memory waiting at every 4 KB; SCANS of them side by side do not.
+constexpr int SCANS = 4;
+
+// out_j (+)= w_j · x for R rows at once, R scans.
 template <class V, DType E, int R>
 void dot_rows(float* out, const float* x, const char* w, size_t K, bool add) {
     constexpr size_t W = V::W;
     const char* from = reinterpret_cast<const char*>(x);
-    typename V::F even[R], odd[R];
-    for (int j = 0; j < R; j++) even[j] = odd[j] = V::zero();
-
+    typename V::F sum[R];
+    unroll<R>([&]<int j>() { sum[j] = V::zero(); });
     size_t i = 0, row = K * BYTES<E>;
-    for (; i + 2 * W <= K; i += 2 * W) {
-        auto x0 = V::template load<DType::F32>(from + i * 4);
-        auto x1 = V::template load<DType::F32>(from + (i + W) * 4);
-        for (int j = 0; j < R; j++) {
-            const char* at = w + size_t(j) * row + i * BYTES<E>;
-            V::prefetch(at + V::PREFETCH);
-            even[j] = V::fma(V::template load<E>(at), x0, even[j]);
-            odd[j] = V::fma(V::template load<E>(at + W * BYTES<E>), x1, odd[j]);
-        }
-    }
-    for (; i < K; i += W) {
-        int left = K - i < W ? int(K - i) : int(W);
-        auto x0 = V::template load<DType::F32>(from + i * 4, left);
-        for (int j = 0; j < R; j++) {
-            const char* at = w + size_t(j) * row + i * BYTES<E>;
-            even[j] = V::fma(V::template load<E>(at, left), x0, even[j]);
-        }
-    }
-    for (int j = 0; j < R; j++) {
-        float sum = V::sum(V::add(even[j], odd[j]));
-        out[j] = add ? out[j] + sum : sum;
-    }
+    auto step = [&](auto... left) {
+        auto xi = V::template load<DType::F32>(from + i * 4, left...);
+        const char* at = w + i * BYTES<E>;
+        unroll<R>([&]<int j>() {
+            sum[j] = V::fma(V::template load<E>(at + size_t(j) * row, left...), xi, sum[j]);
+        });
+    };
+    for (; i + W <= K; i += W) step();
+    if (i < K) step(int(K - i));
+    unroll<R>([&]<int j>() {
+        float one = V::sum(sum[j]);
+        out[j] = add ? out[j] + one : one;
+    });
 }
 
 template <class V, DType E>
 void matvec(float* out, const float* x, const void* w, size_t rows, size_t K, bool add) {
+    constexpr int R = MATVEC_ROWS;
     const char* at = static_cast<const char*>(w);
     size_t j = 0;
-    for (; j + 4 <= rows; j += 4) dot_rows<V, E, 4>(out + j, x, at + j * K * BYTES<E>, K, add);
+    for (; j + R <= rows; j += R) dot_rows<V, E, R>(out + j, x, at + j * K * BYTES<E>, K, add);
     for (; j < rows; j++) dot_rows<V, E, 1>(out + j, x, at + j * K * BYTES<E>, K, add);
 }
 
-// out_h,s = q_h · row_s for M heads and R rows at once.
+// out_h,s = q_h · row_s for M heads and R = 1 or SCANS rows that are `between` rows apart.
 template <class V, DType E, int M, int R>
 void score_block(float* out, size_t out_stride, const char* q, size_t q_bytes, const char* rows,
-                 int r) {
-    size_t row = size_t(r) * BYTES<E>;
-    typename V::F acc[M][R];
-    for (int h = 0; h < M; h++)
-        for (int s = 0; s < R; s++) acc[h][s] = V::zero();
-
-    for (int i = 0; i < r; i += V::W) {
-        int left = r - i < V::W ? r - i : V::W;
+                 size_t between, int r) {
+    size_t apart = between * size_t(r) * BYTES<E>;
+    typename V::F sum[M][R];
+    unroll<M * R>([&]<int i>() { sum[i / R][i % R] = V::zero(); });
+    auto step = [&](auto... left) {
         typename V::F x[R];
-        for (int s = 0; s < R; s++) {
-            const char* at = rows + size_t(s) * row + size_t(i) * BYTES<E>;
-            x[s] = left == V::W ? V::template load<E>(at) : V::template load<E>(at, left);
+        unroll<R>([&]<int s>() { x[s] = V::template load<E>(rows + size_t(s) * apart, left...); });
+        unroll<M>([&]<int h>() {
+            auto qi = V::template load<DType::F32>(q + size_t(h) * q_bytes, left...);
+            unroll<R>([&]<int s>() { sum[h][s] = V::fma(qi, x[s], sum[h][s]); });
+        });
+    };
+    int i = 0;
+    for (; i + V::W <= r; i += V::W, q += V::W * 4, rows += V::W * BYTES<E>) step();
+    if (i < r) step(r - i);
+    unroll<M>([&]<int h>() {
+        float* to = out + size_t(h) * out_stride;
+        if constexpr (R == SCANS) {
+            float sums[SCANS];
+            V::sums(sums, sum[h][0], sum[h][1], sum[h][2], sum[h][3]);
+            unroll<SCANS>([&]<int s>() { to[size_t(s) * between] = sums[s]; });
+        } else {
+            to[0] = V::sum(sum[h][0]);
         }
-        for (int h = 0; h < M; h++) {
-            const char* at = q + size_t(h) * q_bytes + size_t(i) * 4;
-            auto qi = left == V::W ? V::template load<DType::F32>(at)
-                                   : V::template load<DType::F32>(at, left);
-            for (int s = 0; s < R; s++) acc[h][s] = V::fma(qi, x[s], acc[h][s]);
-        }
-    }
-    for (int h = 0; h < M; h++)
-        for (int s = 0; s < R; s++) out[size_t(h) * out_stride + size_t(s)] = V::sum(acc[h][s]);
+    });
 }
 
 template <class V, DType E, int M>
@@ -92,11 +110,11 @@ void score_heads(float* out, size_t out_stride, const float* q, size_t q_stride,
     const char* from = reinterpret_cast<const char*>(q);
     const char* at = static_cast<const char*>(rows);
     size_t row = size_t(r) * BYTES<E>, q_bytes = q_stride * 4;
-    int s = 0;
-    for (; s + 4 <= count; s += 4)
-        score_block<V, E, M, 4>(out + s, out_stride, from, q_bytes, at + size_t(s) * row, r);
-    for (; s < count; s++)
-        score_block<V, E, M, 1>(out + s, out_stride, from, q_bytes, at + size_t(s) * row, r);
+    size_t n = size_t(count), quarter = n / SCANS;
+    for (size_t s = 0; s < quarter; s++)
+        score_block<V, E, M, SCANS>(out + s, out_stride, from, q_bytes, at + s * row, quarter, r);
+    for (size_t s = SCANS * quarter; s < n; s++)
+        score_block<V, E, M, 1>(out + s, out_stride, from, q_bytes, at + s * row, 0, r);
 }
 
 template <class V, DType E>
@@ -104,56 +122,61 @@ void scores(float* out, size_t out_stride, const float* q, size_t q_stride, cons
             int count, int r) {
     for (int h = 0; h < m;) {
         int M = m - h >= 4 ? 4 : m - h >= 2 ? 2 : 1;
-        auto some = M == 4 ? score_heads<V, E, 4> : M == 2 ? score_heads<V, E, 2> : score_heads<V, E, 1>;
+        auto some = M == 4   ? score_heads<V, E, 4>
+                    : M == 2 ? score_heads<V, E, 2>
+                             : score_heads<V, E, 1>;
         some(out + size_t(h) * out_stride, out_stride, q + size_t(h) * q_stride, q_stride, rows,
              count, r);
         h += M;
     }
 }
 
-// acc_h += Σ_s p_h,s row_s for M heads and C vectors of coordinates, the last of `left` coordinates.
-template <class V, DType E, int M, int C>
+// acc_h += Σ_s p_h,s row_s for M heads and C vectors of coordinates, or of C = 1 the first `left`.
+template <class V, DType E, int M, int C, class... Left>
 void weigh_block(float* acc, size_t acc_stride, const float* p, size_t p_stride, const char* rows,
-                 int count, size_t row, int left) {
+                 int count, size_t row, Left... left) {
     typename V::F sum[M][C];
-    for (int h = 0; h < M; h++)
-        for (int c = 0; c < C; c++) sum[h][c] = V::zero();
-    bool whole = left == V::W;
-    for (int s = 0; s < count; s++, rows += row) {
+    auto at = [&](int h, int c) {
+        return reinterpret_cast<char*>(acc + size_t(h) * acc_stride + size_t(c * V::W));
+    };
+    unroll<M * C>([&]<int i>() {
+        sum[i / C][i % C] = V::template load<DType::F32>(at(i / C, i % C), left...);
+    });
+    auto step = [&](size_t s) {
         typename V::F x[C];
-        for (int c = 0; c < C; c++) {
-            const char* at = rows + size_t(c * V::W) * BYTES<E>;
-            bool partial = c == C - 1 && !whole;
-            x[c] = partial ? V::template load<E>(at, left) : V::template load<E>(at);
-        }
-        for (int h = 0; h < M; h++) {
-            auto weight = V::set1(p[size_t(h) * p_stride + size_t(s)]);
-            for (int c = 0; c < C; c++) sum[h][c] = V::fma(weight, x[c], sum[h][c]);
-        }
-    }
-    for (int h = 0; h < M; h++)
-        for (int c = 0; c < C; c++) {
-            char* at = reinterpret_cast<char*>(acc + size_t(h) * acc_stride + size_t(c * V::W));
-            int n = c == C - 1 ? left : V::W;
-            auto before = V::template load<DType::F32>(at, n);
-            V::template store<DType::F32>(at, V::add(before, sum[h][c]), n);
-        }
+        const char* from = rows + s * row;
+        unroll<C>([&]<int c>() {
+            x[c] = V::template load<E>(from + size_t(c * V::W) * BYTES<E>, left...);
+        });
+        unroll<M>([&]<int h>() {
+            auto weight = V::set1(p[size_t(h) * p_stride + s]);
+            unroll<C>([&]<int c>() { sum[h][c] = V::fma(weight, x[c], sum[h][c]); });
+        });
+    };
+    size_t n = size_t(count), quarter = n / SCANS;
+    for (size_t s = 0; s < quarter; s++)
+        unroll<SCANS>([&]<int i>() { step(s + i * quarter); });
+    for (size_t s = SCANS * quarter; s < n; s++) step(s);
+    unroll<M * C>([&]<int i>() {
+        V::template store<DType::F32>(at(i / C, i % C), sum[i / C][i % C], left...);
+    });
 }
 
 template <class V, DType E, int M>
 void weigh_heads(float* acc, size_t acc_stride, const float* p, size_t p_stride, const void* rows,
                  int count, int r) {
-    for (int i = 0; i < r;) {
-        int vectors = (r - i + V::W - 1) / V::W;
-        int C = vectors >= 4 ? 4 : vectors >= 2 ? 2 : 1;
-        int width = r - i < C * V::W ? r - i : C * V::W;
-        auto some = C == 4   ? weigh_block<V, E, M, 4>
-                    : C == 2 ? weigh_block<V, E, M, 2>
-                             : weigh_block<V, E, M, 1>;
-        some(acc + i, acc_stride, p, p_stride, static_cast<const char*>(rows) + size_t(i) * BYTES<E>,
-             count, size_t(r) * BYTES<E>, width - (C - 1) * V::W);
-        i += width;
-    }
+    const char* at = static_cast<const char*>(rows);
+    size_t row = size_t(r) * BYTES<E>;
+    int i = 0;
+    for (; i + 4 * V::W <= r; i += 4 * V::W)
+        weigh_block<V, E, M, 4>(acc + i, acc_stride, p, p_stride, at + size_t(i) * BYTES<E>, count,
+                                row);
+    for (; i + V::W <= r; i += V::W)
+        weigh_block<V, E, M, 1>(acc + i, acc_stride, p, p_stride, at + size_t(i) * BYTES<E>, count,
+                                row);
+    if (i < r)
+        weigh_block<V, E, M, 1>(acc + i, acc_stride, p, p_stride, at + size_t(i) * BYTES<E>, count,
+                                row, r - i);
 }
 
 template <class V, DType E>
@@ -161,7 +184,9 @@ void accumulate(float* acc, size_t acc_stride, const float* p, size_t p_stride, 
                 int m, int count, int r) {
     for (int h = 0; h < m;) {
         int M = m - h >= 4 ? 4 : m - h >= 2 ? 2 : 1;
-        auto some = M == 4 ? weigh_heads<V, E, 4> : M == 2 ? weigh_heads<V, E, 2> : weigh_heads<V, E, 1>;
+        auto some = M == 4   ? weigh_heads<V, E, 4>
+                    : M == 2 ? weigh_heads<V, E, 2>
+                             : weigh_heads<V, E, 1>;
         some(acc + size_t(h) * acc_stride, acc_stride, p + size_t(h) * p_stride, p_stride, rows,
              count, r);
         h += M;

@@ -1,0 +1,129 @@
+#include "calibrate/calibrate.h"
+
+#include <chrono>
+
+#include "calibrate/calibration_run.h"
+#include "calibrate/partial.h"
+
+namespace stief {
+
+namespace {
+
+constexpr size_t SENSITIVITY_SEQUENCES = 4;
+
+// --keys auto: after rotation where the eigenbases lose less there, keys alone at d/4 and d/2 on
+// held-out sequences; before it otherwise.
+LayerBases warm_start(CalibrationRun& run, const LayerInputs& inputs, const Moments& moments, int l) {
+    const CalibrationOptions& o = run.options;
+    LayerBases pre = warm_start_layer(run.model, moments, l, false, o);
+    if (o.keys == "pre") return pre;
+    LayerBases post = warm_start_layer(run.model, moments, l, true, o);
+    if (o.keys == "post") return post;
+    const Config& c = run.model.config;
+    std::vector<int> whole(size_t(c.G), c.d);
+    double error_pre = 0, error_post = 0;
+    for (int r : {c.d / 4, c.d / 2}) {
+        std::vector<int> ranks(size_t(c.G), r);
+        error_pre += held_out_error(run.pass, inputs, l, cuts_at(c, pre, ranks, whole));
+        error_post += held_out_error(run.pass, inputs, l, cuts_at(c, post, ranks, whole));
+    }
+    return error_post < error_pre ? post : pre;
+}
+
+// One layer, from its inputs to its error curves.
+LayerBases learn_layer(CalibrationRun& run, const LayerInputs& inputs, const Moments& moments, int l,
+                       EndToEnd& end_to_end) {
+    const Config& c = run.model.config;
+    const CalibrationOptions& o = run.options;
+    run.ticker.phase = format("layer %d of %d, descent", l + 1, c.L);
+    LayerBases bases = warm_start(run, inputs, moments, l);
+    if (o.method == "stiefel") descend(run.pass, inputs, bases, l, o, [&] { run.ticker(2); });
+
+    run.ticker.phase = format("layer %d of %d, error against rank", l + 1, c.L);
+    profile(run.pass, inputs, bases, l, [&] { run.ticker(PASSES_OF_A_CURVE); });
+    std::vector<int> middle(size_t(c.G), c.d / 2);
+    bases.weight = end_to_end.sensitivity(inputs, l, cuts_at(c, bases, middle, middle));
+    if (o.error_budget > 0) meet_error_budget(run.pass, inputs, bases, l, o);
+    return bases;
+}
+
+// Layers do not depend on one another, but the inputs of each are the outputs of the one before.
+void learn_layers(CalibrationRun& run, const Partial& partial, CalibrationResult& result) {
+    const Config& c = run.model.config;
+    LayerInputs inputs(run.model, run.learn, run.held_out, partial.folder);
+    EndToEnd end_to_end(run.pass, run.held_out, SENSITIVITY_SEQUENCES);
+    for (int l = 0; l < c.L; l++, inputs.next()) {
+        run.ticker.phase = format("layer %d of %d, inputs", l + 1, c.L);
+        Moments moments = collect(run.pass, inputs, l);
+        run.ticker(run.learn.count());
+        LayerBases bases;
+        if (run.options.resume && partial.load(l, c, bases)) {
+            result.resumed++;
+        } else {
+            bases = learn_layer(run, inputs, moments, l, end_to_end);
+            partial.save(l, bases);
+        }
+        run.ticker.done = size_t(l + 1) * run.passes_of_a_layer();
+        result.layer.push_back(std::move(bases));
+    }
+}
+
+size_t full_bytes(const Config& c, const CalibrationOptions& options) {
+    return 2 * size_t(c.L) * size_t(c.G) * size_t(c.d) * size_of(options.cache);
+}
+
+// Said before any work; the thresholds of --method eigen may turn out to need more.
+void require_budget(const CalibrationResult& result) {
+    const CalibrationOptions& o = result.options;
+    double least = double(RANK_STEP) * double(size_of(o.cache));
+    double bytes = o.keep * double(result.full_bytes_per_token);
+    check(o.keep == 0 || bytes >= least,
+          "--keep %g is %.1f bytes a token, too few for the smallest rank of one head (%.0f); use a larger one",
+          o.keep, bytes, least);
+}
+
+}  // namespace
+
+CalibrationResult calibrate(Model& model, const CalibrationText& text, const CalibrationOptions& options,
+                            const std::string& output, const CalibrationProgress& progress) {
+    auto begin = std::chrono::steady_clock::now();
+    CalibrationResult result;
+    result.options = options;
+    result.full_bytes_per_token = full_bytes(model.config, options);
+    require_budget(result);
+    CalibrationRun run(model, text, options, progress);
+    Partial partial(output, run.key(), options.resume);
+
+    learn_layers(run, partial, result);      // each: collect → warm start → descend → profile
+    run.ticker.phase = "ranks and what they cost";
+    run.ticker(0);
+    result.ranks = allocate(run, result);
+    verify(run, result);
+
+    result.bases = bases_at(run, result, result.ranks);
+    result.bytes_per_token = result.ranks.coordinates() * size_of(options.cache);
+    result.sequences = run.learn.count(), result.held_out = run.windows.count();
+    result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    return result;
+}
+
+void write_bases(const CalibrationResult& result, const Model& model, const CalibrationText& text,
+                 const std::string& output) {
+    Bases bases = result.bases;
+    const CalibrationOptions& o = result.options;
+    bases.metadata["model"] = model.config.folder;
+    bases.metadata["text"] = text.name;
+    bases.metadata["method"] = o.method;
+    bases.metadata["key_basis"] = o.key_basis_per_layer ? "layer" : "head";
+    bases.metadata["metric"] = o.query_metric ? "query" : "identity";
+    bases.metadata["seed"] = std::to_string(o.seed);
+    bases.metadata["perplexity_full"] = format("%.6g", result.measured.reference.perplexity);
+    bases.metadata["perplexity"] = format("%.6g", result.measured.loss.perplexity);
+    bases.metadata["kld_mean"] = format("%.6g", result.measured.divergence.mean);
+    uint64_t fingerprint = model.weights.fingerprint(model.config);
+    bases.save(output, fingerprint);
+    Partial done{output, 0, true};
+    done.remove();
+}
+
+}  // namespace stief

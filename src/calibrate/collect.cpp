@@ -1,0 +1,120 @@
+#include "calibrate/collect.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "base/file.h"
+#include "base/limits.h"
+#include "calibrate/elementwise.h"
+
+namespace stief {
+
+Sequences cut_sequences(std::span<const Token> ids, int T, size_t at_most, int context,
+                        Random& random) {
+    Sequences all;
+    all.T = T;
+    size_t t = size_t(T), count = std::min(at_most, ids.size() / t);
+    for (size_t i = 0; i < count; i++) {
+        size_t begin = count > 1 ? i * ((ids.size() - t) / (count - 1)) : 0;
+        all.ids.emplace_back(ids.begin() + ptrdiff_t(begin), ids.begin() + ptrdiff_t(begin + t));
+        all.pos.push_back(int(random.below(uint64_t(context - T) + 1)));
+    }
+    return all;
+}
+
+Activations::Activations(size_t floats, const std::string& folder, bool spill)
+    : bytes(std::max<size_t>(floats, 1) * sizeof(float)) {
+    int file = -1, flags = MAP_PRIVATE | MAP_ANONYMOUS;
+    std::string path = join(folder, "activations");
+    if (spill) {
+        flags = MAP_SHARED;
+        file = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC, 0600);
+        check(file >= 0, "%s: cannot be created: %s", path.c_str(), std::strerror(errno));
+        ::unlink(path.c_str());                // gone when the mapping is, also after a kill
+        int failed = ::posix_fallocate(file, 0, off_t(bytes));
+        if (failed) ::close(file);
+        check(!failed, "%s: %zu bytes of activations do not fit: %s", path.c_str(), bytes,
+              std::strerror(failed));
+    }
+    void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, file, 0);
+    int reason = errno;
+    if (file >= 0) ::close(file);
+    check(memory != MAP_FAILED, "%zu bytes of activations: %s; use fewer --tokens", bytes,
+          std::strerror(reason));
+    data = static_cast<float*>(memory);
+}
+
+Activations::~Activations() {
+    if (data) ::munmap(data, bytes);
+}
+
+void Activations::swap(Activations& other) {
+    std::swap(data, other.data);
+    std::swap(bytes, other.bytes);
+}
+
+static bool too_large(const Model& model, const Sequences& a, const Sequences& b) {
+    size_t rows = (a.count() + b.count()) * size_t(a.T);
+    return 2 * rows * size_t(model.config.D) * sizeof(float) > available_memory() / 4;
+}
+
+LayerInputs::LayerInputs(Model& model, const Sequences& learning, const Sequences& holding,
+                         const std::string& folder)
+    : learn(learning),
+      held_out(holding),
+      x((learn.count() + held_out.count()) * size_t(learn.T) * size_t(model.config.D), folder,
+        too_large(model, learning, holding)),
+      y(x.bytes / sizeof(float), folder, too_large(model, learning, holding)),
+      each(size_t(learn.T) * size_t(model.config.D)) {
+    float* to = x.data;
+    for (const Sequences* part : {&learn, &held_out})
+        for (const std::vector<Token>& ids : part->ids) {
+            model.backend->embed(to, model.embedding, ids.data(), part->T);
+            to += each;
+        }
+}
+
+Moments::Moments(const Config& config)
+    : k(size_t(config.G), Matrix(size_t(config.d), size_t(config.d))), k_rotated(k), v(k), q(k) {}
+
+static void add_moments(LayerPass& pass, Moments& moments) {
+    const Config& c = pass.c;
+    size_t d = size_t(c.d), t = size_t(pass.T), m = size_t(c.H / c.G);
+    pass.threads.run(4 * size_t(c.G), [&](size_t i) {
+        size_t g = i / 4, side = g * t * d;
+        auto add = [&](std::vector<Matrix>& to, const std::vector<float>& from, size_t rows) {
+            const float* first = from.data() + side * (rows / t);
+            add_gram(to[g], first, d, first, d, rows);
+        };
+        if (i % 4 == 0) add(moments.k, pass.k, t);
+        if (i % 4 == 1) add(moments.k_rotated, pass.k_rotated, t);
+        if (i % 4 == 2) add(moments.v, pass.v, t);
+        if (i % 4 == 3) add(moments.q, pass.q, t * m);
+    });
+}
+
+Moments collect(LayerPass& pass, LayerInputs& inputs, int l) {
+    Moments moments(pass.c);
+    LayerCuts whole(pass.c, false);
+    size_t learning = inputs.learn.count(), all = learning + inputs.held_out.count();
+    for (size_t s = 0; s < all; s++) {
+        bool learns = s < learning;
+        Step step = learns ? inputs.learn.step(s) : inputs.held_out.step(s - learning);
+        pass.begin(l, inputs.x.data + s * inputs.floats(), step);
+        pass.forward(whole);
+        double energy = squared_norm(pass.threads, pass.out.data(), inputs.floats());
+        check(std::isfinite(energy) && energy > 0,
+              "%s: the output of layer %d is %s: the checkpoint is damaged or not trained",
+              pass.c.folder.c_str(), l, energy == 0 ? "zero everywhere" : "not finite");
+        std::copy_n(pass.out.data(), inputs.floats(), inputs.y.data + s * inputs.floats());
+        if (learns) add_moments(pass, moments);
+    }
+    return moments;
+}
+
+}  // namespace stief

@@ -1,0 +1,65 @@
+// What calibration reads: sequences of a text, and the inputs and outputs of the layer at hand on them.
+#pragma once
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/random.h"
+#include "calibrate/layer_loss.h"
+
+namespace stief {
+
+// Sequences of T tokens, spread evenly over a text, each at a random offset of positions: attention does
+// not change under it, but keys after rotation do (method section 3).
+struct Sequences {
+    int T = 0;
+    std::vector<std::vector<Token>> ids;
+    std::vector<int> pos;
+
+    size_t count() const { return ids.size(); }
+    Step step(size_t s) const { return {pos[s], T}; }
+};
+Sequences cut_sequences(std::span<const Token> ids, int T, size_t at_most, int context, Random& random);
+
+// (rows, D) floats, in memory or, where that is short, in a file that has no name any more.
+struct Activations {
+    float* data = nullptr;
+    size_t bytes = 0;
+
+    Activations(size_t floats, const std::string& folder, bool spill);
+    ~Activations();
+    Activations(const Activations&) = delete;
+    void swap(Activations& other);
+};
+
+// The layer at hand on every sequence: X_l, and Y_l = layer(X_l) = X_{l+1}.
+struct LayerInputs {
+    const Sequences& learn;
+    const Sequences& held_out;
+    Activations x, y;                          // (learn, then held out, T, D)
+
+    // folder: where a file goes if the two take more than a quarter of what is available.
+    LayerInputs(Model& model, const Sequences& learning, const Sequences& holding,
+                const std::string& folder);
+    const float* learn_x(size_t s) const { return x.data + s * each; }
+    const float* learn_y(size_t s) const { return y.data + s * each; }
+    const float* held_x(size_t s) const { return x.data + (learn.count() + s) * each; }
+    const float* held_y(size_t s) const { return y.data + (learn.count() + s) * each; }
+    size_t floats() const { return each; }     // of one sequence
+    void next() { x.swap(y); }                 // on to the next layer
+
+  private:
+    size_t each;
+};
+
+// Second moments of one layer's learning sequences, by kv head: sums over tokens.
+struct Moments {
+    std::vector<Matrix> k, k_rotated, v;       // (G)  Σ kᵀk, Σ vᵀv
+    std::vector<Matrix> q;                     // (G)  Σ qᵀq of the group, after rotation
+    Moments(const Config& config);
+};
+
+// Y_l of every sequence, and the moments. Error where an output is not finite.
+Moments collect(LayerPass& pass, LayerInputs& inputs, int l);
+
+}  // namespace stief

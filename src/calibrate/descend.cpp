@@ -1,0 +1,111 @@
+// Method section 3: every step draws a mini-batch of sequences and one pair of ranks (r_K, r_V) from
+// the grid d/8 … 7d/8 for all heads, goes there and back once, and moves every basis of the layer.
+//
+// Keep or revert: bases nest, one Q serves every rank, so the choice is made once for a layer's keys
+// and once for its values, by the sum over the grid of held-out errors with that side alone cut.
+#include <algorithm>
+
+#include "calibrate/elementwise.h"
+#include "calibrate/layer_bases.h"
+#include "calibrate/stiefel.h"
+
+namespace stief {
+
+// d/8, 2d/8 … 7d/8, in multiples of RANK_STEP where d/8 is less.
+static std::vector<int> rank_grid(int d) {
+    int step = std::max(d / 8, 1);
+    std::vector<int> ranks;
+    for (int r = step; r < d; r += step) ranks.push_back(r);
+    return ranks;
+}
+
+double held_out_error(LayerPass& pass, const LayerInputs& inputs, int l, const LayerCuts& cuts) {
+    double error = 0, energy = 0;
+    for (size_t s = 0; s < inputs.held_out.count(); s++) {
+        pass.begin(l, inputs.held_x(s), inputs.held_out.step(s));
+        pass.forward(cuts);
+        error += squared_distance(pass.threads, pass.out.data(), inputs.held_y(s), inputs.floats());
+        energy += squared_norm(pass.threads, inputs.held_y(s), inputs.floats());
+    }
+    return error / energy;
+}
+
+// Σ_r Δ_l with one side cut, at the ranks of the grid.
+static double side_error(LayerPass& pass, const LayerInputs& inputs, const LayerBases& bases, int l,
+                         bool values, bool warm) {
+    const Config& c = pass.c;
+    std::vector<int> whole(size_t(c.G), c.d);
+    double sum = 0;
+    for (int r : rank_grid(c.d)) {
+        std::vector<int> ranks(size_t(c.G), r);
+        LayerCuts cuts = values ? cuts_at(c, bases, whole, ranks, warm)
+                                : cuts_at(c, bases, ranks, whole, warm);
+        sum += held_out_error(pass, inputs, l, cuts);
+    }
+    return sum;
+}
+
+static void keep_what_is_better(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases, int l) {
+    for (bool values : {false, true}) {
+        double warm = side_error(pass, inputs, bases, l, values, true);
+        double learned = side_error(pass, inputs, bases, l, values, false);
+        if (learned < warm) continue;
+        (values ? bases.kept_warm_v : bases.kept_warm_k) = true;
+        for (BasisUnit& unit : bases.units)
+            if (unit.values == values) unit.Q = unit.warm;
+    }
+}
+
+static LayerGradient batch_gradient(LayerPass& pass, const LayerInputs& inputs, int l,
+                                    const LayerCuts& cuts, const std::vector<size_t>& batch,
+                                    const std::function<void()>& progress) {
+    LayerGradient gradient(pass.c);
+    double energy = 0;
+    for (size_t s : batch) energy += squared_norm(pass.threads, inputs.learn_y(s), inputs.floats());
+    for (size_t s : batch) {
+        pass.begin(l, inputs.learn_x(s), inputs.learn.step(s));
+        pass.forward(cuts);
+        pass.backward(cuts, inputs.learn_y(s), 1 / energy, gradient);
+        progress();
+    }
+    return gradient;
+}
+
+// ∂Δ/∂Q of a unit; heads that share a basis add up.
+static Matrix unit_gradient(const BasisUnit& unit, const Matrix& Q, const LayerGradient& gradient,
+                            int rank) {
+    Matrix sum(Q.rows, Q.cols);
+    for (int g = unit.first; g < unit.first + unit.count; g++)
+        add_scaled(sum, 1, (unit.values ? gradient.v : gradient.k)[size_t(g)]);
+    Matrix AtB = times(times(unit.metric.S, sum), unit.metric.S_inverse);
+    return stiefel_gradient(Q, AtB, size_t(rank));
+}
+
+void descend(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases, int l,
+             const CalibrationOptions& options, const std::function<void()>& progress) {
+    const Config& c = pass.c;
+    Random random(options.seed * 1000003 + uint64_t(l) + 1);
+    std::vector<StiefelState> states;
+    for (const BasisUnit& unit : bases.units) states.emplace_back(unit.warm);
+    std::vector<int> grid = rank_grid(c.d);
+
+    for (int t = 0; t < options.steps; t++) {
+        std::vector<size_t> batch;
+        for (int i = 0; i < options.batch; i++) batch.push_back(random.below(inputs.learn.count()));
+        int rk = grid[random.below(grid.size())], rv = grid[random.below(grid.size())];
+        std::vector<int> rank_k(size_t(c.G), rk), rank_v(size_t(c.G), rv);
+        LayerCuts cuts = cuts_at(c, bases, rank_k, rank_v);
+        LayerGradient gradient = batch_gradient(pass, inputs, l, cuts, batch, progress);
+        double tau = annealed(options.tau, t, options.steps);
+        pass.threads.run(states.size(), [&](size_t u) {
+            BasisUnit& unit = bases.units[u];
+            stiefel_step(states[u], unit_gradient(unit, states[u].Q, gradient, unit.values ? rv : rk),
+                         tau);
+            unit.Q = states[u].Q;
+        });
+    }
+    for (BasisUnit& unit : bases.units) unit.Q = finished(unit.Q, "descent");
+    if (options.steps > 0) keep_what_is_better(pass, inputs, bases, l);
+}
+
+}  // namespace stief

@@ -1,0 +1,186 @@
+// Method section 2, all but its matrix products.
+#include "calibrate/elementwise.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/bf16.h"
+#include "calibrate/vectors.h"
+
+namespace stief {
+
+using namespace vectors;
+
+// rows(first, end) over pieces of about 16,000 elements.
+template <class F>
+static void for_rows(Threads& threads, size_t n, size_t width, const F& rows) {
+    size_t each = std::max<size_t>(1, 16384 / std::max<size_t>(width, 1));
+    threads.run((n + each - 1) / each,
+                [&](size_t i) { rows(i * each, std::min(n, (i + 1) * each)); });
+}
+
+static void softmax_row(float* p, size_t visible, size_t S, float scale) {
+    Four mosts = {p[0], p[0], p[0], p[0]};
+    for (size_t s = 0; s + 4 <= visible; s += 4) {
+        Four four = load(p + s);
+        mosts = four > mosts ? four : mosts;
+    }
+    float most = std::max(std::max(mosts[0], mosts[1]), std::max(mosts[2], mosts[3]));
+    for (size_t s = visible / 4 * 4; s < visible; s++) most = std::max(most, p[s]);
+    float total = 0;
+    Four totals = {};
+    by_fours(visible, [&](size_t s, size_t width) {
+        Four e = exp((load(p + s, width) - most) * scale);
+        store(p + s, e, width);
+        if (width == 4) totals += e;
+        else
+            for (size_t j = 0; j < width; j++) total += e[j];
+    });
+    float inverse = 1.0f / (total + sum(totals));
+    by_fours(visible, [&](size_t s, size_t width) {
+        store(p + s, load(p + s, width) * inverse, width);
+    });
+    std::fill(p + visible, p + S, 0.0f);
+}
+
+void causal_softmax(Threads& threads, float* p, int T, int m, int S, int first, float scale) {
+    for_rows(threads, size_t(T) * size_t(m), size_t(S), [&](size_t from, size_t to) {
+        for (size_t row = from; row < to; row++)
+            softmax_row(p + row * size_t(S), size_t(first) + row / size_t(m) + 1, size_t(S), scale);
+    });
+}
+
+void causal_softmax_backward(Threads& threads, float* dp, const float* p, const float* out,
+                             const float* dout, int T, int m, int S, int first, int d, float scale) {
+    size_t width_d = size_t(d), width_S = size_t(S);
+    for_rows(threads, size_t(T) * size_t(m), width_S, [&](size_t from, size_t to) {
+        for (size_t row = from; row < to; row++) {
+            size_t visible = size_t(first) + row / size_t(m) + 1;
+            double inner = 0;
+            for (size_t i = 0; i < width_d; i++)
+                inner += double(out[row * width_d + i]) * double(dout[row * width_d + i]);
+            float shift = float(inner);
+            float* ds = dp + row * width_S;
+            const float* weight = p + row * width_S;
+            by_fours(visible, [&](size_t s, size_t width) {
+                store(ds + s, load(weight + s, width) * (load(ds + s, width) - shift) * scale, width);
+            });
+            std::fill(ds + visible, ds + width_S, 0.0f);
+        }
+    });
+}
+
+void swiglu_backward(Threads& threads, float* dgate, float* dup, const float* dh, const float* gate,
+                     const float* up, int T, int F) {
+    for_rows(threads, size_t(T), size_t(F), [&](size_t from, size_t to) {
+        size_t begin = from * size_t(F);
+        by_fours((to - from) * size_t(F), [&](size_t j, size_t width) {
+            size_t i = begin + j;
+            const Four zero = {};
+            Four z = load(gate + i, width), h = load(dh + i, width);
+            Four sigma = 1.0f / (1.0f + exp(zero - z));
+            store(dgate + i, h * load(up + i, width) * sigma * (1.0f + z * (1.0f - sigma)), width);
+            store(dup + i, h * z * sigma, width);
+        });
+    });
+}
+
+void rmsnorm_backward(Threads& threads, float* dx, const float* dz, const float* x, const float* w,
+                      float eps, int T, int D) {
+    size_t n = size_t(D);
+    for_rows(threads, size_t(T), n, [&](size_t from, size_t to) {
+        for (size_t t = from; t < to; t++) {
+            const float *xt = x + t * n, *dzt = dz + t * n;
+            double squares = 0, inner = 0;          // double: as in the forward norm
+            for (size_t i = 0; i < n; i++) {
+                squares += double(xt[i]) * double(xt[i]);
+                inner += double(dzt[i]) * double(w[i]) * double(xt[i]);
+            }
+            double rho = 1 / std::sqrt(squares / double(D) + double(eps));
+            float along = float(rho * rho * rho * inner / double(D)), factor = float(rho);
+            by_fours(n, [&](size_t i, size_t width) {
+                Four straight = load(dzt + i, width) * load(w + i, width) * factor;
+                Four back = straight - load(xt + i, width) * along;
+                store(dx + t * n + i, load(dx + t * n + i, width) + back, width);
+            });
+        }
+    });
+}
+
+void rope_backward(Threads& threads, float* x, const float* rotation, int heads, int d,
+                   const Step& step) {
+    size_t half = size_t(d) / 2, row = size_t(heads) * size_t(d);
+    for_rows(threads, size_t(step.T), row, [&](size_t from, size_t to) {
+        for (size_t t = from; t < to; t++) {
+            const float* turn = rotation + (size_t(step.pos) + t) * size_t(d);
+            for (float* head = x + t * row; head < x + (t + 1) * row; head += d)
+                for (size_t j = 0; j < half; j++) {
+                    float cos = turn[j], sin = turn[half + j], a = head[j], b = head[j + half];
+                    head[j] = a * cos + b * sin;
+                    head[j + half] = b * cos - a * sin;
+                }
+        }
+    });
+}
+
+void widen(float* out, const Weight& vector) {
+    const char* from = static_cast<const char*>(vector.data);
+    for (size_t i = 0; i < size_t(vector.N); i++) {
+        uint16_t bits = 0;
+        if (vector.dtype == DType::F32) std::memcpy(out + i, from + 4 * i, 4);
+        else std::memcpy(&bits, from + 2 * i, 2);
+        if (vector.dtype == DType::BF16) out[i] = to_float(bf16{bits});
+        if (vector.dtype == DType::F16) out[i] = to_float(f16{bits});
+    }
+}
+
+// Σ over fixed pieces, added in their order: the same for any number of threads.
+template <class F>
+static double piecewise(Threads& threads, size_t n, const F& piece) {
+    constexpr size_t EACH = 16384;
+    std::vector<double> sums((n + EACH - 1) / EACH);
+    threads.run(sums.size(), [&](size_t i) { sums[i] = piece(i * EACH, std::min(n, (i + 1) * EACH)); });
+    double total = 0;
+    for (double one : sums) total += one;
+    return total;
+}
+
+double squared_norm(Threads& threads, const float* x, size_t n) {
+    return piecewise(threads, n, [&](size_t from, size_t to) {
+        double sum[4] = {};
+        for (size_t i = from; i < to; i++) sum[i % 4] += double(x[i]) * double(x[i]);
+        return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    });
+}
+
+double squared_distance(Threads& threads, const float* a, const float* b, size_t n) {
+    return piecewise(threads, n, [&](size_t from, size_t to) {
+        double sum[4] = {};
+        for (size_t i = from; i < to; i++) {
+            double difference = double(a[i]) - double(b[i]);
+            sum[i % 4] += difference * difference;
+        }
+        return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    });
+}
+
+void scaled_difference(Threads& threads, float* out, const float* a, const float* b, float scale,
+                       size_t n) {
+    for_rows(threads, n, 1, [&](size_t from, size_t to) {
+        by_fours(to - from, [&](size_t j, size_t width) {
+            size_t i = from + j;
+            store(out + i, (load(a + i, width) - load(b + i, width)) * scale, width);
+        });
+    });
+}
+
+void add_to(Threads& threads, float* out, const float* x, size_t n) {
+    for_rows(threads, n, 1, [&](size_t from, size_t to) {
+        by_fours(to - from, [&](size_t j, size_t width) {
+            size_t i = from + j;
+            store(out + i, load(out + i, width) + load(x + i, width), width);
+        });
+    });
+}
+
+}  // namespace stief

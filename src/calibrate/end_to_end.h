@@ -1,0 +1,31 @@
+// Held-out sequences through the whole model, some layers with cut keys and values: what that does to
+// the prediction of the next token. There is no exact window here; the cache itself is measured by
+// forward/perplexity.h once the bases are chosen.
+#pragma once
+#include "calibrate/collect.h"
+#include "forward/perplexity.h"
+
+namespace stief {
+
+struct EndToEnd {
+    LayerPass& pass;
+    const Sequences& sequences;
+    size_t count;                              // the first of the sequences
+    std::vector<float> full;                   // (count, T, D)  of the whole model, after its last layer
+
+    EndToEnd(LayerPass& over, const Sequences& held_out, size_t at_most);
+
+    // Perplexity, and KL(full ‖ ·), with one LayerCuts a layer.
+    Measured measure(const std::vector<LayerCuts>& cuts);
+    // w_l = KL / Δ_l of layer l alone with those cuts, X_l and Y_l as collected.
+    double sensitivity(const LayerInputs& inputs, int l, const LayerCuts& cuts);
+
+  private:
+    std::vector<float> x, xn, logits, logits_full;
+
+    void run(size_t s, int first, const std::vector<LayerCuts>* cuts);
+    void score(size_t s, std::vector<double>& loss, std::vector<double>& loss_full,
+               std::vector<double>& divergence, size_t& same_top);
+};
+
+}  // namespace stief

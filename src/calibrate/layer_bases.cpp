@@ -1,0 +1,107 @@
+#include "calibrate/layer_bases.h"
+
+#include <cassert>
+
+#include "base/bf16.h"
+#include "calibrate/elementwise.h"
+#include "calibrate/stiefel.h"
+
+namespace stief {
+
+const BasisUnit& LayerBases::unit(bool values, int g) const {
+    for (const BasisUnit& one : units)
+        if (one.values == values && g >= one.first && g < one.first + one.count) return one;
+    fail("no basis of head %d", g);
+}
+
+LayerCuts cuts_at(const Config& config, const LayerBases& bases, const std::vector<int>& rank_k,
+                  const std::vector<int>& rank_v, bool warm) {
+    LayerCuts cuts(config, bases.rotated);
+    for (int g = 0; g < config.G; g++) {
+        const BasisUnit &k = bases.unit(false, g), &v = bases.unit(true, g);
+        size_t i = size_t(g);
+        cuts.k[i] = cut_to_rank(warm ? k.warm : k.Q, k.metric, size_t(rank_k[i]));
+        cuts.v[i] = cut_to_rank(warm ? v.warm : v.Q, v.metric, size_t(rank_v[i]));
+    }
+    return cuts;
+}
+
+LayerBasis finished_layer(const Config& config, const LayerBases& bases, int l,
+                          const std::vector<int>& rank_k, const std::vector<int>& rank_v) {
+    LayerBasis layer{bases.rotated, {}, {}};
+    for (bool values : {false, true})
+        for (int g = 0; g < config.G; g++) {
+            const BasisUnit& unit = bases.unit(values, g);
+            std::string name = format("layers.%d head %d %s", l, g, values ? "values" : "keys");
+            Matrix Q = finished(unit.Q, name.c_str());
+            int r = (values ? rank_v : rank_k)[size_t(g)];
+            (values ? layer.v : layer.k)
+                .push_back({r, to_floats(Q), to_floats(encode(Q, unit.metric)),
+                            to_floats(decode(Q, unit.metric))});
+        }
+    return layer;
+}
+
+// S² = Σ_{h in group} W_o,hᵀ W_o,h
+static Matrix output_energy(const Model& model, int l, int g) {
+    const Config& c = model.config;
+    const Weight& wo = model.layer[size_t(l)].wo;              // (D, H·d)
+    size_t d = size_t(c.d), m = size_t(c.H / c.G), width = size_t(wo.K);
+    std::vector<float> row(width);
+    Matrix energy(d, d);
+    for (int i = 0; i < wo.N; i++) {
+        const char* from = static_cast<const char*>(wo.data) + size_t(i) * width * size_of(wo.dtype);
+        widen(row.data(), {from, wo.dtype, wo.K, 1});
+        const float* group = row.data() + size_t(g) * m * d;
+        add_gram(energy, group, d, group, d, m);
+    }
+    return energy;
+}
+
+static Metric key_metric(const Matrix& queries, bool rotated) {
+    if (rotated) return metric_of(queries);
+    std::vector<double> square;                 // a pair's sum is the same before and after rotation
+    for (size_t i = 0; i < queries.rows; i++) square.push_back(queries(i, i));
+    return pre_rotation_metric(square);
+}
+
+static void find_warm(BasisUnit& unit, const Matrix& moment, const CalibrationOptions& options) {
+    require_finite(moment, "second moments");
+    EigenPairs pairs = warm_start(moment, unit.metric);
+    unit.spectrum = pairs.values;
+    unit.warm = options.method == "identity" ? identity(moment.rows) : pairs.vectors;
+    unit.Q = unit.warm;
+}
+
+LayerBases warm_start_layer(Model& model, const Moments& moments, int l, bool rotated,
+                            const CalibrationOptions& options) {
+    const Config& c = model.config;
+    size_t G = size_t(c.G), d = size_t(c.d);
+    LayerBases bases;
+    bases.rotated = rotated;
+    const std::vector<Matrix>& keys = rotated ? moments.k_rotated : moments.k;
+    bool query = options.query_metric && options.method != "identity";
+    int shared = options.key_basis_per_layer ? c.G : 1;
+    for (int g = 0; g < c.G; g += shared) {
+        BasisUnit unit{false, g, shared, identity_metric(d), {}, {}, {}};
+        Matrix moment(d, d), queries(d, d);
+        for (int i = g; i < g + shared; i++) {
+            add_scaled(moment, 1, keys[size_t(i)]);
+            add_scaled(queries, 1, moments.q[size_t(i)]);
+        }
+        if (query) unit.metric = key_metric(queries, rotated);
+        find_warm(unit, moment, options);
+        bases.units.push_back(unit);
+    }
+    std::vector<BasisUnit> values(G);
+    model.threads->run(G, [&](size_t g) {
+        BasisUnit unit{true, int(g), 1, identity_metric(d), {}, {}, {}};
+        if (query) unit.metric = metric_of(output_energy(model, l, int(g)));
+        find_warm(unit, moments.v[g], options);
+        values[g] = unit;
+    });
+    bases.units.insert(bases.units.end(), values.begin(), values.end());
+    return bases;
+}
+
+}  // namespace stief

@@ -1,0 +1,75 @@
+// What calibration knows of one layer: its bases, how they were found, and what they cost at each rank.
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "cache/basis.h"
+#include "calibrate/collect.h"
+#include "calibrate/rank_allocation.h"
+
+namespace stief {
+
+struct CalibrationOptions {
+    std::string method = "stiefel";            // stiefel | eigen | identity
+    std::string keys = "pre";                  // pre | post | auto
+    bool key_basis_per_layer = false;          // one basis for all heads' keys
+    bool query_metric = true;                  // false: S = I
+    double keep = 0, error_budget = 0, ppl_budget = 0;   // one of them > 0
+    int sinks = 4, recent = 64;                // the exact window
+    int tokens = 32768, sequence = 512;        // learnt on; of one sequence
+    int held_out = 8;                          // sequences for errors and curves
+    int measured_windows = 16;                 // windows of held-out text for perplexity and KL
+    int steps = 150, batch = 6;                // of the descent; sequences a step
+    double tau = 0.05;
+    uint64_t seed = 1;
+    bool resume = false;
+    DType cache = DType::F16;
+};
+
+// One basis: the keys or the values of one kv head, or the keys of all.
+struct BasisUnit {
+    bool values = false;
+    int first = 0, count = 1;                  // kv heads first … first + count − 1
+    Metric metric;
+    std::vector<double> spectrum;              // (d) of S Σ S, descending
+    Matrix warm, Q;                            // (d, d) eigenbasis; after descent
+};
+
+// ‖Y − Ŷ‖ / ‖Y‖ on held-out sequences, every head cut to one rank on both sides.
+struct RankError {
+    int rank;
+    double warm, learned;
+};
+
+struct LayerBases {
+    bool rotated = false;                      // keys are cut after rotation
+    bool kept_warm_k = false, kept_warm_v = false;   // the descent did not beat the warm start
+    std::vector<BasisUnit> units;
+    std::vector<RankError> errors;             // at d/4 and d/2
+    std::vector<std::vector<RankPoint>> k, v;  // (G) Δ of that head alone, held out
+    double weight = 1;                         // w_l: KL of the layer alone over its Δ
+    std::vector<int> rank_k, rank_v;           // (G) where a budget is the layer's own
+
+    const BasisUnit& unit(bool values, int g) const;
+};
+
+// Every head at those ranks; warm: by the eigenbases.
+LayerCuts cuts_at(const Config& config, const LayerBases& bases, const std::vector<int>& rank_k,
+                  const std::vector<int>& rank_v, bool warm = false);
+LayerBasis finished_layer(const Config& config, const LayerBases& bases, int l,
+                          const std::vector<int>& rank_k, const std::vector<int>& rank_v);
+
+// Metrics and eigenbases from the moments: method section 1.
+LayerBases warm_start_layer(Model& model, const Moments& moments, int l, bool rotated,
+                            const CalibrationOptions& options);
+// Method section 3. progress(): after every sequence there and back.
+void descend(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases, int l,
+             const CalibrationOptions& options, const std::function<void()>& progress);
+// Δ_l of those cuts over the held-out sequences.
+double held_out_error(LayerPass& pass, const LayerInputs& inputs, int l, const LayerCuts& cuts);
+// Method section 4.
+void profile(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases, int l,
+             const std::function<void()>& progress);
+
+}  // namespace stief

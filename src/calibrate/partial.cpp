@@ -1,0 +1,138 @@
+#include "calibrate/partial.h"
+
+#include <cstring>
+#include <filesystem>
+
+#include "base/file.h"
+
+namespace stief {
+
+static const std::string MAGIC = "stief-partial 1\n";
+
+uint64_t hash_bytes(const void* bytes, size_t size, uint64_t before) {
+    const unsigned char* at = static_cast<const unsigned char*>(bytes);
+    for (size_t i = 0; i < size; i++) before = (before ^ at[i]) * 0x100000001b3u;
+    return before;
+}
+
+namespace {
+
+// Numbers in the order in which put() and get() are called; a length goes before its numbers.
+struct Writer {
+    std::vector<double> all;
+    void operator()(double& x) { all.push_back(x); }
+    void operator()(int& x) { all.push_back(x); }
+    void operator()(bool& x) { all.push_back(x); }
+    void length(size_t& n) { all.push_back(double(n)); }
+};
+
+struct Reader {
+    const double* at;
+    const double* end;
+    double take() {
+        check(at < end, "a layer of the interrupted run is cut short; run again without --resume");
+        return *at++;
+    }
+    void operator()(double& x) { x = take(); }
+    void operator()(int& x) { x = int(take()); }
+    void operator()(bool& x) { x = take() != 0; }
+    void length(size_t& n) {
+        n = size_t(take());
+        check(n <= size_t(end - at), "a layer of the interrupted run is damaged; run without --resume");
+    }
+};
+
+template <class IO, class T, class F>
+void each(IO& io, std::vector<T>& list, const F& item) {
+    size_t n = list.size();
+    io.length(n);
+    list.resize(n);
+    for (T& one : list) item(one);
+}
+
+template <class IO>
+void matrix(IO& io, Matrix& A) {
+    size_t rows = A.rows;
+    io.length(rows);
+    each(io, A.data, [&](double& x) { io(x); });
+    A.rows = rows;
+    A.cols = rows ? A.data.size() / rows : 0;
+}
+
+template <class IO>
+void curves(IO& io, std::vector<std::vector<RankPoint>>& heads) {
+    each(io, heads, [&](std::vector<RankPoint>& curve) {
+        each(io, curve, [&](RankPoint& p) { io(p.rank), io(p.error); });
+    });
+}
+
+template <class IO>
+void layer(IO& io, LayerBases& b) {
+    io(b.rotated), io(b.kept_warm_k), io(b.kept_warm_v), io(b.weight);
+    each(io, b.units, [&](BasisUnit& u) {
+        io(u.values), io(u.first), io(u.count);
+        matrix(io, u.metric.S), matrix(io, u.metric.S_inverse), matrix(io, u.warm), matrix(io, u.Q);
+        each(io, u.spectrum, [&](double& x) { io(x); });
+    });
+    each(io, b.errors, [&](RankError& e) { io(e.rank), io(e.warm), io(e.learned); });
+    curves(io, b.k), curves(io, b.v);
+    for (std::vector<int>* ranks : {&b.rank_k, &b.rank_v})
+        each(io, *ranks, [&](int& r) { io(r); });
+}
+
+}  // namespace
+
+Partial::Partial(const std::string& output, uint64_t run, bool resume)
+    : folder(output + ".partial"), key(run) {
+    std::error_code failed;
+    if (!resume) std::filesystem::remove_all(folder, failed);
+    std::filesystem::create_directory(folder, failed);
+    check(!failed, "%s: cannot be made: %s", folder.c_str(), failed.message().c_str());
+    AtomicFile probe(join(folder, "probe"));         // an unwritable place is said now, not at the end
+}
+
+std::string Partial::path(int l) const {
+    return join(folder, format("layers.%d", l));
+}
+
+void Partial::save(int l, const LayerBases& bases) const {
+    LayerBases copy = bases;
+    Writer writer;
+    layer(writer, copy);
+    size_t bytes = writer.all.size() * sizeof(double);
+    uint64_t header[] = {key, hash_bytes(writer.all.data(), bytes)};
+    AtomicFile file(path(l));
+    file.write(MAGIC);
+    file.write(header, sizeof header);
+    file.write(writer.all.data(), bytes);
+    file.commit();
+}
+
+bool Partial::load(int l, const Config& config, LayerBases& bases) const {
+    if (!file_exists(path(l))) return false;
+    std::string text = read_text(path(l));
+    uint64_t header[2] = {};
+    size_t start = MAGIC.size() + sizeof header;
+    bool whole = text.size() >= start && text.compare(0, MAGIC.size(), MAGIC) == 0;
+    std::vector<double> all(whole ? (text.size() - start) / sizeof(double) : 0);
+    if (whole) {
+        std::memcpy(header, text.data() + MAGIC.size(), sizeof header);
+        if (!all.empty()) std::memcpy(all.data(), text.data() + start, all.size() * sizeof(double));
+    }
+    check(whole && header[1] == hash_bytes(all.data(), all.size() * sizeof(double)),
+          "%s: damaged; run again without --resume", path(l).c_str());
+    check(header[0] == key,
+          "%s: of a run with another model, text or options; run again without --resume, or with the "
+          "options of that run", path(l).c_str());
+    Reader reader{all.data(), all.data() + all.size()};
+    layer(reader, bases);
+    check(bases.k.size() == size_t(config.G), "%s: damaged; run again without --resume", path(l).c_str());
+    return true;
+}
+
+void Partial::remove() const {
+    std::error_code ignored;                         // what is left behind there is no harm
+    std::filesystem::remove_all(folder, ignored);
+}
+
+}  // namespace stief

@@ -1,0 +1,162 @@
+// stief calibrate: learns bases and ranks for the low-rank cache from a text, measures them on text it
+// did not learn from, and writes one file of bases.
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "base/file.h"
+#include "base/json_writer.h"
+#include "base/progress.h"
+#include "calibrate/calibrate.h"
+#include "commands/session.h"
+
+namespace stief {
+
+static CalibrationOptions options_of(const Args& args, const Config& config) {
+    CalibrationOptions o;
+    o.method = args.method;
+    o.keys = args.keys;
+    // EigenAttention's space is one key basis a layer and no metric; its verb says so by itself.
+    bool eigen = args.method == "eigen";
+    o.key_basis_per_layer = args.key_basis.empty() ? eigen : args.key_basis == "layer";
+    o.query_metric = args.metric.empty() ? !eigen : args.metric == "query";
+    o.keep = args.keep.value_or(0), o.error_budget = args.error_budget.value_or(0);
+    o.ppl_budget = args.ppl_budget.value_or(0);
+    for (const std::optional<double>* one : {&args.keep, &args.error_budget, &args.ppl_budget})
+        if (*one && !(**one > 0)) throw UsageError("a budget is a number above 0");
+    int budgets = int(o.keep > 0) + int(o.error_budget > 0) + int(o.ppl_budget > 0);
+    if (budgets > 1) throw UsageError("give one of --keep, --error-budget and --ppl-budget");
+    if (budgets == 0) o.keep = 0.25;
+    if (args.window.size() != 2)
+        throw UsageError("--window takes two numbers, SINKS,RECENT: the exact tokens of a cache");
+    o.sinks = args.window[0], o.recent = args.window[1];
+    o.tokens = args.calibration_tokens;
+    o.sequence = args.context ? args.context : std::min(512, config.context);
+    check(o.sequence >= 8 && o.sequence <= config.context,
+          "--context %d, expected sequences of 8 to the model's %d positions", o.sequence, config.context);
+    o.steps = args.steps;
+    o.seed = args.seed >= 0 ? uint64_t(args.seed) : 1;      // the same bases again, unless asked
+    o.resume = args.resume;
+    if (!args.cache.empty()) o.cache = parse_cache_dtype(args.cache);
+    return o;
+}
+
+static std::vector<Token> encode_file(const Tokenizer& tokenizer, const std::string& path) {
+    std::vector<Token> ids = tokenizer.encode(read_text(path));
+    check(!ids.empty(), "%s: empty, expected a text to learn from", path.c_str());
+    return ids;
+}
+
+// The last tenth of the text is held out unless another text is given.
+static CalibrationText read_texts(const Args& args) {
+    Tokenizer tokenizer = Tokenizer::open(args.model);
+    CalibrationText text;
+    text.name = text.held_out_name = args.rest[0];
+    text.learn = encode_file(tokenizer, args.rest[0]);
+    if (!args.holdout.empty()) {
+        text.held_out_name = args.holdout;
+        text.held_out = encode_file(tokenizer, args.holdout);
+        return text;
+    }
+    // Of a short text more than a tenth: one sequence must fit.
+    size_t tenth = text.learn.size() / 10, most = size_t(args.context ? args.context : 512);
+    size_t held = std::min(std::max(tenth, most), text.learn.size() / 3);
+    text.held_out.assign(text.learn.end() - ptrdiff_t(held), text.learn.end());
+    text.learn.resize(text.learn.size() - held);
+    return text;
+}
+
+static void add_ranks(JsonWriter& json, const char* side, const std::vector<std::vector<int>>& ranks) {
+    json.begin_array(side);
+    for (const std::vector<int>& layer : ranks) {
+        json.begin_array();
+        for (int r : layer) json.add("", r);
+        json.end_array();
+    }
+    json.end_array();
+}
+
+static void add_numbers(JsonWriter& json, const char* key, const std::vector<double>& numbers) {
+    json.begin_array(key);
+    for (double x : numbers) json.add("", x);
+    json.end_array();
+}
+
+static std::string as_json(const CalibrationResult& r) {
+    JsonWriter json;
+    json.begin_object();
+    double kept = double(r.bytes_per_token) / double(r.full_bytes_per_token);
+    json.add("method", r.options.method).add("keep", kept);
+    json.add("cache_bytes_per_token", r.bytes_per_token);
+    json.begin_object("ranks");
+    add_ranks(json, "k", r.ranks.k);
+    add_ranks(json, "v", r.ranks.v);
+    json.end_object();
+    add_numbers(json, "layer_error", r.error);
+    add_numbers(json, "layer_error_warm_start", r.error_warm);
+    json.begin_array("errors_at_rank");
+    for (const LayerBases& layer : r.layer) {
+        json.begin_array();
+        for (const RankError& e : layer.errors)
+            json.begin_object().add("rank", e.rank).add("warm", e.warm).add("learned", e.learned).end_object();
+        json.end_array();
+    }
+    json.end_array();
+    json.begin_array("sensitivity");
+    for (const LayerBases& layer : r.layer) json.add("", layer.weight);
+    json.end_array();
+    json.begin_array("sizes");
+    for (const CalibrationResult::Point& p : r.sizes)
+        json.begin_object().add("keep", p.keep).add("cache_bytes_per_token", p.bytes_per_token)
+            .add("perplexity", p.perplexity).add("kld_mean", p.divergence).end_object();
+    json.end_array();
+    json.add("perplexity_full", r.measured.reference.perplexity);
+    json.add("perplexity", r.measured.loss.perplexity).add("kld_mean", r.measured.divergence.mean);
+    json.add("seconds", r.seconds);
+    return json.end_object().text + "\n";
+}
+
+static std::string as_text(const CalibrationResult& r, const std::string& output) {
+    std::string text = "layer   keys         values       error    eigenbases\n";
+    for (size_t l = 0; l < r.layer.size(); l++) {
+        std::string ranks[2];
+        for (int side : {0, 1})
+            for (int rank : (side ? r.ranks.v : r.ranks.k)[l])
+                ranks[side] += (ranks[side].empty() ? "" : " ") + std::to_string(rank);
+        text += format("%5zu   %-12s %-12s %.4f   %.4f\n", l, ranks[0].c_str(), ranks[1].c_str(), r.error[l],
+                       r.error_warm[l]);
+    }
+    double kept = double(r.bytes_per_token) / double(r.full_bytes_per_token);
+    text += format("cache       %zu bytes a token of %zu (%.1f%%)\n", r.bytes_per_token,
+                   r.full_bytes_per_token, 100 * kept);
+    text += format("perplexity  %.4f, of the full cache %.4f; KL divergence %.4g nats (held-out text)\n",
+                   r.measured.loss.perplexity, r.measured.reference.perplexity, r.measured.divergence.mean);
+    return text + format("wrote %s in %s\n", output.c_str(), human_time(r.seconds).c_str());
+}
+
+int calibrate_bases(const Args& args) {
+    if (args.output.empty())
+        throw UsageError("calibrate needs a place for the bases: stief calibrate MODEL FILE -o BASES");
+    Config config = Config::open(args.model);
+    CalibrationOptions options = options_of(args, config);
+    check(!folder_exists(args.output), "%s is a folder, expected a name for the bases",
+          args.output.c_str());
+    Model model = Model::open(args.model, backend_options(args), args.threads);
+    check(model.backend->name() == "cpu", "calibrate runs on the CPU; give --backend cpu");
+    model.backend->exact = args.exact;
+    CalibrationText text = read_texts(args);
+
+    CalibrationResult result;
+    {
+        Progress progress("calibrate", "passes", args.quiet);
+        result = calibrate(model, text, options, args.output,
+                           [&](size_t done, size_t total, const std::string& phase) {
+                               progress.update(done, total, phase);
+                           });
+    }
+    write_bases(result, model, text, args.output);
+    print(args.json ? as_json(result) : as_text(result, args.output));
+    return 0;
+}
+
+}  // namespace stief

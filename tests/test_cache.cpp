@@ -1,0 +1,301 @@
+// The low-rank cache: full rank is the plain cache, rank r is its definition, the window is exact, and
+// how tokens were batched does not show.
+#include <algorithm>
+
+#include "base/linalg.h"
+#include "cache/kv_cache.h"
+#include "commands/ids.h"
+#include "forward/transformer.h"
+#include "reference.h"
+#include "tiny_model.h"
+
+using namespace stief;
+using namespace stief::testing;
+
+namespace {
+
+Matrix random_matrix(size_t n, Random& random) {
+    Matrix A(n, n);
+    for (double& x : A.data) x = random.normal();
+    return A;
+}
+
+// E = S Q with Q orthonormal and S diagonal of condition 4; D = E⁻¹.
+HeadBasis random_basis(int d, int r, Random& random, bool orthonormal) {
+    size_t n = size_t(d);
+    Matrix Q = qr(random_matrix(n, random)).Q, S = identity(n), S_inverse = identity(n);
+    for (size_t i = 0; i < n && !orthonormal; i++) {
+        S(i, i) = 0.5 + 1.5 * random.uniform();
+        S_inverse(i, i) = 1 / S(i, i);
+    }
+    return {r, to_floats(Q), to_floats(times(S, Q)), to_floats(times(transpose(Q), S_inverse))};
+}
+
+struct Case {
+    int H, G, d, sinks, recent, S;
+    bool rotated;
+    const char* why;
+};
+
+Bases random_bases(const Config& c, const std::vector<int>& ranks, bool rotated, bool orthonormal = false) {
+    Random random(3);
+    Bases bases;
+    size_t next = 0;
+    for (int l = 0; l < c.L; l++) {
+        LayerBasis& layer = bases.layer.emplace_back();
+        layer.rotated = rotated;
+        for (auto* side : {&layer.k, &layer.v})
+            for (int g = 0; g < c.G; g++)
+                side->push_back(random_basis(c.d, ranks[next++ % ranks.size()], random, orthonormal));
+    }
+    return bases;
+}
+
+Config config_of(const Case& c) {
+    Config config;
+    config.L = 1, config.H = c.H, config.G = c.G, config.d = c.d;
+    config.rope_theta = 100;
+    return config;
+}
+
+// (S, 2, d/2) cosines and sines of any angles.
+Floats rotations(int S, int d) {
+    Floats table;
+    for (int s = 0; s < S; s++) {
+        for (int j = 0; j < d / 2; j++) table.push_back(float(std::cos(0.3 * s / (j + 1))));
+        for (int j = 0; j < d / 2; j++) table.push_back(float(std::sin(0.3 * s / (j + 1))));
+    }
+    return table;
+}
+
+// x[:r] of E-coordinates, decoded: x E J_r D, in double.
+Doubles through(const float* x, const HeadBasis& basis, int r, int d) {
+    Doubles c(size_t(d), 0.0), out(c);
+    for (int i = 0; i < d; i++)
+        for (int j = 0; j < d; j++) c[size_t(j)] += double(x[i]) * double(basis.encode[size_t(i * d + j)]);
+    for (int i = 0; i < r; i++)
+        for (int j = 0; j < d; j++) out[size_t(j)] += c[size_t(i)] * double(basis.decode[size_t(i * d + j)]);
+    return out;
+}
+
+void rotate_double(Doubles& x, const float* angle) {
+    size_t half = x.size() / 2;
+    for (size_t j = 0; j < half; j++) {
+        double a = x[j], b = x[j + half], cos = double(angle[j]), sin = double(angle[half + j]);
+        x[j] = a * cos - b * sin, x[j + half] = b * cos + a * sin;
+    }
+}
+
+// The definition: every key and value that token t sees, exact or truncated, then plain attention.
+Doubles definition(const Case& c, const Bases& bases, const Floats& q, const Floats& k, const Floats& v,
+                   const Floats& rotation) {
+    Doubles out;
+    const LayerBasis& layer = bases.layer[0];
+    for (int t = 0; t < c.S; t++)
+        for (int h = 0; h < c.H; h++) {
+            int g = h / (c.H / c.G);
+            Doubles keys, values;
+            for (int s = 0; s <= t; s++) {
+                bool exact = s < c.sinks || t - s < c.recent;
+                const HeadBasis &bk = layer.k[size_t(g)], &bv = layer.v[size_t(g)];
+                size_t row = size_t(s * c.G + g) * size_t(c.d);
+                Doubles key = through(&k[row], bk, exact ? c.d : bk.r, c.d);
+                if (!c.rotated) rotate_double(key, &rotation[size_t(s) * size_t(c.d)]);
+                Doubles value = through(&v[row], bv, exact ? c.d : bv.r, c.d);
+                keys.insert(keys.end(), key.begin(), key.end());
+                values.insert(values.end(), value.begin(), value.end());
+            }
+            reference::attend_head(out, &q[size_t(t * c.H + h) * size_t(c.d)], keys, values, t + 1, c.d, c.d,
+                                   c.d);
+        }
+    return out;
+}
+
+std::vector<float> run(Model& model, const std::vector<Token>& ids, const Bases* bases, DType type,
+                       int piece) {
+    KvCache cache(*model.backend, model.config, int(ids.size()), type, bases, 64);
+    Transformer transformer(model, int(ids.size()), 64);
+    transformer.exact = true;
+    std::vector<float> logits(ids.size() * size_t(model.config.V), NaN);
+    for (size_t at = 0; at < ids.size(); at += size_t(piece)) {
+        size_t n = std::min(size_t(piece), ids.size() - at);
+        transformer.forward(cache, {ids.data() + at, n}, logits.data() + at * size_t(model.config.V),
+                            int(n));
+    }
+    return logits;
+}
+
+std::vector<Token> some_ids(int n) {
+    Random random(8);
+    std::vector<Token> ids;
+    for (int i = 0; i < n; i++) ids.push_back(Token(random.below(64)));
+    return ids;
+}
+
+}  // namespace
+
+TEST_SUITE_BEGIN("cache");
+
+TEST_CASE("attention over truncated rows is its definition, whatever was appended together") {
+    const Case cases[] = {
+        {4, 2, 16, 0, 0, 40, true, "no window"},
+        {4, 2, 16, 0, 0, 40, false, "no window, keys before rotation"},
+        {4, 2, 16, 4, 7, 60, true, "a window"},
+        {4, 2, 16, 4, 7, 60, false, "a window, keys before rotation"},
+        {3, 1, 64, 3, 20, 150, true, "one kv head, more than a tile of keys"},
+        {3, 3, 20, 2, 9, 141, false, "a width of no vector"},
+        {6, 2, 8, 100, 5, 50, true, "everything is a sink"},
+        {6, 2, 8, 0, 1, 50, true, "only the token itself"},
+        {2, 1, 128, 4, 64, 300, true, "wide heads, one past a split"},
+        {2, 1, 128, 4, 64, 300, false, "wide heads, one past a split, keys before rotation"},
+    };
+    for (const Case& c : cases) {
+        CAPTURE(std::string(c.why));
+        Config config = config_of(c);
+        int most = c.d / 4 * 4;
+        Bases bases = random_bases(config, {8, c.d, 0, 4, most, 4, c.d / 8 * 4}, c.rotated);
+        bases.sinks = c.sinks, bases.recent = c.recent;
+        size_t width = size_t(c.d);
+        Floats q = normals(size_t(c.S * c.H) * width, 1), k = normals(size_t(c.S * c.G) * width, 2);
+        Floats v = normals(size_t(c.S * c.G) * width, 3), rotation = rotations(c.S, c.d);
+        Doubles want = definition(c, bases, q, k, v, rotation);
+        for (int piece : {1, 7, 31}) {
+            CAPTURE(piece);
+            check_everywhere(want, 1e-10, {}, [&](Backend& backend, float* out) {
+                KvCache cache(backend, config, c.S, DType::F32, &bases, 31);
+                std::memset(cache.rows.data, 0xff, cache.rows.bytes);            // NaN
+                for (int pos = 0; pos < c.S; pos += piece) {
+                    Step step{pos, std::min(piece, c.S - pos)};
+                    size_t kv = size_t(pos * c.G) * width, head = size_t(pos * c.H) * width;
+                    backend.append(cache.layer[0], &k[kv], &v[kv], step);
+                    backend.attend(out + head, &q[head], rotation.data(), cache.layer[0], step);
+                }
+            });
+        }
+    }
+}
+
+TEST_CASE("a cache of full rank in the identity basis is the plain cache, to the last bit") {
+    Scratch scratch;
+    write_tiny_model({.why = ""}, scratch.folder.string());
+    std::vector<Token> ids = some_ids(130);
+    for (const std::string& isa : cpu_isas()) {
+        Model model = Model::open(scratch.folder.string(), {"cpu", isa}, 2);
+        Bases bases = Bases::identity(model.config, model.config.d);
+        for (DType type : {DType::F16, DType::BF16, DType::F32})
+            for (int piece : {1, 50}) {
+                CAPTURE(isa);
+                CAPTURE(piece);
+                std::vector<float> plain = run(model, ids, nullptr, type, piece);
+                std::vector<float> full = run(model, ids, &bases, type, piece);
+                CHECK(std::memcmp(plain.data(), full.data(), plain.size() * sizeof(float)) == 0);
+            }
+    }
+}
+
+TEST_CASE("any orthonormal basis at full rank agrees with the plain cache to rounding") {
+    Scratch scratch;
+    write_tiny_model({.why = ""}, scratch.folder.string());
+    Model model = Model::open(scratch.folder.string(), {"cpu", "auto"}, 2);
+    std::vector<Token> ids = some_ids(100);
+    std::vector<float> plain = run(model, ids, nullptr, DType::F32, 100);
+    for (bool rotated : {true, false}) {
+        Bases bases = random_bases(model.config, {model.config.d}, rotated, true);
+        for (int piece : {1, 33}) CHECK(nmse(run(model, ids, &bases, DType::F32, piece), plain) <= 1e-9);
+    }
+}
+
+TEST_CASE("with a window as long as the text every rank agrees with the plain cache") {
+    Scratch scratch;
+    write_tiny_model({.why = ""}, scratch.folder.string());
+    Model model = Model::open(scratch.folder.string(), {"cpu", "auto"}, 2);
+    std::vector<Token> ids = some_ids(100);
+    std::vector<float> plain = run(model, ids, nullptr, DType::F32, 100);
+    for (bool rotated : {true, false}) {
+        Bases bases = random_bases(model.config, {4, 0}, rotated, true);
+        bases.sinks = 0, bases.recent = 100;
+        for (int piece : {1, 33}) CHECK(nmse(run(model, ids, &bases, DType::F32, piece), plain) <= 1e-9);
+    }
+}
+
+TEST_CASE("the cache takes what it says, and rank makes it smaller") {
+    Scratch scratch;
+    write_tiny_model({.why = ""}, scratch.folder.string());
+    Model model = Model::open(scratch.folder.string(), {"cpu", "auto"}, 2);
+    const Config& c = model.config;
+    for (int rank : {0, 4, 8}) {
+        Bases bases = Bases::identity(c, rank);
+        KvCache cache(*model.backend, c, 300, DType::F16, &bases, 32);
+        CHECK(cache.bytes_per_token() == size_t(c.L * c.G * 2 * rank * 2));
+        CHECK(cache.bytes() == KvCache::bytes_for(c, 300, DType::F16, &bases, 32));
+        size_t exact = rank == 8 ? 0 : size_t(c.L * c.G * 2) * size_t(4 + 64 + 32) * 8 * 2;
+        CHECK(cache.rows.bytes >= 300 * cache.bytes_per_token() + exact);
+        CHECK(cache.rows.bytes <= 300 * cache.bytes_per_token() + exact + size_t(c.L * c.G * 4) * 64);
+    }
+}
+
+TEST_CASE("a bases file comes back as it was, and every damage is one clear error") {
+    Scratch scratch;
+    write_tiny_model({.why = ""}, scratch.folder.string());
+    Config config = Config::open(scratch.folder.string());
+    Bases bases = random_bases(config, {4, 8, 0}, false);
+    bases.layer[1].rotated = true;
+    bases.sinks = 2, bases.recent = 33;
+    bases.metadata["method"] = "stiefel";
+    std::string path = scratch.path("bases");
+    bases.save(path, 42);
+
+    Bases again = Bases::open(path, config, 42);
+    REQUIRE(again.layer.size() == bases.layer.size());
+    CHECK(again.sinks == 2);
+    CHECK(again.recent == 33);
+    CHECK(again.metadata.at("method") == "stiefel");
+    CHECK(again.coordinates_per_token() == bases.coordinates_per_token());
+    for (size_t l = 0; l < bases.layer.size(); l++) {
+        CHECK(again.layer[l].rotated == bases.layer[l].rotated);
+        for (size_t g = 0; g < bases.layer[l].k.size(); g++) {
+            CHECK(again.layer[l].k[g].encode == bases.layer[l].k[g].encode);
+            CHECK(again.layer[l].v[g].decode == bases.layer[l].v[g].decode);
+            CHECK(again.layer[l].v[g].r == bases.layer[l].v[g].r);
+        }
+    }
+
+    CHECK_THROWS_WITH_AS(Bases::open(path, config, 43), doctest::Contains("another model"), Error);
+    std::string intact = read_text(path);
+    for (size_t length : {size_t(0), size_t(7), size_t(100), intact.size() / 2, intact.size() - 1}) {
+        AtomicFile damaged(scratch.path("short"));
+        damaged.write(intact.substr(0, length));
+        damaged.commit();
+        CHECK_THROWS_AS(Bases::open(scratch.path("short"), config, 42), Error);
+    }
+    struct Damage {
+        const char *why, *says;
+        std::function<void(Bases&)> apply;
+    };
+    const Damage damages[] = {
+        {"a basis that is not orthonormal", "not orthonormal", [](Bases& b) { b.layer[0].k[0].q[3] += 0.5f; }},
+        {"NaN in a basis", "not orthonormal", [](Bases& b) { b.layer[1].v[1].q[0] = NaN; }},
+        {"decode that is no inverse", "not the inverse", [](Bases& b) { b.layer[0].v[0].decode[0] += 1; }},
+        {"a rank beyond the width", "ranks_k", [](Bases& b) { b.layer[0].k[0].r = 12; }},
+        {"a negative rank", "ranks_v", [](Bases& b) { b.layer[0].v[0].r = -4; }},
+        {"a rank that is no multiple of 4", "multiple of 4", [](Bases& b) { b.layer[0].v[0].r = 3; }},
+        {"a layer too few", "keys of layer 1", [](Bases& b) { b.layer.pop_back(); }},
+        {"a head too many", "ranks_k", [](Bases& b) { b.layer[0].k.push_back(b.layer[0].k[0]); }},
+    };
+    for (const Damage& damage : damages) {
+        CAPTURE(std::string(damage.why));
+        Bases bad = bases;
+        damage.apply(bad);
+        bad.save(scratch.path("bad"), 42);
+        std::string message;
+        try {
+            Bases::open(scratch.path("bad"), config, 42);
+        } catch (const Error& error) {
+            message = error.what();
+        }
+        CAPTURE(message);
+        CHECK(message.find(damage.says) != message.npos);
+    }
+}
+
+TEST_SUITE_END();

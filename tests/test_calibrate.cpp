@@ -1,0 +1,223 @@
+// stief calibrate on tiny models: budgets, methods, interruption, and what must be refused.
+#include "calibrate/calibrate.h"
+
+#include <filesystem>
+
+#include "base/file.h"
+#include "calibrate/stiefel.h"
+#include "reference.h"
+#include "tiny_model.h"
+
+using namespace stief;
+using namespace stief::testing;
+
+TEST_SUITE_BEGIN("calibrate");
+
+namespace {
+
+struct Tried {
+    Scratch scratch;
+    Model model;
+    CalibrationText text;
+    CalibrationOptions options;
+
+    explicit Tried(const TinyModel& tiny = {.why = "calibrate"}, int threads = 2) {
+        write_tiny_model(tiny, scratch.path("."));
+        model = Model::open(scratch.path("."), {.name = "cpu"}, threads);
+        Random random(3);
+        for (int i = 0; i < 400; i++) text.learn.push_back(Token(random.below(uint64_t(tiny.V))));
+        for (int i = 0; i < 100; i++) text.held_out.push_back(Token(random.below(uint64_t(tiny.V))));
+        text.name = "text";
+        options.sequence = 24, options.tokens = 240, options.steps = 12, options.batch = 3;
+        options.held_out = 3, options.measured_windows = 3, options.keep = 0.5;
+        options.sinks = options.recent = 0;
+    }
+    std::string output() const { return scratch.path("out.bases"); }
+    CalibrationResult run(const CalibrationProgress& progress = [](size_t, size_t, const std::string&) {}) {
+        return calibrate(model, text, options, output(), progress);
+    }
+};
+
+struct Interrupted {};
+
+bool same_bases(const Bases& a, const Bases& b) {
+    bool same = a.layer.size() == b.layer.size();
+    for (size_t l = 0; same && l < a.layer.size(); l++)
+        for (auto side : {&LayerBasis::k, &LayerBasis::v})
+            for (size_t g = 0; g < (a.layer[l].*side).size(); g++) {
+                const HeadBasis &x = (a.layer[l].*side)[g], &y = (b.layer[l].*side)[g];
+                same = same && x.r == y.r && same_bits(x.q, y.q) && same_bits(x.encode, y.encode) &&
+                       same_bits(x.decode, y.decode);
+            }
+    return same;
+}
+
+}  // namespace
+
+TEST_CASE("every method and space keeps to its budget of bytes and opens again") {
+    for (const char* method : {"stiefel", "eigen", "identity"})
+        for (bool shared : {false, true})
+            for (const char* keys : {"pre", "post", "auto"})
+                for (double keep : {0.3, 0.5, 1.0}) {
+                    // A flat spectrum has no threshold between no rank and one for every head.
+                    if (std::string(method) == "eigen" && keep < 0.5) continue;
+                    CAPTURE(method);
+                    CAPTURE(shared);
+                    CAPTURE(keys);
+                    CAPTURE(keep);
+                    Tried tried;
+                    CalibrationOptions& o = tried.options;
+                    o.method = method, o.key_basis_per_layer = shared, o.query_metric = !shared;
+                    o.keys = keys, o.keep = keep, o.steps = 2;
+                    CalibrationResult result = tried.run();
+                    CHECK(double(result.bytes_per_token) <= keep * double(result.full_bytes_per_token));
+                    CHECK(result.bytes_per_token > 0);
+                    write_bases(result, tried.model, tried.text, tried.output());
+                    const Config& c = tried.model.config;
+                    Bases bases = Bases::open(tried.output(), c, tried.model.weights.fingerprint(c));
+                    CHECK(bases.coordinates_per_token() * 2 == result.bytes_per_token);
+                    CHECK(!folder_exists(tried.output() + ".partial"));
+                    bool whole = result.bytes_per_token == result.full_bytes_per_token;
+                    if (whole) CHECK(result.measured.divergence.mean <= 1e-4);   // an f16 cache
+                    for (double error : result.error) CHECK((error >= 0 && error < 1));
+                }
+}
+
+TEST_CASE("the same seed gives the same bases for any number of threads, another seed others") {
+    Bases one = Tried({.why = "one"}, 1).run().bases;
+    CHECK(same_bases(Tried({.why = "three"}, 3).run().bases, one));
+    Tried other;
+    other.options.seed = 2;
+    CHECK(!same_bases(other.run().bases, one));
+}
+
+TEST_CASE("a run that is killed and resumed gives the bases of an uninterrupted one") {
+    Tried whole, killed;
+    Bases want = whole.run().bases;
+    auto stop_in_layer_2 = [](size_t, size_t, const std::string& phase) {
+        if (phase.find("layer 2 of 2, error") != phase.npos) throw Interrupted();
+    };
+    CHECK_THROWS_AS(killed.run(stop_in_layer_2), Interrupted);
+    CHECK(!file_exists(killed.output()));
+    killed.options.resume = true;
+    CalibrationResult result = killed.run();
+    CHECK(result.resumed == 1);
+    CHECK(same_bases(result.bases, want));
+    write_bases(result, killed.model, killed.text, killed.output());
+    const Config& c = killed.model.config;
+    uint64_t fingerprint = killed.model.weights.fingerprint(c);
+    CHECK(same_bases(Bases::open(killed.output(), c, fingerprint), want));
+    CHECK(!folder_exists(killed.output() + ".partial"));
+}
+
+TEST_CASE("resuming with other options, or from a damaged layer, is refused") {
+    Tried tried;
+    auto stop = [](size_t, size_t, const std::string& phase) {
+        if (phase.find("layer 2 of 2") != phase.npos) throw Interrupted();
+    };
+    CHECK_THROWS_AS(tried.run(stop), Interrupted);
+    tried.options.resume = true;
+    tried.options.steps++;
+    CHECK_THROWS_WITH_AS(tried.run(), doctest::Contains("run again without --resume"), Error);
+    tried.options.steps--;
+    std::string path = tried.output() + ".partial/layers.0";
+    std::string text = read_text(path);
+    AtomicFile file(path);
+    file.write(std::string_view(text).substr(0, text.size() - 9));
+    file.commit();
+    CHECK_THROWS_WITH_AS(tried.run(), doctest::Contains("damaged"), Error);
+}
+
+TEST_CASE("an error budget is met by every layer, measured") {
+    for (const char* method : {"stiefel", "eigen"})
+        for (double budget : {0.02, 0.1, 0.3}) {
+            CAPTURE(method);
+            CAPTURE(budget);
+            Tried tried;
+            tried.options.keep = 0, tried.options.error_budget = budget;
+            tried.options.method = method, tried.options.query_metric = false;
+            CalibrationResult result = tried.run();
+            for (double error : result.error) CHECK(error <= budget);
+            if (budget > 0.2) CHECK(result.bytes_per_token < result.full_bytes_per_token);
+        }
+}
+
+TEST_CASE("a perplexity budget is met, measured through the cache") {
+    for (const char* method : {"stiefel", "eigen"}) {
+        CAPTURE(method);
+        Tried tried;
+        tried.options.keep = 0, tried.options.ppl_budget = 2, tried.options.method = method;
+        Measured measured = tried.run().measured;
+        CHECK(measured.loss.perplexity <= measured.reference.perplexity * 1.02);
+    }
+}
+
+TEST_CASE("descent never leaves a layer's keys or values worse than the eigenbasis on held-out text") {
+    Tried tried({.why = "descent", .L = 1, .D = 32, .H = 4, .G = 2});
+    tried.options.steps = 60;
+    CalibrationResult result = tried.run();
+    REQUIRE(result.layer[0].errors.size() == 2);
+    for (const RankError& e : result.layer[0].errors) CHECK(e.learned <= e.warm * 1.01);
+    for (const BasisUnit& unit : result.layer[0].units) CHECK(infeasibility(unit.Q) <= FEASIBLE);
+}
+
+TEST_CASE("curves fall to zero at full rank and count nothing twice") {
+    Tried tried;
+    CalibrationResult result = tried.run();
+    for (const LayerBases& layer : result.layer)
+        for (const auto* side : {&layer.k, &layer.v})
+            for (const std::vector<RankPoint>& curve : *side) {
+                CHECK(curve.front().rank == 0);
+                CHECK(curve.front().error > 0);
+                CHECK(curve.back().rank == tried.model.config.d);
+                CHECK(curve.back().error == 0);
+            }
+}
+
+TEST_CASE("a text of one repeated token is learnt from without complaint") {
+    Tried tried;
+    std::fill(tried.text.learn.begin(), tried.text.learn.end(), Token(5));
+    std::fill(tried.text.held_out.begin(), tried.text.held_out.end(), Token(5));
+    for (const char* method : {"stiefel", "eigen"}) {
+        tried.options.method = method;
+        CalibrationResult result = tried.run();
+        for (const BasisUnit& unit : result.layer[0].units) CHECK(infeasibility(unit.Q) <= FEASIBLE);
+    }
+}
+
+TEST_CASE("a model of zeros, or with NaN, is refused in one line") {
+    Tried zeros({.why = "zeros", .deviation = 0});
+    CHECK_THROWS_WITH_AS(zeros.run(), doctest::Contains("zero everywhere"), Error);
+    Tried broken({.why = "NaN", .deviation = double(NaN)});
+    CHECK_THROWS_WITH_AS(broken.run(), doctest::Contains("not finite"), Error);
+    CHECK(!file_exists(broken.output()));
+}
+
+TEST_CASE("too little text and too small a budget say what is missing") {
+    Tried little;
+    little.text.learn.resize(30);
+    CHECK_THROWS_WITH_AS(little.run(), doctest::Contains("30 tokens to learn from"), Error);
+    Tried small;
+    small.options.keep = 0.01;
+    CHECK_THROWS_WITH_AS(small.run(), doctest::Contains("too few for the smallest rank of one head"), Error);
+}
+
+TEST_CASE("an output that cannot be written is said before any work") {
+    Tried tried;
+    auto never = [](size_t, size_t, const std::string&) { FAIL("work was done"); };
+    CHECK_THROWS_AS(calibrate(tried.model, tried.text, tried.options, tried.scratch.path("no/out"), never),
+                    Error);
+    CHECK_THROWS_AS(calibrate(tried.model, tried.text, tried.options, "/proc/out.bases", never), Error);
+}
+
+TEST_CASE("activations that do not fit in memory give the same floats from a file") {
+    Scratch scratch;
+    Activations memory(1000, scratch.path("."), false), file(1000, scratch.path("."), true);
+    file.data[999] = 3;
+    CHECK(memory.data[999] == 0);
+    memory.swap(file);
+    CHECK(memory.data[999] == 3);
+    CHECK(std::filesystem::is_empty(scratch.path(".")));
+}
+
+TEST_SUITE_END();
