@@ -26,14 +26,16 @@ struct Tried {
         model = Model::open(scratch.path("."), {.name = "cpu"}, threads);
         Random random(3);
         for (int i = 0; i < 400; i++) text.learn.push_back(Token(random.below(uint64_t(tiny.V))));
-        for (int i = 0; i < 100; i++) text.held_out.push_back(Token(random.below(uint64_t(tiny.V))));
+        for (int i = 0; i < 100; i++)
+            text.held_out.push_back(Token(random.below(uint64_t(tiny.V))));
         text.name = "text";
         options.sequence = 24, options.tokens = 240, options.steps = 12, options.batch = 3;
         options.held_out = 3, options.measured_windows = 3, options.keep = 0.5;
         options.sinks = options.recent = 0;
     }
     std::string output() const { return scratch.path("out.bases"); }
-    CalibrationResult run(const CalibrationProgress& progress = [](size_t, size_t, const std::string&) {}) {
+    CalibrationResult run(const CalibrationProgress& progress = [](size_t, size_t,
+                                                                   const std::string&) {}) {
         return calibrate(model, text, options, output(), progress);
     }
 };
@@ -70,15 +72,17 @@ TEST_CASE("every method and space keeps to its budget of bytes and opens again")
                     o.method = method, o.key_basis_per_layer = shared, o.query_metric = !shared;
                     o.keys = keys, o.keep = keep, o.steps = 2;
                     CalibrationResult result = tried.run();
-                    CHECK(double(result.bytes_per_token) <= keep * double(result.full_bytes_per_token));
+                    CHECK(double(result.bytes_per_token) <=
+                          keep * double(result.full_bytes_per_token));
                     CHECK(result.bytes_per_token > 0);
                     write_bases(result, tried.model, tried.text, tried.output());
                     const Config& c = tried.model.config;
-                    Bases bases = Bases::open(tried.output(), c, tried.model.weights.fingerprint(c));
+                    Bases bases =
+                        Bases::open(tried.output(), c, tried.model.weights.fingerprint(c));
                     CHECK(bases.coordinates_per_token() * 2 == result.bytes_per_token);
                     CHECK(!folder_exists(tried.output() + ".partial"));
                     bool whole = result.bytes_per_token == result.full_bytes_per_token;
-                    if (whole) CHECK(result.measured.divergence.mean <= 1e-4);   // an f16 cache
+                    if (whole) CHECK(result.measured.divergence.mean <= 1e-4);  // an f16 cache
                     for (double error : result.error) CHECK((error >= 0 && error < 1));
                 }
 }
@@ -152,7 +156,8 @@ TEST_CASE("a perplexity budget is met, measured through the cache") {
     }
 }
 
-TEST_CASE("descent never leaves a layer's keys or values worse than the eigenbasis on held-out text") {
+TEST_CASE(
+    "descent never leaves a layer's keys or values worse than the eigenbasis on held-out text") {
     Tried tried({.why = "descent", .L = 1, .D = 32, .H = 4, .G = 2});
     tried.options.steps = 60;
     CalibrationResult result = tried.run();
@@ -181,7 +186,8 @@ TEST_CASE("a text of one repeated token is learnt from without complaint") {
     for (const char* method : {"stiefel", "eigen"}) {
         tried.options.method = method;
         CalibrationResult result = tried.run();
-        for (const BasisUnit& unit : result.layer[0].units) CHECK(infeasibility(unit.Q) <= FEASIBLE);
+        for (const BasisUnit& unit : result.layer[0].units)
+            CHECK(infeasibility(unit.Q) <= FEASIBLE);
     }
 }
 
@@ -199,15 +205,18 @@ TEST_CASE("too little text and too small a budget say what is missing") {
     CHECK_THROWS_WITH_AS(little.run(), doctest::Contains("30 tokens to learn from"), Error);
     Tried small;
     small.options.keep = 0.01;
-    CHECK_THROWS_WITH_AS(small.run(), doctest::Contains("too few for the smallest rank of one head"), Error);
+    CHECK_THROWS_WITH_AS(small.run(),
+                         doctest::Contains("too few for the smallest rank of one head"), Error);
 }
 
 TEST_CASE("an output that cannot be written is said before any work") {
     Tried tried;
     auto never = [](size_t, size_t, const std::string&) { FAIL("work was done"); };
-    CHECK_THROWS_AS(calibrate(tried.model, tried.text, tried.options, tried.scratch.path("no/out"), never),
+    CHECK_THROWS_AS(
+        calibrate(tried.model, tried.text, tried.options, tried.scratch.path("no/out"), never),
+        Error);
+    CHECK_THROWS_AS(calibrate(tried.model, tried.text, tried.options, "/proc/out.bases", never),
                     Error);
-    CHECK_THROWS_AS(calibrate(tried.model, tried.text, tried.options, "/proc/out.bases", never), Error);
 }
 
 TEST_CASE("activations that do not fit in memory give the same floats from a file") {

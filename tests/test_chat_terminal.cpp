@@ -1,128 +1,15 @@
 // stief chat as a person has it, in a pseudo-terminal, and as a script has it, through pipes.
-#include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
-#include <sys/ioctl.h>
-#include <sys/wait.h>
-#include <termios.h>
-#include <unistd.h>
-
-#include <chrono>
-#include <cstdlib>
 #include <fstream>
 #include <memory>
 
 #include "formats/chat.h"
-#include "testing.h"
+#include "pseudo_terminal.h"
 
 namespace stief::testing {
 
 namespace {
 
-constexpr int LONG = 120;                       // seconds; sanitizers and emulators are slow
 const char MODEL[] = "models/parlour";
-
-std::string program() {                         // build/…/stief, beside this test program
-    return (std::filesystem::read_symlink("/proc/self/exe").parent_path() / "stief").string();
-}
-
-// The program with a terminal of its own. No answer within LONG seconds is a failure.
-struct Session {
-    int screen = -1;
-    pid_t child = -1;
-    std::string seen;                           // since the last expect()
-    termios before = {};
-
-    explicit Session(std::vector<std::string> words);
-    ~Session();
-    void send(const std::string& keys);
-    bool read_more(int milliseconds);           // false: nothing came
-    void expect(const std::string& text);       // waits for it; what came before it is forgotten
-    int wait();                                 // the status as waitpid gives it
-    bool terminal_restored() const;
-};
-
-Session::Session(std::vector<std::string> words) {
-    screen = posix_openpt(O_RDWR | O_NOCTTY);
-    if (screen < 0 || grantpt(screen) != 0 || unlockpt(screen) != 0) return;
-    std::string name = ptsname(screen);
-    winsize size = {24, 80, 0, 0};
-    ioctl(screen, TIOCSWINSZ, &size);
-    tcgetattr(screen, &before);
-    std::vector<char*> arguments;
-    for (std::string& word : words) arguments.push_back(word.data());
-    arguments.push_back(nullptr);
-    std::string path = program();
-    child = fork();
-    if (child == 0) {
-        setsid();
-        int terminal = open(name.c_str(), O_RDWR);   // the first one opened becomes the controlling one
-        ioctl(terminal, TIOCSCTTY, 0);
-        for (int fd : {0, 1, 2}) dup2(terminal, fd);
-        if (terminal > 2) close(terminal);
-        close(screen);
-        execv(path.c_str(), arguments.data());
-        _exit(127);
-    }
-}
-
-Session::~Session() {
-    if (child > 0) kill(child, SIGKILL), waitpid(child, nullptr, 0);
-    if (screen >= 0) close(screen);
-}
-
-bool Session::read_more(int milliseconds) {
-    pollfd source = {screen, POLLIN, 0};
-    char bytes[4096];
-    if (poll(&source, 1, milliseconds) <= 0) return false;
-    ssize_t count = read(screen, bytes, sizeof bytes);
-    if (count > 0) seen.append(bytes, size_t(count));
-    return count > 0;
-}
-
-// Reads while it writes: a program that echoes and a test that does not listen would wait on each other.
-void Session::send(const std::string& keys) {
-    for (size_t done = 0; done < keys.size();) {
-        pollfd room = {screen, POLLIN | POLLOUT, 0};
-        REQUIRE(poll(&room, 1, LONG * 1000) > 0);
-        if (room.revents & POLLIN) read_more(0);
-        if (!(room.revents & POLLOUT)) continue;
-        ssize_t count = write(screen, keys.data() + done, std::min<size_t>(keys.size() - done, 512));
-        REQUIRE(count > 0);
-        done += size_t(count);
-    }
-}
-
-void Session::expect(const std::string& text) {
-    auto end = std::chrono::steady_clock::now() + std::chrono::seconds(LONG);
-    size_t found;
-    while ((found = seen.find(text)) == std::string::npos) {
-        bool more = read_more(1000);
-        bool in_time = more || std::chrono::steady_clock::now() < end;
-        if (!in_time || (!more && waitpid(child, nullptr, WNOHANG) == child)) {
-            CAPTURE(seen);
-            FAIL("waited in vain for: " << text);
-        }
-    }
-    seen.erase(0, found + text.size());
-}
-
-int Session::wait() {
-    int status = -1;
-    auto end = std::chrono::steady_clock::now() + std::chrono::seconds(LONG);
-    while (waitpid(child, &status, WNOHANG) == 0) {
-        REQUIRE(std::chrono::steady_clock::now() < end);
-        read_more(20);
-    }
-    child = -1;
-    return status;
-}
-
-bool Session::terminal_restored() const {
-    termios after = {};
-    tcgetattr(screen, &after);
-    return after.c_lflag == before.c_lflag && after.c_iflag == before.c_iflag;
-}
 
 bool can_run() {
     if (!std::filesystem::exists(program())) return skip("no stief beside the test program"), false;
@@ -132,10 +19,10 @@ bool can_run() {
 }
 
 // A session that has shown its prompt; null where there are no pseudo-terminals.
-std::unique_ptr<Session> begin(std::vector<std::string> options) {
+std::unique_ptr<TerminalSession> begin(std::vector<std::string> options) {
     std::vector<std::string> words = {"stief", "chat", MODEL};
     words.insert(words.end(), options.begin(), options.end());
-    auto session = std::make_unique<Session>(words);
+    auto session = std::make_unique<TerminalSession>(words);
     if (session->child < 0) return skip("no pseudo-terminal"), nullptr;
     session->expect("You (0%)> \033[0m");
     return session;
@@ -163,15 +50,15 @@ TEST_SUITE_BEGIN("commands");
 
 TEST_CASE("a person talks, interrupts, pastes, resizes, saves, loads and leaves") {
     if (!can_run()) return;
-    auto session = begin({"--temperature", "3", "--seed", "1"});    // so hot that it hardly ever ends
+    auto session = begin({"--temperature", "3", "--seed", "1"});   // so hot that it hardly ends
     if (!session) return;
     Scratch scratch;
-    Session& s = *session;
+    TerminalSession& s = *session;
 
     s.send("Good evening, sir.\r");
     s.expect("sir.");
     s.expect("\r\n");
-    while (s.seen.size() < 40) REQUIRE(s.read_more(LONG * 1000));   // streamed: it has not ended yet
+    while (s.seen.size() < 40) REQUIRE(s.read_more(LONG * 1000));   // it streams
     s.send("typed ahead");
     s.send("\x03");
     s.expect("(stopped)");
@@ -195,7 +82,7 @@ TEST_CASE("a person talks, interrupts, pastes, resizes, saves, loads and leaves"
     s.expect("narrow");
     winsize size = {24, 30, 0, 0};
     ioctl(s.screen, TIOCSWINSZ, &size);
-    s.expect("words that wrap\r\n");
+    s.expect("words that wrap\r");
     s.send("\x03/bogus\r");
     s.expect("no command");
     s.send("/stats\r");
@@ -242,7 +129,7 @@ TEST_CASE("the terminal is given back when the program is ended or suspended") {
     CHECK(session->terminal_restored());
 }
 
-TEST_CASE("through pipes every line is a message, and a saved conversation goes on in the same words") {
+TEST_CASE("through pipes every line is a message; a saved conversation goes on in the same words") {
     if (!can_run()) return;
     Scratch scratch;
     std::string options = std::string(MODEL) + " --greedy", file = scratch.path("talk");
@@ -275,7 +162,7 @@ TEST_CASE("what a person would be told ends a script: status 1 and one line") {
         {model, "\n/load\n", "line 2 of standard input: /load needs"},
         {model, "/save x\n", "nothing has been said"},
         {model, "/load models/parlour/model.safetensors\n", "is no saved conversation"},
-        {model + " --context 32", "one two three four five six seven eight nine ten\n", "--context N"},
+        {model + " --context 32", "one two three four five six seven eight nine\n", "--context N"},
         {model + " --context 20 --system 'You are a sailor.'", "", "system message"},
         {scratch.path("base"), "", "<|eot_id|>"},
     };

@@ -15,7 +15,7 @@ TEST_SUITE_BEGIN("calibrate");
 
 namespace {
 
-struct Unit {                                        // one head's keys or values
+struct Unit {  // one head's keys or values
     Matrix Q;
     Metric metric;
     size_t r;
@@ -26,7 +26,7 @@ Metric some_metric(size_t d, uint64_t seed) {
     Matrix A(d, d);
     for (double& a : A.data) a = random.normal();
     Matrix energy = transposed_times(A, A);
-    add_scaled(energy, double(d), identity(d));      // tame: S⁻¹ multiplies the rounding of f32
+    add_scaled(energy, double(d), identity(d));  // tame: S⁻¹ multiplies the rounding of f32
     return metric_of(energy);
 }
 
@@ -43,8 +43,9 @@ void cut(Vec& all, size_t at, const Unit& unit) {
     if (unit.r == d) return;
     Matrix Qr = first_columns(unit.Q, unit.r), row(1, d);
     for (size_t i = 0; i < d; i++) row(0, i) = all[at + i];
-    row = times(times(times_transposed(times(times(row, unit.metric.S), Qr), Qr), unit.metric.S_inverse),
-                identity(d));
+    row = times(
+        times(times_transposed(times(times(row, unit.metric.S), Qr), Qr), unit.metric.S_inverse),
+        identity(d));
     for (size_t i = 0; i < d; i++) all[at + i] = row(0, i);
 }
 
@@ -65,7 +66,8 @@ struct ReferenceLayer {
             Vec q = product(w.wq, xn), k = product(w.wk, xn), v = product(w.wv, xn);
             rotate(q, d, size_t(pos) + t, theta);
             if (rotated) rotate(k, d, size_t(pos) + t, theta);
-            for (size_t g = 0; g < size_t(c.G); g++) cut(k, g * d, k_units[g]), cut(v, g * d, v_units[g]);
+            for (size_t g = 0; g < size_t(c.G); g++)
+                cut(k, g * d, k_units[g]), cut(v, g * d, v_units[g]);
             if (!rotated) rotate(k, d, size_t(pos) + t, theta);
             keys.push_back(k), values.push_back(v);
 
@@ -74,7 +76,8 @@ struct ReferenceLayer {
                 Vec p(t + 1);
                 double sum = 0;
                 for (size_t s = 0; s <= t; s++) {
-                    for (size_t i = 0; i < d; i++) p[s] += q[h * d + i] * keys[s][h / group * d + i];
+                    for (size_t i = 0; i < d; i++)
+                        p[s] += q[h * d + i] * keys[s][h / group * d + i];
                     sum += p[s] = std::exp(p[s] / std::sqrt(double(d)));
                 }
                 for (size_t s = 0; s <= t; s++)
@@ -110,11 +113,13 @@ Floats flat(const std::vector<Vec>& rows) {
 }  // namespace
 
 TEST_CASE("matmul_transposed is x w for every shape, dtype and instruction set, exact and fast") {
-    const struct { int T, N, K; const char* why; } cases[] = {
-        {1, 1, 1, "the smallest"},          {1, 33, 70, "one row"},
-        {7, 31, 16, "an odd sum"},          {13, 129, 40, "a token past a tile"},
-        {33, 33, 65, "one past AMX tiles"}, {5, 1100, 50, "more than one chunk"},
-        {3, 4100, 33, "chunks of every set"}};
+    const struct {
+        int T, N, K;
+        const char* why;
+    } cases[] = {{1, 1, 1, "the smallest"},           {1, 33, 70, "one row"},
+                 {7, 31, 16, "an odd sum"},           {13, 129, 40, "a token past a tile"},
+                 {33, 33, 65, "one past AMX tiles"},  {5, 1100, 50, "more than one chunk"},
+                 {3, 4100, 33, "chunks of every set"}};
     for (auto c : cases)
         for (DType dtype : {DType::F32, DType::F16, DType::BF16})
             for (bool exact : {true, false}) {
@@ -130,11 +135,11 @@ TEST_CASE("matmul_transposed is x w for every shape, dtype and instruction set, 
                         for (size_t k = 0; k < K; k++)
                             want[t * K + k] += double(x[t * N + n]) * w.values[n * K + k];
                 bool rounded = !exact && dtype == DType::BF16 && c.T > 1;
-                check_everywhere(want, rounded ? TOL_ROUNDED : TOL_F32, {},
-                                 [&](Backend& backend, float* out) {
-                                     backend.exact = exact;
-                                     backend.matmul_transposed(out, x.data(), w.matrix(c.N, c.K), c.T);
-                                 });
+                check_everywhere(
+                    want, rounded ? TOL_ROUNDED : TOL_F32, {}, [&](Backend& backend, float* out) {
+                        backend.exact = exact;
+                        backend.matmul_transposed(out, x.data(), w.matrix(c.N, c.K), c.T);
+                    });
             }
 }
 
@@ -168,14 +173,21 @@ TEST_CASE("swiglu's and the norm's way back are the central differences") {
                              std::sqrt(squares / n + eps);
                 want[t * size_t(n) + i] += value / (2 * h);
             }
-    CHECK(nmse(dx, want) <= 1e-11);                  // the difference itself: h² ≈ 1e-10 relative
+    CHECK(nmse(dx, want) <= 1e-11);  // the difference itself: h² ≈ 1e-10 relative
 }
 
 TEST_CASE("the gradient of the layer's error in every basis is its central difference") {
-    const struct { const char* why; bool rotated; size_t rk, rv; int T, H, G; } cases[] = {
-        {"keys before rotation", false, 4, 4, 9, 4, 2}, {"keys after rotation", true, 4, 6, 9, 4, 2},
-        {"one kv head, small ranks", false, 2, 1, 5, 3, 1}, {"values whole", false, 3, 8, 9, 4, 4},
-        {"keys whole", true, 8, 3, 7, 2, 2}, {"two blocks of queries", false, 4, 4, 131, 2, 1}};
+    const struct {
+        const char* why;
+        bool rotated;
+        size_t rk, rv;
+        int T, H, G;
+    } cases[] = {{"keys before rotation", false, 4, 4, 9, 4, 2},
+                 {"keys after rotation", true, 4, 6, 9, 4, 2},
+                 {"one kv head, small ranks", false, 2, 1, 5, 3, 1},
+                 {"values whole", false, 3, 8, 9, 4, 4},
+                 {"keys whole", true, 8, 3, 7, 2, 2},
+                 {"two blocks of queries", false, 4, 4, 131, 2, 1}};
     for (auto& one : cases) {
         std::string why = one.why;
         CAPTURE(why);
@@ -203,7 +215,8 @@ TEST_CASE("the gradient of the layer's error in every basis is its central diffe
         }
         ReferenceLayer layer{c, model.weights.layer[0], rope_frequencies(c), one.rotated, pos};
         std::vector<Unit> whole(G, {identity(d), identity_metric(d), d});
-        std::vector<Vec> y = layer.run(rows, whole, whole), cut_y = layer.run(rows, k_units, v_units);
+        std::vector<Vec> y = layer.run(rows, whole, whole),
+                         cut_y = layer.run(rows, k_units, v_units);
 
         std::vector<float> rotation = rotation_table(c, pos + one.T);
         LayerPass pass(model, one.T, rotation);
@@ -237,7 +250,7 @@ TEST_CASE("the gradient of the layer's error in every basis is its central diffe
                         want(i, j) = (above - below) / (2 * h);
                     }
                 CAPTURE(norm(want));
-                CHECK(nmse(got.data, want.data) <= 1e-9);     // f32 there and back, differences here
+                CHECK(nmse(got.data, want.data) <= 1e-9);  // f32 there and back, differences here
             }
     }
 }

@@ -15,9 +15,9 @@ namespace stief::testing {
 constexpr float NaN = std::numeric_limits<float>::quiet_NaN();
 
 // Tolerances, derived: a float32 operation accumulates at most a few hundred roundings of 2⁻²⁴ ≈ 6e-8,
-// squared about 1e-12; a value stored once as bf16 has relative error ≤ 2⁻⁹, squared 4e-6; as f16
-// ≤ 2⁻¹², squared 6e-8.
-constexpr double TOL_F32 = 1e-12, TOL_BF16 = 4e-6, TOL_F16 = 6e-8;
+// squared about 1e-12; a value stored once as bf16 is off by at most 2⁻⁸ of itself, as f16 by 2⁻¹¹
+// (half a unit in the last of 8 and 11 significant bits), and the norm of many by no more.
+constexpr double TOL_F32 = 1e-12, TOL_BF16 = 0x1p-16, TOL_F16 = 0x1p-22;
 
 // Normalised mean squared error |a − b|² / |b|², in double. NaN anywhere makes it NaN: check with <=.
 template <class A, class B>

@@ -103,8 +103,8 @@ void Threads::Pool::work() {
         auto ready = [&] { return stop.load() || (inside = enter(last_job)); };
         if (!spin_until(ready)) {
             std::unique_lock lock(mutex);
-            sleeping++;  // before the last look at the gate: run()
-            opened.wait(lock, ready);                      //   opens it before it looks at sleeping
+            sleeping++;                    // before the last look at the gate: run()
+            opened.wait(lock, ready);      //   opens it before it looks at sleeping
             sleeping--;
         }
         if (!inside) return;

@@ -18,7 +18,8 @@ GreedyPath path_of(const Config& config, const std::vector<LayerBases>& layers, 
     for (size_t l = 0; l < layers.size(); l++)
         for (size_t g = 0; g < size_t(config.G); g++)
             for (bool values : {false, true}) {
-                std::string name = format("layers.%zu head %zu %s", l, g, values ? "values" : "keys");
+                std::string name =
+                    format("layers.%zu head %zu %s", l, g, values ? "values" : "keys");
                 const std::vector<RankPoint>& curve = (values ? layers[l].v : layers[l].k)[g];
                 units.push_back({name, curve, layers[l].weight, int64_t(size_of(cache))});
             }
@@ -57,8 +58,10 @@ size_t first_that_holds(size_t most, const std::function<bool(size_t)>& holds) {
     size_t low = 0, high = most;
     while (low < high) {
         size_t middle = (low + high) / 2;
-        if (holds(middle)) high = middle;
-        else low = middle + 1;
+        if (holds(middle))
+            high = middle;
+        else
+            low = middle + 1;
     }
     return high;
 }
@@ -71,7 +74,8 @@ static Ranks largest_threshold(const Config& config, const std::vector<LayerBase
     if (full.coordinates() <= coordinates) return full;
     for (int i = 0; i < 40; i++) {
         double middle = 0.5 * (low + high);
-        (threshold_ranks(config, layers, middle).coordinates() <= coordinates ? low : high) = middle;
+        (threshold_ranks(config, layers, middle).coordinates() <= coordinates ? low : high) =
+            middle;
     }
     return threshold_ranks(config, layers, low);
 }
@@ -92,7 +96,8 @@ Ranks ranks_within(const Config& config, const std::vector<LayerBases>& layers,
 // Δ_l of one layer at ranks[0].
 static double error_of(LayerPass& pass, const LayerInputs& inputs, const LayerBases& bases, int l,
                        const Ranks& ranks) {
-    return std::sqrt(held_out_error(pass, inputs, l, cuts_at(pass.c, bases, ranks.k[0], ranks.v[0])));
+    return std::sqrt(
+        held_out_error(pass, inputs, l, cuts_at(pass.c, bases, ranks.k[0], ranks.v[0])));
 }
 
 void meet_error_budget(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases, int l,
@@ -104,7 +109,7 @@ void meet_error_budget(LayerPass& pass, const LayerInputs& inputs, LayerBases& b
     };
     Ranks chosen;
     if (options.method == "eigen") {
-        chosen = threshold_ranks(c, alone, 2);                     // all of the spectrum
+        chosen = threshold_ranks(c, alone, 2);  // all of the spectrum
         for (int i = 1; i < 50; i++) {
             Ranks next = threshold_ranks(c, alone, 1 - 0.02 * i);
             if (!fits(next)) break;
@@ -112,9 +117,8 @@ void meet_error_budget(LayerPass& pass, const LayerInputs& inputs, LayerBases& b
         }
     } else {
         GreedyPath path = path_of(c, alone, options.cache);
-        size_t steps = first_that_holds(path.steps.size(), [&](size_t n) {
-            return fits(ranks_of(c, path, n));
-        });
+        size_t steps = first_that_holds(path.steps.size(),
+                                        [&](size_t n) { return fits(ranks_of(c, path, n)); });
         chosen = ranks_of(c, path, steps);
     }
     bases.rank_k = chosen.k[0];

@@ -13,7 +13,8 @@ constexpr size_t SENSITIVITY_SEQUENCES = 4;
 
 // --keys auto: after rotation where the eigenbases lose less there, keys alone at d/4 and d/2 on
 // held-out sequences; before it otherwise.
-LayerBases warm_start(CalibrationRun& run, const LayerInputs& inputs, const Moments& moments, int l) {
+LayerBases warm_start(CalibrationRun& run, const LayerInputs& inputs, const Moments& moments,
+                      int l) {
     const CalibrationOptions& o = run.options;
     LayerBases pre = warm_start_layer(run.model, moments, l, false, o);
     if (o.keys == "pre") return pre;
@@ -31,8 +32,8 @@ LayerBases warm_start(CalibrationRun& run, const LayerInputs& inputs, const Mome
 }
 
 // One layer, from its inputs to its error curves.
-LayerBases learn_layer(CalibrationRun& run, const LayerInputs& inputs, const Moments& moments, int l,
-                       EndToEnd& end_to_end) {
+LayerBases learn_layer(CalibrationRun& run, const LayerInputs& inputs, const Moments& moments,
+                       int l, EndToEnd& end_to_end) {
     const Config& c = run.model.config;
     const CalibrationOptions& o = run.options;
     run.ticker.phase = format("layer %d of %d, descent", l + 1, c.L);
@@ -78,14 +79,16 @@ void require_budget(const CalibrationResult& result) {
     double least = double(RANK_STEP) * double(size_of(o.cache));
     double bytes = o.keep * double(result.full_bytes_per_token);
     check(o.keep == 0 || bytes >= least,
-          "--keep %g is %.1f bytes a token, too few for the smallest rank of one head (%.0f); use a larger one",
+          "--keep %g is %.1f bytes a token, too few for the smallest rank of one head (%.0f); use "
+          "a larger one",
           o.keep, bytes, least);
 }
 
 }  // namespace
 
-CalibrationResult calibrate(Model& model, const CalibrationText& text, const CalibrationOptions& options,
-                            const std::string& output, const CalibrationProgress& progress) {
+CalibrationResult calibrate(Model& model, const CalibrationText& text,
+                            const CalibrationOptions& options, const std::string& output,
+                            const CalibrationProgress& progress) {
     auto begin = std::chrono::steady_clock::now();
     CalibrationResult result;
     result.options = options;
@@ -94,7 +97,7 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text, const Cal
     CalibrationRun run(model, text, options, progress);
     Partial partial(output, run.key(), options.resume);
 
-    learn_layers(run, partial, result);      // each: collect → warm start → descend → profile
+    learn_layers(run, partial, result);  // each: collect → warm start → descend → profile
     run.ticker.phase = "ranks and what they cost";
     run.ticker(0);
     result.ranks = allocate(run, result);
@@ -103,7 +106,8 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text, const Cal
     result.bases = bases_at(run, result, result.ranks);
     result.bytes_per_token = result.ranks.coordinates() * size_of(options.cache);
     result.sequences = run.learn.count(), result.held_out = run.windows.count();
-    result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    result.seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     return result;
 }
 

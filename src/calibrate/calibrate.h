@@ -1,6 +1,6 @@
-// stief calibrate: bases and ranks for the low-rank cache of a model, learnt from a text. The phases, in
-// the order of calibrate(): for every layer collect → warm start → descend → profile; then allocate →
-// verify; the caller writes the bases and the report.
+// stief calibrate: bases and ranks for the low-rank cache of a model, learnt from a text. The
+// phases, in the order of calibrate(): for every layer collect → warm start → descend → profile;
+// then allocate → verify; the caller writes the bases and the report.
 #pragma once
 #include <span>
 
@@ -10,37 +10,40 @@
 namespace stief {
 
 struct CalibrationText {
-    std::vector<Token> learn, held_out;        // ids
-    std::string name, held_out_name;           // for messages
+    std::vector<Token> learn, held_out;  // ids
+    std::string name, held_out_name;     // for messages
 };
 
 // All that the report shows.
 struct CalibrationResult {
     CalibrationOptions options;
-    std::vector<LayerBases> layer;             // (L) curves, spectra, errors at d/4 and d/2, w_l
+    std::vector<LayerBases> layer;  // (L) curves, spectra, errors at d/4 and d/2, w_l
     Ranks ranks;
-    std::vector<double> error, error_warm;     // (L) √Δ_l at these ranks, held out; by the eigenbases
+    std::vector<double> error, error_warm;  // (L) √Δ_l at these ranks, held out; by the eigenbases
     size_t bytes_per_token = 0, full_bytes_per_token = 0;
-    Measured measured;                         // held-out text through the cache, against the full one
-    struct Point {                             // the same bases at other sizes, no exact window
+    Measured measured;  // held-out text through the cache, against the full one
+    struct Point {      // the same bases at other sizes, no exact window
         double keep;
         size_t bytes_per_token;
         double perplexity, divergence;
     };
-    std::vector<Point> sizes;
-    size_t sequences = 0, held_out = 0;        // learnt from, measured on
-    int resumed = 0;                           // layers that an interrupted run had finished
+    std::vector<Point> sizes, sizes_eigen;  // by the learned bases; by the eigenbases, same ranks
+    double perplexity_full = 0;             // of the full cache on the same text
+    size_t sequences = 0, held_out = 0;     // learnt from, measured on
+    int resumed = 0;                        // layers that an interrupted run had finished
     double seconds = 0;
     Bases bases;
 };
 
 // What the user watches: layer, phase, how much of all is done.
-using CalibrationProgress = std::function<void(size_t done, size_t total, const std::string& phase)>;
+using CalibrationProgress =
+    std::function<void(size_t done, size_t total, const std::string& phase)>;
 
 // output: names the folder of the resumable state, removed once the result is complete by
 // finish_calibration().
-CalibrationResult calibrate(Model& model, const CalibrationText& text, const CalibrationOptions& options,
-                            const std::string& output, const CalibrationProgress& progress);
+CalibrationResult calibrate(Model& model, const CalibrationText& text,
+                            const CalibrationOptions& options, const std::string& output,
+                            const CalibrationProgress& progress);
 // Writes the bases and removes the resumable state.
 void write_bases(const CalibrationResult& result, const Model& model, const CalibrationText& text,
                  const std::string& output);

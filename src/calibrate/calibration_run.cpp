@@ -9,15 +9,16 @@ namespace stief {
 static Sequences first_windows(std::span<const Token> ids, int T, size_t at_most) {
     Sequences all;
     all.T = T;
-    for (size_t begin = 0; begin + size_t(T) <= ids.size() && all.count() < at_most; begin += size_t(T)) {
+    for (size_t begin = 0; begin + size_t(T) <= ids.size() && all.count() < at_most;
+         begin += size_t(T)) {
         all.ids.emplace_back(ids.begin() + ptrdiff_t(begin), ids.begin() + ptrdiff_t(begin) + T);
         all.pos.push_back(0);
     }
     return all;
 }
 
-CalibrationRun::CalibrationRun(Model& owner, const CalibrationText& of, const CalibrationOptions& how,
-                               const CalibrationProgress& progress)
+CalibrationRun::CalibrationRun(Model& owner, const CalibrationText& of,
+                               const CalibrationOptions& how, const CalibrationProgress& progress)
     : model(owner),
       text(of),
       options(how),
@@ -27,12 +28,13 @@ CalibrationRun::CalibrationRun(Model& owner, const CalibrationText& of, const Ca
     const Config& c = model.config;
     size_t T = size_t(how.sequence);
     check(text.learn.size() >= 2 * T && text.held_out.size() >= T,
-          "%s: %zu tokens to learn from and %zu held out, expected at least %zu and %zu (sequences of %zu "
-          "tokens); give more text, or shorter sequences with --context", text.name.c_str(),
-          text.learn.size(), text.held_out.size(), 2 * T, T, T);
+          "%s: %zu tokens to learn from and %zu held out, expected at least %zu and %zu (sequences "
+          "of %zu "
+          "tokens); give more text, or shorter sequences with --context",
+          text.name.c_str(), text.learn.size(), text.held_out.size(), 2 * T, T, T);
     Random random(how.seed);
-    learn = cut_sequences(text.learn, how.sequence, std::max<size_t>(2, size_t(how.tokens) / T), c.context,
-                          random);
+    learn = cut_sequences(text.learn, how.sequence, std::max<size_t>(2, size_t(how.tokens) / T),
+                          c.context, random);
     held_out = cut_sequences(text.held_out, how.sequence, size_t(how.held_out), c.context, random);
     windows = first_windows(text.held_out, how.sequence, size_t(how.measured_windows));
     ticker.total = size_t(c.L) * passes_of_a_layer();
@@ -40,7 +42,8 @@ CalibrationRun::CalibrationRun(Model& owner, const CalibrationText& of, const Ca
 
 size_t CalibrationRun::passes_of_a_layer() const {
     size_t there_and_back = 2 * size_t(options.steps) * size_t(options.batch);
-    size_t curves = held_out.count() * size_t(model.config.G) * PASSES_OF_A_CURVE;
+    size_t curves = curve_sequences(model.config, held_out.count()) * size_t(model.config.G) *
+                    PASSES_OF_A_CURVE;
     return learn.count() + there_and_back + curves;
 }
 
@@ -48,8 +51,8 @@ uint64_t CalibrationRun::key() const {
     const CalibrationOptions& o = options;
     std::string words = format(
         "%s %s %d %d %.17g %d %d %d %d %d %.17g %llu %d %016llx", o.method.c_str(), o.keys.c_str(),
-        int(o.key_basis_per_layer), int(o.query_metric), o.error_budget, o.tokens, o.sequence, o.held_out,
-        o.steps, o.batch, o.tau, (unsigned long long)o.seed, int(model.backend->exact),
+        int(o.key_basis_per_layer), int(o.query_metric), o.error_budget, o.tokens, o.sequence,
+        o.held_out, o.steps, o.batch, o.tau, (unsigned long long)o.seed, int(model.backend->exact),
         (unsigned long long)model.weights.fingerprint(model.config));
     uint64_t hash = hash_bytes(words.data(), words.size());
     hash = hash_bytes(text.learn.data(), text.learn.size() * sizeof(Token), hash);

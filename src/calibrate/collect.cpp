@@ -35,7 +35,7 @@ Activations::Activations(size_t floats, const std::string& folder, bool spill)
         flags = MAP_SHARED;
         file = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC, 0600);
         check(file >= 0, "%s: cannot be created: %s", path.c_str(), std::strerror(errno));
-        ::unlink(path.c_str());                // gone when the mapping is, also after a kill
+        ::unlink(path.c_str());  // gone when the mapping is, also after a kill
         int failed = ::posix_fallocate(file, 0, off_t(bytes));
         if (failed) ::close(file);
         check(!failed, "%s: %zu bytes of activations do not fit: %s", path.c_str(), bytes,

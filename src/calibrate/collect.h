@@ -1,4 +1,5 @@
-// What calibration reads: sequences of a text, and the inputs and outputs of the layer at hand on them.
+// What calibration reads: sequences of a text, and the inputs and outputs of the layer at hand on
+// them.
 #pragma once
 #include <span>
 #include <string>
@@ -9,8 +10,8 @@
 
 namespace stief {
 
-// Sequences of T tokens, spread evenly over a text, each at a random offset of positions: attention does
-// not change under it, but keys after rotation do (method section 3).
+// Sequences of T tokens, spread evenly over a text, each at a random offset of positions: attention
+// does not change under it, but keys after rotation do (method section 3).
 struct Sequences {
     int T = 0;
     std::vector<std::vector<Token>> ids;
@@ -19,7 +20,8 @@ struct Sequences {
     size_t count() const { return ids.size(); }
     Step step(size_t s) const { return {pos[s], T}; }
 };
-Sequences cut_sequences(std::span<const Token> ids, int T, size_t at_most, int context, Random& random);
+Sequences cut_sequences(std::span<const Token> ids, int T, size_t at_most, int context,
+                        Random& random);
 
 // (rows, D) floats, in memory or, where that is short, in a file that has no name any more.
 struct Activations {
@@ -36,7 +38,7 @@ struct Activations {
 struct LayerInputs {
     const Sequences& learn;
     const Sequences& held_out;
-    Activations x, y;                          // (learn, then held out, T, D)
+    Activations x, y;  // (learn, then held out, T, D)
 
     // folder: where a file goes if the two take more than a quarter of what is available.
     LayerInputs(Model& model, const Sequences& learning, const Sequences& holding,
@@ -45,8 +47,8 @@ struct LayerInputs {
     const float* learn_y(size_t s) const { return y.data + s * each; }
     const float* held_x(size_t s) const { return x.data + (learn.count() + s) * each; }
     const float* held_y(size_t s) const { return y.data + (learn.count() + s) * each; }
-    size_t floats() const { return each; }     // of one sequence
-    void next() { x.swap(y); }                 // on to the next layer
+    size_t floats() const { return each; }  // of one sequence
+    void next() { x.swap(y); }              // on to the next layer
 
   private:
     size_t each;
@@ -54,8 +56,8 @@ struct LayerInputs {
 
 // Second moments of one layer's learning sequences, by kv head: sums over tokens.
 struct Moments {
-    std::vector<Matrix> k, k_rotated, v;       // (G)  Σ kᵀk, Σ vᵀv
-    std::vector<Matrix> q;                     // (G)  Σ qᵀq of the group, after rotation
+    std::vector<Matrix> k, k_rotated, v;  // (G)  Σ kᵀk, Σ vᵀv
+    std::vector<Matrix> q;                // (G)  Σ qᵀq of the group, after rotation
     Moments(const Config& config);
 };
 

@@ -1,8 +1,10 @@
-// Method section 3: every step draws a mini-batch of sequences and one pair of ranks (r_K, r_V) from
-// the grid d/8 … 7d/8 for all heads, goes there and back once, and moves every basis of the layer.
+// Method section 3: every step draws a mini-batch of sequences and one pair of ranks (r_K, r_V)
+// from the grid d/8 … 7d/8 for all heads, goes there and back once, and moves every basis of the
+// layer.
 //
-// Keep or revert: bases nest, one Q serves every rank, so the choice is made once for a layer's keys
-// and once for its values, by the sum over the grid of held-out errors with that side alone cut.
+// Keep or revert: bases nest, one Q serves every rank, so the choice is made once for a layer's
+// keys and once for its values, by the sum over the grid of held-out errors with that side alone
+// cut.
 #include <algorithm>
 
 #include "calibrate/elementwise.h"
@@ -38,14 +40,15 @@ static double side_error(LayerPass& pass, const LayerInputs& inputs, const Layer
     double sum = 0;
     for (int r : rank_grid(c.d)) {
         std::vector<int> ranks(size_t(c.G), r);
-        LayerCuts cuts = values ? cuts_at(c, bases, whole, ranks, warm)
-                                : cuts_at(c, bases, ranks, whole, warm);
+        LayerCuts cuts =
+            values ? cuts_at(c, bases, whole, ranks, warm) : cuts_at(c, bases, ranks, whole, warm);
         sum += held_out_error(pass, inputs, l, cuts);
     }
     return sum;
 }
 
-static void keep_what_is_better(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases, int l) {
+static void keep_what_is_better(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases,
+                                int l) {
     for (bool values : {false, true}) {
         double warm = side_error(pass, inputs, bases, l, values, true);
         double learned = side_error(pass, inputs, bases, l, values, false);
@@ -99,8 +102,8 @@ void descend(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases, int 
         double tau = annealed(options.tau, t, options.steps);
         pass.threads.run(states.size(), [&](size_t u) {
             BasisUnit& unit = bases.units[u];
-            stiefel_step(states[u], unit_gradient(unit, states[u].Q, gradient, unit.values ? rv : rk),
-                         tau);
+            stiefel_step(states[u],
+                         unit_gradient(unit, states[u].Q, gradient, unit.values ? rv : rk), tau);
             unit.Q = states[u].Q;
         });
     }

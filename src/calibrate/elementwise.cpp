@@ -32,14 +32,14 @@ static void softmax_row(float* p, size_t visible, size_t S, float scale) {
     by_fours(visible, [&](size_t s, size_t width) {
         Four e = exp((load(p + s, width) - most) * scale);
         store(p + s, e, width);
-        if (width == 4) totals += e;
+        if (width == 4)
+            totals += e;
         else
             for (size_t j = 0; j < width; j++) total += e[j];
     });
     float inverse = 1.0f / (total + sum(totals));
-    by_fours(visible, [&](size_t s, size_t width) {
-        store(p + s, load(p + s, width) * inverse, width);
-    });
+    by_fours(visible,
+             [&](size_t s, size_t width) { store(p + s, load(p + s, width) * inverse, width); });
     std::fill(p + visible, p + S, 0.0f);
 }
 
@@ -51,7 +51,8 @@ void causal_softmax(Threads& threads, float* p, int T, int m, int S, int first, 
 }
 
 void causal_softmax_backward(Threads& threads, float* dp, const float* p, const float* out,
-                             const float* dout, int T, int m, int S, int first, int d, float scale) {
+                             const float* dout, int T, int m, int S, int first, int d,
+                             float scale) {
     size_t width_d = size_t(d), width_S = size_t(S);
     for_rows(threads, size_t(T) * size_t(m), width_S, [&](size_t from, size_t to) {
         for (size_t row = from; row < to; row++) {
@@ -63,7 +64,8 @@ void causal_softmax_backward(Threads& threads, float* dp, const float* p, const 
             float* ds = dp + row * width_S;
             const float* weight = p + row * width_S;
             by_fours(visible, [&](size_t s, size_t width) {
-                store(ds + s, load(weight + s, width) * (load(ds + s, width) - shift) * scale, width);
+                store(ds + s, load(weight + s, width) * (load(ds + s, width) - shift) * scale,
+                      width);
             });
             std::fill(ds + visible, ds + width_S, 0.0f);
         }
@@ -91,7 +93,7 @@ void rmsnorm_backward(Threads& threads, float* dx, const float* dz, const float*
     for_rows(threads, size_t(T), n, [&](size_t from, size_t to) {
         for (size_t t = from; t < to; t++) {
             const float *xt = x + t * n, *dzt = dz + t * n;
-            double squares = 0, inner = 0;          // double: as in the forward norm
+            double squares = 0, inner = 0;  // double: as in the forward norm
             for (size_t i = 0; i < n; i++) {
                 squares += double(xt[i]) * double(xt[i]);
                 inner += double(dzt[i]) * double(w[i]) * double(xt[i]);
@@ -127,8 +129,10 @@ void widen(float* out, const Weight& vector) {
     const char* from = static_cast<const char*>(vector.data);
     for (size_t i = 0; i < size_t(vector.N); i++) {
         uint16_t bits = 0;
-        if (vector.dtype == DType::F32) std::memcpy(out + i, from + 4 * i, 4);
-        else std::memcpy(&bits, from + 2 * i, 2);
+        if (vector.dtype == DType::F32)
+            std::memcpy(out + i, from + 4 * i, 4);
+        else
+            std::memcpy(&bits, from + 2 * i, 2);
         if (vector.dtype == DType::BF16) out[i] = to_float(bf16{bits});
         if (vector.dtype == DType::F16) out[i] = to_float(f16{bits});
     }
@@ -139,7 +143,8 @@ template <class F>
 static double piecewise(Threads& threads, size_t n, const F& piece) {
     constexpr size_t EACH = 16384;
     std::vector<double> sums((n + EACH - 1) / EACH);
-    threads.run(sums.size(), [&](size_t i) { sums[i] = piece(i * EACH, std::min(n, (i + 1) * EACH)); });
+    threads.run(sums.size(),
+                [&](size_t i) { sums[i] = piece(i * EACH, std::min(n, (i + 1) * EACH)); });
     double total = 0;
     for (double one : sums) total += one;
     return total;

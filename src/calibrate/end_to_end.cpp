@@ -75,7 +75,8 @@ EndToEnd::EndToEnd(LayerPass& over, const Sequences& held_out, size_t at_most)
     xn.resize(each);
     full.resize(count * each);
     for (size_t s = 0; s < count; s++) {
-        pass.model.backend->embed(x.data(), pass.model.embedding, sequences.ids[s].data(), sequences.T);
+        pass.model.backend->embed(x.data(), pass.model.embedding, sequences.ids[s].data(),
+                                  sequences.T);
         run(s, 0, nullptr);
         std::copy_n(x.data(), each, full.data() + s * each);
     }
@@ -104,7 +105,8 @@ void EndToEnd::score(size_t s, std::vector<double>& loss, std::vector<double>& l
         logits_full.resize(piece * V);
         const float* mine = x.data();
         for (auto [from, to] : {std::pair{mine, &logits}, std::pair{reference, &logits_full}}) {
-            model.backend->rmsnorm(xn.data(), from + at * D, model.norm, pass.c.norm_eps, int(rows));
+            model.backend->rmsnorm(xn.data(), from + at * D, model.norm, pass.c.norm_eps,
+                                   int(rows));
             model.backend->matmul(to->data(), xn.data(), model.classifier, int(rows), false);
         }
         std::vector<double> l(rows), f(rows), kl(rows);
@@ -128,7 +130,8 @@ Measured EndToEnd::measure(const std::vector<LayerCuts>& cuts) {
     std::vector<double> loss, loss_full, kl;
     size_t same_top = 0;
     for (size_t s = 0; s < count; s++) {
-        pass.model.backend->embed(x.data(), pass.model.embedding, sequences.ids[s].data(), sequences.T);
+        pass.model.backend->embed(x.data(), pass.model.embedding, sequences.ids[s].data(),
+                                  sequences.T);
         run(s, 0, &cuts);
         score(s, loss, loss_full, kl, same_top);
     }

@@ -1,6 +1,6 @@
-// Held-out sequences through the whole model, some layers with cut keys and values: what that does to
-// the prediction of the next token. There is no exact window here; the cache itself is measured by
-// forward/perplexity.h once the bases are chosen.
+// Held-out sequences through the whole model, some layers with cut keys and values: what that does
+// to the prediction of the next token. There is no exact window here; the cache itself is measured
+// by forward/perplexity.h once the bases are chosen.
 #pragma once
 #include "calibrate/collect.h"
 #include "forward/perplexity.h"
@@ -10,8 +10,8 @@ namespace stief {
 struct EndToEnd {
     LayerPass& pass;
     const Sequences& sequences;
-    size_t count;                              // the first of the sequences
-    std::vector<float> full;                   // (count, T, D)  of the whole model, after its last layer
+    size_t count;             // the first of the sequences
+    std::vector<float> full;  // (count, T, D)  of the whole model, after its last layer
 
     EndToEnd(LayerPass& over, const Sequences& held_out, size_t at_most);
 

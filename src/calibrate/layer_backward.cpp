@@ -3,7 +3,8 @@
 //     dŶ = 2 (Ŷ − Y) · scale
 //     dh = dŶ W_down,  (dgate, dup) by silu(gate) ⊙ up,  dxn = dgate W_gate + dup W_up
 //     dx1 = dŶ + the norm's way back,  datt = dx1 W_o
-//     dP = dO ṽᵀ,  dS = P ⊙ (dP − rowsum(dP ⊙ P)) / √d,  dk̃ = dSᵀ q,  dṽ = Pᵀ dO     (m heads add up)
+//     dP = dO ṽᵀ,  dS = P ⊙ (dP − rowsum(dP ⊙ P)) / √d,  dk̃ = dSᵀ q,  dṽ = Pᵀ dO     (m heads add
+//     up)
 #include <algorithm>
 #include <cmath>
 
@@ -13,7 +14,8 @@
 
 namespace stief {
 
-void LayerPass::backward(const LayerCuts& cuts, const float* y, double scale, LayerGradient& gradient) {
+void LayerPass::backward(const LayerCuts& cuts, const float* y, double scale,
+                         LayerGradient& gradient) {
     size_t count = size_t(T) * size_t(c.D);
     scaled_difference(threads, dy.data(), out.data(), y, float(2 * scale), count);
     back_through_mlp();
@@ -27,13 +29,14 @@ void LayerPass::back_through_mlp() {
     Backend& ops = *model.backend;
     const Model::Layer& w = model.layer[size_t(l)];
     size_t count = size_t(T) * size_t(c.D);
-    ops.matmul_transposed(dh.data(), dy.data(), w.w_down, T);                 // (T, F)
+    ops.matmul_transposed(dh.data(), dy.data(), w.w_down, T);  // (T, F)
     swiglu_backward(threads, dgate.data(), dup.data(), dh.data(), gate.data(), up.data(), T, c.F);
-    ops.matmul_transposed(dxn.data(), dgate.data(), w.w_gate, T);             // (T, D)
+    ops.matmul_transposed(dxn.data(), dgate.data(), w.w_gate, T);  // (T, D)
     ops.matmul_transposed(xn.data(), dup.data(), w.w_up, T);
     add_to(threads, dxn.data(), xn.data(), count);
     widen(ffn_norm.data(), w.ffn_norm);
-    rmsnorm_backward(threads, dy.data(), dxn.data(), x1.data(), ffn_norm.data(), c.norm_eps, T, c.D);
+    rmsnorm_backward(threads, dy.data(), dxn.data(), x1.data(), ffn_norm.data(), c.norm_eps, T,
+                     c.D);
 }
 
 // to (columns, rows) ← from (rows, columns)
@@ -64,9 +67,9 @@ void LayerPass::back_through_attention(int g) {
         size_t first = size_t(b.first) * wide, here = size_t(g) * t * wide + first;
         const float* pb = p.data() + size_t(g) * block_floats(T, m) + b.offset;
         Weight values{v_cut.data() + size_t(g) * t * d, DType::F32, b.seen, c.d};
-        ops.matmul(dp.data(), dheads_g + first, values, rows, false);           // dP = dO ṽᵀ
-        causal_softmax_backward(threads, dp.data(), pb, heads.data() + here, dheads_g + first, b.tokens,
-                                m, b.seen, b.first, c.d, scale);
+        ops.matmul(dp.data(), dheads_g + first, values, rows, false);  // dP = dO ṽᵀ
+        causal_softmax_backward(threads, dp.data(), pb, heads.data() + here, dheads_g + first,
+                                b.tokens, m, b.seen, b.first, c.d, scale);
 
         // dṽᵀ = dOᵀ P, then dk̃ᵀ = qᵀ dS: the transposed side is the narrow one.
         float *left = turned.data(), *product = turned.data() + size_t(rows) * d;
@@ -88,8 +91,10 @@ void LayerPass::to_gradient(const LayerCuts& cuts, LayerGradient& gradient) {
     const std::vector<float>& keys = cuts.rotated ? k_rotated : k;
     threads.run(2 * size_t(c.G), [&](size_t i) {
         size_t g = i / 2, side = g * count;
-        if (i % 2 == 0) add_gram(gradient.k[g], keys.data() + side, d, dk.data() + side, d, size_t(T));
-        else add_gram(gradient.v[g], v.data() + side, d, dv.data() + side, d, size_t(T));
+        if (i % 2 == 0)
+            add_gram(gradient.k[g], keys.data() + side, d, dk.data() + side, d, size_t(T));
+        else
+            add_gram(gradient.v[g], v.data() + side, d, dv.data() + side, d, size_t(T));
     });
 }
 

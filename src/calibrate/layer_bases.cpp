@@ -45,12 +45,13 @@ LayerBasis finished_layer(const Config& config, const LayerBases& bases, int l,
 // S² = Σ_{h in group} W_o,hᵀ W_o,h
 static Matrix output_energy(const Model& model, int l, int g) {
     const Config& c = model.config;
-    const Weight& wo = model.layer[size_t(l)].wo;              // (D, H·d)
+    const Weight& wo = model.layer[size_t(l)].wo;  // (D, H·d)
     size_t d = size_t(c.d), m = size_t(c.H / c.G), width = size_t(wo.K);
     std::vector<float> row(width);
     Matrix energy(d, d);
     for (int i = 0; i < wo.N; i++) {
-        const char* from = static_cast<const char*>(wo.data) + size_t(i) * width * size_of(wo.dtype);
+        const char* from =
+            static_cast<const char*>(wo.data) + size_t(i) * width * size_of(wo.dtype);
         widen(row.data(), {from, wo.dtype, wo.K, 1});
         const float* group = row.data() + size_t(g) * m * d;
         add_gram(energy, group, d, group, d, m);
@@ -60,7 +61,7 @@ static Matrix output_energy(const Model& model, int l, int g) {
 
 static Metric key_metric(const Matrix& queries, bool rotated) {
     if (rotated) return metric_of(queries);
-    std::vector<double> square;                 // a pair's sum is the same before and after rotation
+    std::vector<double> square;  // a pair's sum is the same before and after rotation
     for (size_t i = 0; i < queries.rows; i++) square.push_back(queries(i, i));
     return pre_rotation_metric(square);
 }

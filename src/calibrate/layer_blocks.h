@@ -1,5 +1,5 @@
-// The blocks of queries of the layer loss: BLOCK tokens times the m heads of a group see the keys up to
-// the block's last token, so that two blocks cost 3/4 of the square, four 5/8.
+// The blocks of queries of the layer loss: BLOCK tokens times the m heads of a group see the keys
+// up to the block's last token, so that two blocks cost 3/4 of the square, four 5/8.
 #pragma once
 #include <algorithm>
 #include <cstddef>
@@ -9,9 +9,9 @@ namespace stief {
 constexpr int BLOCK = 128;
 
 struct Block {
-    int first, tokens;     // its queries
-    int seen;              // keys 0 … seen − 1
-    size_t offset;         // of its (tokens · m, seen) scores behind those of the blocks before it
+    int first, tokens;  // its queries
+    int seen;           // keys 0 … seen − 1
+    size_t offset;      // of its (tokens · m, seen) scores behind those of the blocks before it
 };
 
 template <class F>
@@ -26,7 +26,8 @@ void for_blocks(int T, int m, const F& block) {
 
 inline size_t block_floats(int T, int m) {
     size_t all = 0;
-    for_blocks(T, m, [&](const Block& b) { all = b.offset + size_t(b.tokens * m) * size_t(b.seen); });
+    for_blocks(T, m,
+               [&](const Block& b) { all = b.offset + size_t(b.tokens * m) * size_t(b.seen); });
     return all;
 }
 

@@ -1,5 +1,5 @@
-// The way there. Queries of one kv head's group lie together, (T, m, d), so that a block of them is one
-// matrix of (tokens · m) rows; of the scores only the blocks below the diagonal are computed.
+// The way there. Queries of one kv head's group lie together, (T, m, d), so that a block of them is
+// one matrix of (tokens · m) rows; of the scores only the blocks below the diagonal are computed.
 #include "calibrate/layer_loss.h"
 
 #include <algorithm>
@@ -34,7 +34,11 @@ std::vector<float> rotation_table(const Config& config, int positions) {
 }
 
 LayerPass::LayerPass(Model& owner, int most, const std::vector<float>& rotation_of)
-    : model(owner), c(owner.config), threads(*owner.threads), T(most), rotation(rotation_of),
+    : model(owner),
+      c(owner.config),
+      threads(*owner.threads),
+      T(most),
+      rotation(rotation_of),
       m(c.H / c.G) {
     size_t t = size_t(most), D = size_t(c.D), F = size_t(c.F);
     size_t Hd = t * size_t(c.H) * size_t(c.d), Gd = t * size_t(c.G) * size_t(c.d);
@@ -50,7 +54,8 @@ LayerPass::LayerPass(Model& owner, int most, const std::vector<float>& rotation_
 
 // Rows first … first + count − 1 of a weight matrix.
 static Weight rows_of(const Weight& w, int first, int count) {
-    const char* from = static_cast<const char*>(w.data) + size_t(first) * size_t(w.K) * size_of(w.dtype);
+    const char* from =
+        static_cast<const char*>(w.data) + size_t(first) * size_t(w.K) * size_of(w.dtype);
     return {from, w.dtype, count, w.K};
 }
 
@@ -65,7 +70,7 @@ void LayerPass::begin(int layer, const float* input, const Step& step) {
     for (int g = 0; g < c.G; g++) {
         float* qg = q.data() + size_t(g) * t * size_t(m) * d;
         size_t side = size_t(g) * t * d;
-        ops.matmul(qg, xn.data(), rows_of(w.wq, g * m * c.d, m * c.d), T, false);   // (T, m, d)
+        ops.matmul(qg, xn.data(), rows_of(w.wq, g * m * c.d, m * c.d), T, false);  // (T, m, d)
         ops.matmul(k.data() + side, xn.data(), rows_of(w.wk, g * c.d, c.d), T, false);
         ops.matmul(v.data() + side, xn.data(), rows_of(w.wv, g * c.d, c.d), T, false);
         std::copy_n(k.data() + side, t * d, k_rotated.data() + side);
@@ -121,15 +126,15 @@ void LayerPass::finish() {
     const Model::Layer& w = model.layer[size_t(l)];
     size_t rows = size_t(T) * size_t(c.D);
     std::copy_n(x, rows, x1.data());
-    ops.matmul(x1.data(), att.data(), w.wo, T, true);              // x1 = x + att Woᵀ
+    ops.matmul(x1.data(), att.data(), w.wo, T, true);  // x1 = x + att Woᵀ
 
     ops.rmsnorm(xn.data(), x1.data(), w.ffn_norm, c.norm_eps, T);
-    ops.matmul(gate.data(), xn.data(), w.w_gate, T, false);        // (T, F)
-    ops.matmul(up.data(), xn.data(), w.w_up, T, false);            // (T, F)
+    ops.matmul(gate.data(), xn.data(), w.w_gate, T, false);  // (T, F)
+    ops.matmul(up.data(), xn.data(), w.w_up, T, false);      // (T, F)
     std::copy_n(gate.data(), size_t(T) * size_t(c.F), h.data());
     ops.swiglu(h.data(), up.data(), T, c.F);
     std::copy_n(x1.data(), rows, out.data());
-    ops.matmul(out.data(), h.data(), w.w_down, T, true);           // Ŷ = x1 + (silu(gate) ⊙ up) W_downᵀ
+    ops.matmul(out.data(), h.data(), w.w_down, T, true);  // Ŷ = x1 + (silu(gate) ⊙ up) W_downᵀ
 }
 
 void LayerPass::forward(const LayerCuts& cuts) {

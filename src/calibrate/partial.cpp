@@ -38,7 +38,8 @@ struct Reader {
     void operator()(bool& x) { x = take() != 0; }
     void length(size_t& n) {
         n = size_t(take());
-        check(n <= size_t(end - at), "a layer of the interrupted run is damaged; run without --resume");
+        check(n <= size_t(end - at),
+              "a layer of the interrupted run is damaged; run without --resume");
     }
 };
 
@@ -76,8 +77,7 @@ void layer(IO& io, LayerBases& b) {
     });
     each(io, b.errors, [&](RankError& e) { io(e.rank), io(e.warm), io(e.learned); });
     curves(io, b.k), curves(io, b.v);
-    for (std::vector<int>* ranks : {&b.rank_k, &b.rank_v})
-        each(io, *ranks, [&](int& r) { io(r); });
+    for (std::vector<int>* ranks : {&b.rank_k, &b.rank_v}) each(io, *ranks, [&](int& r) { io(r); });
 }
 
 }  // namespace
@@ -88,7 +88,7 @@ Partial::Partial(const std::string& output, uint64_t run, bool resume)
     if (!resume) std::filesystem::remove_all(folder, failed);
     std::filesystem::create_directory(folder, failed);
     check(!failed, "%s: cannot be made: %s", folder.c_str(), failed.message().c_str());
-    AtomicFile probe(join(folder, "probe"));         // an unwritable place is said now, not at the end
+    AtomicFile probe(join(folder, "probe"));  // an unwritable place is said now, not at the end
 }
 
 std::string Partial::path(int l) const {
@@ -121,17 +121,20 @@ bool Partial::load(int l, const Config& config, LayerBases& bases) const {
     }
     check(whole && header[1] == hash_bytes(all.data(), all.size() * sizeof(double)),
           "%s: damaged; run again without --resume", path(l).c_str());
-    check(header[0] == key,
-          "%s: of a run with another model, text or options; run again without --resume, or with the "
-          "options of that run", path(l).c_str());
+    check(
+        header[0] == key,
+        "%s: of a run with another model, text or options; run again without --resume, or with the "
+        "options of that run",
+        path(l).c_str());
     Reader reader{all.data(), all.data() + all.size()};
     layer(reader, bases);
-    check(bases.k.size() == size_t(config.G), "%s: damaged; run again without --resume", path(l).c_str());
+    check(bases.k.size() == size_t(config.G), "%s: damaged; run again without --resume",
+          path(l).c_str());
     return true;
 }
 
 void Partial::remove() const {
-    std::error_code ignored;                         // what is left behind there is no harm
+    std::error_code ignored;  // what is left behind there is no harm
     std::filesystem::remove_all(folder, ignored);
 }
 

@@ -8,7 +8,8 @@
 
 namespace stief {
 
-// 0, then steps of d/16 up to d/2, where curves bend and budgets end, then of d/8; never below RANK_STEP.
+// 0, then steps of d/16 up to d/2, where curves bend and budgets end, then of d/8; never below
+// RANK_STEP.
 static std::vector<int> profile_ranks(int d) {
     std::vector<int> ranks;
     int fine = std::max(d / 16, std::min(RANK_STEP, d)), coarse = std::max(d / 8, fine);
@@ -16,13 +17,14 @@ static std::vector<int> profile_ranks(int d) {
     return ranks;
 }
 
-static void add_errors(LayerPass& pass, const LayerInputs& inputs, const LayerBases& bases, size_t s,
-                       int g, bool values, std::vector<RankPoint>& curve) {
+static void add_errors(LayerPass& pass, const LayerInputs& inputs, const LayerBases& bases,
+                       size_t s, int g, bool values, std::vector<RankPoint>& curve) {
     LayerCuts cuts(pass.c, bases.rotated);
     const BasisUnit& unit = bases.unit(values, g);
     for (RankPoint& point : curve) {
         if (point.rank == pass.c.d) continue;
-        (values ? cuts.v : cuts.k)[size_t(g)] = cut_to_rank(unit.Q, unit.metric, size_t(point.rank));
+        (values ? cuts.v : cuts.k)[size_t(g)] =
+            cut_to_rank(unit.Q, unit.metric, size_t(point.rank));
         pass.change(cuts, g);
         point.error +=
             squared_distance(pass.threads, pass.out.data(), inputs.held_y(s), inputs.floats());
@@ -39,6 +41,10 @@ static void measure_errors(LayerPass& pass, const LayerInputs& inputs, LayerBase
     }
 }
 
+size_t curve_sequences(const Config& config, size_t held_out) {
+    return std::min(held_out, size_t(std::max(2, 16 / config.G)));
+}
+
 void profile(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases, int l,
              const std::function<void()>& progress) {
     const Config& c = pass.c;
@@ -51,7 +57,7 @@ void profile(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases, int 
 
     double energy = 0;
     LayerCuts whole(c, bases.rotated);
-    for (size_t s = 0; s < inputs.held_out.count(); s++) {
+    for (size_t s = 0; s < curve_sequences(c, inputs.held_out.count()); s++) {
         energy += squared_norm(pass.threads, inputs.held_y(s), inputs.floats());
         pass.begin(l, inputs.held_x(s), inputs.held_out.step(s));
         pass.forward(whole);

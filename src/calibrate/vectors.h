@@ -1,5 +1,5 @@
-// Four floats at a time for the elementwise loops of the layer loss: 128-bit vectors are in every x86-64
-// and aarch64, so that none has to be chosen. Private to src/calibrate.
+// Four floats at a time for the elementwise loops of the layer loss: 128-bit vectors are in every
+// x86-64 and aarch64, so that none has to be chosen. Private to src/calibrate.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -12,13 +12,15 @@ typedef int32_t FourInts __attribute__((vector_size(16)));
 
 inline Four load(const float* x, size_t width = 4) {
     Four v = {};
-    if (width == 4) std::memcpy(&v, x, 16);
+    if (width == 4)
+        std::memcpy(&v, x, 16);
     else
         for (size_t j = 0; j < width; j++) v[j] = x[j];
     return v;
 }
 inline void store(float* x, Four v, size_t width = 4) {
-    if (width == 4) std::memcpy(x, &v, 16);
+    if (width == 4)
+        std::memcpy(x, &v, 16);
     else
         for (size_t j = 0; j < width; j++) x[j] = v[j];
 }
@@ -34,15 +36,15 @@ void by_fours(size_t n, const F& at) {
     if (i < n) at(i, n - i);
 }
 
-// e^x to 2 units in the last place for −87 ≤ x ≤ 88, clamped there (Cephes: x = n ln 2 + r, |r| ≤ ½ ln 2,
-// a polynomial in r, and n into the exponent).
+// e^x to 2 units in the last place for −87 ≤ x ≤ 88, clamped there (Cephes: x = n ln 2 + r, |r| ≤ ½
+// ln 2, a polynomial in r, and n into the exponent).
 inline Four exp(Four x) {
     const Four zero = {};
     x = x < -87.0f ? zero - 87.0f : x;
     x = x > 88.0f ? zero + 88.0f : x;
-    Four shifted = x * 1.44269504f + 12582912.0f;            // 1.5 · 2²³: rounds to an integer
+    Four shifted = x * 1.44269504f + 12582912.0f;  // 1.5 · 2²³: rounds to an integer
     Four n = shifted - 12582912.0f;
-    Four r = x - n * 0.693359375f;                           // ln 2 in two parts
+    Four r = x - n * 0.693359375f;  // ln 2 in two parts
     r = r + n * 2.12194440e-4f;
     Four p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;

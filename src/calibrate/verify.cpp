@@ -1,13 +1,13 @@
-// Ranks for the budget, and what the result does to the model, measured on held-out text: the layers'
-// errors, and perplexity and KL divergence through the real cache with its exact window.
+// Ranks for the budget, and what the result does to the model, measured on held-out text: the
+// layers' errors, and perplexity and KL divergence through the real cache with its exact window.
 #include <cmath>
 
 #include "calibrate/calibration_run.h"
 
 namespace stief {
 
-static std::vector<LayerCuts> all_cuts(const Config& c, const CalibrationResult& result, const Ranks& ranks,
-                                bool warm = false) {
+static std::vector<LayerCuts> all_cuts(const Config& c, const CalibrationResult& result,
+                                       const Ranks& ranks, bool warm = false) {
     std::vector<LayerCuts> cuts;
     for (size_t l = 0; l < result.layer.size(); l++)
         cuts.push_back(cuts_at(c, result.layer[l], ranks.k[l], ranks.v[l], warm));
@@ -24,7 +24,8 @@ static Ranks own_ranks(const CalibrationResult& result) {
 }
 
 // Held-out text through the cache of these ranks and through the full one.
-static Measured measure_cache(CalibrationRun& run, const CalibrationResult& result, const Ranks& ranks) {
+static Measured measure_cache(CalibrationRun& run, const CalibrationResult& result,
+                              const Ranks& ranks) {
     Model& model = run.model;
     const CalibrationOptions& o = run.options;
     Bases bases = bases_at(run, result, ranks);
@@ -39,14 +40,14 @@ static Measured measure_cache(CalibrationRun& run, const CalibrationResult& resu
     return measured;
 }
 
-// The cheapest point of the greedy path (eigen: of the thresholds) whose measured perplexity rises by
-// at most that many per cent, by bisection.
+// The cheapest point of the greedy path (eigen: of the thresholds) whose measured perplexity rises
+// by at most that many per cent, by bisection.
 static Ranks within_perplexity(CalibrationRun& run, const CalibrationResult& result) {
     const Config& c = run.model.config;
     const CalibrationOptions& o = run.options;
     GreedyPath path = path_of(c, result.layer, o.cache);
     bool eigen = o.method == "eigen";
-    constexpr size_t THRESHOLDS = 1024;              // of an exponential scale: 1 − share = 2^(−n/64)
+    constexpr size_t THRESHOLDS = 1024;  // of an exponential scale: 1 − share = 2^(−n/64)
     auto at = [&](size_t n) {
         if (!eigen) return ranks_of(c, path, n);
         double share = n == THRESHOLDS ? 2 : 1 - std::exp2(-double(n) / 64);
@@ -66,7 +67,8 @@ Ranks allocate(CalibrationRun& run, const CalibrationResult& result) {
     size_t budget = size_t(o.keep * double(result.full_bytes_per_token) + 1e-9);
     Ranks ranks = ranks_within(run.model.config, result.layer, o, budget);
     check(ranks.coordinates() > 0,
-          "--keep %g is %zu bytes a token, too few for the smallest ranks of --method %s; use a larger one",
+          "--keep %g is %zu bytes a token, too few for the smallest ranks of --method %s; use a "
+          "larger one",
           o.keep, budget, o.method.c_str());
     return ranks;
 }
@@ -76,8 +78,8 @@ Bases bases_at(const CalibrationRun& run, const CalibrationResult& result, const
     bases.sinks = run.options.sinks, bases.recent = run.options.recent;
     for (int l = 0; l < run.model.config.L; l++) {
         size_t i = size_t(l);
-        bases.layer.push_back(finished_layer(run.model.config, result.layer[i], l, ranks.k[i],
-                                             ranks.v[i]));
+        bases.layer.push_back(
+            finished_layer(run.model.config, result.layer[i], l, ranks.k[i], ranks.v[i]));
     }
     return bases;
 }
@@ -94,8 +96,8 @@ static void verify_layers(CalibrationRun& run, CalibrationResult& result) {
         const std::vector<int>&k = result.ranks.k[size_t(l)], &v = result.ranks.v[size_t(l)];
         for (bool warm : {false, true})
             (warm ? result.error_warm : result.error)
-                .push_back(std::sqrt(
-                    held_out_error(run.pass, inputs, l, cuts_at(c, layer, k, v, warm))));
+                .push_back(
+                    std::sqrt(held_out_error(run.pass, inputs, l, cuts_at(c, layer, k, v, warm))));
     }
 }
 
@@ -107,9 +109,13 @@ static void measure_sizes(CalibrationRun& run, CalibrationResult& result) {
     for (double keep : {0.125, 0.25, 0.375, 0.5, 0.75}) {
         Ranks ranks = ranks_within(c, result.layer, run.options, size_t(keep * double(full)));
         if (ranks.coordinates() == 0) continue;
-        Measured m = end_to_end.measure(all_cuts(c, result, ranks));
-        result.sizes.push_back({keep, ranks.coordinates() * size_of(run.options.cache),
-                                m.loss.perplexity, m.divergence.mean});
+        for (bool warm : {false, true}) {
+            Measured m = end_to_end.measure(all_cuts(c, result, ranks, warm));
+            (warm ? result.sizes_eigen : result.sizes)
+                .push_back({keep, ranks.coordinates() * size_of(run.options.cache),
+                            m.loss.perplexity, m.divergence.mean});
+            result.perplexity_full = m.reference.perplexity;
+        }
     }
 }
 

@@ -40,6 +40,7 @@ std::vector<Flag> flags(Args& a) {
         {"--ids-file", "FILE", "logits", "the tokens from FILE, - for standard input", &a.ids_file},
         {"--output", "OUT", "logits", "where to write (short: -o)", &a.output},
         {"--output", "BASES", "calibrate", "the file of bases to write (short: -o)", &a.output},
+        {"--report", "R.html", "calibrate", "the picture, one self-contained page", &a.report},
         {"--method", "NAME", "calibrate",
          "stiefel (default): learned; eigen: EigenAttention; identity: no change of coordinates",
          &a.method, 0, 0, "stiefel, eigen, identity"},

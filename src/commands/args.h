@@ -32,7 +32,7 @@ struct Args {
     std::vector<int> depths = {0};
 
     // calibrate
-    std::string method = "stiefel", key_basis, metric, keys = "pre", holdout;
+    std::string method = "stiefel", key_basis, metric, keys = "pre", holdout, report;
     std::optional<double> keep, error_budget, ppl_budget;
     std::vector<int> window = {4, 64};
     int calibration_tokens = 32768, steps = 150;

@@ -1,5 +1,5 @@
-// stief calibrate: learns bases and ranks for the low-rank cache from a text, measures them on text it
-// did not learn from, and writes one file of bases.
+// stief calibrate: learns bases and ranks for the low-rank cache from a text, measures them on text
+// it did not learn from, and writes one file of bases.
 #include <unistd.h>
 
 #include <algorithm>
@@ -7,7 +7,7 @@
 #include "base/file.h"
 #include "base/json_writer.h"
 #include "base/progress.h"
-#include "calibrate/calibrate.h"
+#include "calibrate/report.h"
 #include "commands/session.h"
 
 namespace stief {
@@ -33,9 +33,10 @@ static CalibrationOptions options_of(const Args& args, const Config& config) {
     o.tokens = args.calibration_tokens;
     o.sequence = args.context ? args.context : std::min(512, config.context);
     check(o.sequence >= 8 && o.sequence <= config.context,
-          "--context %d, expected sequences of 8 to the model's %d positions", o.sequence, config.context);
+          "--context %d, expected sequences of 8 to the model's %d positions", o.sequence,
+          config.context);
     o.steps = args.steps;
-    o.seed = args.seed >= 0 ? uint64_t(args.seed) : 1;      // the same bases again, unless asked
+    o.seed = args.seed >= 0 ? uint64_t(args.seed) : 1;  // the same bases again, unless asked
     o.resume = args.resume;
     if (!args.cache.empty()) o.cache = parse_cache_dtype(args.cache);
     return o;
@@ -66,7 +67,8 @@ static CalibrationText read_texts(const Args& args) {
     return text;
 }
 
-static void add_ranks(JsonWriter& json, const char* side, const std::vector<std::vector<int>>& ranks) {
+static void add_ranks(JsonWriter& json, const char* side,
+                      const std::vector<std::vector<int>>& ranks) {
     json.begin_array(side);
     for (const std::vector<int>& layer : ranks) {
         json.begin_array();
@@ -98,7 +100,11 @@ static std::string as_json(const CalibrationResult& r) {
     for (const LayerBases& layer : r.layer) {
         json.begin_array();
         for (const RankError& e : layer.errors)
-            json.begin_object().add("rank", e.rank).add("warm", e.warm).add("learned", e.learned).end_object();
+            json.begin_object()
+                .add("rank", e.rank)
+                .add("warm", e.warm)
+                .add("learned", e.learned)
+                .end_object();
         json.end_array();
     }
     json.end_array();
@@ -107,8 +113,12 @@ static std::string as_json(const CalibrationResult& r) {
     json.end_array();
     json.begin_array("sizes");
     for (const CalibrationResult::Point& p : r.sizes)
-        json.begin_object().add("keep", p.keep).add("cache_bytes_per_token", p.bytes_per_token)
-            .add("perplexity", p.perplexity).add("kld_mean", p.divergence).end_object();
+        json.begin_object()
+            .add("keep", p.keep)
+            .add("cache_bytes_per_token", p.bytes_per_token)
+            .add("perplexity", p.perplexity)
+            .add("kld_mean", p.divergence)
+            .end_object();
     json.end_array();
     json.add("perplexity_full", r.measured.reference.perplexity);
     json.add("perplexity", r.measured.loss.perplexity).add("kld_mean", r.measured.divergence.mean);
@@ -123,20 +133,22 @@ static std::string as_text(const CalibrationResult& r, const std::string& output
         for (int side : {0, 1})
             for (int rank : (side ? r.ranks.v : r.ranks.k)[l])
                 ranks[side] += (ranks[side].empty() ? "" : " ") + std::to_string(rank);
-        text += format("%5zu   %-12s %-12s %.4f   %.4f\n", l, ranks[0].c_str(), ranks[1].c_str(), r.error[l],
-                       r.error_warm[l]);
+        text += format("%5zu   %-12s %-12s %.4f   %.4f\n", l, ranks[0].c_str(), ranks[1].c_str(),
+                       r.error[l], r.error_warm[l]);
     }
     double kept = double(r.bytes_per_token) / double(r.full_bytes_per_token);
     text += format("cache       %zu bytes a token of %zu (%.1f%%)\n", r.bytes_per_token,
                    r.full_bytes_per_token, 100 * kept);
-    text += format("perplexity  %.4f, of the full cache %.4f; KL divergence %.4g nats (held-out text)\n",
-                   r.measured.loss.perplexity, r.measured.reference.perplexity, r.measured.divergence.mean);
+    text += format(
+        "perplexity  %.4f, of the full cache %.4f; KL divergence %.4g nats (held-out text)\n",
+        r.measured.loss.perplexity, r.measured.reference.perplexity, r.measured.divergence.mean);
     return text + format("wrote %s in %s\n", output.c_str(), human_time(r.seconds).c_str());
 }
 
 int calibrate_bases(const Args& args) {
     if (args.output.empty())
-        throw UsageError("calibrate needs a place for the bases: stief calibrate MODEL FILE -o BASES");
+        throw UsageError(
+            "calibrate needs a place for the bases: stief calibrate MODEL FILE -o BASES");
     Config config = Config::open(args.model);
     CalibrationOptions options = options_of(args, config);
     check(!folder_exists(args.output), "%s is a folder, expected a name for the bases",
@@ -155,6 +167,11 @@ int calibrate_bases(const Args& args) {
                            });
     }
     write_bases(result, model, text, args.output);
+    if (!args.report.empty()) {
+        AtomicFile page(args.report);
+        page.write(report_html(result, config, text));
+        page.commit();
+    }
     print(args.json ? as_json(result) : as_text(result, args.output));
     return 0;
 }

@@ -1,5 +1,5 @@
-// stief chat: a conversation. In a terminal with a prompt, commands and Ctrl-C; where standard input is
-// no terminal, every line of it is one message and what a person would be told ends the program.
+// stief chat: a conversation. In a terminal with a prompt, commands and Ctrl-C; where standard
+// input is no terminal, every line is one message, and what a person would be told ends the program.
 #include <unistd.h>
 
 #include <algorithm>
@@ -60,14 +60,16 @@ static const char HELP[] =
     "/clear        begins a new conversation; the system message stays\n"
     "/system TEXT  sets the system message, from here on; /system alone shows it\n"
     "/stats        tokens a second, and what the context and the cache hold\n"
-    "/save FILE    writes the conversation; /load FILE goes on with it, at once and in the same words\n"
+    "/save FILE    writes the conversation\n"
+    "/load FILE    goes on with it as if it had not ended\n"
     "/exit         leaves, as Ctrl-D does\n"
     "//TEXT        sends /TEXT to the model\n"
-    "Ctrl-C stops an answer. Alt-Enter, or a \\ at the end of a line, begins another line.";
+    "Ctrl-C stops an answer. Alt-Enter, or \\ before Enter, begins another line.";
 
 void Chat::show_stats() const {
     auto rate = [](int tokens, double seconds) {
-        return seconds > 0 && tokens > 0 ? format("%.1f tokens/s", tokens / seconds) : std::string("-");
+        bool measured = seconds > 0 && tokens > 0;
+        return measured ? format("%.1f tokens/s", tokens / seconds) : std::string("-");
     };
     const KvCache& cache = *dialogue.session.cache;
     const Pace &last = dialogue.last, &all = dialogue.all;
@@ -87,9 +89,10 @@ void Chat::show_stats() const {
 // Where a conversation that was loaded had stopped.
 void Chat::show_last() const {
     const std::vector<Message>& messages = dialogue.talk.messages;
-    for (size_t i = messages.size() - std::min(messages.size(), size_t(2)); i < messages.size(); i++)
+    size_t count = messages.size();
+    for (size_t i = count - std::min(count, size_t(2)); i < count; i++)
         note(messages[i].role + ": " + printable(messages[i].text));
-    note(format("%zu messages, %d of %d positions used", messages.size(), dialogue.session.cache->used,
+    note(format("%zu messages, %d of %d positions used", count, dialogue.session.cache->used,
                 dialogue.session.context));
 }
 
@@ -97,8 +100,8 @@ bool Chat::command(const std::string& line) {
     size_t space = std::min(line.find_first_of(" \t\n"), line.size());
     std::string name = line.substr(0, space), rest = trimmed(line.substr(space));
     bool takes_file = name == "/save" || name == "/load", takes_text = name == "/system";
-    bool known = takes_file || takes_text || name == "/help" || name == "/clear" || name == "/stats" ||
-                 name == "/exit";
+    bool known = takes_file || takes_text || name == "/help" || name == "/clear" ||
+                 name == "/stats" || name == "/exit";
     if (!known)
         fail("%s is no command; /help lists them, and /%s sends it as a message", name.c_str(),
              name.c_str());
@@ -134,7 +137,7 @@ bool Chat::command(const std::string& line) {
 void Chat::after(Dialogue::End end) {
     using End = Dialogue::End;
     if (end == End::Stopped) note("(stopped)");
-    if (end == End::Unsent) note("(stopped before the answer began: the message was not sent; Up brings it back)");
+    if (end == End::Unsent) note("(stopped before the answer: not sent, Up brings it back)");
     const char* ways = "/clear begins anew, /save FILE keeps it";
     if (end == End::Full)
         note(format("(the answer ends here because the context is full: %s)", ways));
@@ -185,8 +188,8 @@ static bool next_line(std::string& line, int number) {
     line.clear();
     int c;
     while ((c = std::getchar()) != EOF && c != '\n') {
-        check(line.size() < LONGEST_LINE, "line %d of standard input is longer than %zu bytes", number,
-              LONGEST_LINE);
+        check(line.size() < LONGEST_LINE, "line %d of standard input is longer than %zu bytes",
+              number, LONGEST_LINE);
         line += char(c);
     }
     check(!std::ferror(stdin), "cannot read standard input");
@@ -214,8 +217,8 @@ int chat(const Args& args) {
     const Model& model = session.model;
     status(args, format("%s: %.3g million parameters, context %d, %s\n"
                         "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves\n",
-                        args.model.c_str(), double(model.weights.parameters()) / 1e6, session.context,
-                        model.backend->device().c_str()));
+                        args.model.c_str(), double(model.weights.parameters()) / 1e6,
+                        session.context, model.backend->device().c_str()));
     talk(chat);
     return 0;
 }

@@ -9,7 +9,7 @@
 
 namespace stief {
 
-static_assert(std::endian::native == std::endian::little, "the format is written as it is in memory");
+static_assert(std::endian::native == std::endian::little, "the format is what memory holds");
 
 static constexpr char MAGIC[] = {'S', 'T', 'I', 'E', 'F', 'T', 'L', 'K'};
 static constexpr uint32_t VERSION = 1;
@@ -23,8 +23,8 @@ struct Head {
 };
 static_assert(sizeof(Head) == 56, "no padding");
 
-// h ← (h ⊕ word) · odd, folded: for given words around it every step is a bijection, so that no change
-// of a single word goes unnoticed.
+// h ← (h ⊕ word) · odd, folded: for given words around it every step is a bijection, so that no
+// change of a single word goes unnoticed.
 struct Checksum {
     uint64_t h = 0x9e3779b97f4a7c15u;
 
@@ -57,6 +57,10 @@ static uint64_t shape_of(const KvCache& cache) {
     return hash.h;
 }
 
+static bool begins_with_magic(const MappedFile& file) {
+    return file.size >= sizeof MAGIC && !std::memcmp(file.data, MAGIC, sizeof MAGIC);
+}
+
 static std::string pack(const std::vector<Message>& messages) {
     std::string packed;
     for (const Message& one : messages) {
@@ -72,7 +76,7 @@ void save_conversation(const std::string& path, const Conversation& talk, const 
     assert(talk.ids.size() == size_t(cache.used));
     if (file_exists(path)) {
         MappedFile old(path);
-        check(old.size == 0 || (old.size >= sizeof MAGIC && !std::memcmp(old.data, MAGIC, sizeof MAGIC)),
+        check(old.size == 0 || begins_with_magic(old),
               "%s exists and is no conversation; choose another name", path.c_str());
     }
     std::string text = pack(talk.messages);
@@ -100,10 +104,10 @@ void save_conversation(const std::string& path, const Conversation& talk, const 
 // The head, once the size that it promises is the file's and the checksum is right.
 static Head checked_head(const MappedFile& file, const std::string& path) {
     const char* name = path.c_str();
-    check(file.size >= sizeof MAGIC && !std::memcmp(file.data, MAGIC, sizeof MAGIC),
-          "%s is no saved conversation", name);
+    check(begins_with_magic(file), "%s is no saved conversation", name);
     Head head;
-    check(file.size >= sizeof head + sizeof(uint64_t), "%s is cut short: %zu bytes", name, file.size);
+    check(file.size >= sizeof head + sizeof(uint64_t), "%s is cut short: %zu bytes", name,
+          file.size);
     std::memcpy(&head, file.data, sizeof head);
     check(head.version == VERSION, "%s is of version %u, this program reads version %u", name,
           head.version, VERSION);
@@ -123,7 +127,8 @@ static Head checked_head(const MappedFile& file, const std::string& path) {
     return head;
 }
 
-static std::vector<Message> unpack(const char* next, size_t size, uint32_t count, const char* name) {
+static std::vector<Message> unpack(const char* next, size_t size, uint32_t count,
+                                   const char* name) {
     std::vector<Message> messages;
     auto take = [&](size_t bytes) {
         check(bytes <= size, "%s is damaged: its messages are longer than their part", name);
@@ -149,10 +154,12 @@ Conversation load_conversation(const std::string& path, KvCache& cache, uint64_t
     const char* name = path.c_str();
     check(head.model == model, "%s was saved with another model or other --bases", name);
     check(head.dtype <= uint32_t(DType::BF16), "%s is damaged: no cache type %u", name, head.dtype);
-    check(head.dtype == uint32_t(cache.dtype), "%s was saved with a %s cache, this one is %s: --cache %s",
-          name, name_of(DType(head.dtype)), name_of(cache.dtype), name_of(DType(head.dtype)));
-    check(head.shape == shape_of(cache), "%s was saved with another cache: other ranks or another window",
-          name);
+    const char* saved_type = name_of(DType(head.dtype));
+    check(head.dtype == uint32_t(cache.dtype),
+          "%s was saved with a %s cache, this one is %s: --cache %s", name, saved_type,
+          name_of(cache.dtype), saved_type);
+    check(head.shape == shape_of(cache),
+          "%s was saved with another cache: other ranks or another window", name);
     check(head.positions <= uint32_t(cache.capacity),
           "%s holds %u positions, here is room for %d: start with --context %u or more", name,
           head.positions, cache.capacity, head.positions);
@@ -167,7 +174,8 @@ Conversation load_conversation(const std::string& path, KvCache& cache, uint64_t
     for (Token id : talk.ids)
         check(id >= 0 && id < vocabulary, "%s is damaged: token %d of %d", name, id, vocabulary);
     next += talk.ids.size() * sizeof(Token);
-    talk.messages = unpack(reinterpret_cast<const char*>(next), head.text_bytes, head.messages, name);
+    talk.messages =
+        unpack(reinterpret_cast<const char*>(next), head.text_bytes, head.messages, name);
     cache.load(next + head.text_bytes, int(head.positions));
     return talk;
 }

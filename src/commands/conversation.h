@@ -12,7 +12,7 @@
 //     u64 checksum          of everything before it
 //
 // The file's size follows from its head and is compared before anything else is believed; a file of
-// another model, cache or version, and one of which a bit is not as it was written, is refused whole.
+// another model, cache or version, and one of which a bit is not as it was, is refused whole.
 // What a sampler draws at random is no part of a conversation.
 #pragma once
 #include <cstdint>
@@ -34,11 +34,12 @@ struct Conversation {
 };
 
 // model: identifies everything that gives the rows their meaning (Session::meaning_of_rows).
-// Error where path is a file that is no conversation: a slip of the hand must not cost a checkpoint.
+// Error where path is a file that is no conversation: a slip of the hand must not cost a model.
 void save_conversation(const std::string& path, const Conversation& talk, const KvCache& cache,
                        uint64_t model);
 
-// Fills the cache and returns the rest; an Error leaves the cache as it was. vocabulary: ids are below.
+// Fills the cache and returns the rest; an Error leaves the cache as it was. vocabulary: ids are
+// below it.
 Conversation load_conversation(const std::string& path, KvCache& cache, uint64_t model,
                                int vocabulary);
 

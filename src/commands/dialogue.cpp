@@ -9,7 +9,8 @@ static constexpr int LEAST_ANSWER = 16;    // a message that leaves less room is
 static constexpr int PIECE = 128;          // tokens of a message between two looks at stop()
 
 static double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    auto since_start = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration<double>(since_start).count();
 }
 
 static void append(std::vector<Token>& to, const std::vector<Token>& more) {
@@ -34,14 +35,15 @@ void Dialogue::require_room(size_t tokens, int answer, const char* what) const {
     if (tokens + size_t(answer) <= size_t(left())) return;
     int most = session.model.config.context;
     std::string advice = talk.messages.empty() ? "shorten it" : "/clear begins anew";
-    if (session.context < most) advice += format(", --context N (up to %d) makes room for more", most);
+    if (session.context < most)
+        advice += format(", --context N (up to %d) makes room for more", most);
     fail("the %s takes %zu tokens and needs room for an answer, but only %d of the context's %d "
          "positions are left; %s",
          what, tokens, left(), session.context, advice.c_str());
 }
 
-// Takes back all but the first `used` positions. An exact window remembers its recent rows and those
-// of one batch; where more are taken back, the rows before them are gone and everything is read again.
+// Takes back all but the first `used` positions. An exact window remembers its recent rows and
+// those of one batch; where more are taken back, the rows before them are gone, and all is read again.
 void Dialogue::undo(int used) {
     KvCache& cache = *session.cache;
     int undone = cache.used - used;
@@ -108,7 +110,7 @@ void Dialogue::set_system(const std::string& text) {
 Dialogue::End Dialogue::answer(const std::vector<Token>& ids, std::string& text) {
     last = {};
     double start = now();
-    size_t tail = ids.size() % PIECE ? ids.size() % PIECE : PIECE;       // generate() feeds the last piece
+    size_t tail = ids.size() % PIECE ? ids.size() % PIECE : PIECE;   // what generate() feeds
     std::span<const Token> all_ids = ids;
     if (!feed(all_ids.first(ids.size() - tail), true) || (stop && stop())) return End::Unsent;
     double head_seconds = now() - start;
@@ -121,8 +123,8 @@ Dialogue::End Dialogue::answer(const std::vector<Token>& ids, std::string& text)
         if (show) show(tokenizer.bytes(id));
         return !(stop && stop());
     };
-    Generated made = generate(*session.transformer, *session.cache, sampler, all_ids.last(tail), limit,
-                              false, sink);
+    Generated made = generate(*session.transformer, *session.cache, sampler, all_ids.last(tail),
+                              limit, false, sink);
     last = {int(ids.size()), made.tokens, head_seconds + made.prompt_seconds, made.seconds};
     if (made.why == Stop::EndOfText) return End::Turn;
     return made.why == Stop::Asked ? End::Stopped : End::Full;

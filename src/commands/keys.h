@@ -9,7 +9,8 @@ namespace stief {
 
 enum class Key : uint8_t {
     Text, Enter, Newline, Backspace, Delete, Left, Right, Up, Down, Home, End, WordLeft, WordRight,
-    KillWordLeft, KillWordRight, KillToStart, KillToEnd, Yank, Redraw, Interrupt, EndOfInput, Suspend
+    KillWordLeft, KillWordRight, KillToStart, KillToEnd, Yank, Redraw, Interrupt, EndOfInput,
+    Suspend
 };
 
 struct KeyPress {
@@ -21,8 +22,8 @@ struct KeyReader {
     // Adds what this byte completes; bytes that are no text and no known key add nothing.
     void push(unsigned char byte, std::vector<KeyPress>& out);
 
-    // An escape sequence has begun: where nothing follows within a moment it was the Escape key alone,
-    // which give_up() drops.
+    // An escape sequence has begun: where nothing follows within a moment it was the Escape key
+    // alone, which give_up() drops.
     bool undecided() const { return !escape.empty() && !pasting; }
     void give_up() { escape.clear(); }
 

@@ -17,7 +17,7 @@ struct LineEditor {
     enum class Event { Edit, Submit, Hint, Leave, Redraw, Suspend };
     Event press(KeyPress key);
 
-    std::string take();                        // the text; the editor is empty again and remembers it
+    std::string take();                        // the text, remembered; the editor is empty again
 
   private:
     size_t recalled = 0;                       // shown entry of the history; its size: none
@@ -48,8 +48,8 @@ struct Prompt {
     bool bold = false;
 };
 
-// Rows are broken by us and never by the terminal, so that where the cursor is never depends on how a
-// terminal treats its last column.
+// Rows are broken by us and never by the terminal, so that where the cursor is never depends on how
+// a terminal treats its last column.
 struct Layout {
     struct Row {
         std::string text;

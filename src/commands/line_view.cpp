@@ -53,8 +53,8 @@ void LineView::forget() {
     cursor_row = cursor_column = top = 0;
 }
 
-// Where the terminal was made narrower it has broken our rows into several each: so count them by the
-// width of now. (A terminal that cuts rows instead, as xterm does, loses a line or two above.)
+// Where the terminal was made narrower it has broken our rows into several each: so count them by
+// the width of now. (A terminal that cuts rows instead, as xterm does, loses a line or two above.)
 std::string LineView::back_to_start() const {
     int up = 0;
     for (int i = 0; i < cursor_row; i++)
@@ -89,7 +89,7 @@ std::string LineView::draw(const LineEditor& editor, const Prompt& prompt) {
 std::string LineView::finish(LineEditor editor, const Prompt& prompt) {
     editor.cursor = editor.text.size();
     Layout layout = lay_out(editor, prompt, columns);
-    if (layout.rows.back().width == 0) layout.rows.pop_back();       // it was there for the cursor only
+    if (layout.rows.back().width == 0) layout.rows.pop_back();   // it was there for the cursor
     std::string out = paint(layout, 0, int(layout.rows.size())) + "\r\n";
     forget();
     return out;

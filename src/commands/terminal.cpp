@@ -83,7 +83,7 @@ static void on_stop(int signal_number) {
     int saved = errno;
     if (mode != Mode::Restored) apply(Mode::Restored);
     raise_default(signal_number);
-    on_continue(SIGCONT);                               // a group without a shell is not stopped at all
+    on_continue(SIGCONT);                               // a group without a shell is not stopped
     errno = saved;
 }
 

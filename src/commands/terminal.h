@@ -1,6 +1,6 @@
 // The terminal of a conversation: raw while a line is typed; while an answer streams out, silent to
-// what is typed (kept for the next line) but alive to Ctrl-C. However the program ends or is suspended,
-// the terminal is given back as it was found.
+// what is typed (kept for the next line) but alive to Ctrl-C. However the program ends or is
+// suspended, the terminal is given back as it was found.
 #pragma once
 #include <string>
 
@@ -21,7 +21,7 @@ struct Terminal {
 
     // Around an answer: from here on Ctrl-C makes interrupted() true.
     void begin_answer();
-    bool interrupted();                  // also takes in what was typed, so that no buffer runs full
+    bool interrupted();                  // also takes in what was typed: no buffer runs full
 
   private:
     LineEditor editor;

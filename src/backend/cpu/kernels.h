@@ -4,8 +4,7 @@
 //
 // n lanes: outputs of one panel, the packed form of up to `lanes` rows of a matrix:
 //     plain   (k, lanes) f32                       panel[i][j] = w_j,i
-//     pairs   (k/2, lanes, 2) bf16                 what AVX-512's vdpbf16ps and AMX's tdpbf16ps
-//     read
+//     pairs   (k/2, lanes, 2) bf16                 as vdpbf16ps (AVX-512) and tdpbf16ps (AMX) read
 // Lanes beyond n are zero.
 #pragma once
 #include <cstddef>
@@ -15,9 +14,8 @@
 
 namespace stief {
 
-constexpr int MATVEC_ROWS =
-    12;                      // rows that matvec takes at once: pieces of a multiple waste nothing
-constexpr int PAIRS_K = 32;  // k of the pairs product: a multiple of this, x and panel zero-filled
+constexpr int MATVEC_ROWS = 12;   // scans of a matvec: of a multiple of them no row is left over
+constexpr int PAIRS_K = 32;       // the pairs product takes k in multiples, x and panel zero-filled
 
 struct Kernels {
     const char* name;

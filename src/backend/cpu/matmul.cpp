@@ -8,11 +8,14 @@
 
 namespace stief {
 
-// Pieces of at least 64 KB of weights, about 4 µs: a hundred times what claiming one costs.
+// Pieces of about 256 KB of weights, so that a kernel's scans cross pages; less where that would
+// leave a thread with fewer than 4 pieces, but at least one row a scan.
 static void matvec(CpuBackend& cpu, float* out, const float* x, const Weight& w, bool add) {
-    constexpr size_t PIECE = size_t(64) << 10;
+    constexpr size_t PIECE = size_t(256) << 10, SHARE = 4;
     size_t N = size_t(w.N), K = size_t(w.K), row = K * size_of(w.dtype);
-    size_t rows = (PIECE / (row * MATVEC_ROWS) + 1) * MATVEC_ROWS;
+    size_t wanted = PIECE / (row * MATVEC_ROWS) + 1;
+    size_t fair = N / (MATVEC_ROWS * SHARE * size_t(cpu.threads.count()));
+    size_t rows = std::max<size_t>(1, std::min(wanted, fair)) * MATVEC_ROWS;
     cpu.threads.run((N + rows - 1) / rows, [&](size_t i) {
         size_t first = i * rows, count = std::min(rows, N - first);
         const char* from = static_cast<const char*>(w.data) + first * row;

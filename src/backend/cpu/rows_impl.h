@@ -42,36 +42,38 @@ void unroll(const Function& f) {
 // memory waiting at every 4 KB; SCANS of them side by side do not.
 constexpr int SCANS = 4;
 
-// out_j (+)= w_j · x for R rows at once, R scans.
+// out_j (+)= w_j · x for R rows that are `between` rows apart.
 template <class V, DType E, int R>
-void dot_rows(float* out, const float* x, const char* w, size_t K, bool add) {
+void dot_rows(float* out, const float* x, const char* w, size_t between, size_t K, bool add) {
     constexpr size_t W = V::W;
     const char* from = reinterpret_cast<const char*>(x);
     typename V::F sum[R];
     unroll<R>([&]<int j>() { sum[j] = V::zero(); });
-    size_t i = 0, row = K * BYTES<E>;
+    size_t i = 0, apart = between * K * BYTES<E>;
     auto step = [&](auto... left) {
         auto xi = V::template load<DType::F32>(from + i * 4, left...);
         const char* at = w + i * BYTES<E>;
         unroll<R>([&]<int j>() {
-            sum[j] = V::fma(V::template load<E>(at + size_t(j) * row, left...), xi, sum[j]);
+            sum[j] = V::fma(V::template load<E>(at + size_t(j) * apart, left...), xi, sum[j]);
         });
     };
     for (; i + W <= K; i += W) step();
     if (i < K) step(int(K - i));
     unroll<R>([&]<int j>() {
-        float one = V::sum(sum[j]);
-        out[j] = add ? out[j] + one : one;
+        float one = V::sum(sum[j]), &to = out[size_t(j) * between];
+        to = add ? to + one : one;
     });
 }
 
+// MATVEC_ROWS scans, each over as many rows that follow one another.
 template <class V, DType E>
 void matvec(float* out, const float* x, const void* w, size_t rows, size_t K, bool add) {
     constexpr int R = MATVEC_ROWS;
     const char* at = static_cast<const char*>(w);
-    size_t j = 0;
-    for (; j + R <= rows; j += R) dot_rows<V, E, R>(out + j, x, at + j * K * BYTES<E>, K, add);
-    for (; j < rows; j++) dot_rows<V, E, 1>(out + j, x, at + j * K * BYTES<E>, K, add);
+    size_t each = rows / R, row = K * BYTES<E>;
+    for (size_t j = 0; j < each; j++) dot_rows<V, E, R>(out + j, x, at + j * row, each, K, add);
+    for (size_t j = R * each; j < rows; j++)
+        dot_rows<V, E, 1>(out + j, x, at + j * row, 0, K, add);
 }
 
 // out_h,s = q_h · row_s for M heads and R = 1 or SCANS rows that are `between` rows apart.
