@@ -16,14 +16,17 @@ FLAGS    := -std=c++20 $(WARN) -ffp-contract=off -fno-math-errno -pthread -MMD -
             -DSTIEF_VERSION='"$(VERSION)"'
 LINK     := -pthread
 RUNNER   ?=
+DOT_OPT  := -O3
 # V=1 shows the commands.
 Q        := $(if $(V),,@)
 
 ifeq ($(CONFIG),sanitize)
+DOT_OPT  := -O1
 FLAGS    += -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 LINK     += -fsanitize=address,undefined
 endif
 ifeq ($(CONFIG),fuzz)
+DOT_OPT  := -O1
 CXX      := clang++
 FLAGS    += -O1 -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
 LINK     += -fsanitize=fuzzer,address,undefined
@@ -72,7 +75,7 @@ $(BUILD)/stief: $(OBJECTS)
 $(BUILD)/src/backend/cpu/dot_%.o: src/backend/cpu/dot_%.cpp Makefile
 	@mkdir -p $(@D)
 	@echo "  c++  $<"
-	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) -O3 $(ISA_$*) -c $< -o $@
+	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) $(DOT_OPT) $(ISA_$*) -c $< -o $@
 
 $(BUILD)/src/%.o: src/%.cpp Makefile
 	@mkdir -p $(@D)

@@ -1,4 +1,4 @@
-// From error curves to ranks: method section 5, and EigenAttention's thresholds.
+// From error curves to ranks: README §5, and EigenAttention's thresholds.
 #pragma once
 #include "calibrate/layer_bases.h"
 

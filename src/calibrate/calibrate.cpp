@@ -111,12 +111,22 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
     return result;
 }
 
+static uint64_t hash_of(const std::vector<Token>& ids) {
+    uint64_t h = 0xcbf29ce484222325u;                // FNV-1a, a token at a time
+    for (Token id : ids) h = (h ^ uint64_t(id)) * 0x100000001b3u;
+    return h;
+}
+
 void write_bases(const CalibrationResult& result, const Model& model, const CalibrationText& text,
                  const std::string& output) {
     Bases bases = result.bases;
     const CalibrationOptions& o = result.options;
     bases.metadata["model"] = model.config.folder;
     bases.metadata["text"] = text.name;
+    bases.metadata["text_tokens"] = std::to_string(text.learn.size());
+    bases.metadata["text_hash"] = format("%016llx", (unsigned long long)hash_of(text.learn));
+    bases.metadata["options"] = format("tokens %d, sequence %d, steps %d, keys %s", o.tokens, o.sequence,
+                                       o.steps, o.keys.c_str());
     bases.metadata["method"] = o.method;
     bases.metadata["key_basis"] = o.key_basis_per_layer ? "layer" : "head";
     bases.metadata["metric"] = o.query_metric ? "query" : "identity";

@@ -40,7 +40,7 @@ using CalibrationProgress =
     std::function<void(size_t done, size_t total, const std::string& phase)>;
 
 // output: names the folder of the resumable state, removed once the result is complete by
-// finish_calibration().
+// write_bases().
 CalibrationResult calibrate(Model& model, const CalibrationText& text,
                             const CalibrationOptions& options, const std::string& output,
                             const CalibrationProgress& progress);

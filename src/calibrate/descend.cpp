@@ -1,10 +1,13 @@
-// Method section 3: every step draws a mini-batch of sequences and one pair of ranks (r_K, r_V)
+// README §3: every step draws a mini-batch of sequences and one pair of ranks (r_K, r_V)
 // from the grid d/8 … 7d/8 for all heads, goes there and back once, and moves every basis of the
 // layer.
 //
 // Keep or revert: bases nest, one Q serves every rank, so the choice is made once for a layer's
 // keys and once for its values, by the sum over the grid of held-out errors with that side alone
 // cut.
+//
+// Unlike the method's tau = 0.05 a step is 0.1: in 150 steps of parlour it ends lower (KL at 1/4 of
+// the bytes 0.144 against 0.151, at 1/2 0.0323 against 0.0336).
 #include <algorithm>
 
 #include "calibrate/elementwise.h"

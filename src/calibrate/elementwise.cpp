@@ -1,4 +1,4 @@
-// Method section 2, all but its matrix products.
+// README §2, all but its matrix products.
 #include "calibrate/elementwise.h"
 
 #include <algorithm>

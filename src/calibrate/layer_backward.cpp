@@ -1,4 +1,4 @@
-// The way back: method section 2, from the top.
+// The way back: README §2, from the top.
 //
 //     dŶ = 2 (Ŷ − Y) · scale
 //     dh = dŶ W_down,  (dgate, dup) by silu(gate) ⊙ up,  dxn = dgate W_gate + dup W_up

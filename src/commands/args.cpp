@@ -73,7 +73,7 @@ std::vector<Flag> flags(Args& a) {
          "default: all that this process may use", &a.threads, 1, 1024},
         {"--context", "N", "chat generate perplexity bench logits inspect calibrate",
          "positions (default: the model's, at most 8192; perplexity: 2048)", &a.context, 1, MOST},
-        {"--bases", "FILE", "chat generate perplexity bench logits inspect",
+        {"--bases", "FILE", "chat generate perplexity bench logits",
          "the low-rank cache that stief calibrate made", &a.bases},
         {"--cache", "TYPE", "chat generate perplexity bench logits inspect calibrate",
          "f16 (default), bf16 or f32", &a.cache, 0, 0, "f16, bf16, f32"},

@@ -1,6 +1,7 @@
 // stief inspect: what a folder holds, what one token costs in the cache, what opening it will need.
 #include <algorithm>
 
+#include "base/file.h"
 #include "base/json_writer.h"
 #include "base/progress.h"
 #include "commands/session.h"
@@ -126,6 +127,7 @@ std::string as_json(const Config& c, const Weights& weights, const Needs& needs,
 }  // namespace
 
 int inspect(const Args& args) {
+    if (file_exists(args.model)) return inspect_bases(args);
     Config config = Config::open(args.model);
     Weights weights = Weights::open(config);
     Threads threads(args.threads);

@@ -41,6 +41,7 @@ int perplexity(const Args& args);
 int calibrate_bases(const Args& args);
 int bench(const Args& args);
 int inspect(const Args& args);
+int inspect_bases(const Args& args);
 int tokenize(const Args& args);
 int logits(const Args& args);
 

@@ -12,7 +12,7 @@ const std::vector<Verb> verbs = {
     {"calibrate", "MODEL FILE -o BASES [options]", "learns the bases of a low-rank cache", 2, 2,
      calibrate_bases},
     {"bench", "MODEL [options]", "speed of prefill and decode, as shares of the memory's", 1, 1, bench},
-    {"inspect", "MODEL [options]", "what a folder holds and what it will need", 1, 1, inspect},
+    {"inspect", "MODEL|BASES [options]", "what a folder or a file of bases holds", 1, 1, inspect},
     {"tokenize", "MODEL [TEXT | < text] [--decode] [--special]", "ids of a text, or the text of ids", 1,
      2, tokenize},
     {"logits", "MODEL --ids \"1 2 3\" | --ids-file FILE  -o OUT", "raw float32 logits (T, V)", 1, 1,
