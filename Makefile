@@ -50,6 +50,7 @@ SOURCES  := $(filter-out $(ALL_DOTS),$(wildcard src/*/*.cpp src/backend/cpu/*.cp
 LIBRARY  := $(filter-out src/commands/main.cpp,$(SOURCES))
 OBJECTS  := $(SOURCES:%.cpp=$(BUILD)/%.o)
 LIB_OBJ  := $(LIBRARY:%.cpp=$(BUILD)/%.o)
+ENGINE   := $(filter-out $(BUILD)/src/commands/%,$(LIB_OBJ))
 TESTS    := $(wildcard tests/*.cpp)
 TEST_OBJ := $(TESTS:%.cpp=$(BUILD)/%.o)
 
@@ -58,7 +59,7 @@ ifeq ($(CUDA),0)
 NVCC     :=
 endif
 
-.PHONY: all chat test check fuzz neon tools bench format clean help found floors
+.PHONY: all chat test check fuzz neon tools tables bench format clean help found floors
 all: found stief
 
 found:
@@ -116,13 +117,12 @@ check: floors test               ## floors, tests, tests again under the sanitiz
 # Each fuzzer runs FUZZ_SECONDS over what it can think of; what it finds becomes a test.
 FUZZ_SECONDS ?= 60
 FUZZERS  := $(patsubst tests/fuzz/%.cpp,%,$(wildcard tests/fuzz/fuzz_*.cpp))
-FUZZ_OBJ := $(filter-out $(BUILD)/src/commands/%,$(LIB_OBJ))
 
 fuzz:                            ## libFuzzer over safetensors, JSON and tokenizer files (clang++)
 	@command -v clang++ >/dev/null || { echo "error: make fuzz needs clang++" >&2; exit 1; }
 	$(MAKE) CONFIG=fuzz $(FUZZERS:%=run-%)
 
-$(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(FUZZ_OBJ)
+$(BUILD)/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(ENGINE)
 	@echo "  link $@"
 	$(Q)$(CXX) $^ $(LINK) -o $@
 
@@ -138,9 +138,9 @@ neon:                            ## tests on 64-bit Arm (cross compiler and qemu
 	$(MAKE) CXX=aarch64-linux-gnu-g++ build/release-aarch64/run_tests build/release-aarch64/stief
 	qemu-aarch64 -L /usr/aarch64-linux-gnu build/release-aarch64/run_tests -ts=base,backend $(TESTFLAGS)
 
-tools: $(BUILD)/random_checkpoint   ## build/release/random_checkpoint: random weights for any config
+tools: $(BUILD)/random_checkpoint $(BUILD)/random_bases   ## random weights and bases, to measure with
 
-$(BUILD)/random_checkpoint: $(BUILD)/tools/random_checkpoint.o $(filter-out $(BUILD)/src/commands/%,$(LIB_OBJ)) $(BUILD)/tests/random_checkpoint.o
+$(BUILD)/random_%: $(BUILD)/tools/random_%.o $(BUILD)/tests/random_checkpoint.o $(ENGINE)
 	@echo "  link $@"
 	$(Q)$(CXX) $^ $(LINK) -o $@
 
@@ -148,6 +148,11 @@ $(BUILD)/tools/%.o: tools/%.cpp Makefile
 	@mkdir -p $(@D)
 	@echo "  c++  $<"
 	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) -c $< -o $@
+
+LEARN    ?= ../shared/data/text/novels-train.txt
+MEASURE  ?= ../shared/data/text/novels-heldout.txt
+tables: found stief              ## the README's tables: LEARN=text MEASURE=text (about 15 minutes)
+	tools/tables.sh ./stief models/parlour $(LEARN) $(MEASURE)
 
 bench: found stief               ## speed of the model that ships, as shares of the measured bandwidth
 	./stief bench models/parlour

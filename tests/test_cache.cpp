@@ -1,5 +1,5 @@
-// The low-rank cache: full rank is the plain cache, rank r is its definition, the window is exact, and
-// how tokens were batched does not show.
+// The low-rank cache: full rank is the plain cache, rank r is its definition, the window is exact,
+// and how tokens were batched does not show.
 #include <algorithm>
 
 #include "base/linalg.h"
@@ -37,7 +37,8 @@ struct Case {
     const char* why;
 };
 
-Bases random_bases(const Config& c, const std::vector<int>& ranks, bool rotated, bool orthonormal = false) {
+Bases random_bases(const Config& c, const std::vector<int>& ranks, bool rotated,
+                   bool orthonormal = false) {
     Random random(3);
     Bases bases;
     size_t next = 0;
@@ -46,7 +47,8 @@ Bases random_bases(const Config& c, const std::vector<int>& ranks, bool rotated,
         layer.rotated = rotated;
         for (auto* side : {&layer.k, &layer.v})
             for (int g = 0; g < c.G; g++)
-                side->push_back(random_basis(c.d, ranks[next++ % ranks.size()], random, orthonormal));
+                side->push_back(
+                    random_basis(c.d, ranks[next++ % ranks.size()], random, orthonormal));
     }
     return bases;
 }
@@ -72,9 +74,11 @@ Floats rotations(int S, int d) {
 Doubles through(const float* x, const HeadBasis& basis, int r, int d) {
     Doubles c(size_t(d), 0.0), out(c);
     for (int i = 0; i < d; i++)
-        for (int j = 0; j < d; j++) c[size_t(j)] += double(x[i]) * double(basis.encode[size_t(i * d + j)]);
+        for (int j = 0; j < d; j++)
+            c[size_t(j)] += double(x[i]) * double(basis.encode[size_t(i * d + j)]);
     for (int i = 0; i < r; i++)
-        for (int j = 0; j < d; j++) out[size_t(j)] += c[size_t(i)] * double(basis.decode[size_t(i * d + j)]);
+        for (int j = 0; j < d; j++)
+            out[size_t(j)] += c[size_t(i)] * double(basis.decode[size_t(i * d + j)]);
     return out;
 }
 
@@ -87,8 +91,8 @@ void rotate_double(Doubles& x, const float* angle) {
 }
 
 // The definition: every key and value that token t sees, exact or truncated, then plain attention.
-Doubles definition(const Case& c, const Bases& bases, const Floats& q, const Floats& k, const Floats& v,
-                   const Floats& rotation) {
+Doubles definition(const Case& c, const Bases& bases, const Floats& q, const Floats& k,
+                   const Floats& v, const Floats& rotation) {
     Doubles out;
     const LayerBasis& layer = bases.layer[0];
     for (int t = 0; t < c.S; t++)
@@ -105,8 +109,8 @@ Doubles definition(const Case& c, const Bases& bases, const Floats& q, const Flo
                 keys.insert(keys.end(), key.begin(), key.end());
                 values.insert(values.end(), value.begin(), value.end());
             }
-            reference::attend_head(out, &q[size_t(t * c.H + h) * size_t(c.d)], keys, values, t + 1, c.d, c.d,
-                                   c.d);
+            reference::attend_head(out, &q[size_t(t * c.H + h) * size_t(c.d)], keys, values, t + 1,
+                                   c.d, c.d, c.d);
         }
     return out;
 }
@@ -119,8 +123,8 @@ std::vector<float> run(Model& model, const std::vector<Token>& ids, const Bases*
     std::vector<float> logits(ids.size() * size_t(model.config.V), NaN);
     for (size_t at = 0; at < ids.size(); at += size_t(piece)) {
         size_t n = std::min(size_t(piece), ids.size() - at);
-        transformer.forward(cache, {ids.data() + at, n}, logits.data() + at * size_t(model.config.V),
-                            int(n));
+        transformer.forward(cache, {ids.data() + at, n},
+                            logits.data() + at * size_t(model.config.V), int(n));
     }
     return logits;
 }
@@ -163,7 +167,7 @@ TEST_CASE("attention over truncated rows is its definition, whatever was appende
             CAPTURE(piece);
             check_everywhere(want, 1e-10, {}, [&](Backend& backend, float* out) {
                 KvCache cache(backend, config, c.S, DType::F32, &bases, 31);
-                std::memset(cache.rows.data, 0xff, cache.rows.bytes);            // NaN
+                std::memset(cache.rows.data, 0xff, cache.rows.bytes);  // NaN
                 for (int pos = 0; pos < c.S; pos += piece) {
                     Step step{pos, std::min(piece, c.S - pos)};
                     size_t kv = size_t(pos * c.G) * width, head = size_t(pos * c.H) * width;
@@ -201,7 +205,8 @@ TEST_CASE("any orthonormal basis at full rank agrees with the plain cache to rou
     std::vector<float> plain = run(model, ids, nullptr, DType::F32, 100);
     for (bool rotated : {true, false}) {
         Bases bases = random_bases(model.config, {model.config.d}, rotated, true);
-        for (int piece : {1, 33}) CHECK(nmse(run(model, ids, &bases, DType::F32, piece), plain) <= 1e-9);
+        for (int piece : {1, 33})
+            CHECK(nmse(run(model, ids, &bases, DType::F32, piece), plain) <= 1e-9);
     }
 }
 
@@ -214,7 +219,8 @@ TEST_CASE("with a window as long as the text every rank agrees with the plain ca
     for (bool rotated : {true, false}) {
         Bases bases = random_bases(model.config, {4, 0}, rotated, true);
         bases.sinks = 0, bases.recent = 100;
-        for (int piece : {1, 33}) CHECK(nmse(run(model, ids, &bases, DType::F32, piece), plain) <= 1e-9);
+        for (int piece : {1, 33})
+            CHECK(nmse(run(model, ids, &bases, DType::F32, piece), plain) <= 1e-9);
     }
 }
 
@@ -230,7 +236,8 @@ TEST_CASE("the cache takes what it says, and rank makes it smaller") {
         CHECK(cache.bytes() == KvCache::bytes_for(c, 300, DType::F16, &bases, 32));
         size_t exact = rank == 8 ? 0 : size_t(c.L * c.G * 2) * size_t(4 + 64 + 32) * 8 * 2;
         CHECK(cache.rows.bytes >= 300 * cache.bytes_per_token() + exact);
-        CHECK(cache.rows.bytes <= 300 * cache.bytes_per_token() + exact + size_t(c.L * c.G * 4) * 64);
+        CHECK(cache.rows.bytes <=
+              300 * cache.bytes_per_token() + exact + size_t(c.L * c.G * 4) * 64);
     }
 }
 
@@ -262,7 +269,8 @@ TEST_CASE("a bases file comes back as it was, and every damage is one clear erro
 
     CHECK_THROWS_WITH_AS(Bases::open(path, config, 43), doctest::Contains("another model"), Error);
     std::string intact = read_text(path);
-    for (size_t length : {size_t(0), size_t(7), size_t(100), intact.size() / 2, intact.size() - 1}) {
+    for (size_t length :
+         {size_t(0), size_t(7), size_t(100), intact.size() / 2, intact.size() - 1}) {
         AtomicFile damaged(scratch.path("short"));
         damaged.write(intact.substr(0, length));
         damaged.commit();
@@ -273,12 +281,15 @@ TEST_CASE("a bases file comes back as it was, and every damage is one clear erro
         std::function<void(Bases&)> apply;
     };
     const Damage damages[] = {
-        {"a basis that is not orthonormal", "not orthonormal", [](Bases& b) { b.layer[0].k[0].q[3] += 0.5f; }},
+        {"a basis that is not orthonormal", "not orthonormal",
+         [](Bases& b) { b.layer[0].k[0].q[3] += 0.5f; }},
         {"NaN in a basis", "not orthonormal", [](Bases& b) { b.layer[1].v[1].q[0] = NaN; }},
-        {"decode that is no inverse", "not the inverse", [](Bases& b) { b.layer[0].v[0].decode[0] += 1; }},
+        {"decode that is no inverse", "not the inverse",
+         [](Bases& b) { b.layer[0].v[0].decode[0] += 1; }},
         {"a rank beyond the width", "ranks_k", [](Bases& b) { b.layer[0].k[0].r = 12; }},
         {"a negative rank", "ranks_v", [](Bases& b) { b.layer[0].v[0].r = -4; }},
-        {"a rank that is no multiple of 4", "multiple of 4", [](Bases& b) { b.layer[0].v[0].r = 3; }},
+        {"a rank that is no multiple of 4", "multiple of 4",
+         [](Bases& b) { b.layer[0].v[0].r = 3; }},
         {"a layer too few", "keys of layer 1", [](Bases& b) { b.layer.pop_back(); }},
         {"a head too many", "ranks_k", [](Bases& b) { b.layer[0].k.push_back(b.layer[0].k[0]); }},
     };

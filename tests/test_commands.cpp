@@ -20,7 +20,8 @@ TEST_SUITE_BEGIN("commands");
 TEST_CASE("help names every verb, and each verb's help every option it takes") {
     Ran all = run("--help");
     CHECK(all.status == 0);
-    for (const char* verb : {"chat", "generate", "perplexity", "bench", "inspect", "tokenize", "logits"}) {
+    for (const char* verb :
+         {"chat", "generate", "perplexity", "bench", "inspect", "tokenize", "logits"}) {
         CAPTURE(std::string(verb));
         CHECK(all.out.find(verb) != all.out.npos);
         Ran one = run(std::string(verb) + " --help");
@@ -100,7 +101,8 @@ TEST_CASE("what the machine or a file gets wrong exits with 1 and one line") {
 }
 
 TEST_CASE("tokenize takes standard input byte for byte and gives it back") {
-    std::string text = "Voilà, 12345 naïve\r\n\n  “quotes” \xff\xfe 🏃‍♂️ <|eot_id|>\n";
+    std::string text =
+        "Voilà, 12345 naïve\r\n\n  “quotes” \xff\xfe 🏃‍♂️ <|eot_id|>\n";
     Ran ids = run("tokenize models/parlour", text);
     CHECK(ids.status == 0);
     CHECK(lines(ids.out) == 1);
@@ -127,7 +129,8 @@ TEST_CASE("logits writes (T, V) floats, in a folder without a tokenizer too") {
     write_tiny_model({.why = ""}, scratch.folder.string());
     std::string out = scratch.path("logits");
     std::ofstream(scratch.path("ids")) << "1 2, 3\n4\n";
-    Ran ran = run("logits " + scratch.folder.string() + " --ids-file " + scratch.path("ids") + " -o " + out);
+    Ran ran = run("logits " + scratch.folder.string() + " --ids-file " + scratch.path("ids") +
+                  " -o " + out);
     CHECK(ran.status == 0);
     std::string first = read_text(out);
     CHECK(first.size() == 4 * 64 * sizeof(float));
@@ -136,11 +139,13 @@ TEST_CASE("logits writes (T, V) floats, in a folder without a tokenizer too") {
 }
 
 TEST_CASE("perplexity, inspect and bench print one JSON object and nothing else on stdout") {
-    Ran ran = run("perplexity models/parlour models/parlour/MODEL.md --context 128 --json --compare exact");
+    Ran ran = run(
+        "perplexity models/parlour models/parlour/MODEL.md --context 128 --json --compare exact");
     CHECK(ran.status == 0);
     Json json = Json::parse(ran.out, "stdout");
-    for (const char* key : {"perplexity", "stderr", "tokens", "context", "seconds", "cache_bytes_per_token",
-                            "perplexity_full", "kld_mean", "kld_p99", "kld_max", "same_top"}) {
+    for (const char* key :
+         {"perplexity", "stderr", "tokens", "context", "seconds", "cache_bytes_per_token",
+          "perplexity_full", "kld_mean", "kld_p99", "kld_max", "same_top"}) {
         CAPTURE(std::string(key));
         REQUIRE(json.find(key) != nullptr);
         CHECK(json.find(key)->kind == Json::Number);

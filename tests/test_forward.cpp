@@ -24,16 +24,16 @@ Model open_model(const std::string& folder, const std::string& isa = "auto", int
 }
 
 // (T, V) logits of ids, fed in pieces of `piece` tokens through passes of at most `batch`.
-std::vector<float> logits_of(Model& model, const std::vector<Token>& ids, int piece, int batch = 512,
-                             bool exact = true, DType cache_type = DType::F32) {
+std::vector<float> logits_of(Model& model, const std::vector<Token>& ids, int piece,
+                             int batch = 512, bool exact = true, DType cache_type = DType::F32) {
     KvCache cache(*model.backend, model.config, int(ids.size()), cache_type);
     Transformer transformer(model, int(ids.size()), batch);
     transformer.exact = exact;
     std::vector<float> logits(ids.size() * size_t(model.config.V), NaN);
     for (size_t at = 0; at < ids.size(); at += size_t(piece)) {
         size_t n = std::min(size_t(piece), ids.size() - at);
-        transformer.forward(cache, {ids.data() + at, n}, logits.data() + at * size_t(model.config.V),
-                            int(n));
+        transformer.forward(cache, {ids.data() + at, n},
+                            logits.data() + at * size_t(model.config.V), int(n));
     }
     return logits;
 }
@@ -56,16 +56,25 @@ const struct {
 const TinyModel tiny_models[] = {
     {.why = "grouped queries, tied"},
     {.why = "one kv head for all, head width not D / H", .D = 24, .H = 3, .G = 1, .d = 16},
-    {.why = "a kv head for each query head, untied, bf16", .H = 4, .G = 4, .dtype = DType::BF16,
+    {.why = "a kv head for each query head, untied, bf16",
+     .H = 4,
+     .G = 4,
+     .dtype = DType::BF16,
      .tied = false},
-    {.why = "scaled rope, f16, odd widths", .D = 36, .F = 50, .V = 71, .d = 10, .dtype = DType::F16,
+    {.why = "scaled rope, f16, odd widths",
+     .D = 36,
+     .F = 50,
+     .V = 71,
+     .d = 10,
+     .dtype = DType::F16,
      .scaled_rope = true},
     {.why = "head width 128", .L = 1, .D = 40, .H = 2, .G = 1, .d = 128},
 };
 
-// Rows of the reference file: positions 3, 7, … 199 of a 200-token sequence (all 200 of stories260K).
-void compare_with_file(const std::string& folder, const std::string& tokens, const std::string& rows,
-                       int every, const std::string& isa) {
+// Rows of the reference file: positions 3, 7, … 199 of a 200-token sequence (all 200 of
+// stories260K).
+void compare_with_file(const std::string& folder, const std::string& tokens,
+                       const std::string& rows, int every, const std::string& isa) {
     Model model = open_model(folder, isa);
     size_t V = size_t(model.config.V);
     std::vector<Token> ids = parse_ids(read_text(tokens), tokens);
@@ -77,7 +86,8 @@ void compare_with_file(const std::string& folder, const std::string& tokens, con
         CAPTURE(std::string(way.why));
         std::vector<float> logits = logits_of(model, ids, way.piece, way.batch), got;
         for (size_t i = size_t(every) - 1; i < ids.size(); i += size_t(every))
-            got.insert(got.end(), logits.begin() + ptrdiff_t(i * V), logits.begin() + ptrdiff_t(i * V + V));
+            got.insert(got.end(), logits.begin() + ptrdiff_t(i * V),
+                       logits.begin() + ptrdiff_t(i * V + V));
         std::vector<float> want(count * V, NaN);
         std::memcpy(want.data(), file.data, want.size() * sizeof(float));
         CHECK(nmse(got, want) <= TOL_LOGITS);
@@ -91,22 +101,25 @@ TEST_SUITE_BEGIN("forward");
 TEST_CASE("logits agree with an independent implementation's, however the tokens are batched") {
     if (shared("models").empty()) return skip("needs ../shared/models");
     for (const std::string& isa : cpu_isas())
-        for (const char* name : {"gqa-tied-bf16", "rope31-sharded-f16", "headdim128-f32", "parlour"}) {
+        for (const char* name :
+             {"gqa-tied-bf16", "rope31-sharded-f16", "headdim128-f32", "parlour"}) {
             CAPTURE(isa);
             CAPTURE(std::string(name));
             std::string folder = shared("models") + "/" + name;
-            compare_with_file(folder, folder + "/reference_tokens.txt", folder + "/reference_logits.f32", 4,
-                              isa);
+            compare_with_file(folder, folder + "/reference_tokens.txt",
+                              folder + "/reference_logits.f32", 4, isa);
         }
 }
 
 TEST_CASE("logits of a trained model agree with the original C program's") {
     std::string folder = shared("data/stories260K");
     if (folder.empty()) return skip("needs ../shared/data");
-    compare_with_file(folder, folder + "/ref_tokens.txt", folder + "/ref_logits_f32.bin", 1, "auto");
+    compare_with_file(folder, folder + "/ref_tokens.txt", folder + "/ref_logits_f32.bin", 1,
+                      "auto");
 }
 
-TEST_CASE("logits agree with a Llama in double precision, for every shape, dtype and way of feeding") {
+TEST_CASE(
+    "logits agree with a Llama in double precision, for every shape, dtype and way of feeding") {
     for (const TinyModel& tiny : tiny_models) {
         CAPTURE(std::string(tiny.why));
         Scratch scratch;
@@ -126,7 +139,8 @@ TEST_CASE("logits agree with a Llama in double precision, for every shape, dtype
 
 TEST_CASE("the number of threads does not change one bit") {
     Scratch scratch;
-    write_tiny_model({.why = "", .D = 64, .F = 200, .V = 300, .dtype = DType::BF16}, scratch.folder.string());
+    write_tiny_model({.why = "", .D = 64, .F = 200, .V = 300, .dtype = DType::BF16},
+                     scratch.folder.string());
     std::vector<Token> ids = random_ids(70, 300, 3);
     for (bool exact : {true, false}) {
         Model one = open_model(scratch.folder.string(), "auto", 1);
@@ -179,7 +193,8 @@ TEST_CASE("a saved cache continues like the one it was saved from, to the last b
     Model model = open_model(scratch.folder.string());
     std::vector<Token> ids = random_ids(20, 64, 9);
     for (DType type : {DType::F16, DType::BF16, DType::F32}) {
-        KvCache cache(*model.backend, model.config, 32, type), other(*model.backend, model.config, 64, type);
+        KvCache cache(*model.backend, model.config, 32, type),
+            other(*model.backend, model.config, 64, type);
         Transformer transformer(model, 32);
         std::vector<float> want(64, NaN), got(64, NaN);
         transformer.forward(cache, ids, want.data(), 1);

@@ -50,9 +50,11 @@ TEST_CASE("a sampler draws each token as often as its probability says") {
         how.greedy = false, how.temperature = temperature;
         double sum = 0;
         std::vector<double> want;
-        for (float z : logits) want.push_back(std::exp(double(z) / temperature)), sum += want.back();
+        for (float z : logits)
+            want.push_back(std::exp(double(z) / temperature)), sum += want.back();
         for (double& p : want) p /= sum;
-        // 100,000 draws: a share's deviation is at most 0.0016, five of them 0.008, over five tokens.
+        // 100,000 draws: a share's deviation is at most 0.0016, five of them 0.008, over five
+        // tokens.
         CHECK(nmse(frequencies(how, logits, 100000), want) <= 1e-3);
     }
 }
@@ -103,9 +105,9 @@ TEST_CASE("windows score every token as their protocol says") {
     CHECK(count({Protocol::Chunks, 512, 0, 40}, 1 << 20) == 40 * 511);
     CHECK(count({Protocol::LlamaCpp, 512, 0, 40}, 1 << 20) == 40 * 255);
     CHECK(count({Protocol::Strided, 512, 256, 40}, 1 << 20) == 511 + 39 * 256);
-    CHECK(count({Protocol::Chunks, 512, 0, 0}, 100) == 99);          // one short window
-    CHECK(count({Protocol::Chunks, 512, 0, 0}, 1100) == 2 * 511);    // the tail is left out
-    for (size_t tokens : {2, 511, 512, 513, 1000, 5000})             // strided: each token once
+    CHECK(count({Protocol::Chunks, 512, 0, 0}, 100) == 99);        // one short window
+    CHECK(count({Protocol::Chunks, 512, 0, 0}, 1100) == 2 * 511);  // the tail is left out
+    for (size_t tokens : {2, 511, 512, 513, 1000, 5000})           // strided: each token once
         CHECK(count({Protocol::Strided, 512, 100, 0}, tokens) == tokens - 1);
 }
 
@@ -134,7 +136,8 @@ TEST_CASE("a cache does not diverge from itself, and a coarser one does") {
     for (int i = 0; i < 300; i++) ids.push_back(Token(random.below(64)));
     Protocol protocol{Protocol::Chunks, 64, 0, 0};
     Transformer transformer(model, 64);
-    KvCache a(*model.backend, model.config, 64, DType::F32), b(*model.backend, model.config, 64, DType::F32);
+    KvCache a(*model.backend, model.config, 64, DType::F32),
+        b(*model.backend, model.config, 64, DType::F32);
     KvCache coarse(*model.backend, model.config, 64, DType::BF16);
     Runner one{transformer, a, true}, same{transformer, b, true}, other{transformer, coarse, true};
     Measured equal = measure(one, &same, ids, protocol, nullptr);
@@ -151,12 +154,14 @@ TEST_CASE("the shipped model continues a text as the reference does, token for t
     Model model = open_model("models/parlour");
     Tokenizer tokenizer = Tokenizer::open("models/parlour");
     std::vector<Token> prompt = {model.config.bos};
-    for (Token id : tokenizer.encode("It was a dark and stormy night; the rain fell in torrents, and the "
-                                     "wind"))
+    for (Token id :
+         tokenizer.encode("It was a dark and stormy night; the rain fell in torrents, and the "
+                          "wind"))
         prompt.push_back(id);
-    std::vector<Token> want = {115,  447, 295, 262,  1334, 46,  445, 1268, 315, 295, 262, 1268, 831, 547,
-                               44,   281, 262, 1268, 315,  295, 262, 1268, 831, 547, 46,  445, 1268, 315,
-                               295,  262, 1268, 831, 547,  44,  281, 262,  1268, 315, 295, 262};
+    std::vector<Token> want = {115,  447,  295, 262, 1334, 46,  445,  1268, 315, 295,
+                               262,  1268, 831, 547, 44,   281, 262,  1268, 315, 295,
+                               262,  1268, 831, 547, 46,   445, 1268, 315,  295, 262,
+                               1268, 831,  547, 44,  281,  262, 1268, 315,  295, 262};
     CHECK(greedy(model, prompt, int(want.size())) == want);
 }
 
@@ -165,7 +170,9 @@ TEST_CASE("the shipped model answers as the reference does and stops at its end 
     Tokenizer tokenizer = Tokenizer::open("models/parlour");
     ChatTemplate chat(tokenizer);
     std::vector<Token> prompt = {chat.begin_of_text};
-    auto add = [&](const std::vector<Token>& ids) { prompt.insert(prompt.end(), ids.begin(), ids.end()); };
+    auto add = [&](const std::vector<Token>& ids) {
+        prompt.insert(prompt.end(), ids.begin(), ids.end());
+    };
     add(chat.message("system", "You are a kind old sailor."));
     add(chat.message("user", "Good evening! Shall we go out?"));
     add(chat.answer_header());

@@ -10,7 +10,8 @@
 
 namespace stief {
 
-// A basis that was rounded to float32 once: ‖QᵀQ − I‖_F stays below d · 2⁻²³ ≈ 2e-5; damage is larger.
+// A basis that was rounded to float32 once: ‖QᵀQ − I‖_F stays below d · 2⁻²³ ≈ 2e-5; damage is
+// larger.
 constexpr double ORTHONORMAL = 1e-4;
 // E D = I in float32 with a metric whose condition is at most 1e4.
 constexpr double INVERSE = 1e-2;
@@ -39,7 +40,7 @@ size_t Bases::coordinates_per_token() const {
 }
 
 uint64_t Bases::hash(uint64_t seed) const {
-    uint64_t h = seed;                        // FNV-1a, a word at a time
+    uint64_t h = seed;  // FNV-1a, a word at a time
     auto add = [&](uint64_t word) { h = (h ^ word) * 0x100000001b3u; };
     add(uint64_t(sinks)), add(uint64_t(recent));
     for (const LayerBasis& one : layer) {
@@ -53,7 +54,8 @@ uint64_t Bases::hash(uint64_t seed) const {
     return h;
 }
 
-// ---- writing --------------------------------------------------------------------------------------
+// ---- writing
+// --------------------------------------------------------------------------------------
 
 static std::string ranks_json(const Bases& bases, std::vector<HeadBasis> LayerBasis::*side) {
     JsonWriter json;
@@ -73,9 +75,9 @@ void Bases::save(const std::string& path, uint64_t fingerprint) const {
     for (size_t l = 0; l < layer.size(); l++) {
         keys += layer[l].rotated ? (l ? ",post" : "post") : (l ? ",pre" : "pre");
         for (auto [letter, side] : {std::pair{'k', &layer[l].k}, std::pair{'v', &layer[l].v}})
-            for (auto [name, field] : {std::pair{"q", &HeadBasis::q},
-                                       std::pair{"encode", &HeadBasis::encode},
-                                       std::pair{"decode", &HeadBasis::decode}}) {
+            for (auto [name, field] :
+                 {std::pair{"q", &HeadBasis::q}, std::pair{"encode", &HeadBasis::encode},
+                  std::pair{"decode", &HeadBasis::decode}}) {
                 std::vector<float> all;
                 for (const HeadBasis& head : *side)
                     all.insert(all.end(), (head.*field).begin(), (head.*field).end());
@@ -97,7 +99,8 @@ void Bases::save(const std::string& path, uint64_t fingerprint) const {
     write_safetensors(path, tensors, all);
 }
 
-// ---- reading --------------------------------------------------------------------------------------
+// ---- reading
+// --------------------------------------------------------------------------------------
 
 namespace {
 
@@ -109,12 +112,13 @@ struct Reader {
     const std::string& text(const std::string& key) const {
         auto found = file.metadata.find(key);
         if (found == file.metadata.end())
-            fail("%s: its metadata has no \"%s\": not a bases file of stief calibrate", path.c_str(),
-                 key.c_str());
+            fail("%s: its metadata has no \"%s\": not a bases file of stief calibrate",
+                 path.c_str(), key.c_str());
         return found->second;
     }
 
-    void ranks(const std::string& key, Bases& bases, std::vector<HeadBasis> LayerBasis::*side) const {
+    void ranks(const std::string& key, Bases& bases,
+               std::vector<HeadBasis> LayerBasis::*side) const {
         std::string where = path + ": " + key;
         Json rows = Json::parse(text(key), where);
         check(rows.kind == Json::Array && rows.items.size() == bases.layer.size(),
@@ -134,20 +138,21 @@ struct Reader {
 
     void matrices(size_t l, char letter, std::vector<HeadBasis>& heads) const {
         size_t G = size_t(config.G), d = size_t(config.d);
-        for (auto [name, field] : {std::pair{"q", &HeadBasis::q}, std::pair{"encode", &HeadBasis::encode},
-                                   std::pair{"decode", &HeadBasis::decode}}) {
+        for (auto [name, field] :
+             {std::pair{"q", &HeadBasis::q}, std::pair{"encode", &HeadBasis::encode},
+              std::pair{"decode", &HeadBasis::decode}}) {
             Tensor t = file.take(format("layers.%zu.%c.%s", l, letter, name), {G, d, d},
                                  format("the model has %zu kv heads of %zu", G, d));
-            check(t.dtype == DType::F32, "%s: layers.%zu.%c.%s is %s, expected f32", path.c_str(), l,
-                  letter, name, name_of(t.dtype));
+            check(t.dtype == DType::F32, "%s: layers.%zu.%c.%s is %s, expected f32", path.c_str(),
+                  l, letter, name, name_of(t.dtype));
             for (size_t g = 0; g < G; g++) {
                 std::vector<float>& to = heads[g].*field;
                 to.resize(d * d);
                 std::memcpy(to.data(), static_cast<const char*>(t.data) + g * d * d * 4, d * d * 4);
             }
         }
-        for (size_t g = 0; g < G; g++) verify(heads[g], format("%s: layers.%zu.%c head %zu", path.c_str(), l,
-                                                               letter, g));
+        for (size_t g = 0; g < G; g++)
+            verify(heads[g], format("%s: layers.%zu.%c head %zu", path.c_str(), l, letter, g));
     }
 
     // ‖AᵀB − I‖ or ‖A B − I‖ within tolerance; NaN is not.
@@ -160,10 +165,13 @@ struct Reader {
         Matrix QtQ = transposed_times(Q, Q), ED = times(E, D);
         add_scaled(QtQ, -1, stief::identity(d));
         add_scaled(ED, -1, stief::identity(d));
-        check(norm(QtQ) <= ORTHONORMAL, "%s: its basis is not orthonormal (off by %.2g): the file is damaged",
-              where.c_str(), norm(QtQ));
-        check(norm(ED) <= INVERSE, "%s: decode is not the inverse of encode (off by %.2g): the file is "
-              "damaged", where.c_str(), norm(ED));
+        check(norm(QtQ) <= ORTHONORMAL,
+              "%s: its basis is not orthonormal (off by %.2g): the file is damaged", where.c_str(),
+              norm(QtQ));
+        check(norm(ED) <= INVERSE,
+              "%s: decode is not the inverse of encode (off by %.2g): the file is "
+              "damaged",
+              where.c_str(), norm(ED));
     }
 };
 
@@ -184,8 +192,11 @@ Bases Bases::open(const std::string& path, const Config& config, uint64_t finger
           reader.text("format").c_str(), reader.text("version").c_str());
     std::string want = format("%016llx", static_cast<unsigned long long>(fingerprint));
     check(reader.text("fingerprint") == want,
-          "%s: these bases were learned for another model (%.40s; its fingerprint is %.20s, that of %s is "
-          "%s)", path.c_str(), file.metadata.count("model") ? file.metadata.at("model").c_str() : "unnamed",
+          "%s: these bases were learned for another model (%.40s; its fingerprint is %.20s, that "
+          "of %s is "
+          "%s)",
+          path.c_str(),
+          file.metadata.count("model") ? file.metadata.at("model").c_str() : "unnamed",
           reader.text("fingerprint").c_str(), config.folder.c_str(), want.c_str());
 
     Bases bases;
@@ -198,8 +209,9 @@ Bases Bases::open(const std::string& path, const Config& config, uint64_t finger
     for (size_t l = 0, at = 0; l < bases.layer.size(); l++) {
         size_t comma = keys.find(',', at);
         std::string kind = comma == keys.npos ? "" : keys.substr(at, comma - at);
-        check(kind == "pre" || kind == "post", "%s: keys of layer %zu are \"%.20s\", expected pre or post",
-              path.c_str(), l, kind.c_str());
+        check(kind == "pre" || kind == "post",
+              "%s: keys of layer %zu are \"%.20s\", expected pre or post", path.c_str(), l,
+              kind.c_str());
         bases.layer[l].rotated = kind == "post";
         at = comma + 1;
     }

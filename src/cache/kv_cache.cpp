@@ -9,7 +9,7 @@
 
 namespace stief {
 
-constexpr size_t SLACK = 64;      // floats that a product may read beyond a matrix (CacheRows)
+constexpr size_t SLACK = 64;  // floats that a product may read beyond a matrix (CacheRows)
 
 // Blocks begin on a cache line, so that two heads never share one.
 static size_t block_bytes(size_t positions, int r, DType dtype) {
@@ -26,7 +26,8 @@ static size_t head_bytes(int r, int d, int capacity, int exact_rows, DType dtype
     return r < d && exact_rows ? bytes + block_bytes(size_t(exact_rows), d, dtype) : bytes;
 }
 
-size_t KvCache::bytes_for(const Config& c, int capacity, DType dtype, const Bases* bases, int batch) {
+size_t KvCache::bytes_for(const Config& c, int capacity, DType dtype, const Bases* bases,
+                          int batch) {
     size_t heads = size_t(c.L) * size_t(c.G);
     if (!bases) return 2 * heads * block_bytes(size_t(capacity), c.d, dtype);
     int ring = ring_rows(*bases, batch), exact_rows = ring ? bases->sinks + ring : 0;
@@ -48,8 +49,8 @@ struct Carver {
     }
 };
 
-static const float* upload_matrix(Backend& backend, Carver& memory, const std::vector<float>& M, int d,
-                                  bool transposed) {
+static const float* upload_matrix(Backend& backend, Carver& memory, const std::vector<float>& M,
+                                  int d, bool transposed) {
     size_t n = size_t(d);
     assert(M.size() == n * n);
     std::vector<float> T = M;
@@ -90,8 +91,10 @@ KvCache::KvCache(Backend& backend, const Config& c, int positions, DType type, c
         one.H = c.H, one.G = c.G, one.d = c.d;
         if (from) one.rotated = from->rotated;
         if (ring) one.sinks = bases->sinks, one.recent = bases->recent, one.ring = ring;
-        for (size_t g = 0; g < size_t(c.G); g++) one.k.push_back(head(from ? &from->k[g] : nullptr, true));
-        for (size_t g = 0; g < size_t(c.G); g++) one.v.push_back(head(from ? &from->v[g] : nullptr, false));
+        for (size_t g = 0; g < size_t(c.G); g++)
+            one.k.push_back(head(from ? &from->k[g] : nullptr, true));
+        for (size_t g = 0; g < size_t(c.G); g++)
+            one.v.push_back(head(from ? &from->v[g] : nullptr, false));
     }
 }
 
@@ -104,8 +107,8 @@ size_t KvCache::bytes_per_token() const {
     return coordinates * size_of(dtype);
 }
 
-// Calls copy(rows, bytes) for the first `positions` rows of every head, and for its exact rows, in a
-// fixed order.
+// Calls copy(rows, bytes) for the first `positions` rows of every head, and for its exact rows, in
+// a fixed order.
 template <class Copy>
 static void for_each_block(const KvCache& cache, int positions, const Copy& copy) {
     for (const CacheLayer& one : cache.layer)

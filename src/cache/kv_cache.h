@@ -1,7 +1,7 @@
 // The KV cache: for every layer and kv head the rows of keys and of values, contiguous by head.
-// A row holds the first r coordinates of the head's key or value in that head's basis; the plain cache
-// is the identity basis at full rank, r = d for all. With bases, the first `sinks` tokens and the most
-// recent ones keep all coordinates besides (the exact window).
+// A row holds the first r coordinates of the head's key or value in that head's basis; the plain
+// cache is the identity basis at full rank, r = d for all. With bases, the first `sinks` tokens and
+// the most recent ones keep all coordinates besides (the exact window).
 #pragma once
 #include <vector>
 
@@ -12,26 +12,26 @@
 namespace stief {
 
 struct KvCache {
-    int capacity = 0;                 // positions that fit
-    int used = 0;                     // positions that are filled: 0 … used − 1
+    int capacity = 0;  // positions that fit
+    int used = 0;      // positions that are filled: 0 … used − 1
     DType dtype = DType::F16;
-    std::vector<CacheLayer> layer;    // (L)
-    Buffer rows;                      // truncated rows, then exact ones: one piece of memory
-    Buffer matrices;                  // encode and decode of every head, f32; empty without bases
+    std::vector<CacheLayer> layer;  // (L)
+    Buffer rows;                    // truncated rows, then exact ones: one piece of memory
+    Buffer matrices;                // encode and decode of every head, f32; empty without bases
 
     // bases: null for the plain cache. batch: tokens that one pass appends at most.
     KvCache(Backend& backend, const Config& config, int capacity, DType dtype,
             const Bases* bases = nullptr, int batch = 512);
 
-    size_t bytes() const { return rows.bytes + matrices.bytes; }       // what is allocated
-    size_t bytes_per_token() const;                                    // of a position outside the window
+    size_t bytes() const { return rows.bytes + matrices.bytes; }  // what is allocated
+    size_t bytes_per_token() const;  // of a position outside the window
     static size_t bytes_for(const Config& config, int capacity, DType dtype,
                             const Bases* bases = nullptr, int batch = 512);
 
     // Copies positions 0 … used − 1, head by head, to and from host memory (a saved conversation).
     size_t snapshot_bytes(int positions) const;
-    void save(void* host) const;                       // snapshot_bytes(used)
-    void load(const void* host, int positions);        // snapshot_bytes(positions); sets used
+    void save(void* host) const;                 // snapshot_bytes(used)
+    void load(const void* host, int positions);  // snapshot_bytes(positions); sets used
     // Random rows of small numbers at positions 0 … positions − 1: a depth to measure at.
     void fill_random(int positions);
 };

@@ -39,31 +39,34 @@ th:first-child, td:first-child { text-align: left; }
 std::string legend(std::initializer_list<std::pair<int, const char*>> entries) {
     std::string html = "<p class=\"soft\">";
     for (auto [colour, name] : entries)
-        html += format("<span class=\"key\" style=\"background: var(--c%d)\"></span>%s", colour, name);
+        html +=
+            format("<span class=\"key\" style=\"background: var(--c%d)\"></span>%s", colour, name);
     return html + "</p>";
 }
 
 std::string figures(const CalibrationResult& r, const Config& c, const CalibrationText& text) {
     const CalibrationOptions& o = r.options;
     std::string budget = o.keep > 0 ? format("keep %g of the bytes", o.keep)
-                         : o.error_budget > 0 ? format("layer error at most %g", o.error_budget)
-                                              : format("perplexity at most %g%% higher", o.ppl_budget);
+                         : o.error_budget > 0
+                             ? format("layer error at most %g", o.error_budget)
+                             : format("perplexity at most %g%% higher", o.ppl_budget);
     std::string rows;
     auto row = [&](const char* name, const std::string& value) {
         rows += format("<tr><td>%s</td><td>%s</td></tr>", name, html_text(value).c_str());
     };
     row("model", format("%s: %d layers, %d kv heads of %d", c.folder.c_str(), c.L, c.G, c.d));
     row("method", format("%s, %s key basis, %s metric, keys %s rotation", o.method.c_str(),
-                         o.key_basis_per_layer ? "one a layer" : "a head", o.query_metric ? "query" : "no",
-                         o.keys.c_str()));
+                         o.key_basis_per_layer ? "one a layer" : "a head",
+                         o.query_metric ? "query" : "no", o.keys.c_str()));
     row("budget", budget);
-    row("learnt from", format("%s, %zu sequences of %d tokens, %d steps, seed %llu", text.name.c_str(),
-                              r.sequences, o.sequence, o.steps,
-                              static_cast<unsigned long long>(o.seed)));
+    row("learnt from",
+        format("%s, %zu sequences of %d tokens, %d steps, seed %llu", text.name.c_str(),
+               r.sequences, o.sequence, o.steps, static_cast<unsigned long long>(o.seed)));
     row("measured on", format("%s, %zu tokens, exact window %d,%d", text.held_out_name.c_str(),
                               r.measured.loss.tokens, o.sinks, o.recent));
-    row("cache", format("%zu bytes a token of %zu (%.1f%%)", r.bytes_per_token, r.full_bytes_per_token,
-                        100.0 * double(r.bytes_per_token) / double(r.full_bytes_per_token)));
+    row("cache",
+        format("%zu bytes a token of %zu (%.1f%%)", r.bytes_per_token, r.full_bytes_per_token,
+               100.0 * double(r.bytes_per_token) / double(r.full_bytes_per_token)));
     row("perplexity", format("%.4f ± %.4f; full cache %.4f", r.measured.loss.perplexity,
                              r.measured.loss.standard_error, r.measured.reference.perplexity));
     row("KL divergence", format("mean %.4g, 99%% %.4g nats a token; same top token %.1f%%",
@@ -81,7 +84,8 @@ std::string error_charts(const CalibrationResult& r) {
         for (bool values : {false, true}) {
             const auto& heads = values ? r.layer[l].v : r.layer[l].k;
             for (size_t g = 0; g < heads.size(); g++) {
-                Series line{format("%s of head %zu", values ? "values" : "keys", g), values ? 1 : 0, {}};
+                Series line{
+                    format("%s of head %zu", values ? "values" : "keys", g), values ? 1 : 0, {}};
                 for (const RankPoint& p : heads[g])
                     line.points.push_back({double(p.rank), std::sqrt(std::max(0.0, p.error))});
                 chart.series.push_back(line);
@@ -95,14 +99,17 @@ std::string error_charts(const CalibrationResult& r) {
 // A cell's colour mixes the page's card with the series colour by r / d.
 std::string heat_cell(int rank, int d, int colour) {
     int share = d ? 100 * rank / d : 0;
-    return format("<td style=\"background: color-mix(in srgb, var(--c%d) %d%%, var(--card))\">%d</td>",
-                  colour, std::min(80, share), rank);
+    return format(
+        "<td style=\"background: color-mix(in srgb, var(--c%d) %d%%, var(--card))\">%d</td>",
+        colour, std::min(80, share), rank);
 }
 
 std::string heat_map(const CalibrationResult& r, const Config& c) {
-    std::string html = format("<div class=\"scroll\"><table class=\"heat\"><tr><th>layer</th>"
-                              "<th colspan=\"%d\">keys by head</th><th colspan=\"%d\">values by head</th>"
-                              "<th>error</th><th>w</th></tr>", c.G, c.G);
+    std::string html = format(
+        "<div class=\"scroll\"><table class=\"heat\"><tr><th>layer</th>"
+        "<th colspan=\"%d\">keys by head</th><th colspan=\"%d\">values by head</th>"
+        "<th>error</th><th>w</th></tr>",
+        c.G, c.G);
     for (size_t l = 0; l < r.layer.size(); l++) {
         html += format("<tr><td>%zu</td>", l);
         for (int rank : r.ranks.k[l]) html += heat_cell(rank, c.d, 0);
@@ -127,9 +134,11 @@ std::string descent_table(const CalibrationResult& r) {
 }
 
 std::string size_charts(const CalibrationResult& r) {
-    Chart divergence{"KL divergence from the full cache", "bytes a token", "nats a token", {}, 520, 280, true};
-    Chart perplexity{"perplexity", "bytes a token", "perplexity", {}, 520, 280, true};
-    Series kl[2] = {{"learned bases", 0, {}, true}, {"eigenbases", 1, {}, true}}, ppl[2] = {kl[0], kl[1]};
+    Chart divergence{
+        "KL divergence from the full cache", "bytes a token", "nats a token", {}, 520, 280, true, true};
+    Chart perplexity{"perplexity", "bytes a token", "perplexity", {}, 520, 280, false};
+    Series kl[2] = {{"learned bases", 0, {}, true}, {"eigenbases", 1, {}, true}},
+           ppl[2] = {kl[0], kl[1]};
     auto add = [&](int which, const CalibrationResult::Point& p) {
         kl[which].points.push_back({double(p.bytes_per_token), p.divergence});
         ppl[which].points.push_back({double(p.bytes_per_token), p.perplexity});
@@ -147,22 +156,33 @@ std::string size_charts(const CalibrationResult& r) {
 
 std::string report_html(const CalibrationResult& r, const Config& c, const CalibrationText& text) {
     std::string name = html_text(c.folder);
-    std::string html = "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">"
-                       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">"
-                       "<title>stief calibrate: " + name + "</title>" + STYLE + "</head><body>";
-    html += "<h1>Low-rank KV cache of " + name + "</h1><p class=\"soft\">stief " STIEF_VERSION
-            " calibrate</p>" + figures(r, c, text);
-    html += "<h2>What a smaller cache costs</h2><p>Held-out text, no exact window. The eigenbases are what "
-            "the descent starts from, given ranks by the same allocation.</p>" +
-            legend({{0, "learned bases"}, {1, "eigenbases"}, {2, "full cache"}}) + size_charts(r);
-    html += "<h2>Ranks</h2><p>What the budget bought: the coordinates that each head keeps of its keys and "
-            "values, the layer's output error at these ranks, and w, the damage that a unit of the layer's "
-            "error does to the prediction.</p>" + heat_map(r, c);
-    html += "<h2>Error against rank</h2><p>‖Y − Ŷ‖ / ‖Y‖ of a layer's output on held-out sequences when "
-            "one head's keys or values alone are cut to a rank.</p>" +
-            legend({{0, "keys, a line a head"}, {1, "values"}}) + error_charts(r);
-    html += "<h2>Descent</h2><p>The same error with every head cut to one rank, keys and values.</p>" +
-            descent_table(r);
+    std::string html =
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">"
+        "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">"
+        "<title>stief calibrate: " +
+        name + "</title>" + STYLE + "</head><body>";
+    html += "<h1>Low-rank KV cache of " + name +
+            "</h1><p class=\"soft\">stief " STIEF_VERSION " calibrate</p>" + figures(r, c, text);
+    html +=
+        "<h2>What a smaller cache costs</h2><p>Held-out text, no exact window. The eigenbases are "
+        "what "
+        "the descent starts from, given ranks by the same allocation.</p>" +
+        legend({{0, "learned bases"}, {1, "eigenbases"}, {2, "full cache"}}) + size_charts(r);
+    html +=
+        "<h2>Ranks</h2><p>What the budget bought: the coordinates that each head keeps of its keys "
+        "and "
+        "values, the layer's output error at these ranks, and w, the damage that a unit of the "
+        "layer's "
+        "error does to the prediction.</p>" +
+        heat_map(r, c);
+    html +=
+        "<h2>Error against rank</h2><p>‖Y − Ŷ‖ / ‖Y‖ of a layer's output on held-out sequences "
+        "when "
+        "one head's keys or values alone are cut to a rank.</p>" +
+        legend({{0, "keys, a line a head"}, {1, "values"}}) + error_charts(r);
+    html +=
+        "<h2>Descent</h2><p>The same error with every head cut to one rank, keys and values.</p>" +
+        descent_table(r);
     return html + "</body></html>\n";
 }
 

@@ -10,11 +10,16 @@ namespace stief {
 std::string html_text(const std::string& text) {
     std::string out;
     for (char c : text) {
-        if (c == '&') out += "&amp;";
-        else if (c == '<') out += "&lt;";
-        else if (c == '>') out += "&gt;";
-        else if (c == '"') out += "&quot;";
-        else out += c;
+        if (c == '&')
+            out += "&amp;";
+        else if (c == '<')
+            out += "&lt;";
+        else if (c == '>')
+            out += "&gt;";
+        else if (c == '"')
+            out += "&quot;";
+        else
+            out += c;
     }
     return out;
 }
@@ -30,8 +35,8 @@ double nice_step(double range, int steps) {
 }
 
 struct Axis {
-    double low, high;                           // of the data, or of its decimal logarithm
-    double from, to;                            // in the drawing
+    double low, high;  // of the data, or of its decimal logarithm
+    double from, to;   // in the drawing
     bool log;
 
     double at(double value) const {
@@ -41,19 +46,22 @@ struct Axis {
     std::vector<double> ticks(int steps) const {
         std::vector<double> values;
         if (log) {
-            for (double e = std::ceil(low - 1e-9); e <= high + 1e-9; e++) values.push_back(std::pow(10, e));
+            for (double e = std::ceil(low - 1e-9); e <= high + 1e-9; e++)
+                values.push_back(std::pow(10, e));
             return values;
         }
         double step = nice_step(high - low, steps);
-        for (double v = std::ceil(low / step - 1e-9) * step; v <= high + step * 1e-9; v += step)
-            values.push_back(v);
+        for (long i = std::lround(std::ceil(low / step - 1e-9)); double(i) * step <= high + step * 1e-9;
+             i++)
+            values.push_back(double(i) * step);
         return values;
     }
 };
 
 Axis axis_of(const Chart& chart, bool y, double from, double to) {
     bool log = y && chart.log_y;
-    double low = log ? 1e300 : 0, high = log ? 1e-300 : 0;
+    bool fitted = log || (y && !chart.from_zero);
+    double low = fitted ? 1e300 : 0, high = fitted ? 1e-300 : 0;
     for (const Series& one : chart.series)
         for (auto [px, py] : one.points) {
             double v = y ? py : px;
@@ -71,12 +79,14 @@ std::string line(const Series& one, const Axis& x, const Axis& y) {
         if (!std::isfinite(py) || (y.log && py <= 0)) continue;
         path += format("%s%.1f,%.1f", path.empty() ? "" : " ", x.at(px), y.at(py));
         if (one.dots)
-            dots += format("<circle class=\"f%d\" cx=\"%.1f\" cy=\"%.1f\" r=\"3\"><title>%s: %.4g, %.4g"
-                           "</title></circle>", one.colour, x.at(px), y.at(py),
-                           html_text(one.name).c_str(), px, py);
+            dots += format(
+                "<circle class=\"f%d\" cx=\"%.1f\" cy=\"%.1f\" r=\"3\"><title>%s: %.4g, %.4g"
+                "</title></circle>",
+                one.colour, x.at(px), y.at(py), html_text(one.name).c_str(), px, py);
     }
     return format("<polyline class=\"s%d\" points=\"%s\"><title>%s</title></polyline>", one.colour,
-                  path.c_str(), html_text(one.name).c_str()) + dots;
+                  path.c_str(), html_text(one.name).c_str()) +
+           dots;
 }
 
 }  // namespace
@@ -84,22 +94,27 @@ std::string line(const Series& one, const Axis& x, const Axis& y) {
 std::string svg_chart(const Chart& chart) {
     double left = 52, right = chart.width - 10, top = 26, bottom = chart.height - 40;
     Axis x = axis_of(chart, false, left, right), y = axis_of(chart, true, bottom, top);
-    std::string svg = format("<svg viewBox=\"0 0 %.0f %.0f\" role=\"img\" aria-label=\"%s\">"
-                             "<text class=\"title\" x=\"%.0f\" y=\"15\">%s</text>",
-                             chart.width, chart.height, html_text(chart.title).c_str(), left,
-                             html_text(chart.title).c_str());
+    std::string svg = format(
+        "<svg viewBox=\"0 0 %.0f %.0f\" role=\"img\" aria-label=\"%s\">"
+        "<text class=\"title\" x=\"%.0f\" y=\"15\">%s</text>",
+        chart.width, chart.height, html_text(chart.title).c_str(), left,
+        html_text(chart.title).c_str());
     for (double v : y.ticks(4))
-        svg += format("<line class=\"grid\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>"
-                      "<text class=\"tick\" text-anchor=\"end\" x=\"%.1f\" y=\"%.1f\">%.3g</text>",
-                      left, right, y.at(v), y.at(v), left - 5, y.at(v) + 4, v);
+        svg += format(
+            "<line class=\"grid\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>"
+            "<text class=\"tick\" text-anchor=\"end\" x=\"%.1f\" y=\"%.1f\">%.3g</text>",
+            left, right, y.at(v), y.at(v), left - 5, y.at(v) + 4, v);
     for (double v : x.ticks(6))
-        svg += format("<line class=\"grid\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>"
-                      "<text class=\"tick\" text-anchor=\"middle\" x=\"%.1f\" y=\"%.1f\">%.4g</text>",
-                      x.at(v), x.at(v), top, bottom, x.at(v), bottom + 15, v);
+        svg += format(
+            "<line class=\"grid\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>"
+            "<text class=\"tick\" text-anchor=\"middle\" x=\"%.1f\" y=\"%.1f\">%.4g</text>",
+            x.at(v), x.at(v), top, bottom, x.at(v), bottom + 15, v);
     svg += format("<text class=\"label\" text-anchor=\"middle\" x=\"%.1f\" y=\"%.1f\">%s</text>",
                   (left + right) / 2, chart.height - 8, html_text(chart.x_label).c_str());
-    svg += format("<text class=\"label\" text-anchor=\"middle\" transform=\"translate(12 %.1f) rotate(-90)\">"
-                  "%s</text>", (top + bottom) / 2, html_text(chart.y_label).c_str());
+    svg += format(
+        "<text class=\"label\" text-anchor=\"middle\" transform=\"translate(12 %.1f) rotate(-90)\">"
+        "%s</text>",
+        (top + bottom) / 2, html_text(chart.y_label).c_str());
     for (const Series& one : chart.series) svg += line(one, x, y);
     return svg + "</svg>";
 }

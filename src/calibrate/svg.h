@@ -17,6 +17,7 @@ struct Chart {
     std::string title, x_label, y_label;
     std::vector<Series> series;
     double width = 360, height = 220;
+    bool from_zero = true;  // the y axis begins at 0, or at the least value
     bool log_y = false;                         // decades; points that are not positive are left out
 };
 

@@ -12,28 +12,32 @@ std::vector<Flag> flags(Args& a) {
         {"--prompt", "TEXT", "generate", "the text to continue (short: -p)", &a.prompt},
         {"--file", "FILE", "generate", "read the text from FILE, - for standard input (short: -f)",
          &a.file},
-        {"--tokens", "N", "generate", "how many tokens to add (short: -n; default 256)", &a.tokens, 1},
+        {"--tokens", "N", "generate", "how many tokens to add (short: -n; default 256)", &a.tokens,
+         1},
         {"--echo", "", "generate", "print the text itself first", &a.echo},
         {"--system", "TEXT", "chat", "the system message", &a.system},
-        {"--temperature", "X", "chat generate", "0: always the likeliest token", &a.temperature, 0, 100},
+        {"--temperature", "X", "chat generate", "0: always the likeliest token", &a.temperature, 0,
+         100},
         {"--top-k", "N", "chat generate", "only the N likeliest tokens; 0: all", &a.top_k},
-        {"--top-p", "P", "chat generate", "only the likeliest tokens that make up P", &a.top_p, 0, 1},
-        {"--min-p", "P", "chat generate", "only tokens with P of the likeliest one's chance", &a.min_p,
-         0, 1},
+        {"--top-p", "P", "chat generate", "only the likeliest tokens that make up P", &a.top_p, 0,
+         1},
+        {"--min-p", "P", "chat generate", "only tokens with P of the likeliest one's chance",
+         &a.min_p, 0, 1},
         {"--greedy", "", "chat generate", "the same as --temperature 0", &a.greedy},
         {"--seed", "N", "chat generate", "the same seed gives the same text", &a.seed},
-        {"--protocol", "NAME", "perplexity", "chunks (default), llama.cpp or strided", &a.protocol, 0,
-         0, "chunks, llama.cpp, strided"},
+        {"--protocol", "NAME", "perplexity", "chunks (default), llama.cpp or strided", &a.protocol,
+         0, 0, "chunks, llama.cpp, strided"},
         {"--stride", "N", "perplexity", "strided: windows begin every N tokens (default: half)",
          &a.stride, 1},
         {"--chunks", "N", "perplexity", "at most N windows", &a.chunks, 1},
         {"--compare", "HOW", "perplexity",
-         "KL divergence from the model run with HOW: exact (f32 activations and cache), f32, f16, bf16 "
+         "KL divergence from the model run with HOW: exact (f32 activations and cache), f32, f16, "
+         "bf16 "
          "(that cache)",
          &a.compare, 0, 0, "exact, f32, f16, bf16"},
         {"--prompt", "N", "bench", "tokens of prefill (default 512)", &a.bench_prompt, 2},
-        {"--generate", "N", "bench", "tokens of decode at each depth (default 32)", &a.bench_generate,
-         1},
+        {"--generate", "N", "bench", "tokens of decode at each depth (default 32)",
+         &a.bench_generate, 1},
         {"--depth", "N[,N...]", "bench", "tokens already in the cache (default 0)", &a.depths, 0},
         {"--repeat", "N", "bench", "runs of each test (default 5)", &a.repeat, 1, 1000},
         {"--ids", "\"1 2 3\"", "logits", "the tokens", &a.ids},
@@ -44,21 +48,27 @@ std::vector<Flag> flags(Args& a) {
         {"--method", "NAME", "calibrate",
          "stiefel (default): learned; eigen: EigenAttention; identity: no change of coordinates",
          &a.method, 0, 0, "stiefel, eigen, identity"},
-        {"--key-basis", "PER", "calibrate", "head (default), or one for a layer's keys (eigen: that)",
-         &a.key_basis, 0, 0, "head, layer"},
-        {"--metric", "NAME", "calibrate", "query (default) or identity (eigen: that)", &a.metric, 0, 0,
-         "query, identity"},
-        {"--keys", "WHEN", "calibrate", "cut pre (default) or post rotation, or auto: what loses less",
-         &a.keys, 0, 0, "pre, post, auto"},
-        {"--keep", "F", "calibrate", "fraction of the full cache's bytes (default 0.25)", &a.keep, 0, 1},
-        {"--error-budget", "E", "calibrate", "relative output error of each layer", &a.error_budget, 0,
-         1},
-        {"--ppl-budget", "P", "calibrate", "rise of the perplexity in per cent", &a.ppl_budget, 0, 1000},
+        {"--key-basis", "PER", "calibrate",
+         "head (default), or one for a layer's keys (eigen: that)", &a.key_basis, 0, 0,
+         "head, layer"},
+        {"--metric", "NAME", "calibrate", "query (default) or identity (eigen: that)", &a.metric, 0,
+         0, "query, identity"},
+        {"--keys", "WHEN", "calibrate",
+         "cut pre (default) or post rotation, or auto: what loses less", &a.keys, 0, 0,
+         "pre, post, auto"},
+        {"--keep", "F", "calibrate", "fraction of the full cache's bytes (default 0.25)", &a.keep,
+         0, 1},
+        {"--error-budget", "E", "calibrate", "relative output error of each layer", &a.error_budget,
+         0, 1},
+        {"--ppl-budget", "P", "calibrate", "rise of the perplexity in per cent", &a.ppl_budget, 0,
+         1000},
         {"--window", "SINKS,RECENT", "calibrate", "exact tokens, first and last (default 4,64)",
          &a.window},
-        {"--tokens", "N", "calibrate", "tokens to learn from (default 32768)", &a.calibration_tokens, 2},
+        {"--tokens", "N", "calibrate", "tokens to learn from (default 32768)",
+         &a.calibration_tokens, 2},
         {"--steps", "N", "calibrate", "of the descent (default 150)", &a.steps, 0, 1000000},
-        {"--holdout", "FILE", "calibrate", "text to measure on (default: the last tenth)", &a.holdout},
+        {"--holdout", "FILE", "calibrate", "text to measure on (default: the last tenth)",
+         &a.holdout},
         {"--resume", "", "calibrate", "continue after the last finished layer", &a.resume},
         {"--seed", "N", "calibrate", "the same seed gives the same bases (default 1)", &a.seed},
         {"--decode", "", "tokenize", "ids to text", &a.decode},
@@ -77,7 +87,8 @@ std::vector<Flag> flags(Args& a) {
          "the low-rank cache that stief calibrate made", &a.bases},
         {"--cache", "TYPE", "chat generate perplexity bench logits inspect calibrate",
          "f16 (default), bf16 or f32", &a.cache, 0, 0, "f16, bf16, f32"},
-        {"--quiet", "", "chat generate perplexity bench calibrate", "no status, no progress", &a.quiet},
+        {"--quiet", "", "chat generate perplexity bench calibrate", "no status, no progress",
+         &a.quiet},
         {"--json", "", "perplexity bench inspect calibrate", "one JSON object on stdout", &a.json},
         {"--help", "", "*", "this list", &a.help},
     };
@@ -111,7 +122,7 @@ static size_t distance(const std::string& a, const std::string& b) {
 
 static std::string nearest(const std::string& word, const std::vector<std::string>& known) {
     std::string best;
-    size_t least = 3;                    // further away is no typing error
+    size_t least = 3;  // further away is no typing error
     for (const std::string& one : known)
         if (distance(word, one) < least) least = distance(word, one), best = one;
     return best.empty() ? "" : ", did you mean " + best + "?";
@@ -129,7 +140,8 @@ static double parse_number(const std::string& text, const Flag& flag, bool integ
                            const std::string& verb) {
     char* end = nullptr;
     double value = std::strtod(text.c_str(), &end);
-    bool whole = !text.empty() && *end == 0 && text.find_first_not_of("0123456789+-.eE") == text.npos;
+    bool whole =
+        !text.empty() && *end == 0 && text.find_first_not_of("0123456789+-.eE") == text.npos;
     if (!whole || (integer && value != std::floor(value)) || !(value >= flag.low) ||
         !(value <= flag.high))
         usage_error(format("%s takes %s from %.0f%s, not '%s'", flag.name,
@@ -146,7 +158,8 @@ static bool chooses(const std::string& choices, const std::string& word) {
 
 static void store(const Flag& flag, const std::string& text, const std::string& verb) {
     if (flag.choices && !chooses(flag.choices, text))
-        usage_error(format("%s takes one of %s, not '%s'", flag.name, flag.choices, text.c_str()), verb);
+        usage_error(format("%s takes one of %s, not '%s'", flag.name, flag.choices, text.c_str()),
+                    verb);
     if (auto* s = std::get_if<std::string*>(&flag.target)) **s = text;
     if (auto* i = std::get_if<int*>(&flag.target)) **i = int(parse_number(text, flag, true, verb));
     if (auto* o = std::get_if<std::optional<int>*>(&flag.target))
@@ -211,7 +224,8 @@ Args parse_args(const std::vector<std::string>& words) {
             std::vector<std::string> names;
             for (const Flag& one : table)
                 if (lists(one.verbs, args.verb)) names.push_back(one.name);
-            usage_error("unknown option " + word + " of " + args.verb + nearest(name, names), args.verb);
+            usage_error("unknown option " + word + " of " + args.verb + nearest(name, names),
+                        args.verb);
         }
         if (auto* on = std::get_if<bool*>(&flag->target)) {
             if (equals != word.npos) usage_error(name + " takes no value", args.verb);
@@ -237,7 +251,8 @@ std::string help_text(const std::string& name) {
     const Verb* verb = find_verb(name);
     std::string text;
     if (!verb) {
-        text = "stief " STIEF_VERSION ": opens a Llama 3 folder as Hugging Face publishes it\n\n"
+        text = "stief " STIEF_VERSION
+               ": opens a Llama 3 folder as Hugging Face publishes it\n\n"
                "usage: stief VERB MODEL [options]\n\n";
         for (const Verb& one : verbs) text += format("  %-11s %s\n", one.name, one.help);
         return text + "\nstief VERB --help lists the options of a verb; stief --version.\n";
@@ -246,7 +261,8 @@ std::string help_text(const std::string& name) {
     Args args;
     for (const Flag& flag : flags(args))
         if (lists(flag.verbs, name))
-            text += format("  %-22s %s\n", (std::string(flag.name) + " " + flag.value).c_str(), flag.help);
+            text += format("  %-22s %s\n", (std::string(flag.name) + " " + flag.value).c_str(),
+                           flag.help);
     return text;
 }
 

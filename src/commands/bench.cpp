@@ -1,7 +1,7 @@
-// stief bench: tokens/s of prefill and decode, and what share of the memory's bandwidth a decode step
-// reaches. The bandwidth is measured beside every run, with the same threads, on a block that no cache
-// holds; a share is the median of the runs' own ratios, so that a machine whose speed drifts does not
-// distort it.
+// stief bench: tokens/s of prefill and decode, and what share of the memory's bandwidth a decode
+// step reaches. The bandwidth is measured beside every run, with the same threads, on a block that
+// no cache holds; a share is the median of the runs' own ratios, so that a machine whose speed
+// drifts does not distort it.
 #include <algorithm>
 #include <chrono>
 #include <functional>
@@ -30,7 +30,7 @@ struct Row {
     const char* test;
     int depth, tokens;
     double bytes_per_token, flops_per_token;
-    std::vector<double> rates, shares;            // tokens/s; share of the bandwidth, run by run
+    std::vector<double> rates, shares;  // tokens/s; share of the bandwidth, run by run
 
     double gbs() const { return median(rates) * bytes_per_token * 1e-9; }
     double tflops() const { return median(rates) * flops_per_token * 1e-12; }
@@ -38,8 +38,8 @@ struct Row {
 
 struct Bench {
     Session session;
-    Buffer block;                                 // what stream() reads
-    std::vector<double> bandwidths;               // bytes/s
+    Buffer block;                    // what stream() reads
+    std::vector<double> bandwidths;  // bytes/s
     Random random{1};
 
     explicit Bench(const Args& args) : session(args) {
@@ -54,8 +54,8 @@ struct Bench {
 
     double bandwidth() {
         uint64_t checksum = 0;
-        double seconds = seconds_of(
-            [&] { checksum = session.model.backend->stream(block.data, block.bytes); });
+        double seconds =
+            seconds_of([&] { checksum = session.model.backend->stream(block.data, block.bytes); });
         check(checksum != 0, "the bandwidth test read nothing");
         bandwidths.push_back(double(block.bytes) / seconds);
         return bandwidths.back();
@@ -63,7 +63,8 @@ struct Bench {
 
     std::vector<Token> random_tokens(int n) {
         std::vector<Token> ids;
-        for (int i = 0; i < n; i++) ids.push_back(Token(random.below(uint64_t(session.model.config.V))));
+        for (int i = 0; i < n; i++)
+            ids.push_back(Token(random.below(uint64_t(session.model.config.V))));
         return ids;
     }
 
@@ -79,12 +80,13 @@ struct Bench {
         const Config& c = session.model.config;
         KvCache& cache = *session.cache;
         Row row{"prefill", 0, tokens, 0, flops(tokens, 0), {}, {}};
-        size_t batches = size_t((tokens + session.transformer->batch - 1) / session.transformer->batch);
-        row.bytes_per_token =
-            double(session.model.weight_bytes_per_token() * batches) / tokens + cache.bytes_per_token();
+        size_t batches =
+            size_t((tokens + session.transformer->batch - 1) / session.transformer->batch);
+        row.bytes_per_token = double(session.model.weight_bytes_per_token() * batches) / tokens +
+                              cache.bytes_per_token();
         std::vector<Token> ids = random_tokens(tokens);
         std::vector<float> logits(static_cast<size_t>(c.V));
-        for (int i = -1; i < repeat; i++) {       // −1: a warm-up that is not counted
+        for (int i = -1; i < repeat; i++) {  // −1: a warm-up that is not counted
             cache.used = 0;
             double peak = bandwidth();
             double rate = tokens / seconds_of([&] {
@@ -109,7 +111,8 @@ struct Bench {
             cache.used = depth;
             double peak = bandwidth();
             double seconds = seconds_of([&] {
-                for (Token& id : ids) session.transformer->forward(cache, {&id, 1}, logits.data(), 1);
+                for (Token& id : ids)
+                    session.transformer->forward(cache, {&id, 1}, logits.data(), 1);
             });
             if (i < 0) continue;
             row.rates.push_back(tokens / seconds);
@@ -121,17 +124,21 @@ struct Bench {
 
 void print_text(const Bench& bench, const std::vector<Row>& rows) {
     const Session& s = bench.session;
-    std::string text = format("%s, %s; %.2f B parameters; cache %s; bandwidth %.1f GB/s measured here\n",
-                              s.model.backend->name().c_str(), s.model.backend->device().c_str(),
-                              double(s.model.weights.parameters()) * 1e-9, name_of(s.dtype),
-                              median(bench.bandwidths) * 1e-9);
-    text += "test      depth   tokens/s (min … max)             MB/token    GB/s  of bandwidth  TFLOP/s\n";
+    std::string text =
+        format("%s, %s; %.2f B parameters; cache %s; bandwidth %.1f GB/s measured here\n",
+               s.model.backend->name().c_str(), s.model.backend->device().c_str(),
+               double(s.model.weights.parameters()) * 1e-9, name_of(s.dtype),
+               median(bench.bandwidths) * 1e-9);
+    text +=
+        "test      depth   tokens/s (min … max)             MB/token    GB/s  of bandwidth  "
+        "TFLOP/s\n";
     for (const Row& row : rows) {
         auto [low, high] = std::minmax_element(row.rates.begin(), row.rates.end());
-        text += format("%-8s %6d  %9.1f (%.1f … %.1f)%*s%10.2f %7.1f  %11.0f%%  %7.3f\n", row.test,
-                       row.depth, median(row.rates), *low, *high,
-                       std::max(0, 20 - int(format("%.1f%.1f", *low, *high).size())), "",
-                       row.bytes_per_token * 1e-6, row.gbs(), 100 * median(row.shares), row.tflops());
+        text +=
+            format("%-8s %6d  %9.1f (%.1f … %.1f)%*s%10.2f %7.1f  %11.0f%%  %7.3f\n", row.test,
+                   row.depth, median(row.rates), *low, *high,
+                   std::max(0, 20 - int(format("%.1f%.1f", *low, *high).size())), "",
+                   row.bytes_per_token * 1e-6, row.gbs(), 100 * median(row.shares), row.tflops());
     }
     print(text);
 }
@@ -163,7 +170,8 @@ int bench(const Args& args) {
     Config config = Config::open(args.model);
     if (!args.context) opened.context = std::min(std::max(needed, 1), config.context);
     check(needed <= opened.context,
-          "the tests reach position %d, the context ends at %d: use a smaller --prompt, --generate or "
+          "the tests reach position %d, the context ends at %d: use a smaller --prompt, --generate "
+          "or "
           "--depth, or a larger --context",
           needed, opened.context);
     Bench bench(opened);

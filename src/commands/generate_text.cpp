@@ -1,5 +1,5 @@
-// stief generate: continues a text. The prompt comes from -p, -f or standard input; only what the model
-// adds goes to stdout (with --echo the prompt as well).
+// stief generate: continues a text. The prompt comes from -p, -f or standard input; only what the
+// model adds goes to stdout (with --echo the prompt as well).
 #include "base/file.h"
 #include "commands/session.h"
 #include "forward/generate.h"
@@ -7,15 +7,17 @@
 namespace stief {
 
 static const char* why(Stop stop) {
-    return stop == Stop::EndOfText ? "end of text" : stop == Stop::Full ? "context full" : "-n reached";
+    return stop == Stop::EndOfText ? "end of text"
+           : stop == Stop::Full    ? "context full"
+                                   : "-n reached";
 }
 
 int generate_text(const Args& args) {
     if (!args.prompt.empty() && !args.file.empty())
         throw UsageError("-p and -f are two texts; give one of them");
     Tokenizer tokenizer = Tokenizer::open(args.model);
-    std::string text = !args.prompt.empty() ? args.prompt
-                                            : read_text(args.file.empty() ? "-" : args.file);
+    std::string text =
+        !args.prompt.empty() ? args.prompt : read_text(args.file.empty() ? "-" : args.file);
     Session session(args);
     const Config& config = session.model.config;
 
@@ -30,8 +32,8 @@ int generate_text(const Args& args) {
     if (args.echo) print(text);
     Sampler sampler(sampling_of(args, config), seed_of(args));
     Utf8Stream stream;
-    Generated done = generate(*session.transformer, *session.cache, sampler, prompt, args.tokens, false,
-                              [&](Token id) {
+    Generated done = generate(*session.transformer, *session.cache, sampler, prompt, args.tokens,
+                              false, [&](Token id) {
                                   print(stream.push(tokenizer.bytes(id)));
                                   return true;
                               });

@@ -60,7 +60,8 @@ std::string tensor_lines(const Weights& weights) {
     for (const Kind& kind : kinds) {
         const Tensor& first = weights.layer[0].*kind.tensor;
         size_t other = 0;
-        for (const LayerWeights& layer : weights.layer) other += (layer.*kind.tensor).dtype != first.dtype;
+        for (const LayerWeights& layer : weights.layer)
+            other += (layer.*kind.tensor).dtype != first.dtype;
         std::string times = format("x %zu", weights.layer.size());
         if (other) times += format(" (%zu of them of another dtype)", other);
         text += line(kind.name, first, times);
@@ -80,44 +81,55 @@ std::string rope_text(const Config& c) {
     return text;
 }
 
-std::string as_text(const Config& c, const Weights& weights, const Needs& needs, const Backend& backend) {
+std::string as_text(const Config& c, const Weights& weights, const Needs& needs,
+                    const Backend& backend) {
     size_t shards = weights.files.files.size();
-    std::string text = format("%s: Llama, %.2f million parameters in %zu file%s, fingerprint %016llx\n",
-                              c.folder.c_str(), double(weights.parameters()) * 1e-6, shards,
-                              shards == 1 ? "" : "s",
-                              static_cast<unsigned long long>(weights.fingerprint(c)));
-    text += format("  layers %d · width %d · feed-forward %d · vocabulary %d\n", c.L, c.D, c.F, c.V);
+    std::string text =
+        format("%s: Llama, %.2f million parameters in %zu file%s, fingerprint %016llx\n",
+               c.folder.c_str(), double(weights.parameters()) * 1e-6, shards,
+               shards == 1 ? "" : "s", static_cast<unsigned long long>(weights.fingerprint(c)));
+    text +=
+        format("  layers %d · width %d · feed-forward %d · vocabulary %d\n", c.L, c.D, c.F, c.V);
     text += format("  query heads %d · kv heads %d · head width %d · context %d\n", c.H, c.G, c.d,
                    c.context);
     text += format("  rope %s · norm eps %g · bos %d · eos %s\n\n", rope_text(c).c_str(),
                    double(c.norm_eps), c.bos, ids_text(c.eos).c_str());
     text += tensor_lines(weights) + "\n";
-    text += format("cache in %s: %zu bytes a token in each of %d layers (keys and values, %d heads of %d), "
-                   "%zu in all\n",
-                   name_of(needs.dtype), needs.cache_per_token_layer, c.L, c.G, c.d,
-                   needs.cache_per_token_layer * size_t(c.L));
-    text += format("memory: weights %s, mapped and shared; at a context of %d: cache %s (as it fills) and "
-                   "activations %s\n",
-                   human_bytes(double(needs.weights)).c_str(), needs.context,
-                   human_bytes(double(needs.cache)).c_str(), human_bytes(double(needs.arena)).c_str());
+    text += format(
+        "cache in %s: %zu bytes a token in each of %d layers (keys and values, %d heads of %d), "
+        "%zu in all\n",
+        name_of(needs.dtype), needs.cache_per_token_layer, c.L, c.G, c.d,
+        needs.cache_per_token_layer * size_t(c.L));
+    text += format(
+        "memory: weights %s, mapped and shared; at a context of %d: cache %s (as it fills) and "
+        "activations %s\n",
+        human_bytes(double(needs.weights)).c_str(), needs.context,
+        human_bytes(double(needs.cache)).c_str(), human_bytes(double(needs.arena)).c_str());
     text += format("backend: %s, %s; this processor runs", backend.name().c_str(),
                    backend.device().c_str());
     for (const std::string& isa : cpu_isas()) text += " " + isa;
     return text + "\n";
 }
 
-std::string as_json(const Config& c, const Weights& weights, const Needs& needs, const Backend& backend) {
+std::string as_json(const Config& c, const Weights& weights, const Needs& needs,
+                    const Backend& backend) {
     JsonWriter json;
     json.begin_object().add("model", c.folder).add("parameters", weights.parameters());
     json.add("fingerprint",
              format("%016llx", static_cast<unsigned long long>(weights.fingerprint(c))));
     json.add("layers", c.L).add("width", c.D).add("feed_forward", c.F).add("vocabulary", c.V);
-    json.add("query_heads", c.H).add("kv_heads", c.G).add("head_width", c.d).add("context", c.context);
+    json.add("query_heads", c.H)
+        .add("kv_heads", c.G)
+        .add("head_width", c.d)
+        .add("context", c.context);
     json.add("rope_theta", c.rope_theta).add("tied_embeddings", c.tied_embeddings);
     json.add("cache_dtype", name_of(needs.dtype));
     json.begin_array("cache_bytes_per_token_by_layer");
     for (int l = 0; l < c.L; l++) json.add("", needs.cache_per_token_layer);
-    json.end_array().begin_object("memory").add("context", needs.context).add("weights", needs.weights);
+    json.end_array()
+        .begin_object("memory")
+        .add("context", needs.context)
+        .add("weights", needs.weights);
     json.add("cache", needs.cache).add("activations", needs.arena).end_object();
     json.add("backend", backend.name()).add("device", backend.device()).begin_array("isas");
     for (const std::string& isa : cpu_isas()) json.add("", isa);

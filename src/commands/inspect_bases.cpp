@@ -1,5 +1,5 @@
-// stief inspect BASES: what a file of bases says of itself. Needs no model, so the bases themselves are
-// checked only when a model opens them.
+// stief inspect BASES: what a file of bases says of itself. Needs no model, so the bases themselves
+// are checked only when a model opens them.
 #include "base/json_writer.h"
 #include "commands/session.h"
 #include "formats/safetensors.h"
@@ -12,7 +12,8 @@ using Metadata = std::map<std::string, std::string>;
 const std::string& entry(const Metadata& metadata, const std::string& path, const char* key) {
     auto found = metadata.find(key);
     if (found == metadata.end())
-        fail("%s: its metadata has no \"%s\": not a bases file of stief calibrate", path.c_str(), key);
+        fail("%s: its metadata has no \"%s\": not a bases file of stief calibrate", path.c_str(),
+             key);
     return found->second;
 }
 
@@ -43,8 +44,10 @@ int inspect_bases(const Args& args) {
     const std::string& path = args.model;
     SafeTensors file = SafeTensors::open_file(path);
     const Metadata& metadata = file.metadata;
-    check(entry(metadata, path, "format") == "stief-bases", "%s: its format is \"%.40s\", expected bases "
-          "of stief calibrate", path.c_str(), entry(metadata, path, "format").c_str());
+    check(entry(metadata, path, "format") == "stief-bases",
+          "%s: its format is \"%.40s\", expected bases "
+          "of stief calibrate",
+          path.c_str(), entry(metadata, path, "format").c_str());
     auto k = ranks_of(metadata, path, "ranks_k"), v = ranks_of(metadata, path, "ranks_v");
     auto first = file.tensors.find("layers.0.k.q");
     check(first != file.tensors.end() && first->second.shape.size() == 3 && k.size() == v.size(),
@@ -65,15 +68,16 @@ int inspect_bases(const Args& args) {
         print(json.end_object().end_object().text + "\n");
         return 0;
     }
-    std::string text = format("%s: bases for %zu layers of %zu kv heads of %zu; keeps %zu of %zu coordinates "
-                              "(%.1f%%), %zu bytes a token in f16\n\nlayer   keys         values\n",
-                              path.c_str(), k.size(), G, d, kept, full, 100 * double(kept) / double(full),
-                              2 * kept);
+    std::string text = format(
+        "%s: bases for %zu layers of %zu kv heads of %zu; keeps %zu of %zu coordinates "
+        "(%.1f%%), %zu bytes a token in f16\n\nlayer   keys         values\n",
+        path.c_str(), k.size(), G, d, kept, full, 100 * double(kept) / double(full), 2 * kept);
     for (size_t l = 0; l < k.size(); l++)
         text += format("%5zu   %-12s %s\n", l, joined(k[l]).c_str(), joined(v[l]).c_str());
     text += "\n";
     for (const auto& [key, value] : metadata)
-        if (key != "ranks_k" && key != "ranks_v") text += format("%-18s %s\n", key.c_str(), value.c_str());
+        if (key != "ranks_k" && key != "ranks_v")
+            text += format("%-18s %s\n", key.c_str(), value.c_str());
     print(text);
     return 0;
 }

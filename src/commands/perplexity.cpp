@@ -1,5 +1,6 @@
-// stief perplexity: perplexity of a text by a named protocol and, with --compare, the KL divergence from
-// the same model run another way (exact arithmetic, another cache) over the same tokens in this process.
+// stief perplexity: perplexity of a text by a named protocol and, with --compare, the KL divergence
+// from the same model run another way (exact arithmetic, another cache) over the same tokens in
+// this process.
 #include "forward/perplexity.h"
 
 #include <algorithm>
@@ -22,7 +23,8 @@ static Protocol protocol_of(const Args& args) {
     protocol.limit = args.chunks;
     if (args.stride && protocol.name != Protocol::Strided)
         throw UsageError("--stride belongs to --protocol strided");
-    if (protocol.context < 4) throw UsageError("a window of fewer than 4 tokens scores next to nothing");
+    if (protocol.context < 4)
+        throw UsageError("a window of fewer than 4 tokens scores next to nothing");
     if (protocol.stride > protocol.context)
         throw UsageError(format("--stride %d leaves gaps between windows of %d", protocol.stride,
                                 protocol.context));
@@ -43,8 +45,8 @@ static std::string reference_name(const Args& args) {
     return args.compare.empty() && !args.bases.empty() ? "full" : args.compare;
 }
 
-static std::string as_json(const Args& args, const Protocol& protocol, const Measured& m, double seconds,
-                           size_t cache_bytes) {
+static std::string as_json(const Args& args, const Protocol& protocol, const Measured& m,
+                           double seconds, size_t cache_bytes) {
     JsonWriter json;
     json.begin_object();
     json.add("perplexity", m.loss.perplexity).add("stderr", m.loss.standard_error);
@@ -52,25 +54,27 @@ static std::string as_json(const Args& args, const Protocol& protocol, const Mea
     json.add("context", protocol.context).add("seconds", seconds);
     json.add("cache_bytes_per_token", cache_bytes);
     if (!reference_name(args).empty()) {
-        json.add("compared_with", reference_name(args)).add("perplexity_full", m.reference.perplexity);
+        json.add("compared_with", reference_name(args))
+            .add("perplexity_full", m.reference.perplexity);
         json.add("kld_mean", m.divergence.mean).add("kld_p99", m.divergence.p99);
         json.add("kld_max", m.divergence.max).add("same_top", m.divergence.same_top);
     }
     return json.end_object().text + "\n";
 }
 
-static std::string as_text(const Args& args, const Protocol& protocol, const Measured& m, double seconds,
-                           size_t cache_bytes) {
-    std::string text =
-        format("perplexity %.4f ± %.4f   (%s, windows of %d, %zu tokens scored, %.1f s)\n"
-               "cache      %zu bytes a token\n",
-               m.loss.perplexity, m.loss.standard_error, name_of(protocol.name), protocol.context,
-               m.loss.tokens, seconds, cache_bytes);
+static std::string as_text(const Args& args, const Protocol& protocol, const Measured& m,
+                           double seconds, size_t cache_bytes) {
+    std::string text = format(
+        "perplexity %.4f ± %.4f   (%s, windows of %d, %zu tokens scored, %.1f s)\n"
+        "cache      %zu bytes a token\n",
+        m.loss.perplexity, m.loss.standard_error, name_of(protocol.name), protocol.context,
+        m.loss.tokens, seconds, cache_bytes);
     if (!reference_name(args).empty())
-        text += format("against %s: perplexity %.4f, KL divergence mean %.3g, 99%% %.3g, max %.3g nats; "
-                       "same top token %.2f%%\n",
-                       reference_name(args).c_str(), m.reference.perplexity, m.divergence.mean, m.divergence.p99,
-                       m.divergence.max, 100 * m.divergence.same_top);
+        text += format(
+            "against %s: perplexity %.4f, KL divergence mean %.3g, 99%% %.3g, max %.3g nats; "
+            "same top token %.2f%%\n",
+            reference_name(args).c_str(), m.reference.perplexity, m.divergence.mean,
+            m.divergence.p99, m.divergence.max, 100 * m.divergence.same_top);
     return text;
 }
 
@@ -90,10 +94,12 @@ int perplexity(const Args& args) {
     std::unique_ptr<KvCache> reference_cache;
     std::optional<Runner> reference;
     if (std::string name = reference_name(args); !name.empty()) {
-        DType type = name == "full" ? session.dtype : name == "exact" ? DType::F32 : parse_cache_dtype(name);
+        DType type = name == "full"    ? session.dtype
+                     : name == "exact" ? DType::F32
+                                       : parse_cache_dtype(name);
         reference_cache = std::make_unique<KvCache>(*model.backend, config, session.context, type);
-        reference.emplace(Runner{*session.transformer, *reference_cache,
-                                 name == "exact" || args.exact});
+        reference.emplace(
+            Runner{*session.transformer, *reference_cache, name == "exact" || args.exact});
     }
 
     auto start = std::chrono::steady_clock::now();
@@ -105,7 +111,8 @@ int perplexity(const Args& args) {
                                progress.update(done, all, format("%.3f so far", so_far));
                            });
     }
-    double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     size_t cache_bytes = session.cache->bytes_per_token();
     print((args.json ? as_json : as_text)(args, protocol, measured, seconds, cache_bytes));
     return 0;

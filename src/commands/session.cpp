@@ -22,9 +22,11 @@ Session::Session(const Args& args, int default_context)
     : model(Model::open(args.model, backend_options(args), args.threads)) {
     int most = model.config.context;
     context = args.context ? args.context : std::min(most, default_context);
-    check(context <= most, "--context %d is more than the model's %d positions (max_position_embeddings)",
-          context, most);
-    dtype = args.cache.empty() ? (args.exact ? DType::F32 : DType::F16) : parse_cache_dtype(args.cache);
+    check(context <= most,
+          "--context %d is more than the model's %d positions (max_position_embeddings)", context,
+          most);
+    dtype =
+        args.cache.empty() ? (args.exact ? DType::F32 : DType::F16) : parse_cache_dtype(args.cache);
     if (!args.bases.empty())
         bases = Bases::open(args.bases, model.config, model.weights.fingerprint(model.config));
     cache = std::make_unique<KvCache>(*model.backend, model.config, context, dtype,
@@ -54,7 +56,8 @@ uint64_t seed_of(const Args& args) {
 }
 
 void print(const std::string& text) {
-    bool ok = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && !std::fflush(stdout);
+    bool ok =
+        std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && !std::fflush(stdout);
     if (!ok) fail("cannot write to standard output: %s", std::strerror(errno));
 }
 

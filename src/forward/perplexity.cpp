@@ -12,7 +12,9 @@ Protocol::Name Protocol::parse(const std::string& name) {
 }
 
 const char* name_of(Protocol::Name name) {
-    return name == Protocol::Chunks ? "chunks" : name == Protocol::LlamaCpp ? "llama.cpp" : "strided";
+    return name == Protocol::Chunks     ? "chunks"
+           : name == Protocol::LlamaCpp ? "llama.cpp"
+                                        : "strided";
 }
 
 std::vector<Window> windows(const Protocol& protocol, size_t tokens) {
@@ -21,7 +23,7 @@ std::vector<Window> windows(const Protocol& protocol, size_t tokens) {
     auto enough = [&] { return protocol.limit > 0 && all.size() >= size_t(protocol.limit); };
 
     if (protocol.name == Protocol::Strided) {
-        size_t scored = 1;                           // nothing predicts the first token
+        size_t scored = 1;  // nothing predicts the first token
         for (size_t begin = 0; scored < tokens && !enough(); begin += size_t(protocol.stride)) {
             size_t end = std::min(begin + N, tokens);
             all.push_back({begin, end, scored, false});
@@ -35,7 +37,8 @@ std::vector<Window> windows(const Protocol& protocol, size_t tokens) {
         if (protocol.name == Protocol::LlamaCpp) {
             if (whole) all.push_back({begin, end, begin + N / 2 + 1, true});
         } else if (whole || begin == 0) {
-            // A last window that is not whole is left out, as the papers do, unless it is the only one.
+            // A last window that is not whole is left out, as the papers do, unless it is the only
+            // one.
             all.push_back({begin, end, begin + 1, false});
         }
     }
@@ -52,7 +55,7 @@ struct Row {
 
 Row read_row(const float* logits, int V, Token next) {
     int top = int(std::max_element(logits, logits + V) - logits);
-    double sum = 0;                                  // double: V = 128,256 terms
+    double sum = 0;  // double: V = 128,256 terms
     for (int i = 0; i < V; i++) sum += std::exp(double(logits[i] - logits[top]));
     double log_sum = double(logits[top]) + std::log(sum);
     return {log_sum, log_sum - double(logits[next]), top};
@@ -64,7 +67,7 @@ double divergence(const float* full, const Row& p, const float* other, const Row
         double log_p = double(full[i]) - p.log_sum;
         sum += std::exp(log_p) * (log_p - (double(other[i]) - q.log_sum));
     }
-    return std::max(0.0, sum);                       // rounding can leave −1e-17
+    return std::max(0.0, sum);  // rounding can leave −1e-17
 }
 
 // Mean and deviation of the losses, by Welford's recurrence.
@@ -157,7 +160,7 @@ Measured measure(Runner& tested, Runner* reference, std::span<const Token> ids,
         // The last token of a window predicts nothing that is scored.
         for (size_t at = 0; at + 1 < text.size(); at += piece) {
             size_t n = std::min(piece, text.size() - 1 - at);
-            size_t skip = window.first_scored - 1 - window.begin;       // rows nobody scores
+            size_t skip = window.first_scored - 1 - window.begin;  // rows nobody scores
             size_t first = std::clamp(skip, at, at + n);
             int wanted = int(at + n - first);
             std::span<const Token> part(text.data() + at, n);
@@ -167,9 +170,9 @@ Measured measure(Runner& tested, Runner* reference, std::span<const Token> ids,
             std::vector<Scored> scored(static_cast<size_t>(wanted));
             tested.transformer.model.threads->run(scored.size(), [&](size_t i) {
                 size_t row = i * size_t(config.V);
-                scored[i] = score(logits.data() + row,
-                                  reference ? logits_reference.data() + row : nullptr, config.V,
-                                  text[first + i + 1]);
+                scored[i] =
+                    score(logits.data() + row, reference ? logits_reference.data() + row : nullptr,
+                          config.V, text[first + i + 1]);
             });
             for (const Scored& one : scored) tally.add(one, reference != nullptr);
             done += size_t(wanted);

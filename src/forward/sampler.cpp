@@ -15,15 +15,15 @@ Token Sampler::pick(std::span<float> logits) {
     candidates.clear();
     for (size_t i = 0; i < logits.size(); i++) candidates.push_back({logits[i], Token(i)});
 
-    // Only the best can pass the filters. Without top-k, e^((z − max)/T) below 1e-12 of the largest adds
-    // nothing that a double would notice; equal logits stay in the order of their ids.
+    // Only the best can pass the filters. Without top-k, e^((z − max)/T) below 1e-12 of the largest
+    // adds nothing that a double would notice; equal logits stay in the order of their ids.
     auto better = [](const Candidate& a, const Candidate& b) {
         return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
     };
     size_t keep = candidates.size();
     if (sampling.top_k > 0) keep = std::min(keep, size_t(sampling.top_k));
     float best = *std::max_element(logits.begin(), logits.end());
-    float least = best - float(28.0 * sampling.temperature);      // e^−28 ≈ 7e-13
+    float least = best - float(28.0 * sampling.temperature);  // e^−28 ≈ 7e-13
     auto end = std::partition(candidates.begin(), candidates.end(),
                               [&](const Candidate& c) { return c.logit >= least; });
     keep = std::min(keep, size_t(end - candidates.begin()));
@@ -35,7 +35,7 @@ Token Sampler::pick(std::span<float> logits) {
     double total = 0;
     for (size_t i = 0; i < keep; i++) total += weight(i);
 
-    double mass = 0;               // top-p: the smallest prefix whose probability reaches p
+    double mass = 0;  // top-p: the smallest prefix whose probability reaches p
     size_t kept = 0;
     while (kept < keep && (kept == 0 || mass < sampling.top_p * total)) mass += weight(kept++);
     while (kept > 1 && weight(kept - 1) < sampling.min_p) mass -= weight(--kept);

@@ -14,8 +14,8 @@ Model Model::open(const std::string& folder, const BackendOptions& options, int 
     Backend& backend = *model.backend;
     model.embedding = backend.bind(model.weights.embedding);
     model.norm = backend.bind(model.weights.norm);
-    model.classifier = model.config.tied_embeddings ? model.embedding
-                                                    : backend.bind(model.weights.classifier);
+    model.classifier =
+        model.config.tied_embeddings ? model.embedding : backend.bind(model.weights.classifier);
     for (const LayerWeights& w : model.weights.layer)
         model.layer.push_back({backend.bind(w.attn_norm), backend.bind(w.wq), backend.bind(w.wk),
                                backend.bind(w.wv), backend.bind(w.wo), backend.bind(w.ffn_norm),
@@ -27,8 +27,8 @@ Model Model::open(const std::string& folder, const BackendOptions& options, int 
 size_t Model::weight_bytes_per_token() const {
     size_t bytes = norm.bytes() + classifier.bytes() + embedding.bytes() / size_t(config.V);
     for (const Layer& w : layer)
-        for (const Weight* one : {&w.attn_norm, &w.wq, &w.wk, &w.wv, &w.wo, &w.ffn_norm, &w.w_gate,
-                                  &w.w_up, &w.w_down})
+        for (const Weight* one :
+             {&w.attn_norm, &w.wq, &w.wk, &w.wv, &w.wo, &w.ffn_norm, &w.w_gate, &w.w_up, &w.w_down})
             bytes += one->bytes();
     return bytes;
 }
@@ -93,20 +93,20 @@ void Transformer::block(int l, KvCache& cache, const Step& step) {
     int T = step.T;
 
     ops.rmsnorm(xn, x, w.attn_norm, c.norm_eps, T);
-    ops.matmul(q, xn, w.wq, T, false);                    // (T, H, d)
-    ops.matmul(k, xn, w.wk, T, false);                    // (T, G, d)
-    ops.matmul(v, xn, w.wv, T, false);                    // (T, G, d)
+    ops.matmul(q, xn, w.wq, T, false);  // (T, H, d)
+    ops.matmul(k, xn, w.wk, T, false);  // (T, G, d)
+    ops.matmul(v, xn, w.wv, T, false);  // (T, G, d)
     ops.rope(q, rotation.f32(), c.H, c.d, step);
     if (kv.rotated) ops.rope(k, rotation.f32(), c.G, c.d, step);
-    ops.append(kv, k, v, step);                           // c ← k E, truncated
-    ops.attend(att, q, rotation.f32(), kv, step);         // softmax(q K̃ᵀ / √d) Ṽ
-    ops.matmul(x, att, w.wo, T, true);                    // x += att Woᵀ
+    ops.append(kv, k, v, step);                    // c ← k E, truncated
+    ops.attend(att, q, rotation.f32(), kv, step);  // softmax(q K̃ᵀ / √d) Ṽ
+    ops.matmul(x, att, w.wo, T, true);             // x += att Woᵀ
 
     ops.rmsnorm(xn, x, w.ffn_norm, c.norm_eps, T);
-    ops.matmul(gate, xn, w.w_gate, T, false);             // (T, F)
-    ops.matmul(up, xn, w.w_up, T, false);                 // (T, F)
+    ops.matmul(gate, xn, w.w_gate, T, false);  // (T, F)
+    ops.matmul(up, xn, w.w_up, T, false);      // (T, F)
     ops.swiglu(gate, up, T, c.F);
-    ops.matmul(x, gate, w.w_down, T, true);               // x += (silu(gate) ⊙ up) W_downᵀ
+    ops.matmul(x, gate, w.w_down, T, true);  // x += (silu(gate) ⊙ up) W_downᵀ
 }
 
 // One batch through all layers; x holds its residual stream afterwards.

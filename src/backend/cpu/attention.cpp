@@ -17,14 +17,15 @@ constexpr int SPLIT = 256;  // positions of a piece: fixed, so that sums do not 
 
 // p (m, SPLIT) ← q · k̃ of one split's positions; keys: scratch for 2 (SPLIT, d).
 static void split_scores(const Kernels& kernels, float* p, const float* q, float* keys,
-                         const float* rotation, const CacheLayer& cache, int g, int first, int count,
-                         int pos) {
+                         const float* rotation, const CacheLayer& cache, int g, int first,
+                         int count, int pos) {
     const CacheRows& head = cache.k[size_t(g)];
     int m = cache.H / cache.G, d = cache.d;
     for_runs(cache, head, first, first + count, pos, [&](const Run& run) {
         float* to = p + (run.first - first);
         if (cache.rotated) {
-            kernels.scores[int(cache.dtype)](to, SPLIT, q, size_t(d), run.rows, m, run.count, run.r);
+            kernels.scores[int(cache.dtype)](to, SPLIT, q, size_t(d), run.rows, m, run.count,
+                                             run.r);
             return;
         }
         float* latent = keys + size_t(SPLIT) * size_t(d);
@@ -35,11 +36,13 @@ static void split_scores(const Kernels& kernels, float* p, const float* q, float
 
 // partial ← for each of m heads: max, Σ e^(s − max), Σ e^(s − max) ṽ  over one split's positions.
 static void attend_split(const Kernels& kernels, float* partial, size_t stride, const float* q,
-                         const float* rotation, const CacheLayer& cache, int g, int first, int count,
-                         int pos) {
+                         const float* rotation, const CacheLayer& cache, int g, int first,
+                         int count, int pos) {
     int m = cache.H / cache.G;
-    size_t d = size_t(cache.d), queries = size_t(m) * d, rebuilt = cache.rotated ? 0 : 2 * SPLIT * d;
-    float* scaled = reinterpret_cast<float*>(thread_scratch((queries + size_t(m) * SPLIT + rebuilt) * 4));
+    size_t d = size_t(cache.d), queries = size_t(m) * d,
+           rebuilt = cache.rotated ? 0 : 2 * SPLIT * d;
+    float* scaled =
+        reinterpret_cast<float*>(thread_scratch((queries + size_t(m) * SPLIT + rebuilt) * 4));
     float *p = scaled + queries, *keys = p + size_t(m) * SPLIT;
     float scale = float(1.0 / std::sqrt(double(d)));
     for (size_t i = 0; i < queries; i++) scaled[i] = q[i] * scale;

@@ -1,13 +1,14 @@
-// Attention of T > 1 tokens by tiles (Dao et al. 2022, FlashAttention): a piece is a tile of queries,
-// `tokens` tokens times the m heads of one kv head; it goes over tiles of keys up to its last token's
-// own position. After every tile, for each query row:
+// Attention of T > 1 tokens by tiles (Dao et al. 2022, FlashAttention): a piece is a tile of
+// queries, `tokens` tokens times the m heads of one kv head; it goes over tiles of keys up to its
+// last token's own position. After every tile, for each query row:
 //     max = max s,  sum = Σ e^(s − max),  acc = Σ e^(s − max) ṽ    over the keys seen
-// Both products are the exact blocked product: keys are packed as panels, widened values are panels as
-// they are. Memory is one tile of each, whatever T and S.
+// Both products are the exact blocked product: keys are packed as panels, widened values are panels
+// as they are. Memory is one tile of each, whatever T and S.
 //
-// With an exact window a key is exact for some tokens of the tile and truncated for others. Positions
-// are taken in three stretches: sinks (exact for all), far (truncated for all), near (either): there
-// both scores are computed and each row takes what its own window says, and so are both sums of values.
+// With an exact window a key is exact for some tokens of the tile and truncated for others.
+// Positions are taken in three stretches: sinks (exact for all), far (truncated for all), near
+// (either): there both scores are computed and each row takes what its own window says, and so are
+// both sums of values.
 #include <cmath>
 #include <limits>
 
@@ -25,7 +26,7 @@ struct AttentionTile {
     const CacheLayer& cache;
     const CacheRows &k, &v;
     const float* rotation;
-    int R, m, pos;                  // query rows; heads a token; position of the first token
+    int R, m, pos;  // query rows; heads a token; position of the first token
     size_t d, lanes, q_stride, v_stride;
     float *q, *scores, *cut, *acc;  // (R, q_stride), (R, KEYS) twice, (R, v_stride)
     float *rows, *latent, *panels;  // (KEYS, v_stride), (KEYS, d), (KEYS / lanes, d, lanes)
@@ -33,15 +34,20 @@ struct AttentionTile {
 
     AttentionTile(const Kernels& table, const CacheLayer& layer, int g, int tokens, int first_pos,
                   const float* angles)
-        : kernels(table), cache(layer), k(layer.k[size_t(g)]), v(layer.v[size_t(g)]), rotation(angles) {
+        : kernels(table),
+          cache(layer),
+          k(layer.k[size_t(g)]),
+          v(layer.v[size_t(g)]),
+          rotation(angles) {
         m = cache.H / cache.G, R = tokens * m, pos = first_pos;
         d = size_t(cache.d), lanes = size_t(kernels.lanes);
         q_stride = padded_row(d * 4) / 4;
         v_stride = (d + lanes - 1) / lanes * lanes;
         size_t rs = size_t(R), sizes = 0;
         float** arrays[] = {&q, &scores, &cut, &acc, &rows, &latent, &panels, &max, &sum};
-        size_t counts[] = {rs * q_stride, rs * KEYS, rs * KEYS, rs * v_stride, KEYS * v_stride,
-                           KEYS * d,      (KEYS + lanes) * d,  rs,            rs};
+        size_t counts[] = {
+            rs * q_stride,      rs * KEYS, rs * KEYS, rs * v_stride, KEYS * v_stride, KEYS * d,
+            (KEYS + lanes) * d, rs,        rs};
         for (size_t count : counts) sizes += (count + 15) / 16 * 16;
         float* next = reinterpret_cast<float*>(thread_scratch(sizes * 4));
         for (int i = 0; i < 9; i++) {
@@ -50,7 +56,7 @@ struct AttentionTile {
         }
     }
 
-    size_t values() const { return v.exact ? d : size_t(v.r); }       // coordinates of acc
+    size_t values() const { return v.exact ? d : size_t(v.r); }  // coordinates of acc
 
     // Does row (token row / m) see position s exactly, beyond the sinks?
     bool near(int row, int s) const { return pos + row / m - s < cache.recent; }
@@ -58,8 +64,10 @@ struct AttentionTile {
     // Calls visit for the tile's rows of one head, exact or cut.
     template <class Visit>
     void runs(const CacheRows& head, bool exact, int first, int count, const Visit& visit) const {
-        if (exact) for_exact_runs(cache, head, first, first + count, visit);
-        else for_cut_runs(cache, head, first, first + count, visit);
+        if (exact)
+            for_exact_runs(cache, head, first, first + count, visit);
+        else
+            for_cut_runs(cache, head, first, first + count, visit);
     }
 
     // to (R, count) ← q · k̃ over one tile of keys, all exact or all cut.
@@ -70,14 +78,18 @@ struct AttentionTile {
         const char* from = reinterpret_cast<const char*>(rows);
         runs(k, exact, first, count, [&](const Run& run) {
             float* row = rows + size_t(run.first - first) * width;
-            if (!cache.rotated) rebuild_keys(kernels, row, latent, run, cache, k, rotation);
-            else if (exact) kernels.widen[int(cache.dtype)](row, run.rows, size_t(run.count) * width);
-            else from = run.rows, type = cache.dtype;                 // one run: packed from where it is
+            if (!cache.rotated)
+                rebuild_keys(kernels, row, latent, run, cache, k, rotation);
+            else if (exact)
+                kernels.widen[int(cache.dtype)](row, run.rows, size_t(run.count) * width);
+            else
+                from = run.rows, type = cache.dtype;  // one run: packed from where it is
         });
         for (int c = 0; c < count; c += int(lanes)) {
             int n = std::min(int(lanes), count - c);
             float* panel = panels + size_t(c) * width;
-            kernels.pack[int(type)](panel, from + size_t(c) * width * size_of(type), width, n, int(width));
+            kernels.pack[int(type)](panel, from + size_t(c) * width * size_of(type), width, n,
+                                    int(width));
             kernels.product(to + c, KEYS, q, q_stride, panel, lanes, R, n, int(width), false);
         }
     }
@@ -143,8 +155,9 @@ struct AttentionTile {
 };
 
 // The queries of `tokens` tokens from position pos on, and the heads of kv head g.
-static void attend_queries(const Kernels& kernels, float* out, const float* q, const float* rotation,
-                           const CacheLayer& cache, int g, int pos, int tokens) {
+static void attend_queries(const Kernels& kernels, float* out, const float* q,
+                           const float* rotation, const CacheLayer& cache, int g, int pos,
+                           int tokens) {
     AttentionTile tile(kernels, cache, g, tokens, pos, rotation);
     size_t d = tile.d, width = size_t(cache.H) * d;
     float scale = float(1.0 / std::sqrt(double(cache.d)));
@@ -176,12 +189,13 @@ static void attend_queries(const Kernels& kernels, float* out, const float* q, c
     }
 }
 
-void CpuBackend::attend_tiles(float* out, const float* q, const float* rotation, const CacheLayer& cache,
-                              const Step& step) {
+void CpuBackend::attend_tiles(float* out, const float* q, const float* rotation,
+                              const CacheLayer& cache, const Step& step) {
     int G = cache.G, m = cache.H / G, each = std::max(1, QUERY_ROWS / m);
     size_t width = size_t(cache.H) * size_t(cache.d), tiles = size_t((step.T + each - 1) / each);
     threads.run(tiles * size_t(G), [&](size_t piece) {
-        // The last tiles see the most keys: they go first, so that no long piece is left for the end.
+        // The last tiles see the most keys: they go first, so that no long piece is left for the
+        // end.
         int t = int(tiles - 1 - piece / size_t(G)) * each, g = int(piece % size_t(G));
         attend_queries(kernels, out + size_t(t) * width, q + size_t(t) * width, rotation, cache, g,
                        step.pos + t, std::min(each, step.T - t));

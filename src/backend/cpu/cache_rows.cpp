@@ -18,7 +18,7 @@ void rebuild_keys(const Kernels& kernels, float* keys, float* latent, const Run&
     kernels.widen[int(cache.dtype)](latent, run.rows, size_t(run.count) * r);
     head_product(kernels, keys, d, latent, r, head.decode, run.count, cache.d, run.r);
     for (int s = 0; s < run.count; s++)
-        rotate_head(keys + size_t(s) * d, rotation + size_t(run.first + s) * d, d / 2);
+        kernels.rotate(keys + size_t(s) * d, rotation + size_t(run.first + s) * d, d / 2);
 }
 
 void CpuBackend::append(const CacheLayer& cache, const float* k, const float* v, const Step& step) {
@@ -52,7 +52,8 @@ void CpuBackend::append(const CacheLayer& cache, const float* k, const float* v,
     size_t cost = coded ? 2 * width * d : 2 * width;
     for_rows(size_t(step.T), cost, [&](size_t first, size_t end) {
         int pos = step.pos + int(first), count = int(end - first);
-        float* scratch = coded ? reinterpret_cast<float*>(thread_scratch(size_t(count) * d * 4)) : nullptr;
+        float* scratch =
+            coded ? reinterpret_cast<float*>(thread_scratch(size_t(count) * d * 4)) : nullptr;
         for (size_t g = 0; g < size_t(cache.G); g++) {
             store(cache.k[g], k + first * width + g * d, pos, count, scratch);
             store(cache.v[g], v + first * width + g * d, pos, count, scratch);
@@ -60,8 +61,8 @@ void CpuBackend::append(const CacheLayer& cache, const float* k, const float* v,
     });
 }
 
-// q_h Dᵀ: queries in the coordinates of their group's keys; q itself where those are the plain ones.
-// Keys that are rebuilt are met by q as it is.
+// q_h Dᵀ: queries in the coordinates of their group's keys; q itself where those are the plain
+// ones. Keys that are rebuilt are met by q as it is.
 const float* CpuBackend::latent_queries(const float* q, const CacheLayer& cache, int T) {
     if (!cache.rotated || !cache.k[0].decode_t) return q;
     size_t d = size_t(cache.d), width = size_t(cache.H) * d, m = size_t(cache.H / cache.G);
@@ -69,8 +70,8 @@ const float* CpuBackend::latent_queries(const float* q, const CacheLayer& cache,
     for_rows(size_t(T), width * d, [&](size_t first, size_t end) {
         for (size_t h = 0; h < size_t(cache.H); h++)
             head_product(kernels, latents.data() + first * width + h * d, width,
-                         q + first * width + h * d, width, cache.k[h / m].decode_t, int(end - first),
-                         cache.d, cache.d);
+                         q + first * width + h * d, width, cache.k[h / m].decode_t,
+                         int(end - first), cache.d, cache.d);
     });
     return latents.data();
 }
@@ -95,8 +96,10 @@ void CpuBackend::decode_values(float* out, const CacheLayer& cache, int T) {
 void CpuBackend::attend(float* out, const float* q, const float* rotation, const CacheLayer& cache,
                         const Step& step) {
     const float* queries = latent_queries(q, cache, step.T);
-    if (step.T == 1) attend_one(out, queries, rotation, cache, step.pos + 1);
-    else if (step.T > 1) attend_tiles(out, queries, rotation, cache, step);
+    if (step.T == 1)
+        attend_one(out, queries, rotation, cache, step.pos + 1);
+    else if (step.T > 1)
+        attend_tiles(out, queries, rotation, cache, step);
     decode_values(out, cache, step.T);
 }
 

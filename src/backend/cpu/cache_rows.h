@@ -56,17 +56,6 @@ void for_runs(const CacheLayer& cache, const CacheRows& head, int first, int end
     for_exact_runs(cache, head, std::max(first, near), end, visit);
 }
 
-// Pairs (j, j + d/2) of one head's row by one position's angles.
-inline void rotate_head(float* __restrict x,              // (d)
-                        const float* __restrict angle,    // (2, d/2)  cosines, sines
-                        size_t half) {
-    for (size_t j = 0; j < half; j++) {
-        float a = x[j], b = x[half + j];
-        x[j] = a * angle[j] - b * angle[half + j];
-        x[half + j] = b * angle[j] + a * angle[half + j];
-    }
-}
-
 // out (T, n) = x (T, k) M for the first k rows of M (·, n), rows n apart.
 void head_product(const Kernels& kernels, float* out, size_t out_stride, const float* x,
                   size_t x_stride, const float* M, int T, int n, int k);

@@ -34,6 +34,8 @@ struct Kernels {
     float (*largest)(const float* x, size_t n);              // NaN is passed over; −∞ where n = 0
     float (*exp_sum)(float* x, size_t n, float shift);       // x ← e^(x − shift), returns Σ x
     void (*scale)(float* x, size_t n, float factor);         // x ← factor · x
+    // x_j, x_j+half turned by one position's angles          x (2, half), angle (2, half) cos, sin
+    void (*rotate)(float* x, const float* angle, size_t half);
     void (*swiglu)(float* gate, const float* up, size_t n);  // gate ← gate / (1 + e^−gate) · up
     void (*widen[3])(float* out, const void* in, size_t n);  // exact
     void (*narrow[3])(void* out, const float* in, size_t n); // to nearest, ties to even

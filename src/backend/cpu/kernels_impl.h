@@ -75,6 +75,17 @@ void scale(float* x, size_t n, float factor) {
 }
 
 template <class V>
+void rotate(float* x, const float* angle, size_t half) {
+    for_vectors<V>(half, [&](size_t i, int width) {
+        auto a = load<V, DType::F32>(x, i, width), b = load<V, DType::F32>(x + half, i, width);
+        auto cos = load<V, DType::F32>(angle, i, width);
+        auto sin = load<V, DType::F32>(angle + half, i, width);
+        store<V, DType::F32>(x, i, width, V::sub(V::mul(a, cos), V::mul(b, sin)));
+        store<V, DType::F32>(x + half, i, width, V::add(V::mul(b, cos), V::mul(a, sin)));
+    });
+}
+
+template <class V>
 void swiglu(float* gate, const float* up, size_t n) {
     auto one = V::set1(1.0f);
     for_vectors<V>(n, [&](size_t i, int width) {
@@ -135,6 +146,7 @@ constexpr Kernels make_table(const char* name) {
         .largest = largest<V>,
         .exp_sum = exp_sum<V>,
         .scale = scale<V>,
+        .rotate = rotate<V>,
         .swiglu = swiglu<V>,
         .widen = {widen<V, F32>, widen<V, F16>, widen<V, BF16>},
         .narrow = {narrow<V, F32>, narrow<V, F16>, narrow<V, BF16>},

@@ -1,6 +1,6 @@
 // Rotary position embedding (Su et al. 2021) on pairs (j, j + d/2), the layout of Hugging Face's
 // Llama.
-#include "backend/cpu/cache_rows.h"
+#include "backend/cpu/cpu_backend.h"
 
 namespace stief {
 
@@ -9,7 +9,8 @@ void CpuBackend::rope(float* x, const float* rotation, int heads, int d, const S
     for_rows(size_t(step.T), row, [&](size_t first, size_t end) {
         for (size_t t = first; t < end; t++) {
             const float* angle = rotation + (size_t(step.pos) + t) * 2 * half;
-            for (int h = 0; h < heads; h++) rotate_head(x + t * row + size_t(h) * size_t(d), angle, half);
+            for (int h = 0; h < heads; h++)
+                kernels.rotate(x + t * row + size_t(h) * size_t(d), angle, half);
         }
     });
 }
