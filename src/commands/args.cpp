@@ -60,7 +60,7 @@ std::vector<Flag> flags(Args& a) {
          0, 1},
         {"--error-budget", "E", "calibrate", "relative output error of each layer", &a.error_budget,
          0, 1},
-        {"--ppl-budget", "P", "calibrate", "rise of the perplexity in per cent", &a.ppl_budget, 0,
+        {"--ppl-budget", "P%", "calibrate", "rise of the perplexity in per cent", &a.ppl_budget, 0,
          1000},
         {"--window", "SINKS,RECENT", "calibrate", "exact tokens, first and last (default 4,64)",
          &a.window},
@@ -138,10 +138,12 @@ static std::string nearest(const std::string& word, const std::vector<std::strin
 
 static double parse_number(const std::string& text, const Flag& flag, bool integer,
                            const std::string& verb) {
+    std::string number = text;
+    if (std::string(flag.value).ends_with('%') && number.ends_with('%')) number.pop_back();
     char* end = nullptr;
-    double value = std::strtod(text.c_str(), &end);
+    double value = std::strtod(number.c_str(), &end);
     bool whole =
-        !text.empty() && *end == 0 && text.find_first_not_of("0123456789+-.eE") == text.npos;
+        !number.empty() && *end == 0 && number.find_first_not_of("0123456789+-.eE") == number.npos;
     if (!whole || (integer && value != std::floor(value)) || !(value >= flag.low) ||
         !(value <= flag.high))
         usage_error(format("%s takes %s from %.0f%s, not '%s'", flag.name,
