@@ -59,6 +59,7 @@ ifeq ($(CUDA),0)
 NVCC     :=
 endif
 
+.SECONDARY:                       # keep what a rule made on its way
 .PHONY: all chat test check fuzz neon tools tables bench format clean help found floors
 all: found stief
 
