@@ -3,6 +3,9 @@
 #   CONFIG=release|sanitize|fuzz   one build folder each: build/$(CONFIG)
 #   CXX=…                          any C++20 compiler (g++ >= 11, clang >= 14)
 #   CUDA=0                         leave CUDA out although nvcc is there
+ifeq ($(filter -j%,$(MAKEFLAGS)),)
+MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2)
+endif
 CXX      ?= g++
 CONFIG   ?= release
 TARGET   := $(shell $(CXX) -dumpmachine)
