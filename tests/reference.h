@@ -1,11 +1,8 @@
 // The operations of the seam once more, as plainly as they can be said, in double precision, and
-// what tests of them share: weights at odd addresses, outputs born NaN between sentinels, every
-// instruction set with every number of threads.
+// their inputs: weights at odd addresses.
 #pragma once
 #include <cmath>
 #include <cstring>
-#include <functional>
-#include <memory>
 
 #include "backend/backend.h"
 #include "base/bf16.h"
@@ -43,7 +40,6 @@ struct Elements {
         if (dtype == DType::F16) put(i, to_f16(x), to_float(to_f16(x)));
         if (dtype == DType::BF16) put(i, to_bf16(x), to_float(to_bf16(x)));
     }
-    Weight matrix(int N, int K) { return {data(), dtype, N, K}; }
 
   private:
     template <class T>
@@ -53,51 +49,8 @@ struct Elements {
     }
 };
 
-// n floats, NaN until written, between two runs of sentinels.
-struct Output {
-    static constexpr size_t GUARD = 64;
-    static constexpr float SENTINEL = -1234.5f;
-    Floats memory;
-    size_t n;
-
-    explicit Output(size_t count) : memory(count + 2 * GUARD, SENTINEL), n(count) {
-        std::fill(data(), data() + n, NaN);
-    }
-    float* data() { return memory.data() + GUARD; }
-    Floats values() { return {data(), data() + n}; }
-    bool guarded() const {
-        for (size_t i = 0; i < GUARD; i++)
-            if (memory[i] != SENTINEL || memory[memory.size() - 1 - i] != SENTINEL) return false;
-        return true;
-    }
-};
-
 inline bool same_bits(const Floats& a, const Floats& b) {
     return a.size() == b.size() && !std::memcmp(a.data(), b.data(), a.size() * sizeof(float));
-}
-
-// Runs operation(backend, out) on every instruction set of this machine with 1, 2 and 3 threads:
-// out must be close to want, the same to the last bit for every number of threads, and nothing else
-// written.
-inline void check_everywhere(const Doubles& want, double tolerance, const Floats& before,
-                             const std::function<void(Backend&, float*)>& operation) {
-    for (const std::string& isa : cpu_isas()) {
-        Floats first;
-        for (int count : {1, 2, 3}) {
-            CAPTURE(isa);
-            CAPTURE(count);
-            Threads threads(count);
-            BackendOptions options{.name = "cpu", .isa = isa};
-            std::unique_ptr<Backend> backend = make_backend(options, threads);
-            Output out(want.size());
-            if (!before.empty()) std::copy(before.begin(), before.end(), out.data());
-            operation(*backend, out.data());
-            CHECK(out.guarded());
-            CHECK(nmse(out.data(), want.data(), want.size()) <= tolerance);
-            if (count == 1) first = out.values();
-            CHECK(same_bits(out.values(), first));
-        }
-    }
 }
 
 namespace reference {

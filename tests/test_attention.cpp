@@ -1,5 +1,5 @@
-// The cache's rows and attention over them, for every instruction set, against reference.h.
-#include "reference.h"
+// The cache's rows and attention over them, on every backend, against reference.h.
+#include "backends.h"
 
 using namespace stief;
 using namespace stief::testing;
@@ -24,10 +24,30 @@ struct TestCache {
             k.push_back(rows(c.rk, S, extra, dtype, uint64_t(20 + g)));
             v.push_back(rows(c.rv, S, extra, dtype, uint64_t(40 + g)));
         }
-        for (int g = 0; g < c.G; g++) {
-            layer.k.push_back({k[size_t(g)].data(), c.rk});
-            layer.v.push_back({v[size_t(g)].data(), c.rv});
-        }
+    }
+    // The layer with its rows in the lab's memory.
+    const CacheLayer& in(Lab& lab) {
+        layer.k.clear(), layer.v.clear();
+        for (auto [from, to] : {std::pair{&k, &layer.k}, std::pair{&v, &layer.v}})
+            for (Elements& one : *from) {
+                int r = int(one.values.size() / size_t(layer.capacity));
+                size_t bytes = one.values.size() * size_of(one.dtype);
+                to->push_back({const_cast<void*>(lab.bytes(one.data(), bytes)), r});
+            }
+        std::vector<CacheRows> both = layer.k;
+        both.insert(both.end(), layer.v.begin(), layer.v.end());
+        lab.held.emplace_back(*lab.backend, both.size() * sizeof(CacheRows), "a table of rows");
+        lab.backend->upload(lab.held.back().data, both.data(), lab.held.back().bytes);
+        layer.rows = static_cast<const CacheRows*>(lab.held.back().data);
+        return layer;
+    }
+    // Back from the lab's memory.
+    void out(Lab& lab) {
+        for (auto [from, to] : {std::pair{&layer.k, &k}, std::pair{&layer.v, &v}})
+            for (size_t g = 0; g < from->size(); g++)
+                if (lab.device())
+                    lab.backend->download((*to)[g].data(), (*from)[g].data,
+                                          (*to)[g].values.size() * size_of(layer.dtype));
     }
     static Elements rows(int r, int S, int extra, DType dtype, uint64_t seed) {
         Floats values = normals(size_t(S * r), seed);
@@ -45,6 +65,13 @@ static Doubles reference_attend(const Shapes& c, const TestCache& cache, const F
                                    cache.v[g].values, c.pos + t + 1, c.rk, c.rv, c.d);
         }
     return out;
+}
+
+// A matrix unit of a device takes queries and weights of the softmax rounded to the rows' own 16 bits:
+// both errors are relative, at most the unit roundoff u each, so 4 u² for the square of their sum.
+static double tolerance(const Lab& lab, DType dtype, bool exact) {
+    if (!lab.device() || exact || dtype == DType::F32) return TOL_F32;
+    return 4 * (dtype == DType::F16 ? TOL_F16 : TOL_BF16);
 }
 
 TEST_CASE("attention is softmax(q Kᵀ / √d) V over the positions up to the token's own") {
@@ -76,10 +103,16 @@ TEST_CASE("attention is softmax(q Kᵀ / √d) V over the positions up to the to
             CAPTURE(name_of(dtype));
             TestCache cache(c, dtype, 140);
             Floats q = normals(size_t(c.T * c.H * c.d), 60);
-            check_everywhere(reference_attend(c, cache, q), TOL_F32, {},
-                             [&](Backend& backend, float* out) {
-                                 backend.attend(out, q.data(), nullptr, cache.layer, {c.pos, c.T});
-                             });
+            for (bool exact : {true, false})
+                check_everywhere(
+                    reference_attend(c, cache, q),
+                    [&](const Lab& lab) { return tolerance(lab, dtype, exact); }, {},
+                    [&](Lab& lab, float* out) {
+                        Step step{c.pos, c.T};
+                        lab.backend->exact = exact;
+                        lab.step(step);
+                        lab.backend->attend(out, lab.in(q), nullptr, cache.in(lab), step);
+                    });
         }
 }
 
@@ -90,11 +123,11 @@ TEST_CASE("attention survives scores that overflow without the maximum taken off
         TestCache cache(c, DType::F32, 1);
         Floats q = normals(size_t(T * 2 * 16), 61);
         for (float& one : q) one *= 300;
-        check_everywhere(reference_attend(c, cache, q), 1e-8, {},
-                         [&](Backend& backend, float* out) {
-                             backend.attend(out, q.data(), nullptr, cache.layer,
-                                            {c.pos, T});  // a score of 1,000 has 6e-5
-                         });                              //   of rounding in it
+        check_everywhere(reference_attend(c, cache, q), 1e-8, {}, [&](Lab& lab, float* out) {
+            Step step{c.pos, c.T};                         // a score of 1,000 has 6e-5
+            lab.step(step);                                //   of rounding in it
+            lab.backend->attend(out, lab.in(q), nullptr, cache.in(lab), step);
+        });
     }
 }
 
@@ -102,9 +135,9 @@ TEST_CASE("append stores the first r coordinates at their positions, rounded, an
     Shapes c{4, 2, 20, 12, 8, 3, 5, "ranks below d"};
     Floats k = normals(size_t(c.T * c.G * c.d), 62), v = normals(size_t(c.T * c.G * c.d), 63);
     for (DType dtype : {DType::F32, DType::F16, DType::BF16})
-        for (const std::string& isa : cpu_isas()) {
+        for (const Variant& variant : groups()) {
             CAPTURE(name_of(dtype));
-            CAPTURE(isa);
+            CAPTURE(variant.group);
             TestCache cache(c, dtype, 2), want(c, dtype, 2);
             for (int t = 0; t < c.T; t++)
                 for (int g = 0; g < c.G; g++)
@@ -113,14 +146,16 @@ TEST_CASE("append stores the first r coordinates at their positions, rounded, an
                         if (i < c.rk) want.k[size_t(g)].set(at * size_t(c.rk) + size_t(i), k[from]);
                         if (i < c.rv) want.v[size_t(g)].set(at * size_t(c.rv) + size_t(i), v[from]);
                     }
-            Threads threads(2);
-            std::unique_ptr<Backend> backend = make_backend({.name = "cpu", .isa = isa}, threads);
-            backend->append(cache.layer, k.data(), v.data(), {c.pos, c.T});
+            Lab lab(variant);
+            Step step{c.pos, c.T};
+            lab.step(step);
+            lab.backend->append(cache.in(lab), lab.in(k), lab.in(v), step);
+            cache.out(lab);
             for (size_t g = 0; g < 2; g++) {
                 CHECK(cache.k[g].bytes == want.k[g].bytes);
                 CHECK(cache.v[g].bytes == want.v[g].bytes);
             }
-            CHECK_THROWS_WITH_AS(backend->append(cache.layer, k.data(), v.data(), {6, 5}),
+            CHECK_THROWS_WITH_AS(lab.backend->append(cache.layer, lab.in(k), lab.in(v), {6, 5}),
                                  doctest::Contains("position 10 does not fit a cache of 10"),
                                  Error);
         }

@@ -6,7 +6,7 @@
 #include "cache/kv_cache.h"
 #include "commands/ids.h"
 #include "forward/transformer.h"
-#include "reference.h"
+#include "backends.h"
 #include "tiny_model.h"
 
 using namespace stief;
@@ -165,14 +165,19 @@ TEST_CASE("attention over truncated rows is its definition, whatever was appende
         Doubles want = definition(c, bases, q, k, v, rotation);
         for (int piece : {1, 7, 31}) {
             CAPTURE(piece);
-            check_everywhere(want, 1e-10, {}, [&](Backend& backend, float* out) {
+            check_everywhere(want, 1e-10, {}, [&](Lab& lab, float* out) {
+                Backend& backend = *lab.backend;
                 KvCache cache(backend, config, c.S, DType::F32, &bases, 31);
-                std::memset(cache.rows.data, 0xff, cache.rows.bytes);  // NaN
+                std::vector<char> nan(cache.rows.bytes, char(0xff));
+                backend.upload(cache.rows.data, nan.data(), nan.size());
+                const float *keys = lab.in(k), *values = lab.in(v), *queries = lab.in(q);
+                const float* angles = lab.in(rotation);
                 for (int pos = 0; pos < c.S; pos += piece) {
                     Step step{pos, std::min(piece, c.S - pos)};
                     size_t kv = size_t(pos * c.G) * width, head = size_t(pos * c.H) * width;
-                    backend.append(cache.layer[0], &k[kv], &v[kv], step);
-                    backend.attend(out + head, &q[head], rotation.data(), cache.layer[0], step);
+                    lab.step(step);
+                    backend.append(cache.layer[0], keys + kv, values + kv, step);
+                    backend.attend(out + head, queries + head, angles, cache.layer[0], step);
                 }
             });
         }
@@ -183,12 +188,12 @@ TEST_CASE("a cache of full rank in the identity basis is the plain cache, to the
     Scratch scratch;
     write_tiny_model({.why = ""}, scratch.folder.string());
     std::vector<Token> ids = some_ids(130);
-    for (const std::string& isa : cpu_isas()) {
-        Model model = Model::open(scratch.folder.string(), {"cpu", isa}, 2);
+    for (const Variant& variant : groups()) {
+        Model model = Model::open(scratch.folder.string(), variant.options, 2);
         Bases bases = Bases::identity(model.config, model.config.d);
         for (DType type : {DType::F16, DType::BF16, DType::F32})
             for (int piece : {1, 50}) {
-                CAPTURE(isa);
+                CAPTURE(variant.group);
                 CAPTURE(piece);
                 std::vector<float> plain = run(model, ids, nullptr, type, piece);
                 std::vector<float> full = run(model, ids, &bases, type, piece);

@@ -2,7 +2,7 @@
 // conversions to the last bit, and the AMX product, whose instructions most machines do not have.
 #include "backend/cpu/amx_tiles.h"
 #include "backend/cpu/kernels.h"
-#include "reference.h"
+#include "backends.h"
 
 using namespace stief;
 using namespace stief::testing;
@@ -178,8 +178,8 @@ TEST_CASE("the AMX product on plain loops is the product") {
         for (size_t i = 0; c.add && i < want.size(); i++) want[i] += double(before[i]);
         std::vector<char> panel(32 * k * 2);
         packer.pack_pairs(panel.data(), w.data(), k, c.n, c.k);
-        Output out(T * n);
-        if (c.add) std::copy(before.begin(), before.end(), out.data());
+        Lab lab({"cpu", {.name = "cpu"}, 1, {}});
+        Output out(lab, T * n, c.add ? before : Floats());
         AmxProduct<PlainTiles>::run(out.data(), n, x.data(), k * 2, panel.data(), c.T, c.n, c.k,
                                     c.add);
         CHECK(out.guarded());

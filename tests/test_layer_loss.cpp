@@ -112,37 +112,6 @@ Floats flat(const std::vector<Vec>& rows) {
 
 }  // namespace
 
-TEST_CASE("matmul_transposed is x w for every shape, dtype and instruction set, exact and fast") {
-    const struct {
-        int T, N, K;
-        const char* why;
-    } cases[] = {{1, 1, 1, "the smallest"},           {1, 33, 70, "one row"},
-                 {7, 31, 16, "an odd sum"},           {13, 129, 40, "a token past a tile"},
-                 {33, 33, 65, "one past AMX tiles"},  {5, 1100, 50, "more than one chunk"},
-                 {3, 4100, 33, "chunks of every set"}};
-    for (auto c : cases)
-        for (DType dtype : {DType::F32, DType::F16, DType::BF16})
-            for (bool exact : {true, false}) {
-                CAPTURE(c.why);
-                CAPTURE(name_of(dtype));
-                CAPTURE(exact);
-                size_t T = size_t(c.T), N = size_t(c.N), K = size_t(c.K);
-                Floats x = normals(T * N, 1);
-                Elements w(normals(N * K, 2), dtype);
-                Doubles want(T * K);
-                for (size_t t = 0; t < T; t++)
-                    for (size_t n = 0; n < N; n++)
-                        for (size_t k = 0; k < K; k++)
-                            want[t * K + k] += double(x[t * N + n]) * w.values[n * K + k];
-                bool rounded = !exact && dtype == DType::BF16 && c.T > 1;
-                check_everywhere(
-                    want, rounded ? TOL_ROUNDED : TOL_F32, {}, [&](Backend& backend, float* out) {
-                        backend.exact = exact;
-                        backend.matmul_transposed(out, x.data(), w.matrix(c.N, c.K), c.T);
-                    });
-            }
-}
-
 TEST_CASE("swiglu's and the norm's way back are the central differences") {
     Threads threads(2);
     int T = 3, n = 7;

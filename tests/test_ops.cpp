@@ -1,8 +1,7 @@
-// Every operation of the seam on every instruction set that this machine runs, against reference.h.
+// Every operation of the seam on every backend that this machine runs, against reference.h.
 #include <algorithm>
 
-#include "backend/buffer.h"
-#include "reference.h"
+#include "backends.h"
 
 using namespace stief;
 using namespace stief::testing;
@@ -10,10 +9,6 @@ using namespace stief::testing;
 TEST_SUITE_BEGIN("backend");
 
 constexpr DType DTYPES[] = {DType::F32, DType::F16, DType::BF16};
-
-static std::unique_ptr<Backend> any_backend(Threads& threads) {
-    return make_backend({.name = "cpu"}, threads);
-}
 
 TEST_CASE("matmul is x wᵀ for every shape, dtype and instruction set, exact and fast") {
     const struct { int T, N, K; const char* why; } cases[] = {
@@ -46,10 +41,10 @@ TEST_CASE("matmul is x wᵀ for every shape, dtype and instruction set, exact an
                     for (size_t i = 0; i < before.size(); i++) want[i] += double(before[i]);
                     bool rounded = !exact && dtype == DType::BF16 && c.T > 1;
                     check_everywhere(want, rounded ? TOL_ROUNDED : TOL_F32, before,
-                                     [&](Backend& backend, float* out) {
-                                         backend.exact = exact;
-                                         backend.matmul(out, x.data(), w.matrix(c.N, c.K), c.T,
-                                                        add);
+                                     [&](Lab& lab, float* out) {
+                                         lab.backend->exact = exact;
+                                         lab.backend->matmul(out, lab.in(x), lab.weight(w, c.N, c.K),
+                                                             c.T, add);
                                      });
                 }
 }
@@ -58,16 +53,18 @@ TEST_CASE("a token's product does not depend on the tokens beside it") {
     int T = 29, N = 70, K = 300;
     Floats x = normals(size_t(T * K), 4);
     Elements w(normals(size_t(N * K), 5), DType::BF16);
-    Threads threads(2);
-    for (const std::string& isa : cpu_isas()) {
-        CAPTURE(isa);
-        std::unique_ptr<Backend> backend = make_backend({.name = "cpu", .isa = isa}, threads);
-        Floats all(size_t(T * N)), some(size_t(2 * N));
-        backend->matmul(all.data(), x.data(), w.matrix(N, K), T, false);
+    for (const Variant& variant : groups()) {
+        if (variant.device()) continue;   // cuBLAS chooses its order of summing by the shape
+        CAPTURE(variant.group);
+        Lab lab(variant);
+        Weight bound = lab.weight(w, N, K);
+        Output all(lab, size_t(T * N));
+        lab.backend->matmul(all.data(), x.data(), bound, T, false);
+        Floats rows = all.values();
         for (int t : {0, 11, 27}) {
-            backend->matmul(some.data(), x.data() + t * K, w.matrix(N, K), 2, false);
-            Floats part(all.begin() + t * N, all.begin() + (t + 2) * N);
-            CHECK(same_bits(some, part));
+            Output some(lab, size_t(2 * N));
+            lab.backend->matmul(some.data(), x.data() + t * K, bound, 2, false);
+            CHECK(same_bits(some.values(), {rows.begin() + t * N, rows.begin() + (t + 2) * N}));
         }
     }
 }
@@ -78,7 +75,10 @@ TEST_CASE("matmul_transposed is x w, exact and fast") {
         {1, 70, 45, "one token, tails of both"},
         {2, 31, 33, "odd n, one past a panel"},
         {13, 129, 40, "one token past a tile"},
-        {33, 4100, 17, "more than one chunk, half a panel"},
+        {7, 31, 16, "an odd sum"},
+        {33, 33, 65, "one past AMX tiles"},
+        {5, 1100, 50, "more than one chunk"},
+        {33, 4100, 17, "chunks of every set, half a panel"},
     };
     for (auto c : cases)
         for (DType dtype : DTYPES)
@@ -94,10 +94,10 @@ TEST_CASE("matmul_transposed is x w, exact and fast") {
                 bool rounded = !exact && dtype == DType::BF16 && c.T > 1;
                 check_everywhere(reference::matmul(x, turned, c.T, c.K, c.N),
                                  rounded ? TOL_ROUNDED : TOL_F32, {},
-                                 [&](Backend& backend, float* out) {
-                                     backend.exact = exact;
-                                     backend.matmul_transposed(out, x.data(), w.matrix(c.N, c.K),
-                                                               c.T);
+                                 [&](Lab& lab, float* out) {
+                                     lab.backend->exact = exact;
+                                     lab.backend->matmul_transposed(
+                                         out, lab.in(x), lab.weight(w, c.N, c.K), c.T);
                                  });
             }
 }
@@ -112,8 +112,10 @@ TEST_CASE("embed copies rows of a table in any dtype") {
         for (int32_t id : ids)
             want.insert(want.end(), table.values.begin() + id * D,
                         table.values.begin() + (id + 1) * D);
-        check_everywhere(want, 0, {}, [&](Backend& backend, float* out) {
-            backend.embed(out, table.matrix(V, D), ids.data(), int(ids.size()));
+        check_everywhere(want, 0, {}, [&](Lab& lab, float* out) {
+            Step step{0, int(ids.size()), ids.data()};
+            lab.step(step);
+            lab.backend->embed(out, lab.weight(table, V, D), step);
         });
     }
 }
@@ -136,20 +138,23 @@ TEST_CASE("rmsnorm divides by the root of the mean square") {
                         want.push_back(double(x[size_t(t * D + i)]) * w.values[size_t(i)] /
                                        std::sqrt(mean + eps));
                 }
-                check_everywhere(want, TOL_F32, {}, [&](Backend& backend, float* out) {
-                    backend.rmsnorm(out, x.data(), w.matrix(D, 1), 1e-5f, T);
+                check_everywhere(want, TOL_F32, {}, [&](Lab& lab, float* out) {
+                    lab.backend->rmsnorm(out, lab.in(x), lab.weight(w, D, 1), 1e-5f, T);
                 });
             }
 }
 
 TEST_CASE("rmsnorm works in place") {
-    Floats x = normals(64, 9), out(64);
+    Floats x = normals(64, 9);
     Elements w(normals(64, 10), DType::BF16);
-    Threads threads(1);
-    std::unique_ptr<Backend> backend = any_backend(threads);
-    backend->rmsnorm(out.data(), x.data(), w.matrix(64, 1), 1e-5f, 1);
-    backend->rmsnorm(x.data(), x.data(), w.matrix(64, 1), 1e-5f, 1);
-    CHECK(same_bits(x, out));
+    for (const Variant& variant : groups()) {
+        CAPTURE(variant.group);
+        Lab lab(variant);
+        Output out(lab, 64), same(lab, 64, x);
+        lab.backend->rmsnorm(out.data(), lab.in(x), lab.weight(w, 64, 1), 1e-5f, 1);
+        lab.backend->rmsnorm(same.data(), same.data(), lab.weight(w, 64, 1), 1e-5f, 1);
+        CHECK(same_bits(same.values(), out.values()));
+    }
 }
 
 TEST_CASE("rope turns pairs (j, j + d/2) by the angle of their position") {
@@ -171,8 +176,17 @@ TEST_CASE("rope turns pairs (j, j + d/2) by the angle of their position") {
                     double turned = a * cos - b * sin;
                     b = b * cos + a * sin, a = turned;
                 }
-            check_everywhere(want, TOL_F32, x, [&](Backend& backend, float* out) {
-                backend.rope(out, rotation.data(), heads, d, step);
+            check_everywhere(want, TOL_F32, x, [&](Lab& lab, float* out) {
+                lab.step(step);
+                lab.backend->rope(out, nullptr, lab.in(rotation), heads, 0, d, step);
+            });
+            // Other heads as keys: of each token the same angles.
+            size_t count = size_t(step.T * heads * d);
+            Floats none(count, 0.0f);
+            check_everywhere(want, TOL_F32, x, [&](Lab& lab, float* out) {
+                Output q(lab, count, none);
+                lab.step(step);
+                lab.backend->rope(q.data(), out, lab.in(rotation), heads, heads, d, step);
             });
         }
 }
@@ -189,39 +203,95 @@ TEST_CASE("swiglu is silu(gate) ⊙ up, also far out") {
                 double z = double(gate[i]);
                 want.push_back(z / (1 + std::exp(-z)) * double(up[i]));
             }
-            check_everywhere(want, TOL_F32, gate, [&](Backend& backend, float* out) {
-                backend.swiglu(out, up.data(), T, F);
+            check_everywhere(want, TOL_F32, gate, [&](Lab& lab, float* out) {
+                lab.backend->swiglu(out, lab.in(up), T, F);
             });
         }
 }
 
-TEST_CASE("argmax finds the first of the largest; NaN never wins") {
+TEST_CASE("gated is silu(x w_gateᵀ) ⊙ x w_upᵀ, one product after the other or both at once") {
+    for (int T : {1, 5})
+        for (DType dtype : DTYPES)
+            for (int F : {3, 70}) {
+                CAPTURE(name_of(dtype));
+                CAPTURE(F);
+                int K = 130;
+                Floats x = normals(size_t(T * K), 17);
+                Elements w_gate(normals(size_t(F * K), 18), dtype);
+                Elements w_up(normals(size_t(F * K), 19), dtype);
+                Doubles want = reference::matmul(x, w_gate.values, T, F, K);
+                Doubles up = reference::matmul(x, w_up.values, T, F, K);
+                for (size_t i = 0; i < want.size(); i++) want[i] *= up[i] / (1 + std::exp(-want[i]));
+                check_everywhere(want, TOL_F32, {}, [&](Lab& lab, float* out) {
+                    Output scratch(lab, size_t(T * F));
+                    lab.backend->exact = true;
+                    lab.backend->gated(out, scratch.data(), lab.in(x), lab.weight(w_gate, F, K),
+                                       lab.weight(w_up, F, K), T);
+                    CHECK(scratch.guarded());
+                });
+            }
+}
+
+TEST_CASE("several products of one x are what each alone is") {
+    int K = 96, N[] = {40, 7, 300};
+    for (int T : {1, 3})
+        for (DType dtype : DTYPES) {
+            CAPTURE(name_of(dtype));
+            Floats x = normals(size_t(T * K), 20);
+            std::vector<Elements> w;
+            for (int n : N) w.emplace_back(normals(size_t(n * K), uint64_t(n)), dtype);
+            for (const Variant& variant : groups()) {
+                CAPTURE(variant.group);
+                Lab lab(variant);
+                std::vector<std::unique_ptr<Output>> alone, together;
+                std::vector<Projection> all;
+                for (size_t i = 0; i < 3; i++) {
+                    Weight bound = lab.weight(w[i], N[i], K);
+                    alone.push_back(std::make_unique<Output>(lab, size_t(T * N[i])));
+                    together.push_back(std::make_unique<Output>(lab, size_t(T * N[i])));
+                    all.push_back({together[i]->data(), bound});
+                    lab.backend->matmul(alone[i]->data(), lab.in(x), bound, T, false);
+                }
+                lab.backend->matmul(all, lab.in(x), T, false);
+                for (size_t i = 0; i < 3; i++) {
+                    CHECK(together[i]->guarded());
+                    CHECK(same_bits(together[i]->values(), alone[i]->values()));
+                }
+            }
+        }
+}
+
+TEST_CASE("argmax finds the first of the largest, and says where a row is damaged") {
     float inf = std::numeric_limits<float>::infinity();
     Floats tail(37, 0);
     tail[36] = 1;
     const struct { Floats row; int want; const char* why; } cases[] = {
         {{3}, 0, "one element"},
         {{1, 5, 2, 5, 5}, 1, "the first of equals"},
-        {{NaN, 1, NaN, 2, NaN}, 3, "NaN around it"},
-        {{NaN, -inf, NaN}, 1, "minus infinity beats NaN"},
-        {{NaN, NaN}, 0, "nothing but NaN"},
+        {{1, 2, 5, NaN, 3}, -1, "NaN after the largest"},
+        {{NaN, 1, 2}, -1, "NaN before it"},
+        {{NaN, NaN}, -1, "nothing but NaN"},
+        {{-inf, -inf}, 0, "nothing but minus infinity"},
         {{-3, -2, -inf}, 1, "all negative"},
         {{1, inf, 2}, 1, "infinity"},
         {tail, 36, "in the tail of a vector"},
     };
-    Threads threads(2);
     for (auto& c : cases)
-        for (const std::string& isa : cpu_isas()) {
+        for (const Variant& variant : variants()) {
             CAPTURE(c.why);
-            CAPTURE(isa);
-            std::unique_ptr<Backend> backend = make_backend({.name = "cpu", .isa = isa}, threads);
+            CAPTURE(variant.group);
+            Lab lab(variant);
             Floats rows = c.row;
             rows.insert(rows.end(), c.row.begin(), c.row.end());
-            int32_t found[] = {-1, -1, -1};
-            backend->argmax(found, rows.data(), 2, int(c.row.size()));
+            int32_t found[] = {-7, -7, -7};
+            Buffer out(*lab.backend, sizeof found, "indices");
+            lab.backend->upload(out.data, found, sizeof found);
+            lab.backend->argmax(static_cast<int32_t*>(out.data), lab.in(rows), 2,
+                                int(c.row.size()));
+            lab.backend->download(found, out.data, sizeof found);
             CHECK(found[0] == c.want);
             CHECK(found[1] == c.want);
-            CHECK(found[2] == -1);
+            CHECK(found[2] == -7);
         }
 }
 
@@ -234,34 +304,34 @@ TEST_CASE("stream reads every byte") {
         uint64_t want = 0;
         for (size_t i = 0; i < bytes; i++)
             want += uint64_t(uint8_t(memory[i])) << 8 * (i % 8);
-        for (const std::string& isa : cpu_isas())
-            for (int count : {1, 3}) {
-                CAPTURE(isa);
-                Threads threads(count);
-                CHECK(make_backend({.name = "cpu", .isa = isa}, threads)
-                          ->stream(memory.data(), bytes) == want);
-            }
+        for (const Variant& variant : variants()) {
+            CAPTURE(variant.group);
+            Lab lab(variant);
+            CHECK(lab.backend->stream(lab.bytes(memory.data(), bytes), bytes) == want);
+        }
     }
 }
 
 TEST_CASE("memory is zero, and more than there is is refused before it is taken") {
-    Threads threads(1);
-    std::unique_ptr<Backend> backend = any_backend(threads);
-    Buffer buffer(*backend, 1000, "a small block");
-    CHECK(std::count(buffer.f32(), buffer.f32() + 250, 0.0f) == 250);
-    CHECK_THROWS_WITH_AS(backend->alloc(size_t(1) << 50, "the KV cache of 9 positions"),
-                         doctest::Contains("the KV cache of 9 positions needs 1048576.00 GiB, "),
-                         Error);
-    CHECK_THROWS_WITH_AS(backend->alloc(size_t(1) << 50, "it"),
-                         doctest::Contains("are available; use a smaller --context"), Error);
+    for (const Variant& variant : groups()) {
+        CAPTURE(variant.group);
+        Lab lab(variant);
+        Backend& backend = *lab.backend;
+        Buffer buffer(backend, 1000, "a small block");
+        CHECK(lab.floats(buffer.f32(), 250) == Floats(250, 0.0f));
+        CHECK(backend.available() > 0);
+        CHECK_THROWS_WITH_AS(backend.alloc(size_t(1) << 50, "the KV cache of 9 positions"),
+                             doctest::Contains("the KV cache of 9 positions needs 1048576.00 GiB, "),
+                             Error);
+        CHECK_THROWS_WITH_AS(backend.alloc(size_t(1) << 50, "it"),
+                             doctest::Contains("use a smaller --context"), Error);
+    }
 }
 
 TEST_CASE("an unknown backend or instruction set is an error that lists the known") {
     Threads threads(1);
     CHECK_THROWS_WITH_AS(make_backend({.name = "tpu"}, threads),
                          doctest::Contains("expected auto, cpu or cuda"), Error);
-    CHECK_THROWS_WITH_AS(make_backend({.name = "cuda"}, threads), doctest::Contains("no CUDA"),
-                         Error);
     CHECK_THROWS_WITH_AS(make_backend({.name = "cpu", .isa = "mmx"}, threads),
                          doctest::Contains(("this machine runs " + cpu_isas().front()).c_str()),
                          Error);

@@ -7,6 +7,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,10 +24,20 @@ struct Weight {
     size_t bytes() const { return size_t(N) * size_t(K) * size_of(dtype); }
 };
 
-// Where a call stands: its T tokens have the positions pos … pos + T − 1. A backend that replays a
-// captured step (CUDA) reads pos from its own memory, where begin_step put it.
+// out = x wᵀ, one of several products of the same x.
+struct Projection {
+    float* out;                   // (T, N)
+    Weight w;                     // (N, K)
+};
+
+// Where a call stands: its T tokens have the positions pos … pos + T − 1. A device reads pos and ids
+// from its own memory, where begin_step put them and where they stay until the next begin_step.
 struct Step {
     int pos = 0, T = 0;
+    const int32_t* ids = nullptr; // (T)  host; null where nothing is embedded
+    // Not 0: whenever this number comes again, the operations of the step and all their arguments are
+    // the same but for pos and ids, so that a backend may capture them once and replay them.
+    uint64_t replay = 0;
 };
 
 // One kv head's keys or values in one layer: for each position the first r coordinates c[:r] of a row,
@@ -51,6 +62,7 @@ struct CacheLayer {
     std::vector<CacheRows> k, v;       // (G)
     bool rotated = true;               // keys are stored after rotation ("post"); else before ("pre")
     int sinks = 0, recent = 0, ring = 0;
+    const CacheRows* rows = nullptr;   // (2, G)  k, then v once more, in the backend's memory
 };
 
 struct BackendOptions {
@@ -59,38 +71,39 @@ struct BackendOptions {
 };
 
 struct Backend {
+    std::string name;             // "cpu", "cuda"
+    std::string device;           // "avx512, 2 threads"
+    bool copies_weights = false;  // bind() takes memory of the device
     // float32 activations in every product; otherwise a matrix unit may take them rounded to bf16, in
     // products of more than one token. May be changed between steps.
     bool exact = false;
 
     virtual ~Backend() = default;
 
-    // ---- what it is and its memory
-    virtual std::string name() const = 0;                       // "cpu", "cuda"
-    virtual std::string device() const = 0;                     // "avx512, 2 threads"
+    // ---- its memory, and steps
+    virtual size_t available() const = 0;                       // bytes that alloc can give
     virtual void* alloc(size_t bytes, const char* what) = 0;    // zeroed; Error if it does not fit, said
     virtual void release(void* memory, size_t bytes) = 0;       //   before allocating
     virtual Weight bind(const Tensor& tensor) = 0;              // (N, K) or (N); CPU: the mapped bytes
     virtual void upload(void* to, const void* host, size_t bytes) = 0;
     virtual void download(void* host, const void* from, size_t bytes) = 0;
-    virtual void begin_step(const Step& step) = 0;
+    // False: the step is replayed from its capture, and no operation may be called before end_step.
+    virtual bool begin_step(const Step& step) = 0;
     virtual void end_step() = 0;                                // results can be downloaded after it
 
     // ---- operations
     // out_t = table_{ids_t}
     virtual void embed(float* out,              // (T, D)
                        const Weight& table,     // (V, D)
-                       const int32_t* ids,      // (T)  host
-                       int T) = 0;
+                       const Step& step) = 0;
     // out_t = x_t ⊙ w / √(mean(x_t²) + ε)                      (RMSNorm, Zhang & Sennrich 2019)
     virtual void rmsnorm(float* out,            // (T, D)
                          const float* x,        // (T, D)
                          const Weight& w,       // (D)
                          float eps, int T) = 0;
-    // out = x wᵀ, or out += x wᵀ where add
-    virtual void matmul(float* out,             // (T, N)
+    // out = x wᵀ for each, or out += x wᵀ where add
+    virtual void matmul(std::span<const Projection> all,
                         const float* x,         // (T, K)
-                        const Weight& w,        // (N, K)
                         int T, bool add) = 0;
     // out = x w: a gradient's way back through out = x wᵀ (calibrate).
     virtual void matmul_transposed(float* out,  // (T, K)
@@ -99,13 +112,21 @@ struct Backend {
                                    int T) = 0;
     // Rotates pairs (j, j + d/2) of each head by the angle of the token's position:
     //     x_j ← x_j cos − x_{j+d/2} sin,  x_{j+d/2} ← x_{j+d/2} cos + x_j sin     (Su et al. 2021)
-    virtual void rope(float* x,                 // (T, heads, d)  in place
+    virtual void rope(float* q,                 // (T, H, d)  in place
+                      float* k,                 // (T, G, d)  in place; null: queries only
                       const float* rotation,    // (context, 2, d/2)  cosines, sines by position
-                      int heads, int d, const Step& step) = 0;
+                      int H, int G, int d, const Step& step) = 0;
     // gate ← silu(gate) ⊙ up,  silu(z) = z / (1 + e^−z)
     virtual void swiglu(float* gate,            // (T, F)
                         const float* up,        // (T, F)
                         int T, int F) = 0;
+    // gate ← silu(x w_gateᵀ) ⊙ (x w_upᵀ)
+    virtual void gated(float* gate,             // (T, F)
+                       float* up,               // (T, F)  scratch: what it holds afterwards is open
+                       const float* x,          // (T, K)
+                       const Weight& w_gate,    // (F, K)
+                       const Weight& w_up,      // (F, K)
+                       int T) = 0;
     // Stores the T new rows of every kv head at their positions: encoded, truncated to r coordinates
     // and rounded to the cache's dtype; where there is a window, all d of them there too.
     virtual void append(const CacheLayer& cache,
@@ -119,14 +140,20 @@ struct Backend {
                         const float* q,         // (T, H, d)  rotated
                         const float* rotation,  // (context, 2, d/2)  as in rope
                         const CacheLayer& cache, const Step& step) = 0;
-    // The index of the largest of each row; the first of equals. NaN never wins.
-    virtual void argmax(int32_t* out,           // (T)  host
+    // The index of the largest of each row; the first of equals; −1 where any is NaN.
+    virtual void argmax(int32_t* out,           // (T)
                         const float* x,         // (T, V)
                         int T, int V) = 0;
 
     // Reads `bytes` of memory with every thread or block, as fast as it can: what decode is measured
     // against. Returns a checksum, so that nothing is left out.
     virtual uint64_t stream(const void* memory, size_t bytes) = 0;
+
+    // One product.
+    void matmul(float* out, const float* x, const Weight& w, int T, bool add) {
+        Projection one{out, w};
+        matmul({&one, 1}, x, T, add);
+    }
 };
 
 // threads: the process's one pool, also used by the code above the seam; it outlives the backend.

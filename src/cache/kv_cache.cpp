@@ -28,10 +28,10 @@ static size_t head_bytes(int r, int d, int capacity, int exact_rows, DType dtype
 
 size_t KvCache::bytes_for(const Config& c, int capacity, DType dtype, const Bases* bases,
                           int batch) {
-    size_t heads = size_t(c.L) * size_t(c.G);
-    if (!bases) return 2 * heads * block_bytes(size_t(capacity), c.d, dtype);
+    size_t heads = size_t(c.L) * size_t(c.G), table = 2 * heads * sizeof(CacheRows);
+    if (!bases) return table + 2 * heads * block_bytes(size_t(capacity), c.d, dtype);
     int ring = ring_rows(*bases, batch), exact_rows = ring ? bases->sinks + ring : 0;
-    size_t bytes = (heads * 5 * size_t(c.d) * size_t(c.d) + SLACK) * sizeof(float);
+    size_t bytes = table + (heads * 5 * size_t(c.d) * size_t(c.d) + SLACK) * sizeof(float);
     for (const LayerBasis& layer : bases->layer)
         for (const std::vector<HeadBasis>* side : {&layer.k, &layer.v})
             for (const HeadBasis& head : *side)
@@ -65,7 +65,9 @@ KvCache::KvCache(Backend& backend, const Config& c, int positions, DType type, c
                  int batch)
     : capacity(positions), dtype(type) {
     size_t floats = bases ? size_t(c.L * c.G) * 5 * size_t(c.d) * size_t(c.d) + SLACK : 0;
-    size_t total = bytes_for(c, positions, type, bases, batch);
+    size_t table = 2 * size_t(c.G) * sizeof(CacheRows), tables = size_t(c.L) * table;
+    size_t total = bytes_for(c, positions, type, bases, batch) - tables;
+    heads = Buffer(backend, tables, "the KV cache's table of heads");
     rows = Buffer(backend, total - floats * sizeof(float),
                   format("the KV cache of %d positions in %s", positions, name_of(type)).c_str());
     if (bases) matrices = Buffer(backend, floats * sizeof(float), "the bases of the KV cache");
@@ -95,6 +97,12 @@ KvCache::KvCache(Backend& backend, const Config& c, int positions, DType type, c
             one.k.push_back(head(from ? &from->k[g] : nullptr, true));
         for (size_t g = 0; g < size_t(c.G); g++)
             one.v.push_back(head(from ? &from->v[g] : nullptr, false));
+
+        std::vector<CacheRows> both = one.k;
+        both.insert(both.end(), one.v.begin(), one.v.end());
+        void* to = static_cast<char*>(heads.data) + l * table;
+        backend.upload(to, both.data(), table);
+        one.rows = static_cast<const CacheRows*>(to);
     }
 }
 

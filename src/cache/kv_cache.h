@@ -18,12 +18,13 @@ struct KvCache {
     std::vector<CacheLayer> layer;  // (L)
     Buffer rows;                    // truncated rows, then exact ones: one piece of memory
     Buffer matrices;                // encode and decode of every head, f32; empty without bases
+    Buffer heads;                   // CacheLayer::rows of every layer
 
     // bases: null for the plain cache. batch: tokens that one pass appends at most.
     KvCache(Backend& backend, const Config& config, int capacity, DType dtype,
             const Bases* bases = nullptr, int batch = 512);
 
-    size_t bytes() const { return rows.bytes + matrices.bytes; }  // what is allocated
+    size_t bytes() const { return rows.bytes + matrices.bytes + heads.bytes; }  // allocated
     size_t bytes_per_token() const;  // of a position outside the window
     static size_t bytes_for(const Config& config, int capacity, DType dtype,
                             const Bases* bases = nullptr, int batch = 512);

@@ -74,7 +74,7 @@ LayerInputs::LayerInputs(Model& model, const Sequences& learning, const Sequence
     float* to = x.data;
     for (const Sequences* part : {&learn, &held_out})
         for (const std::vector<Token>& ids : part->ids) {
-            model.backend->embed(to, model.embedding, ids.data(), part->T);
+            model.backend->embed(to, model.embedding, {0, part->T, ids.data()});
             to += each;
         }
 }

@@ -75,8 +75,8 @@ EndToEnd::EndToEnd(LayerPass& over, const Sequences& held_out, size_t at_most)
     xn.resize(each);
     full.resize(count * each);
     for (size_t s = 0; s < count; s++) {
-        pass.model.backend->embed(x.data(), pass.model.embedding, sequences.ids[s].data(),
-                                  sequences.T);
+        pass.model.backend->embed(x.data(), pass.model.embedding,
+                                  {0, sequences.T, sequences.ids[s].data()});
         run(s, 0, nullptr);
         std::copy_n(x.data(), each, full.data() + s * each);
     }
@@ -130,8 +130,8 @@ Measured EndToEnd::measure(const std::vector<LayerCuts>& cuts) {
     std::vector<double> loss, loss_full, kl;
     size_t same_top = 0;
     for (size_t s = 0; s < count; s++) {
-        pass.model.backend->embed(x.data(), pass.model.embedding, sequences.ids[s].data(),
-                                  sequences.T);
+        pass.model.backend->embed(x.data(), pass.model.embedding,
+                                  {0, sequences.T, sequences.ids[s].data()});
         run(s, 0, &cuts);
         score(s, loss, loss_full, kl, same_top);
     }

@@ -74,8 +74,8 @@ void LayerPass::begin(int layer, const float* input, const Step& step) {
         ops.matmul(k.data() + side, xn.data(), rows_of(w.wk, g * c.d, c.d), T, false);
         ops.matmul(v.data() + side, xn.data(), rows_of(w.wv, g * c.d, c.d), T, false);
         std::copy_n(k.data() + side, t * d, k_rotated.data() + side);
-        ops.rope(qg, rotation.data(), m, c.d, at);
-        ops.rope(k_rotated.data() + side, rotation.data(), 1, c.d, at);
+        ops.rope(qg, nullptr, rotation.data(), m, 0, c.d, at);
+        ops.rope(k_rotated.data() + side, nullptr, rotation.data(), 1, 0, c.d, at);
     }
 }
 
@@ -89,7 +89,7 @@ void LayerPass::cut_head(const LayerCuts& cuts, int g) {
     } else {
         Weight P{cut_k.transposed.data(), DType::F32, c.d, c.d};
         ops.matmul(k_cut.data() + side, from + side, P, T, false);
-        if (!cuts.rotated) ops.rope(k_cut.data() + side, rotation.data(), 1, c.d, at);
+        if (!cuts.rotated) ops.rope(k_cut.data() + side, nullptr, rotation.data(), 1, 0, c.d, at);
     }
     if (cut_v.transposed.empty()) {
         std::copy_n(v.data() + side, count, v_cut.data() + side);

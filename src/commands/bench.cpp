@@ -126,7 +126,7 @@ void print_text(const Bench& bench, const std::vector<Row>& rows) {
     const Session& s = bench.session;
     std::string text =
         format("%s, %s; %.2f B parameters; cache %s; bandwidth %.1f GB/s measured here\n",
-               s.model.backend->name().c_str(), s.model.backend->device().c_str(),
+               s.model.backend->name.c_str(), s.model.backend->device.c_str(),
                double(s.model.weights.parameters()) * 1e-9, name_of(s.dtype),
                median(bench.bandwidths) * 1e-9);
     text +=
@@ -147,7 +147,7 @@ void print_json(const Bench& bench, const std::vector<Row>& rows) {
     const Session& s = bench.session;
     JsonWriter json;
     json.begin_object();
-    json.add("backend", s.model.backend->name()).add("device", s.model.backend->device());
+    json.add("backend", s.model.backend->name).add("device", s.model.backend->device);
     json.add("threads", s.model.threads->count());
     json.add("bandwidth_gbs", median(bench.bandwidths) * 1e-9).begin_array("rows");
     for (const Row& row : rows) {

@@ -218,7 +218,7 @@ int chat(const Args& args) {
     status(args, format("%s: %.3g million parameters, context %d, %s\n"
                         "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves\n",
                         args.model.c_str(), double(model.weights.parameters()) / 1e6,
-                        session.context, model.backend->device().c_str()));
+                        session.context, model.backend->device.c_str()));
     talk(chat);
     return 0;
 }

@@ -105,8 +105,8 @@ std::string as_text(const Config& c, const Weights& weights, const Needs& needs,
         "activations %s\n",
         human_bytes(double(needs.weights)).c_str(), needs.context,
         human_bytes(double(needs.cache)).c_str(), human_bytes(double(needs.arena)).c_str());
-    text += format("backend: %s, %s; this processor runs", backend.name().c_str(),
-                   backend.device().c_str());
+    text += format("backend: %s, %s; this processor runs", backend.name.c_str(),
+                   backend.device.c_str());
     for (const std::string& isa : cpu_isas()) text += " " + isa;
     return text + "\n";
 }
@@ -131,7 +131,7 @@ std::string as_json(const Config& c, const Weights& weights, const Needs& needs,
         .add("context", needs.context)
         .add("weights", needs.weights);
     json.add("cache", needs.cache).add("activations", needs.arena).end_object();
-    json.add("backend", backend.name()).add("device", backend.device()).begin_array("isas");
+    json.add("backend", backend.name).add("device", backend.device).begin_array("isas");
     for (const std::string& isa : cpu_isas()) json.add("", isa);
     return json.end_array().end_object().text + "\n";
 }

@@ -15,16 +15,22 @@ Generated generate(Transformer& transformer, KvCache& cache, Sampler& sampler,
     check(!prompt.empty(), "nothing to continue: the prompt has no tokens");
     const Config& config = transformer.model.config;
     int context = std::min(cache.capacity, transformer.context);
-    std::vector<float> logits(static_cast<size_t>(config.V));
+    // Greedy: the most likely token alone comes back from a device.
+    bool greedy = sampler.sampling.greedy || sampler.sampling.temperature == 0;
+    std::vector<float> logits(greedy ? 0 : size_t(config.V));
+    auto feed = [&](std::span<const Token> ids) {
+        if (greedy) transformer.forward_greedy(cache, ids);
+        else transformer.forward(cache, ids, logits.data(), 1);
+    };
     Generated result{Stop::Limit, int(prompt.size()), 0, 0, 0};
 
     auto start = std::chrono::steady_clock::now();
-    transformer.forward(cache, prompt, logits.data(), 1);
+    feed(prompt);
     result.prompt_seconds = seconds_since(start);
 
     start = std::chrono::steady_clock::now();
     while (result.tokens < limit) {
-        Token next = sampler.pick(logits);
+        Token next = greedy ? transformer.greedy() : sampler.pick(logits);
         bool end = std::count(config.eos.begin(), config.eos.end(), next) > 0;
         if (cache.used == context) {
             result.why = Stop::Full;
@@ -37,7 +43,7 @@ Generated generate(Transformer& transformer, KvCache& cache, Sampler& sampler,
         }
         result.tokens++;
         bool more = sink(next);
-        transformer.forward(cache, {&next, 1}, logits.data(), 1);
+        feed({&next, 1});
         if (!more) {
             result.why = Stop::Asked;
             break;

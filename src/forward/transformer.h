@@ -40,6 +40,10 @@ struct Transformer {
     // Appends ids to the cache at its positions used, used + 1, …
     // logits: for the last `wanted` of them, (wanted, V) host memory; nothing is computed for the rest.
     void forward(KvCache& cache, std::span<const Token> ids, float* logits, int wanted);
+    // Appends ids and keeps on the backend which token the last of them makes most likely; of a device
+    // only that comes back, with greedy().
+    void forward_greedy(KvCache& cache, std::span<const Token> ids);
+    Token greedy() const;     // Error where a logit was NaN
 
     size_t arena_bytes() const { return arena.bytes + rotation.bytes; }
     static size_t arena_bytes_for(const Config& config, int context, int batch);
@@ -52,6 +56,8 @@ struct Transformer {
     float *gate, *up;         // (batch, F)
     float* logits_rows;       // (rows_at_once, V)
     int rows_at_once;
+    Buffer most_likely;       // one int32: argmax of the last logits
+    enum class Then { Nothing, Logits, Greedy };   // what follows a step of one token, captured with it
 
     Buffer rotation;          // (context, 2, d/2)  cosines, sines of each position, filled as visited
     int rotation_filled = 0;
@@ -59,8 +65,12 @@ struct Transformer {
 
     void fill_rotation(int positions);
     void block(int l, KvCache& cache, const Step& step);
-    void pass(KvCache& cache, std::span<const Token> ids);
-    void classify(float* host, int first, int count);
+    void pass(KvCache& cache, std::span<const Token> ids, Then then);
+    void classify(int first, int count);
+    void argmax();
+    template <class Last>
+    void batches(KvCache& cache, std::span<const Token> ids, int wanted, Then then,
+                 const Last& last);
 };
 
 }  // namespace stief

@@ -12,11 +12,13 @@
 namespace stief {
 
 CpuBackend::CpuBackend(const BackendOptions& options, Threads& pool)
-    : kernels(choose_kernels(options.isa.c_str())), threads(pool) {}
+    : kernels(choose_kernels(options.isa.c_str())), threads(pool) {
+    name = "cpu";
+    device = format("%s, %d thread%s", kernels.name, pool.count(), pool.count() == 1 ? "" : "s");
+}
 
-std::string CpuBackend::device() const {
-    return format("%s, %d thread%s", kernels.name, threads.count(),
-                  threads.count() == 1 ? "" : "s");
+size_t CpuBackend::available() const {
+    return available_memory();
 }
 
 // Mapped and not from the heap: pages are zero and cost nothing until they are touched, so a cache

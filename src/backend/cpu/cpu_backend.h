@@ -16,22 +16,25 @@ struct CpuBackend final : Backend {
     std::vector<char> activations;      // (T, K) of one product, padded, f32 or bf16
 
     CpuBackend(const BackendOptions& options, Threads& pool);
-    std::string name() const override { return "cpu"; }
-    std::string device() const override;
+    size_t available() const override;
     void* alloc(size_t bytes, const char* what) override;
     void release(void* memory, size_t bytes) override;
     Weight bind(const Tensor& tensor) override;
     void upload(void* to, const void* host, size_t bytes) override;
     void download(void* host, const void* from, size_t bytes) override;
-    void begin_step(const Step&) override {}
+    bool begin_step(const Step&) override { return true; }
     void end_step() override {}
 
-    void embed(float* out, const Weight& table, const int32_t* ids, int T) override;
+    void embed(float* out, const Weight& table, const Step& step) override;
     void rmsnorm(float* out, const float* x, const Weight& w, float eps, int T) override;
-    void matmul(float* out, const float* x, const Weight& w, int T, bool add) override;
+    using Backend::matmul;
+    void matmul(std::span<const Projection> all, const float* x, int T, bool add) override;
     void matmul_transposed(float* out, const float* x, const Weight& w, int T) override;
-    void rope(float* x, const float* rotation, int heads, int d, const Step& step) override;
+    void rope(float* q, float* k, const float* rotation, int H, int G, int d,
+              const Step& step) override;
     void swiglu(float* gate, const float* up, int T, int F) override;
+    void gated(float* gate, float* up, const float* x, const Weight& w_gate, const Weight& w_up,
+               int T) override;
     void append(const CacheLayer& cache, const float* k, const float* v, const Step& step) override;
     void attend(float* out, const float* q, const float* rotation, const CacheLayer& cache,
                 const Step& step) override;

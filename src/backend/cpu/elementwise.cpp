@@ -7,11 +7,11 @@
 
 namespace stief {
 
-void CpuBackend::embed(float* out, const Weight& table, const int32_t* ids, int T) {
+void CpuBackend::embed(float* out, const Weight& table, const Step& step) {
     size_t D = size_t(table.K), row = D * size_of(table.dtype);
-    for_rows(size_t(T), D, [&](size_t first, size_t end) {
+    for_rows(size_t(step.T), D, [&](size_t first, size_t end) {
         for (size_t t = first; t < end; t++) {
-            const char* from = static_cast<const char*>(table.data) + size_t(ids[t]) * row;
+            const char* from = static_cast<const char*>(table.data) + size_t(step.ids[t]) * row;
             kernels.widen[int(table.dtype)](out + t * D, from, D);
         }
     });
@@ -26,17 +26,26 @@ void CpuBackend::swiglu(float* gate, const float* up, int T, int F) {
     });
 }
 
+void CpuBackend::gated(float* gate, float* up, const float* x, const Weight& w_gate,
+                       const Weight& w_up, int T) {
+    Projection both[] = {{gate, w_gate}, {up, w_up}};
+    matmul(both, x, T, false);
+    swiglu(gate, up, T, w_gate.N);
+}
+
 void CpuBackend::argmax(int32_t* out, const float* x, int T, int V) {
     for_rows(size_t(T), size_t(V), [&](size_t first, size_t end) {
         for (size_t t = first; t < end; t++) {
             const float* row = x + t * size_t(V);
             float most = kernels.largest(row, size_t(V));
-            out[t] = 0;                                // where all are NaN
-            for (int j = 0; j < V; j++)
-                if (row[j] == most) {
-                    out[t] = j;
+            out[t] = -1;
+            for (int j = V; j-- > 0;) {                // down, so that the first of equals stays
+                if (row[j] == most) out[t] = j;
+                if (row[j] != row[j]) {
+                    out[t] = -1;
                     break;
                 }
+            }
         }
     });
 }

@@ -8,18 +8,32 @@
 
 namespace stief {
 
-// Pieces of about 256 KB of weights, so that a kernel's scans cross pages; less where that would
-// leave a thread with fewer than 4 pieces, but at least one row a scan.
-static void matvec(CpuBackend& cpu, float* out, const float* x, const Weight& w, bool add) {
+// Rows of a piece of about 256 KB of weights, so that a kernel's scans cross pages; less where that
+// would leave a thread with fewer than 4 pieces, but at least one row a scan.
+static size_t piece_rows(const CpuBackend& cpu, const Weight& w) {
     constexpr size_t PIECE = size_t(256) << 10, SHARE = 4;
-    size_t N = size_t(w.N), K = size_t(w.K), row = K * size_of(w.dtype);
+    size_t row = size_t(w.K) * size_of(w.dtype);
     size_t wanted = PIECE / (row * MATVEC_ROWS) + 1;
-    size_t fair = N / (MATVEC_ROWS * SHARE * size_t(cpu.threads.count()));
-    size_t rows = std::max<size_t>(1, std::min(wanted, fair)) * MATVEC_ROWS;
-    cpu.threads.run((N + rows - 1) / rows, [&](size_t i) {
+    size_t fair = size_t(w.N) / (MATVEC_ROWS * SHARE * size_t(cpu.threads.count()));
+    return std::max<size_t>(1, std::min(wanted, fair)) * MATVEC_ROWS;
+}
+
+// One token through several matrices: the pieces of all of them are one job of the threads.
+static void matvecs(CpuBackend& cpu, std::span<const Projection> all, const float* x, bool add) {
+    auto pieces = [&](const Projection& one) {
+        size_t rows = piece_rows(cpu, one.w);
+        return (size_t(one.w.N) + rows - 1) / rows;
+    };
+    size_t total = 0;
+    for (const Projection& one : all) total += pieces(one);
+    cpu.threads.run(total, [&](size_t i) {
+        const Projection* one = all.data();
+        for (; i >= pieces(*one); one++) i -= pieces(*one);
+        const Weight& w = one->w;
+        size_t N = size_t(w.N), K = size_t(w.K), rows = piece_rows(cpu, w);
         size_t first = i * rows, count = std::min(rows, N - first);
-        const char* from = static_cast<const char*>(w.data) + first * row;
-        cpu.kernels.matvec[int(w.dtype)](out + first, x, from, count, K, add);
+        const char* from = static_cast<const char*>(w.data) + first * K * size_of(w.dtype);
+        cpu.kernels.matvec[int(w.dtype)](one->out + first, x, from, count, K, add);
     });
 }
 
@@ -86,15 +100,21 @@ static bool in_pairs(const CpuBackend& cpu, const Weight& w, int T) {
     return !cpu.exact && w.dtype == DType::BF16 && cpu.kernels.product_pairs && T > 1;
 }
 
-void CpuBackend::matmul(float* out, const float* x, const Weight& w, int T, bool add) {
-    if (T == 1) return matvec(*this, out, x, w, add);
+static void matmul_tokens(CpuBackend& cpu, float* out, const float* x, const Weight& w, int T,
+                          bool add) {
     size_t K = size_t(w.K), width = size_of(w.dtype);
-    Blocked product{out, x, T, size_t(w.N), K, add, in_pairs(*this, w, T)};
-    blocked_product(*this, product, [&](char* panel, size_t j, size_t n, size_t i, size_t k) {
+    Blocked product{out, x, T, size_t(w.N), K, add, in_pairs(cpu, w, T)};
+    blocked_product(cpu, product, [&](char* panel, size_t j, size_t n, size_t i, size_t k) {
+        const Kernels& kernels = cpu.kernels;
         const char* from = static_cast<const char*>(w.data) + (j * K + i) * width;
         if (product.pairs) kernels.pack_pairs(panel, from, K, int(n), int(k));
         else kernels.pack[int(w.dtype)](reinterpret_cast<float*>(panel), from, K, int(n), int(k));
     });
+}
+
+void CpuBackend::matmul(std::span<const Projection> all, const float* x, int T, bool add) {
+    if (T == 1) return matvecs(*this, all, x, add);
+    for (const Projection& one : all) matmul_tokens(*this, one.out, x, one.w, T, add);
 }
 
 // panel (k/2, lanes, 2) ← k rows of n bf16, `row` bytes apart, two and two interleaved.

@@ -4,13 +4,18 @@
 
 namespace stief {
 
-void CpuBackend::rope(float* x, const float* rotation, int heads, int d, const Step& step) {
-    size_t half = size_t(d) / 2, row = size_t(heads) * size_t(d);
-    for_rows(size_t(step.T), row, [&](size_t first, size_t end) {
+void CpuBackend::rope(float* q, float* k, const float* rotation, int H, int G, int d,
+                      const Step& step) {
+    size_t half = size_t(d) / 2, heads = size_t(k ? H + G : H);
+    for_rows(size_t(step.T), heads * size_t(d), [&](size_t first, size_t end) {
         for (size_t t = first; t < end; t++) {
             const float* angle = rotation + (size_t(step.pos) + t) * 2 * half;
-            for (int h = 0; h < heads; h++)
-                kernels.rotate(x + t * row + size_t(h) * size_t(d), angle, half);
+            auto turn = [&](float* x, int count) {
+                x += t * size_t(count) * size_t(d);
+                for (int h = 0; h < count; h++, x += d) kernels.rotate(x, angle, half);
+            };
+            turn(q, H);
+            if (k) turn(k, G);
         }
     });
 }

@@ -1,0 +1,73 @@
+// Every way to run the operations of the seam that this machine has, and what tests of operations
+// share: inputs in the backend's memory, outputs born NaN between sentinels. A test that takes a
+// Backend from here runs on every instruction set, on a GPU where there is one, and on the kernels
+// played by the host (tests/simt).
+#pragma once
+#include <functional>
+#include <list>
+#include <memory>
+
+#include "backend/buffer.h"
+#include "reference.h"
+
+namespace stief::testing {
+
+struct Variant {
+    std::string group;                // results within a group are the same to the last bit
+    BackendOptions options;
+    int threads = 1;
+    std::function<void()> prepare;    // before the backend is made; may be empty
+    bool device() const { return options.name != "cpu"; }
+};
+// variants.cpp, or simt/variants.cpp in the program that plays kernels.
+std::vector<Variant> variants();
+// One of each group.
+std::vector<Variant> groups();
+
+// A backend with the memory that a test gives it.
+struct Lab {
+    std::string group;
+    std::unique_ptr<Threads> threads;
+    std::unique_ptr<Backend> backend;
+    std::list<Buffer> held;
+
+    explicit Lab(const Variant& variant);
+    bool device() const { return backend->copies_weights; }
+    // The CPU reads the test's own memory, at whatever address it is.
+    const void* bytes(const void* host, size_t size);
+    const float* in(const Floats& x) {
+        return static_cast<const float*>(bytes(x.data(), x.size() * sizeof(float)));
+    }
+    Weight weight(Elements& from, int N, int K);
+    void step(const Step& step) { backend->begin_step(step), backend->end_step(); }
+    Floats floats(const float* from, size_t n) {
+        Floats x(n, NaN);
+        backend->download(x.data(), from, n * sizeof(float));
+        return x;
+    }
+};
+
+// n floats of a lab, NaN until written, between two runs of sentinels.
+struct Output {
+    static constexpr size_t GUARD = 64;
+    static constexpr float SENTINEL = -1234.5f;
+    Lab& lab;
+    Buffer memory;
+    size_t n;
+
+    Output(Lab& of, size_t count, const Floats& before = {});
+    float* data() { return memory.f32() + GUARD; }
+    Floats values() { return lab.floats(data(), n); }
+    bool guarded();
+};
+
+// Runs operation(lab, out) in every variant: out, which holds `before` or NaN, must be close to
+// want, the same to the last bit within a group, and nothing else written. tolerance: of a lab.
+void check_everywhere(const Doubles& want, const std::function<double(const Lab&)>& tolerance,
+                      const Floats& before, const std::function<void(Lab&, float*)>& operation);
+inline void check_everywhere(const Doubles& want, double tolerance, const Floats& before,
+                             const std::function<void(Lab&, float*)>& operation) {
+    check_everywhere(want, [=](const Lab&) { return tolerance; }, before, operation);
+}
+
+}  // namespace stief::testing
