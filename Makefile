@@ -2,7 +2,7 @@
 #
 #   CONFIG=release|sanitize|fuzz   one build folder each: build/$(CONFIG)
 #   CXX=…                          any C++20 compiler (g++ >= 11, clang >= 14)
-#   CUDA=0                         leave CUDA out although nvcc is there
+#   CUDA=0                         leave CUDA out although nvcc is there; CUDA_ARCH="80 90" or native
 ifeq ($(filter -j%,$(MAKEFLAGS)),)
 MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2)
 endif
@@ -57,10 +57,29 @@ ENGINE   := $(filter-out $(BUILD)/src/commands/%,$(LIB_OBJ))
 TESTS    := $(wildcard tests/*.cpp)
 TEST_OBJ := $(TESTS:%.cpp=$(BUILD)/%.o)
 
+# CUDA, where nvcc is found: for the GPU that is here, or by name for the processors of CUDA_ARCH and as
+# PTX for later ones. The same .cu files are compiled by $(CXX) too, and played by tests/simt.
+CUDA_SRC := $(wildcard cuda/*.cu)
 NVCC     ?= $(shell command -v nvcc 2>/dev/null)
-ifeq ($(CUDA),0)
+ifneq ($(CONFIG)$(filter 0,$(CUDA)),release)
 NVCC     :=
 endif
+ifneq ($(NVCC),)
+CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(realpath $(shell command -v $(NVCC))))
+CUDA_ARCH ?= $(if $(shell nvidia-smi -L 2>/dev/null),native,80 90)
+CUDA_CODE := $(if $(filter native,$(CUDA_ARCH)),-arch=native,$(foreach a,$(CUDA_ARCH),\
+             -gencode arch=compute_$a,code=sm_$a) -gencode \
+             arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH)))
+CUDA_FLAGS := -std=c++20 -O3 -lineinfo --expt-relaxed-constexpr -ccbin $(CXX) $(CUDA_CODE) \
+             -Xcompiler -Wall,-Wextra,-Wshadow,-Werror -MMD -MP -Isrc -Icuda -Icuda/gpu
+CUDA_OBJ := $(CUDA_SRC:%.cu=$(BUILD)/%.o)
+endif
+ifneq ($(CUDA_OBJ),)
+LINK_CUDA := -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcudart -lcublas
+$(BUILD)/src/backend/select.o: FLAGS += -DHAVE_CUDA -Icuda -isystem $(CUDA_HOME)/include
+endif
+
+COMMA    := ,
 
 .SECONDARY:                       # keep what a rule made on its way
 .PHONY: all chat test check fuzz neon tools tables bench format clean help found floors
@@ -68,14 +87,15 @@ all: found stief
 
 found:
 	@echo "compiler: $(CXX) $(shell $(CXX) -dumpversion), $(TARGET), config $(CONFIG), kernels $(KERNELS)"
-	@echo "CUDA:     $(if $(NVCC),nvcc found ($(NVCC)); this version runs on the CPU,no nvcc: CPU only)"
+	@echo "CUDA:     $(if $(NVCC),$(NVCC) $(shell $(NVCC) --version | \
+	    sed -n 's/.*release \([0-9.]*\).*/\1/p')$(COMMA) arch $(CUDA_ARCH),none: CPU only)"
 
 stief: $(BUILD)/stief
 	@cp -f $< $@.tmp && mv -f $@.tmp $@
 
-$(BUILD)/stief: $(OBJECTS)
+$(BUILD)/stief: $(OBJECTS) $(CUDA_OBJ)
 	@echo "  link $@"
-	$(Q)$(CXX) $(OBJECTS) $(LINK) -o $@
+	$(Q)$(CXX) $^ $(LINK) $(LINK_CUDA) -o $@
 
 $(BUILD)/src/backend/cpu/dot_%.o: src/backend/cpu/dot_%.cpp Makefile
 	@mkdir -p $(@D)
@@ -86,6 +106,19 @@ $(BUILD)/src/%.o: src/%.cpp Makefile
 	@mkdir -p $(@D)
 	@echo "  c++  $<"
 	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) -c $< -o $@
+
+# What CUDA code was built for: changes when nvcc comes, goes or compiles for another GPU.
+$(BUILD)/cuda.flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(CUDA_OBJ) $(CUDA_FLAGS)' | cmp -s - $@ || echo '$(CUDA_OBJ) $(CUDA_FLAGS)' > $@
+FORCE:
+
+$(BUILD)/src/backend/select.o: $(BUILD)/cuda.flags
+
+$(BUILD)/cuda/%.o: cuda/%.cu Makefile $(BUILD)/cuda.flags
+	@mkdir -p $(@D)
+	@echo "  nvcc $<"
+	$(Q)$(NVCC) $(CUDA_FLAGS) -c $< -o $@
 
 chat: found stief                ## build, then talk to the model that ships
 	./stief chat models/parlour
@@ -104,19 +137,49 @@ $(BUILD)/tests/%.o: tests/%.cpp Makefile | $(BUILD)/doctest.found
 	@echo "  c++  $<"
 	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) -O1 -g1 -Itests $(DOCTEST_DIR:%=-I%) -c $< -o $@
 
-$(BUILD)/run_tests: $(LIB_OBJ) $(TEST_OBJ)
+$(BUILD)/run_tests: $(LIB_OBJ) $(TEST_OBJ) $(CUDA_OBJ)
+	@echo "  link $@"
+	$(Q)$(CXX) $^ $(LINK) $(LINK_CUDA) -o $@
+
+# The CUDA code played on the CPU: the harness, the .cu files and select.cpp compiled against it, and
+# those of the tests that take a Backend.
+SIMT_TESTS := main
+SIMT     := $(FLAGS) $(CXXFLAGS) -Itests/simt -Icuda -Itests $(DOCTEST_DIR:%=-I%)
+SIMT_OBJ := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/simt/*.cpp)) \
+            $(CUDA_SRC:%.cu=$(BUILD)/simt/%.o) $(BUILD)/simt/src/backend/select.o
+
+$(BUILD)/tests/simt/%.o: tests/simt/%.cpp Makefile | $(BUILD)/doctest.found
+	@mkdir -p $(@D)
+	@echo "  c++  $<"
+	$(Q)$(CXX) $(SIMT) -c $< -o $@
+
+$(BUILD)/simt/cuda/%.o: cuda/%.cu Makefile
+	@mkdir -p $(@D)
+	@echo "  c++  $< (simt)"
+	$(Q)$(CXX) $(SIMT) -x c++ -c $< -o $@
+
+$(BUILD)/simt/src/%.o: src/%.cpp Makefile
+	@mkdir -p $(@D)
+	@echo "  c++  $< (simt)"
+	$(Q)$(CXX) $(SIMT) $(if $(CUDA_SRC),-DHAVE_CUDA) -c $< -o $@
+
+$(BUILD)/run_simt: $(SIMT_OBJ) $(SIMT_TESTS:%=$(BUILD)/tests/%.o) \
+                   $(filter-out $(BUILD)/src/backend/select.o,$(ENGINE))
 	@echo "  link $@"
 	$(Q)$(CXX) $^ $(LINK) -o $@
 
-test: found stief $(BUILD)/run_tests   ## every test (TESTFLAGS=... goes to the test program)
+test: found stief $(BUILD)/run_tests $(BUILD)/run_simt   ## every test (TESTFLAGS=... goes to both programs)
 	$(RUNNER) $(BUILD)/run_tests $(TESTFLAGS)
+	$(RUNNER) $(BUILD)/run_simt $(filter-out --gpu,$(TESTFLAGS))
 
 floors:
 	@tools/floors.sh
 
 check: floors test               ## floors, tests, tests again under the sanitizers
-	$(MAKE) CONFIG=sanitize build/sanitize/stief build/sanitize/run_tests
+	$(MAKE) CONFIG=sanitize build/sanitize/stief build/sanitize/run_tests \
+	    build/sanitize/run_simt
 	build/sanitize/run_tests $(TESTFLAGS)
+	build/sanitize/run_simt $(filter-out --gpu,$(TESTFLAGS))
 
 # Each fuzzer runs FUZZ_SECONDS over what it can think of; what it finds becomes a test.
 FUZZ_SECONDS ?= 60
@@ -163,7 +226,8 @@ bench: found stief               ## speed of the model that ships, as shares of 
 
 format:                          ## clang-format over the sources
 	clang-format -i $(wildcard src/*/*.h src/*/*.cpp src/backend/cpu/*.h src/backend/cpu/*.cpp \
-	    tests/*.h tests/*.cpp tests/*/*.cpp tools/*.cpp)
+	    tests/*.h tests/*.cpp tests/*/*.cpp tests/simt/*.h tests/simt/*.cuh tools/*.cpp \
+	    cuda/*.cu cuda/*.cuh cuda/*.h cuda/gpu/*.cuh)
 
 clean:                           ## remove everything that was built
 	rm -rf build stief
@@ -171,4 +235,4 @@ clean:                           ## remove everything that was built
 help:                            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
--include $(OBJECTS:.o=.d) $(TEST_OBJ:.o=.d)
+-include $(OBJECTS:.o=.d) $(TEST_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(SIMT_OBJ:.o=.d)

@@ -1,5 +1,7 @@
 // The two 16-bit floating-point formats of checkpoints and caches, and their conversion to float.
 // bf16: 8 exponent bits, 7 mantissa bits, the upper half of a float. f16: IEEE 754 binary16.
+// The conversions are templates of nothing, so that the processor's own instructions, plain functions
+// of the same names in cuda/gpu/intrinsics.cuh, go first where those are included.
 #pragma once
 #include <bit>
 #include <cstdint>
@@ -13,18 +15,21 @@ struct f16 {
     uint16_t bits;
 };
 
-inline float to_float(bf16 h) {
+template <class = void>
+constexpr float to_float(bf16 h) {
     return std::bit_cast<float>(uint32_t(h.bits) << 16);
 }
 
 // Round to nearest, ties to even; NaN stays NaN, overflow becomes infinity.
-inline bf16 to_bf16(float x) {
+template <class = void>
+constexpr bf16 to_bf16(float x) {
     uint32_t u = std::bit_cast<uint32_t>(x);
     if ((u & 0x7fffffffu) > 0x7f800000u) return {uint16_t(u >> 16 | 0x40u)};
     return {uint16_t((u + 0x7fffu + (u >> 16 & 1u)) >> 16)};
 }
 
-inline float to_float(f16 h) {
+template <class = void>
+constexpr float to_float(f16 h) {
     uint32_t sign = uint32_t(h.bits & 0x8000u) << 16;
     uint32_t rest = h.bits & 0x7fffu;                       // exponent and mantissa
     if (rest >= 0x7c00u)                                    // infinity, NaN
@@ -36,7 +41,8 @@ inline float to_float(f16 h) {
 }
 
 // Round to nearest, ties to even; NaN stays NaN, overflow becomes infinity.
-inline f16 to_f16(float x) {
+template <class = void>
+constexpr f16 to_f16(float x) {
     uint32_t u = std::bit_cast<uint32_t>(x);
     uint16_t sign = uint16_t(u >> 16 & 0x8000u);
     u &= 0x7fffffffu;

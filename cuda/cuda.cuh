@@ -1,0 +1,116 @@
+// What every .cu file uses: checked calls, element types, reductions over a warp and a block.
+// Common to the GPU and to the harness (tests/simt), which differ in <intrinsics.cuh> alone.
+#pragma once
+#include <cublas_v2.h>
+#include <cuda_runtime.h>
+
+#include "base/bf16.h"
+#include "base/check.h"
+
+namespace stief {
+
+inline void check_cuda(cudaError_t status, const char* call, const char* file, int line) {
+    if (status != cudaSuccess)
+        fail("CUDA: %s (%s:%d: %s)", cudaGetErrorString(status), file, line, call);
+}
+inline void check_cublas(cublasStatus_t status, const char* call, const char* file, int line) {
+    if (status != CUBLAS_STATUS_SUCCESS)
+        fail("cuBLAS: %s (%s:%d: %s)", cublasGetStatusString(status), file, line, call);
+}
+
+}  // namespace stief
+
+// Throw an Error with the call and its place unless it succeeds.
+#define CUDA_CHECK(call) ::stief::check_cuda((call), #call, __FILE__, __LINE__)
+#define CUBLAS_CHECK(call) ::stief::check_cublas((call), #call, __FILE__, __LINE__)
+
+#include <intrinsics.cuh>
+
+namespace stief {
+
+constexpr int WARP = 32;
+
+// A float is an element type like bf16 and f16.
+__device__ __forceinline__ float to_float(float x) {
+    return x;
+}
+
+// E ← float, rounded to nearest.
+template <class E>
+__device__ __forceinline__ E to_element(float x);
+template <>
+__device__ __forceinline__ float to_element<float>(float x) {
+    return x;
+}
+template <>
+__device__ __forceinline__ bf16 to_element<bf16>(float x) {
+    return to_bf16(x);
+}
+template <>
+__device__ __forceinline__ f16 to_element<f16>(float x) {
+    return to_f16(x);
+}
+
+// The two elements E of a register, low first: the inverse of pack2.
+template <class E>
+__device__ __forceinline__ float2 unpack2(uint32_t pair) {
+    return make_float2(to_float(E{uint16_t(pair)}), to_float(E{uint16_t(pair >> 16)}));
+}
+
+// The 16 / sizeof(E) elements of a 16-byte load.
+template <class E>
+__device__ __forceinline__ void unpack(float (&x)[16 / sizeof(E)], uint4 bytes) {
+    const uint32_t words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
+    for (int i = 0; i < 4; i++) {
+        if constexpr (sizeof(E) == 4) {
+            x[i] = __uint_as_float(words[i]);
+        } else {
+            float2 pair = unpack2<E>(words[i]);
+            x[2 * i] = pair.x, x[2 * i + 1] = pair.y;
+        }
+    }
+}
+
+// Σ x over the lanes of a warp, the same to all.
+template <class T>
+__device__ __forceinline__ T warp_sum(T x) {
+    for (int mask = WARP / 2; mask > 0; mask /= 2) x += __shfl_xor_sync(~0u, x, mask);
+    return x;
+}
+
+// max x over the lanes of a warp, the same to all.
+template <class T>
+__device__ __forceinline__ T warp_max(T x) {
+    for (int mask = WARP / 2; mask > 0; mask /= 2) {
+        T other = __shfl_xor_sync(~0u, x, mask);
+        x = other > x ? other : x;
+    }
+    return x;
+}
+
+// Σ x over the threads of a block, the same to all. Every thread of the block must come here.
+template <class T>
+__device__ __forceinline__ T block_sum(T x, T* scratch) {   // (blockDim / 32) shared
+    x = warp_sum(x);
+    __syncthreads();   // scratch is written only after every thread has read what it held before
+    if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = x;
+    __syncthreads();   // and read only after every warp has written its sum
+    x = scratch[0];
+    for (unsigned warp = 1; warp < blockDim.x / WARP; warp++) x += scratch[warp];
+    return x;
+}
+
+// max x over the threads of a block, the same to all. Every thread of the block must come here.
+template <class T>
+__device__ __forceinline__ T block_max(T x, T* scratch) {   // (blockDim / 32) shared
+    x = warp_max(x);
+    __syncthreads();   // as in block_sum
+    if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = x;
+    __syncthreads();
+    x = scratch[0];
+    for (unsigned warp = 1; warp < blockDim.x / WARP; warp++)
+        x = scratch[warp] > x ? scratch[warp] : x;
+    return x;
+}
+
+}  // namespace stief

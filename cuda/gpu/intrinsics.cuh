@@ -1,0 +1,184 @@
+// What only a GPU has (sm_80 and later), as the names that kernels use; tests/simt/intrinsics.cuh gives
+// the same names a plain meaning on the CPU. Fragments: g = lane / 4, t = lane % 4, low half first.
+// Source: PTX ISA, "Matrix Fragments for mma.m16n8k16 / m16n8k8", "ldmatrix", "cp.async".
+#pragma once
+#include <cstdint>
+#include <type_traits>
+
+namespace stief {
+
+// kernel(args...) on grid blocks of `block` threads, after everything before it on the stream.
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, int block, size_t shared_bytes,
+            cudaStream_t stream, Args&&... args) {
+    constexpr size_t WITHOUT_ASKING = 48 << 10;             // shared memory any kernel may have
+    if (shared_bytes > WITHOUT_ASKING)
+        CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        int(shared_bytes)));
+    kernel<<<grid, unsigned(block), shared_bytes, stream>>>(static_cast<Params>(args)...);
+    CUDA_CHECK(cudaGetLastError());
+}
+
+// The block's dynamic shared memory.
+__device__ __forceinline__ char* dynamic_shared() {
+    extern __shared__ __align__(16) char memory[];
+    return memory;
+}
+
+// ---- conversions: base/bf16.h's on the host; the device's own, NaN made canonical, on the device -------
+
+__host__ __device__ __forceinline__ float to_float(bf16 h) {
+#ifdef __CUDA_ARCH__
+    return __uint_as_float(uint32_t(h.bits) << 16);
+#else
+    return to_float<>(h);
+#endif
+}
+__host__ __device__ __forceinline__ float to_float(f16 h) {
+#ifdef __CUDA_ARCH__
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h.bits));
+    return x;
+#else
+    return to_float<>(h);
+#endif
+}
+__host__ __device__ __forceinline__ bf16 to_bf16(float x) {
+#ifdef __CUDA_ARCH__
+    bf16 h;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h.bits) : "f"(x));
+    return h;
+#else
+    return to_bf16<>(x);
+#endif
+}
+__host__ __device__ __forceinline__ f16 to_f16(float x) {
+#ifdef __CUDA_ARCH__
+    f16 h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h.bits) : "f"(x));
+    return h;
+#else
+    return to_f16<>(x);
+#endif
+}
+
+// Two elements E (bf16 or f16) in one register, low first.
+template <class E>
+__device__ __forceinline__ uint32_t pack2(float low, float high) {
+    uint32_t pair;
+    if constexpr (std::is_same_v<E, bf16>)
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    else
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+// A float rounded to TF32 (10 bits of mantissa), ties away from zero, as mma_16x8x8_tf32 takes it.
+__device__ __forceinline__ uint32_t to_tf32(float x) {
+    uint32_t bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+    return bits;
+}
+
+// ---- tensor cores: the 32 lanes of a warp together, none missing ---------------------------------------
+
+// d (16, 8) += a (16, 16) b (16, 8), E = bf16 or f16. A register of a or b holds two neighbours:
+//   a[0] (g, 2t)  a[1] (g+8, 2t)  a[2] (g, 2t+8)  a[3] (g+8, 2t+8), and the next column
+//   b[0] (2t, g)  b[1] (2t+8, g), and the next row       d[0..1] (g, 2t..)  d[2..3] (g+8, 2t..)
+template <class E>
+__device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4],
+                                            const uint32_t (&b)[2]) {
+    if constexpr (std::is_same_v<E, bf16>)
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+            "{%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    else
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+            "{%8,%9}, {%0,%1,%2,%3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// d (16, 8) += a (16, 8) b (8, 8) in TF32: the upper 19 bits of floats.
+//   a[0] (g, t)  a[1] (g+8, t)  a[2] (g, t+4)  a[3] (g+8, t+4)     b[0] (t, g)  b[1] (t+4, g)
+__device__ __forceinline__ void mma_16x8x8_tf32(float (&d)[4], const uint32_t (&a)[4],
+                                                const uint32_t (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ __forceinline__ unsigned shared_address(const void* shared) {
+    return unsigned(__cvta_generic_to_shared(shared));
+}
+
+// N matrices of 8 rows of 16 bytes. Lane 8i + j names row j of matrix i; r[i] is matrix i's elements
+// (g, 2t) and (g, 2t+1). Transposed: (2t, g) and (2t+1, g). x2, x1: the lanes from 16, 8 name nothing.
+__device__ __forceinline__ void load_matrix_x4(uint32_t (&r)[4], const void* shared_row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(shared_row))
+                 : "memory");
+}
+__device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&r)[4],
+                                                          const void* shared_row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(shared_row))
+                 : "memory");
+}
+__device__ __forceinline__ void load_matrix_x2(uint32_t (&r)[2], const void* shared_row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(shared_address(shared_row))
+                 : "memory");
+}
+__device__ __forceinline__ void load_matrix_x2_transposed(uint32_t (&r)[2],
+                                                          const void* shared_row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(shared_address(shared_row))
+                 : "memory");
+}
+
+// ---- memory -------------------------------------------------------------------------------------------
+
+// 16 bytes, both ends aligned to 16, there after copy_async_wait; zeros where not valid (no read).
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+                 "l"(__cvta_generic_to_global(global)), "r"(valid ? 16 : 0)
+                 : "memory");
+}
+// This thread's copies since the last commit become one group.
+__device__ __forceinline__ void copy_async_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Waits until at most the N latest groups of this thread are unfinished.
+template <int N>
+__device__ __forceinline__ void copy_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// 16 aligned bytes of memory that nobody writes while the kernel runs.
+__device__ __forceinline__ uint4 load_16(const void* global) {
+    uint4 x;
+    asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];"
+        : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+        : "l"(__cvta_generic_to_global(global)));
+    return x;
+}
+// The same for what is read once: it does not push anything out of the first cache.
+__device__ __forceinline__ uint4 load_16_stream(const void* global) {
+    uint4 x;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+        : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+        : "l"(__cvta_generic_to_global(global)));
+    return x;
+}
+
+}  // namespace stief

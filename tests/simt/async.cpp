@@ -1,0 +1,56 @@
+// cp.async with its effect as late as it may be: until the thread waits, the destination holds NaN.
+#include <cstring>
+#include <deque>
+#include <vector>
+
+#include "cuda.cuh"
+
+namespace stief {
+
+uint4 load_16(const void* global) {
+    check(uintptr_t(global) % 16 == 0, "%s: 16-byte load from %p, which is not aligned",
+          simt::where().c_str(), global);
+    if (!simt::fits(global, 16))
+        fail("%s: 16-byte load past the end of its allocation", simt::where().c_str());
+    uint4 x;
+    std::memcpy(&x, global, 16);
+    return x;
+}
+
+namespace simt {
+
+struct Copy {
+    void* to;
+    uint4 bytes;                        // read when the copy was begun
+};
+struct Copies {
+    std::vector<Copy> open;             // not committed yet
+    std::deque<std::vector<Copy>> groups;
+};
+static Copies copies[1024];
+
+void forget_copies(unsigned threads) {
+    for (unsigned i = 0; i < threads; i++) copies[i].open.clear(), copies[i].groups.clear();
+}
+
+void copy_async(void* shared, const void* global, bool valid) {
+    if (uintptr_t(shared) % 16 || !in_shared(shared, 16))
+        fail("%s: cp.async to %p: expected 16 aligned bytes of shared memory", where().c_str(), shared);
+    std::memset(shared, 0xFF, 16);
+    copies[threadIdx.x].open.push_back({shared, valid ? load_16(global) : uint4{}});
+}
+
+void copy_async_commit() {
+    Copies& mine = copies[threadIdx.x];
+    mine.groups.push_back(std::move(mine.open));
+    mine.open.clear();
+}
+
+void copy_async_wait(size_t unfinished) {
+    auto& groups = copies[threadIdx.x].groups;
+    for (; groups.size() > unfinished; groups.pop_front())
+        for (const Copy& copy : groups.front()) std::memcpy(copy.to, &copy.bytes, 16);
+}
+
+}  // namespace simt
+}  // namespace stief

@@ -1,0 +1,204 @@
+// cuda/gpu/intrinsics.cuh for the host compiler: the same names, played (simt.h). What the names compute
+// and how fragments lie is said there; warp.cpp and async.cpp do it from PTX's tables.
+#pragma once
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <tuple>
+
+#include "simt.h"
+
+// ---- threads of a block ---------------------------------------------------------------------------------
+
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
+inline void __syncthreads(stief::simt::Site site = stief::simt::Site::current()) {
+    stief::simt::barrier(site);
+}
+inline void __syncwarp(unsigned mask = ~0u, stief::simt::Site site = stief::simt::Site::current()) {
+    stief::simt::meet(mask, nullptr, nullptr, site);
+}
+inline void __threadfence() {}
+inline void __threadfence_block() {}
+
+namespace stief::simt {
+
+template <class T>
+struct Shuffle {
+    T mine, got;
+    unsigned from;                        // lane
+};
+
+template <class T>
+T shuffle(unsigned mask, T x, unsigned from, const Site& site) {
+    Shuffle<T> operands{x, x, from};
+    meet(mask, &operands, [](void** lanes, unsigned here) {
+        for (unsigned i = 0; i < 32; i++) {
+            if (!lanes[i]) continue;
+            Shuffle<T>& lane = *static_cast<Shuffle<T>*>(lanes[i]);
+            if (!(here >> lane.from & 1))
+                fail("lane %u shuffles from lane %u outside the mask %08x", i, lane.from, here);
+            lane.got = static_cast<Shuffle<T>*>(lanes[lane.from])->mine;
+        }
+    }, site);
+    return operands.got;
+}
+
+inline unsigned lane() {
+    return threadIdx.x % 32;
+}
+
+struct Vote {
+    bool mine;
+    unsigned all;
+};
+
+}  // namespace stief::simt
+
+template <class T>
+T __shfl_sync(unsigned mask, T x, int from, stief::simt::Site site = stief::simt::Site::current()) {
+    return stief::simt::shuffle(mask, x, unsigned(from) % 32, site);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T x, int by, stief::simt::Site site = stief::simt::Site::current()) {
+    return stief::simt::shuffle(mask, x, (stief::simt::lane() ^ unsigned(by)) % 32, site);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T x, unsigned by,
+                   stief::simt::Site site = stief::simt::Site::current()) {
+    unsigned lane = stief::simt::lane();
+    return stief::simt::shuffle(mask, x, lane + by < 32 ? lane + by : lane, site);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T x, unsigned by,
+                 stief::simt::Site site = stief::simt::Site::current()) {
+    unsigned lane = stief::simt::lane();
+    return stief::simt::shuffle(mask, x, lane >= by ? lane - by : lane, site);
+}
+inline unsigned __ballot_sync(unsigned mask, bool predicate,
+                              stief::simt::Site site = stief::simt::Site::current()) {
+    using stief::simt::Vote;
+    Vote vote{predicate, 0};
+    stief::simt::meet(mask, &vote, [](void** lanes, unsigned) {
+        unsigned all = 0;
+        for (unsigned i = 0; i < 32; i++)
+            if (lanes[i] && static_cast<Vote*>(lanes[i])->mine) all |= 1u << i;
+        for (unsigned i = 0; i < 32; i++)
+            if (lanes[i]) static_cast<Vote*>(lanes[i])->all = all;
+    }, site);
+    return vote.all;
+}
+
+template <class T>
+T atomicAdd(T* sum, std::type_identity_t<T> x) {
+    T before = *sum;
+    *sum = before + x;
+    return before;
+}
+
+// ---- functions that CUDA has and C++ has not ------------------------------------------------------------
+
+using std::max;
+using std::min;
+inline float rsqrtf(float x) {
+    return 1 / std::sqrt(x);
+}
+#define __expf(x) expf(x)                 // glibc declares an __expf, but has none to link
+inline float __uint_as_float(unsigned bits) {
+    return std::bit_cast<float>(bits);
+}
+inline unsigned __float_as_uint(float x) {
+    return std::bit_cast<unsigned>(x);
+}
+
+namespace stief {
+
+// Plays the grid at once; while the stream is being captured, records it with its arguments copied.
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, int block, size_t shared_bytes,
+            cudaStream_t stream, Args&&... args) {
+    std::tuple<Params...> copies(static_cast<Params>(args)...);
+    simt::launch(grid, block, shared_bytes, stream,
+                 [kernel, copies] { std::apply(kernel, copies); });
+    CUDA_CHECK(cudaGetLastError());
+}
+
+inline char* dynamic_shared() {
+    return simt::shared_memory();
+}
+
+// ---- registers, tensor cores, asynchronous copies -------------------------------------------------------
+
+template <class E>
+uint32_t pack2(float low, float high) {
+    if constexpr (std::is_same_v<E, bf16>) return to_bf16(low).bits | uint32_t(to_bf16(high).bits) << 16;
+    else return to_f16(low).bits | uint32_t(to_f16(high).bits) << 16;
+}
+inline uint32_t to_tf32(float x) {
+    return (std::bit_cast<uint32_t>(x) + 0x1000u) & ~0x1fffu;
+}
+
+namespace simt {
+
+struct Mma {
+    float* d;                             // [4]
+    const uint32_t* a;                    // [4]
+    const uint32_t* b;                    // [2]
+};
+void mma_bf16(void** lanes, unsigned mask);   // each a Mma
+void mma_f16(void** lanes, unsigned mask);
+void mma_tf32(void** lanes, unsigned mask);
+
+// count matrices of 8 rows of 16 bytes.
+void load_matrices(uint32_t* r, int count, bool transposed, const void* row, const Site& site);
+
+}  // namespace simt
+
+template <class E>
+void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                 simt::Site site = simt::Site::current()) {
+    simt::Mma mine{d, a, b};
+    simt::meet(~0u, &mine, std::is_same_v<E, bf16> ? simt::mma_bf16 : simt::mma_f16, site);
+}
+inline void mma_16x8x8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                            simt::Site site = simt::Site::current()) {
+    simt::Mma mine{d, a, b};
+    simt::meet(~0u, &mine, simt::mma_tf32, site);
+}
+
+inline void load_matrix_x4(uint32_t (&r)[4], const void* shared_row,
+                           simt::Site site = simt::Site::current()) {
+    simt::load_matrices(r, 4, false, shared_row, site);
+}
+inline void load_matrix_x4_transposed(uint32_t (&r)[4], const void* shared_row,
+                                      simt::Site site = simt::Site::current()) {
+    simt::load_matrices(r, 4, true, shared_row, site);
+}
+inline void load_matrix_x2(uint32_t (&r)[2], const void* shared_row,
+                           simt::Site site = simt::Site::current()) {
+    simt::load_matrices(r, 2, false, shared_row, site);
+}
+inline void load_matrix_x2_transposed(uint32_t (&r)[2], const void* shared_row,
+                                      simt::Site site = simt::Site::current()) {
+    simt::load_matrices(r, 2, true, shared_row, site);
+}
+
+inline void copy_async_16(void* shared, const void* global, bool valid) {
+    simt::copy_async(shared, global, valid);
+}
+inline void copy_async_commit() {
+    simt::copy_async_commit();
+}
+template <int N>
+void copy_async_wait() {
+    simt::copy_async_wait(N);
+}
+
+uint4 load_16(const void* global);
+inline uint4 load_16_stream(const void* global) {
+    return load_16(global);
+}
+
+}  // namespace stief

@@ -1,0 +1,274 @@
+// The player: which thread runs next, barriers, warp exchanges, what has gone wrong and where.
+#include "simt.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <exception>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "base/random.h"
+#include "fiber.h"
+
+using stief::simt::Site;
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+namespace stief::simt {
+
+constexpr unsigned LANES = 32, MAX_THREADS = 1024;
+
+enum class State : uint8_t { Ready, AtBarrier, AtExchange, Done };
+
+struct Thread {
+    Fiber fiber;
+    State state;
+    unsigned mask;                      // of the exchange it waits at
+    void* operands;
+    Combine combine;
+    Site site;                          // of the barrier or exchange it waits at, or met last
+};
+
+struct Warp {
+    unsigned ready = 0, at_exchange = 0, alive = 0;   // one bit a lane
+};
+
+static struct Block {
+    Thread threads[MAX_THREADS];
+    Warp warps[MAX_THREADS / LANES];
+    unsigned count = 0, warp_count = 0;
+    unsigned current = 0;
+    unsigned alive = 0, at_barrier = 0;
+    Site first_site;                    // of those that wait at the barrier
+    unsigned first_thread = 0;
+    char* shared = nullptr;
+    size_t shared_bytes = 0;
+    const std::function<void()>* kernel = nullptr;
+    std::exception_ptr error;
+    Random random{1};
+    bool playing = false;
+} block;
+
+void forget_copies(unsigned threads);   // async.cpp
+
+static std::string place(unsigned thread) {
+    return format("block (%u, %u, %u), thread %u", blockIdx.x, blockIdx.y, blockIdx.z, thread);
+}
+std::string where() {
+    return block.playing ? place(block.current) : "host";
+}
+static std::string at(const Site& site) {
+    return format("%s:%u", site.file_name(), site.line());
+}
+static bool same(const Site& a, const Site& b) {
+    return a.line() == b.line() && a.column() == b.column() &&
+           !std::strcmp(a.file_name(), b.file_name());
+}
+
+char* shared_memory() {
+    return block.shared;
+}
+bool in_shared(const void* address, size_t bytes) {
+    const char* p = static_cast<const char*>(address);
+    return p >= block.shared && p + bytes <= block.shared + block.shared_bytes;
+}
+
+static void make_ready(unsigned thread) {
+    block.threads[thread].state = State::Ready;
+    block.warps[thread / LANES].ready |= 1u << thread % LANES;
+}
+
+static int lowest(unsigned bits) {
+    return std::countr_zero(bits);
+}
+static int highest(unsigned bits) {
+    return 31 - std::countl_zero(bits);
+}
+
+// A warp with a thread that can run, or -1. Forward and Reverse stay with the warp they are at.
+static int ready_warp() {
+    unsigned n = block.warp_count, start = block.current / LANES;
+    if (order == Order::Shuffled && n > 1) start = unsigned(block.random.next() % n);
+    unsigned step = order == Order::Reverse ? n - 1 : 1;
+    for (unsigned i = 0, w = start; i < n; i++, w = (w + step) % n)
+        if (block.warps[w].ready) return int(w);
+    return -1;
+}
+
+static int ready_lane(unsigned bits) {
+    if (order == Order::Forward) return lowest(bits);
+    if (order == Order::Reverse) return highest(bits);
+    unsigned turn = unsigned(block.random.next() >> 59);
+    return int((unsigned(lowest(std::rotr(bits, int(turn)))) + turn) % LANES);
+}
+
+// No thread can run: everybody has returned, or meets at the barrier, or nothing will ever move again.
+static bool open_barrier() {
+    if (block.alive == 0) return false;
+    if (block.at_barrier == block.alive) {
+        block.at_barrier = 0;
+        for (unsigned i = 0; i < block.count; i++)
+            if (block.threads[i].state == State::AtBarrier) make_ready(i);
+        // The order begins anew: not with the warp that came last.
+        block.current = order == Order::Reverse ? block.count - 1 : 0;
+        return true;
+    }
+    unsigned waiting = 0;
+    while (block.threads[waiting].state != State::AtExchange) waiting++;
+    const Thread& thread = block.threads[waiting];
+    std::string rest = block.at_barrier ? format("; %u threads wait at the barrier %s",
+                                                 block.at_barrier, at(block.first_site).c_str())
+                                        : "";
+    fail("%s waits for its warp at %s for ever (mask %08x, there: %08x)%s", place(waiting).c_str(),
+         at(thread.site).c_str(), thread.mask, block.warps[waiting / LANES].at_exchange,
+         rest.c_str());
+}
+
+// Gives way to the thread whose turn it is; to the player when there is none or something is wrong.
+static void give_way(bool last = false) {
+    unsigned from = block.current;
+    Fiber* to = &player_fiber();
+    try {
+        int warp = block.error ? -1 : ready_warp();
+        if (warp < 0 && !block.error && open_barrier()) warp = ready_warp();
+        if (warp >= 0) {
+            unsigned lane = unsigned(ready_lane(block.warps[warp].ready));
+            block.current = unsigned(warp) * LANES + lane;
+            block.warps[warp].ready &= ~(1u << lane);
+            threadIdx.x = block.current;
+            to = &block.threads[block.current].fiber;
+        }
+    } catch (...) {
+        block.error = std::current_exception();
+    }
+    if (to == &block.threads[from].fiber) return;
+    statistics.switches++;
+    switch_to(block.threads[from].fiber, *to, last);
+}
+
+static void finish() {
+    unsigned me = block.current, lane = me % LANES;
+    Warp& warp = block.warps[me / LANES];
+    block.threads[me].state = State::Done;
+    block.alive--;
+    warp.alive &= ~(1u << lane);
+    for (unsigned waiting = warp.at_exchange; waiting && !block.error; waiting &= waiting - 1) {
+        unsigned other = me - lane + unsigned(lowest(waiting));
+        if (block.threads[other].mask >> lane & 1)
+            block.error = std::make_exception_ptr(
+                Error(format("%s has returned, but thread %u waits for it at %s",
+                             place(me).c_str(), other, at(block.threads[other].site).c_str())));
+    }
+}
+
+static void run_thread() {
+    entered();
+    try {
+        (*block.kernel)();
+    } catch (...) {
+        if (!block.error) block.error = std::current_exception();
+    }
+    finish();
+    give_way(true);
+    std::terminate();
+}
+
+void barrier(const Site& site) {
+    check(block.playing, "simt: __syncthreads() outside a kernel");
+    Thread& me = block.threads[block.current];
+    if (block.at_barrier == 0)
+        block.first_site = site, block.first_thread = block.current;
+    else if (!same(block.first_site, site))
+        fail("divergent barrier: %s is at %s, thread %u at %s", where().c_str(), at(site).c_str(),
+             block.first_thread, at(block.first_site).c_str());
+    block.at_barrier++;
+    me.state = State::AtBarrier, me.site = site;
+    give_way();
+}
+
+// The last lane has come: all must be at the same place of the program, then all go on.
+static void complete(Warp& warp, unsigned base, unsigned mask) {
+    const Thread& me = block.threads[block.current];
+    void* operands[LANES] = {};
+    for (unsigned rest = mask; rest; rest &= rest - 1) {
+        Thread& other = block.threads[base + unsigned(lowest(rest))];
+        if (other.combine != me.combine || other.mask != mask || !same(other.site, me.site))
+            fail("divergent warp: %s is at %s (mask %08x), thread %u at %s (mask %08x)",
+                 where().c_str(), at(me.site).c_str(), mask, base + unsigned(lowest(rest)),
+                 at(other.site).c_str(), other.mask);
+        operands[lowest(rest)] = other.operands;
+    }
+    if (me.combine) me.combine(operands, mask);
+    warp.at_exchange &= ~mask;
+    for (unsigned rest = mask; rest; rest &= rest - 1) make_ready(base + unsigned(lowest(rest)));
+}
+
+void meet(unsigned mask, void* operands, Combine combine, const Site& site) {
+    check(block.playing, "simt: a warp exchange outside a kernel");
+    unsigned lane = block.current % LANES, base = block.current - lane;
+    Thread& me = block.threads[block.current];
+    Warp& warp = block.warps[base / LANES];
+    check(mask >> lane & 1, "%s is not in the mask %08x of its own exchange at %s", where().c_str(),
+          mask, at(site).c_str());
+    if (mask & ~warp.alive)
+        fail("%s exchanges at %s with thread %u, which %s", where().c_str(), at(site).c_str(),
+             base + unsigned(lowest(mask & ~warp.alive)),
+             base + unsigned(lowest(mask & ~warp.alive)) < block.count ? "has returned"
+                                                                      : "does not exist");
+    me.state = State::AtExchange;
+    me.mask = mask, me.operands = operands, me.combine = combine, me.site = site;
+    warp.at_exchange |= 1u << lane;
+    if ((warp.at_exchange & mask) == mask) complete(warp, base, mask);
+    give_way();
+}
+
+static void play_block(size_t shared_bytes) {
+    block.shared_bytes = shared_bytes;
+    block.shared = static_cast<char*>(allocate(shared_bytes, Kind::Shared));
+    block.alive = block.count, block.at_barrier = 0;
+    block.error = nullptr;
+    for (Warp& warp : block.warps) warp = {};
+    for (unsigned i = 0; i < block.count; i++) {
+        begin(block.threads[i].fiber, i, run_thread);
+        make_ready(i);
+        block.warps[i / LANES].alive |= 1u << i % LANES;
+    }
+    unsigned first = order == Order::Reverse ? block.count - 1 : 0;
+    if (order == Order::Shuffled) first = unsigned(block.random.below(block.count));
+    block.current = threadIdx.x = first;
+    block.warps[first / LANES].ready &= ~(1u << first % LANES);
+    block.playing = true;
+    switch_to(player_fiber(), block.threads[first].fiber, false);
+    block.playing = false;
+    forget_copies(block.count);
+    statistics.blocks++;
+    if (block.error) {
+        release(block.shared, false);
+        std::rethrow_exception(std::exchange(block.error, nullptr));
+    }
+    release(block.shared);
+}
+
+void play(dim3 grid, unsigned count, size_t shared_bytes, const std::function<void()>& kernel) {
+    check(!block.playing, "simt: a launch inside a kernel");
+    gridDim = grid, blockDim = dim3(count);
+    block.count = count, block.warp_count = (count + LANES - 1) / LANES;
+    block.kernel = &kernel;
+    block.random = Random(seed);
+    std::vector<size_t> blocks(size_t(grid.x) * grid.y * grid.z);
+    std::iota(blocks.begin(), blocks.end(), size_t(0));
+    if (order == Order::Reverse) std::reverse(blocks.begin(), blocks.end());
+    if (order == Order::Shuffled)
+        for (size_t i = blocks.size(); i > 1; i--)
+            std::swap(blocks[i - 1], blocks[block.random.below(i)]);
+    for (size_t one : blocks) {
+        blockIdx = {unsigned(one % grid.x), unsigned(one / grid.x % grid.y),
+                    unsigned(one / grid.x / grid.y)};
+        play_block(shared_bytes);
+    }
+}
+
+}  // namespace stief::simt

@@ -1,0 +1,95 @@
+// What the tensor core's instructions mean, from PTX's fragment tables: g = lane / 4, t = lane % 4.
+#include "cuda.cuh"
+
+namespace stief::simt {
+
+// d (16, 8) += A (16, K) B (K, 8) on the fragments of 32 lanes.
+template <int K>
+static void multiply_add(void** lanes, const float (&A)[16][K], const float (&B)[K][8]) {
+    float sum[16][8];
+    for (int lane = 0; lane < 32; lane++)
+        for (int i = 0; i < 4; i++)
+            sum[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2] = static_cast<Mma*>(lanes[lane])->d[i];
+    for (int m = 0; m < 16; m++)
+        for (int k = 0; k < K; k++)
+            for (int n = 0; n < 8; n++) sum[m][n] += A[m][k] * B[k][n];
+    for (int lane = 0; lane < 32; lane++)
+        for (int i = 0; i < 4; i++)
+            static_cast<Mma*>(lanes[lane])->d[i] = sum[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
+}
+
+template <class E>
+static void mma_halves(void** lanes) {
+    float A[16][16], B[16][8];
+    for (int lane = 0; lane < 32; lane++) {
+        const Mma& mine = *static_cast<Mma*>(lanes[lane]);
+        int g = lane / 4, t = lane % 4;
+        for (int i = 0; i < 4; i++)
+            for (int half = 0; half < 2; half++)
+                A[g + i % 2 * 8][2 * t + i / 2 * 8 + half] =
+                    to_float(E{uint16_t(mine.a[i] >> 16 * half)});
+        for (int i = 0; i < 2; i++)
+            for (int half = 0; half < 2; half++)
+                B[2 * t + i * 8 + half][g] = to_float(E{uint16_t(mine.b[i] >> 16 * half)});
+    }
+    multiply_add(lanes, A, B);
+}
+
+void mma_bf16(void** lanes, unsigned) {
+    mma_halves<bf16>(lanes);
+}
+void mma_f16(void** lanes, unsigned) {
+    mma_halves<f16>(lanes);
+}
+
+void mma_tf32(void** lanes, unsigned) {
+    float A[16][8], B[8][8];
+    for (int lane = 0; lane < 32; lane++) {
+        const Mma& mine = *static_cast<Mma*>(lanes[lane]);
+        int g = lane / 4, t = lane % 4;
+        auto upper = [](uint32_t bits) { return std::bit_cast<float>(bits & ~0x1fffu); };
+        for (int i = 0; i < 4; i++) A[g + i % 2 * 8][t + i / 2 * 4] = upper(mine.a[i]);
+        for (int i = 0; i < 2; i++) B[t + i * 4][g] = upper(mine.b[i]);
+    }
+    multiply_add(lanes, A, B);
+}
+
+struct Rows {
+    uint32_t* r;
+    const void* row;
+    int count;
+    bool transposed;
+};
+
+static void load_rows(void** lanes, unsigned) {
+    for (int lane = 0; lane < 32; lane++) {
+        const Rows& mine = *static_cast<Rows*>(lanes[lane]);
+        int g = lane / 4, t = lane % 4;
+        for (int i = 0; i < mine.count; i++) {
+            uint16_t pair[2];
+            for (int half = 0; half < 2; half++) {
+                int row = mine.transposed ? 2 * t + half : g;
+                int column = mine.transposed ? g : 2 * t + half;
+                const void* from = static_cast<Rows*>(lanes[8 * i + row])->row;
+                pair[half] = static_cast<const uint16_t*>(from)[column];
+            }
+            mine.r[i] = pair[0] | uint32_t(pair[1]) << 16;
+        }
+    }
+}
+
+void load_matrices(uint32_t* r, int count, bool transposed, const void* row, const Site& site) {
+    if (int(lane()) < 8 * count && (uintptr_t(row) % 16 || !in_shared(row, 16)))
+        fail("%s: ldmatrix at %s:%u from %p: expected 16 aligned bytes of shared memory",
+             where().c_str(), site.file_name(), site.line(), row);
+    Rows mine{r, row, count, transposed};
+    // A count and a direction are an instruction of their own: the lanes must agree on them.
+    static constexpr Combine combine[4] = {
+        [](void** lanes, unsigned mask) { load_rows(lanes, mask); },
+        [](void** lanes, unsigned mask) { load_rows(lanes, mask); },
+        [](void** lanes, unsigned mask) { load_rows(lanes, mask); },
+        [](void** lanes, unsigned mask) { load_rows(lanes, mask); }};
+    meet(~0u, &mine, combine[count / 4 * 2 + transposed], site);
+}
+
+}  // namespace stief::simt
