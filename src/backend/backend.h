@@ -74,8 +74,9 @@ struct Backend {
     std::string name;             // "cpu", "cuda"
     std::string device;           // "avx512, 2 threads"
     bool copies_weights = false;  // bind() takes memory of the device
-    // float32 activations in every product; otherwise a matrix unit may take them rounded to bf16, in
-    // products of more than one token. May be changed between steps.
+    // float32 in every product; otherwise, in products of more than one token, a matrix unit may take x
+    // rounded to bf16 where w is bf16, and x and an f32 w rounded to TF32's 11 bits where it is not; and
+    // attention over 16-bit rows may round to their type. May be changed between steps.
     bool exact = false;
 
     virtual ~Backend() = default;
@@ -155,6 +156,9 @@ struct Backend {
         matmul({&one, 1}, x, T, add);
     }
 };
+
+// The view of a tensor that bind() makes a weight of. Error where it is no matrix or vector.
+Weight view_of(const Tensor& tensor);
 
 // threads: the process's one pool, also used by the code above the seam; it outlives the backend.
 std::unique_ptr<Backend> make_backend(const BackendOptions& options, Threads& threads);

@@ -40,7 +40,7 @@ void CpuBackend::release(void* memory, size_t bytes) {
     if (memory) munmap(memory, bytes ? bytes : 1);
 }
 
-Weight CpuBackend::bind(const Tensor& tensor) {
+Weight view_of(const Tensor& tensor) {
     size_t rank = tensor.shape.size();
     check(rank == 1 || rank == 2, "a weight has shape %s, expected a matrix or a vector",
           to_string(tensor.shape).c_str());
@@ -48,6 +48,10 @@ Weight CpuBackend::bind(const Tensor& tensor) {
         check(extent <= INT32_MAX, "a weight has shape %s, too large for this version",
               to_string(tensor.shape).c_str());
     return {tensor.data, tensor.dtype, int(tensor.shape[0]), rank == 2 ? int(tensor.shape[1]) : 1};
+}
+
+Weight CpuBackend::bind(const Tensor& tensor) {
+    return view_of(tensor);
 }
 
 void CpuBackend::upload(void* to, const void* host, size_t bytes) {

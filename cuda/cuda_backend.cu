@@ -1,0 +1,193 @@
+#include "cuda_backend.h"
+
+#include <cstring>
+
+namespace stief {
+
+// ---- kernels --------------------------------------------------------------------------------------
+
+// Words on their way to the device as the argument of a kernel: ordered like any other work, without a
+// copy that would have to wait for its host memory.
+struct Words {
+    static constexpr int MOST = 512;
+    int first, count;
+    int32_t word[MOST];
+};
+
+// to_first + i ← word_i.   grid 1, block Words::MOST
+__global__ void set_words(int32_t* to, Words words) {
+    int i = int(threadIdx.x);
+    if (i < words.count) to[words.first + i] = words.word[i];
+}
+
+// ---- launchers ------------------------------------------------------------------------------------
+
+constexpr int MOST_IDS = 1 << 18;         // tokens of one step
+constexpr size_t MOST_GRAPHS = 16;
+constexpr size_t RESERVE = size_t(256) << 20;   // left for cuBLAS, graphs and the driver
+
+struct CudaBackend::Impl {
+    int32_t* step = nullptr;              // (1 + MOST_IDS)  pos, ids
+    std::vector<void*> owned;             // weights and scratch
+    void* scratch[int(Scratch::Count)] = {};
+    size_t scratch_bytes[int(Scratch::Count)] = {};
+
+    struct Graph {
+        uint64_t replay;
+        cudaGraphExec_t exec;
+    };
+    std::vector<Graph> graphs;            // oldest first
+    uint64_t capturing = 0;               // the replay number of the step at hand, or 0
+    cudaGraphExec_t replaying = nullptr;
+};
+
+static std::string describe(const cudaDeviceProp& properties) {
+    return format("%s, %.0f GiB", properties.name, double(properties.totalGlobalMem) * 0x1p-30);
+}
+
+// Checked before anything else is asked of the device, so that each failure has its own words.
+static void require_device() {
+    int driver = 0, runtime = 0, devices = 0;
+    CUDA_CHECK(cudaDriverGetVersion(&driver));
+    CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
+    check(driver > 0, "--backend cuda: no NVIDIA driver is loaded; use --backend cpu");
+    check(driver / 1000 >= runtime / 1000,
+          "--backend cuda: the driver knows CUDA %d.%d, this build needs %d.%d; update the driver, "
+          "or use --backend cpu",
+          driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    cudaError_t status = cudaGetDeviceCount(&devices);
+    check(status == cudaSuccess && devices > 0,
+          "--backend cuda: no CUDA device (%s); use --backend cpu", cudaGetErrorString(status));
+}
+
+CudaBackend::CudaBackend(const BackendOptions& options) : impl(std::make_unique<Impl>()) {
+    check(options.isa == "auto", "--isa %s is for --backend cpu", options.isa.c_str());
+    require_device();
+    cudaDeviceProp properties;
+    CUDA_CHECK(cudaSetDevice(0));
+    CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+    check(properties.major >= 8,
+          "--backend cuda: %s has compute capability %d.%d, expected 8.0 or later; use --backend cpu",
+          properties.name, properties.major, properties.minor);
+    name = "cuda";
+    device = describe(properties);
+    copies_weights = true;
+    multiprocessors = properties.multiProcessorCount;
+    shared_limit = properties.sharedMemPerBlockOptin;
+    CUDA_CHECK(cudaStreamCreateWithFlags(&queue, cudaStreamNonBlocking));
+    CUBLAS_CHECK(cublasCreate(&cublas));
+    CUBLAS_CHECK(cublasSetStream(cublas, queue));
+    CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&impl->step), (1 + MOST_IDS) * sizeof(int32_t)));
+    impl->owned.push_back(impl->step);
+    pos = impl->step, ids = impl->step + 1;
+}
+
+CudaBackend::~CudaBackend() {
+    for (const Impl::Graph& one : impl->graphs) cudaGraphExecDestroy(one.exec);
+    for (void* memory : impl->owned) cudaFree(memory);
+    if (cublas) cublasDestroy(cublas);
+    if (queue) cudaStreamDestroy(queue);
+}
+
+size_t CudaBackend::available() const {
+    size_t free = 0, total = 0;
+    CUDA_CHECK(cudaMemGetInfo(&free, &total));
+    return free > RESERVE ? free - RESERVE : 0;
+}
+
+void* CudaBackend::alloc(size_t bytes, const char* what) {
+    size_t free = available();
+    if (bytes > free)
+        fail("%s needs %.2f GiB, %.2f GiB of the device's memory are available; use a smaller "
+             "--context",
+             what, double(bytes) * 0x1p-30, double(free) * 0x1p-30);
+    void* memory = nullptr;
+    CUDA_CHECK(cudaMalloc(&memory, bytes ? bytes : 1));
+    CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, queue));
+    return memory;
+}
+
+void CudaBackend::release(void* memory, size_t) {
+    cudaFree(memory);                     // waits for the work that uses it
+}
+
+Weight CudaBackend::bind(const Tensor& tensor) {
+    Weight w = view_of(tensor);
+    void* memory = alloc(w.bytes(), "a weight");
+    impl->owned.push_back(memory);
+    upload(memory, tensor.data, w.bytes());
+    w.data = memory;
+    return w;
+}
+
+void CudaBackend::upload(void* to, const void* host, size_t bytes) {
+    if (!bytes) return;
+    CUDA_CHECK(cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, queue));
+    CUDA_CHECK(cudaStreamSynchronize(queue));
+}
+
+void CudaBackend::download(void* host, const void* from, size_t bytes) {
+    if (!bytes) return;
+    CUDA_CHECK(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, queue));
+    CUDA_CHECK(cudaStreamSynchronize(queue));
+}
+
+void* CudaBackend::scratch(Scratch purpose, size_t bytes) {
+    int i = int(purpose);
+    if (bytes > impl->scratch_bytes[i]) {
+        CUDA_CHECK(cudaMalloc(&impl->scratch[i], bytes));
+        impl->owned.push_back(impl->scratch[i]);
+        impl->scratch_bytes[i] = bytes;
+    }
+    return impl->scratch[i];
+}
+
+// pos, then the ids, in as many words as there are.
+static void send_step(int32_t* to, const Step& step, cudaStream_t queue) {
+    int total = 1 + (step.ids ? step.T : 0);
+    for (int first = 0; first < total; first += Words::MOST) {
+        Words words{first, std::min(Words::MOST, total - first), {}};
+        for (int i = 0; i < words.count; i++)
+            words.word[i] = first + i == 0 ? step.pos : step.ids[first + i - 1];
+        launch(set_words, dim3(1), Words::MOST, 0, queue, to, words);
+    }
+}
+
+bool CudaBackend::begin_step(const Step& step) {
+    check(step.T <= MOST_IDS, "%d tokens at once, expected at most %d", step.T, MOST_IDS);
+    send_step(impl->step, step, queue);
+    impl->replaying = nullptr, impl->capturing = 0;
+    if (!step.replay) return true;
+    for (const Impl::Graph& one : impl->graphs)
+        if (one.replay == step.replay) impl->replaying = one.exec;
+    if (impl->replaying) return false;
+    impl->capturing = step.replay;
+    // Relaxed: an operation may take scratch memory while its first step is captured.
+    CUDA_CHECK(cudaStreamBeginCapture(queue, cudaStreamCaptureModeRelaxed));
+    return true;
+}
+
+void CudaBackend::end_step() {
+    if (impl->capturing) {
+        cudaGraph_t graph = nullptr;
+        cudaGraphExec_t exec = nullptr;
+        CUDA_CHECK(cudaStreamEndCapture(queue, &graph));
+        CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
+        CUDA_CHECK(cudaGraphDestroy(graph));
+        if (impl->graphs.size() == MOST_GRAPHS) {
+            CUDA_CHECK(cudaGraphExecDestroy(impl->graphs.front().exec));
+            impl->graphs.erase(impl->graphs.begin());
+        }
+        impl->graphs.push_back({impl->capturing, exec});
+        impl->capturing = 0;
+        impl->replaying = exec;
+    }
+    if (impl->replaying) CUDA_CHECK(cudaGraphLaunch(impl->replaying, queue));
+    impl->replaying = nullptr;
+}
+
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {
+    return std::make_unique<CudaBackend>(options);
+}
+
+}  // namespace stief

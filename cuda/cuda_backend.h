@@ -1,0 +1,66 @@
+// The CUDA backend: the operations of the seam on one NVIDIA GPU, in the same files as on the CPU.
+//
+// Weights are copied to the device when they are bound. Everything runs on one stream. A step of one
+// token with a replay number is captured as a graph when the number is new, and replayed afterwards:
+// kernels read the position and the tokens from device memory (pos, ids), where begin_step puts them,
+// and so does every operation outside of a capture.
+#pragma once
+#include <map>
+#include <vector>
+
+#include "backend/backend.h"
+#include "cuda.cuh"
+
+namespace stief {
+
+struct CudaBackend final : Backend {
+    cudaStream_t queue = nullptr;       // the one stream of everything
+    cublasHandle_t cublas = nullptr;
+    int multiprocessors = 0;
+    size_t shared_limit = 0;            // bytes of shared memory that a block may ask for
+    const int* pos = nullptr;           // device: position of the step's first token
+    const int32_t* ids = nullptr;       // device: its tokens, up to MOST_IDS
+
+    explicit CudaBackend(const BackendOptions& options);
+    ~CudaBackend() override;
+    CudaBackend(const CudaBackend&) = delete;
+
+    size_t available() const override;
+    void* alloc(size_t bytes, const char* what) override;
+    void release(void* memory, size_t bytes) override;
+    Weight bind(const Tensor& tensor) override;
+    void upload(void* to, const void* host, size_t bytes) override;
+    void download(void* host, const void* from, size_t bytes) override;
+    bool begin_step(const Step& step) override;
+    void end_step() override;
+
+    void embed(float* out, const Weight& table, const Step& step) override;
+    void rmsnorm(float* out, const float* x, const Weight& w, float eps, int T) override;
+    using Backend::matmul;
+    void matmul(std::span<const Projection> all, const float* x, int T, bool add) override;
+    void matmul_transposed(float* out, const float* x, const Weight& w, int T) override;
+    void rope(float* q, float* k, const float* rotation, int H, int G, int d,
+              const Step& step) override;
+    void swiglu(float* gate, const float* up, int T, int F) override;
+    void gated(float* gate, float* up, const float* x, const Weight& w_gate, const Weight& w_up,
+               int T) override;
+    void append(const CacheLayer& cache, const float* k, const float* v, const Step& step) override;
+    void attend(float* out, const float* q, const float* rotation, const CacheLayer& cache,
+                const Step& step) override;
+    void argmax(int32_t* out, const float* x, int T, int V) override;
+    uint64_t stream(const void* memory, size_t bytes) override;
+
+    // Device memory that operations use within one call: a block for each purpose, which grows and is
+    // not moved under a captured graph (outgrown blocks live as long as the backend).
+    enum class Scratch { Activations, Weights, Partials, Queries, Reduction, Count };
+    void* scratch(Scratch purpose, size_t bytes);
+
+  private:
+    struct Impl;
+    std::unique_ptr<Impl> impl;
+};
+
+// The backend, or an Error: no device, a driver older than the toolkit.
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);
+
+}  // namespace stief

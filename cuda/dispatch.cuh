@@ -1,0 +1,15 @@
+// From an element type at run time to one at compile time.
+#pragma once
+#include "cuda.cuh"
+
+namespace stief {
+
+// Calls f(E()) with E the type of dtype's elements: float, f16 or bf16.
+template <class Function>
+void for_dtype(DType dtype, const Function& f) {
+    if (dtype == DType::F32) f(float());
+    if (dtype == DType::F16) f(f16());
+    if (dtype == DType::BF16) f(bf16());
+}
+
+}  // namespace stief

@@ -1,0 +1,106 @@
+// Operations on single elements and rows: embed, swiglu, argmax, and the stream that measures memory.
+// Twin: src/backend/cpu/elementwise.cpp.
+#include <climits>
+
+#include "cuda_backend.h"
+#include "dispatch.cuh"
+
+namespace stief {
+
+// grid T, block 256
+template <class E>
+__global__ void embed_kernel(float* out, const E* table, const int32_t* ids, int D) {
+    size_t t = blockIdx.x;
+    const E* row = table + size_t(ids[t]) * size_t(D);
+    for (int i = int(threadIdx.x); i < D; i += int(blockDim.x))
+        out[t * size_t(D) + size_t(i)] = to_float(row[i]);
+}
+
+// One thread an element.
+__global__ void swiglu_kernel(float* gate, const float* up, size_t n) {
+    size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < n) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+}
+
+// grid T, block 1024: each thread keeps the first of the largest of its elements, then the block does.
+// Shared: a float and an int a warp.
+__global__ void argmax_kernel(int32_t* out, const float* x, int V) {
+    int warps = int(blockDim.x) / WARP;
+    float* largest = reinterpret_cast<float*>(dynamic_shared());
+    int* numbers = reinterpret_cast<int*>(largest + warps);
+    x += size_t(blockIdx.x) * size_t(V);
+
+    float most = -INFINITY;
+    int first = INT_MAX, damaged = 0;
+    for (int j = int(threadIdx.x); j < V; j += int(blockDim.x)) {
+        float one = x[j];
+        damaged |= one != one;
+        if (one > most || first == INT_MAX) most = one, first = j;
+    }
+    float all = block_max(most, largest);
+    // Of those that hold the largest, the lowest index: the largest of its negative.
+    int lowest = -block_max(most == all && first != INT_MAX ? -first : -INT_MAX, numbers);
+    damaged = block_max(damaged, numbers);
+    if (threadIdx.x == 0) out[blockIdx.x] = damaged ? -1 : lowest;
+}
+
+// sums_b ← the sum of block b's 64-bit words. grid any, block 256; 16 bytes a load, four in flight.
+// Shared: one word a warp.
+__global__ void stream_kernel(uint64_t* sums, const char* memory, size_t bytes) {
+    unsigned long long* partial = reinterpret_cast<unsigned long long*>(dynamic_shared());
+    constexpr int UNROLL = 4;
+    size_t loads = bytes / 16, threads = size_t(gridDim.x) * blockDim.x;
+    size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    unsigned long long sum = 0;
+    auto add = [&](uint4 x) {
+        sum += (static_cast<unsigned long long>(x.y) << 32 | x.x) +
+               (static_cast<unsigned long long>(x.w) << 32 | x.z);
+    };
+    for (; i + (UNROLL - 1) * threads < loads; i += UNROLL * threads) {
+        uint4 x[UNROLL];
+        for (int u = 0; u < UNROLL; u++)
+            x[u] = load_16_stream(memory + (i + size_t(u) * threads) * 16);
+        for (int u = 0; u < UNROLL; u++) add(x[u]);
+    }
+    for (; i < loads; i += threads) add(load_16_stream(memory + i * 16));
+    if (blockIdx.x == 0 && threadIdx.x < bytes % 16) {
+        size_t at = loads * 16 + threadIdx.x;
+        sum += static_cast<unsigned long long>(static_cast<unsigned char>(memory[at])) << 8 * (at % 8);
+    }
+    sum = block_sum(sum, partial);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+void CudaBackend::embed(float* out, const Weight& table, const Step& step) {
+    for_dtype(table.dtype, [&]<class E>(E) {
+        launch(embed_kernel<E>, dim3(unsigned(step.T)), 256, 0, queue, out,
+               static_cast<const E*>(table.data), ids, table.K);
+    });
+}
+
+void CudaBackend::swiglu(float* gate, const float* up, int T, int F) {
+    constexpr size_t BLOCK = 256;
+    size_t n = size_t(T) * size_t(F);
+    launch(swiglu_kernel, dim3(unsigned((n + BLOCK - 1) / BLOCK)), BLOCK, 0, queue, gate, up, n);
+}
+
+void CudaBackend::argmax(int32_t* out, const float* x, int T, int V) {
+    constexpr int BLOCK = 1024;
+    launch(argmax_kernel, dim3(unsigned(T)), BLOCK, BLOCK / WARP * (sizeof(float) + sizeof(int)),
+           queue, out, x, V);
+}
+
+uint64_t CudaBackend::stream(const void* memory, size_t bytes) {
+    constexpr int BLOCK = 256, BLOCKS_EACH = 8;          // 2,048 threads a multiprocessor
+    size_t blocks = size_t(multiprocessors) * BLOCKS_EACH;
+    uint64_t* sums = static_cast<uint64_t*>(scratch(Scratch::Reduction, blocks * sizeof(uint64_t)));
+    launch(stream_kernel, dim3(unsigned(blocks)), BLOCK, BLOCK / WARP * sizeof(uint64_t), queue,
+           sums, static_cast<const char*>(memory), bytes);
+    std::vector<uint64_t> host(blocks);
+    download(host.data(), sums, blocks * sizeof(uint64_t));
+    uint64_t sum = 0;
+    for (uint64_t one : host) sum += one;
+    return sum;
+}
+
+}  // namespace stief
