@@ -36,7 +36,8 @@ template <bool BARRIER>
 __global__ void sum_kernel(float* out, const float* x, int n) {
     float* scratch = reinterpret_cast<float*>(dynamic_shared());
     float sum = 0;
-    for (int i = int(threadIdx.x); i < n; i += int(blockDim.x)) sum += x[size_t(blockIdx.x) * size_t(n) + size_t(i)];
+    for (int i = int(threadIdx.x); i < n; i += int(blockDim.x))
+        sum += x[size_t(blockIdx.x) * size_t(n) + size_t(i)];
     if constexpr (BARRIER) {
         sum = block_sum(sum, scratch);
     } else {
