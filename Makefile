@@ -143,8 +143,8 @@ $(BUILD)/run_tests: $(LIB_OBJ) $(TEST_OBJ) $(CUDA_OBJ)
 
 # The CUDA code played on the CPU: the harness, the .cu files and select.cpp compiled against it, and
 # those of the tests that take a Backend.
-SIMT_TESTS := main backends test_ops
-SIMT     := $(FLAGS) $(CXXFLAGS) -Itests/simt -Icuda -Itests $(DOCTEST_DIR:%=-I%)
+SIMT_TESTS := main backends test_ops test_attention test_cache
+SIMT     := $(FLAGS) $(CXXFLAGS) -Wno-unknown-pragmas -Itests/simt -Icuda -Itests $(DOCTEST_DIR:%=-I%)
 SIMT_OBJ := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/simt/*.cpp)) \
             $(CUDA_SRC:%.cu=$(BUILD)/simt/%.o) $(BUILD)/simt/src/backend/select.o
 
