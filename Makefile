@@ -82,7 +82,7 @@ endif
 COMMA    := ,
 
 .SECONDARY:                       # keep what a rule made on its way
-.PHONY: all chat test check fuzz neon tools tables bench format clean help found floors
+.PHONY: all chat test check fuzz neon tools tables bench format clean help found floors FORCE
 all: found stief
 
 found:
@@ -111,7 +111,6 @@ $(BUILD)/src/%.o: src/%.cpp Makefile
 $(BUILD)/cuda.flags: FORCE
 	@mkdir -p $(@D)
 	@echo '$(CUDA_OBJ) $(CUDA_FLAGS)' | cmp -s - $@ || echo '$(CUDA_OBJ) $(CUDA_FLAGS)' > $@
-FORCE:
 
 $(BUILD)/src/backend/select.o: $(BUILD)/cuda.flags
 

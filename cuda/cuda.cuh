@@ -90,11 +90,11 @@ __device__ __forceinline__ T warp_max(T x) {
 
 // Σ x over the threads of a block, the same to all. Every thread of the block must come here.
 template <class T>
-__device__ __forceinline__ T block_sum(T x, T* scratch) {   // (blockDim / 32) shared
+__device__ __forceinline__ T block_sum(T x, T* scratch) {  // (blockDim / 32) shared
     x = warp_sum(x);
-    __syncthreads();   // scratch is written only after every thread has read what it held before
+    __syncthreads();  // scratch is written only after every thread has read what it held before
     if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = x;
-    __syncthreads();   // and read only after every warp has written its sum
+    __syncthreads();  // and read only after every warp has written its sum
     x = scratch[0];
     for (unsigned warp = 1; warp < blockDim.x / WARP; warp++) x += scratch[warp];
     return x;
@@ -102,9 +102,9 @@ __device__ __forceinline__ T block_sum(T x, T* scratch) {   // (blockDim / 32) s
 
 // max x over the threads of a block, the same to all. Every thread of the block must come here.
 template <class T>
-__device__ __forceinline__ T block_max(T x, T* scratch) {   // (blockDim / 32) shared
+__device__ __forceinline__ T block_max(T x, T* scratch) {  // (blockDim / 32) shared
     x = warp_max(x);
-    __syncthreads();   // as in block_sum
+    __syncthreads();  // as in block_sum
     if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = x;
     __syncthreads();
     x = scratch[0];

@@ -1,6 +1,6 @@
-// What only a GPU has (sm_80 and later), as the names that kernels use; tests/simt/intrinsics.cuh gives
-// the same names a plain meaning on the CPU. Fragments: g = lane / 4, t = lane % 4, low half first.
-// Source: PTX ISA, "Matrix Fragments for mma.m16n8k16 / m16n8k8", "ldmatrix", "cp.async".
+// What only a GPU has (sm_80 and later), as the names that kernels use; tests/simt/intrinsics.cuh
+// gives the same names a plain meaning on the CPU. Fragments: g = lane / 4, t = lane % 4, low half
+// first. Source: PTX ISA, "Matrix Fragments for mma.m16n8k16 / m16n8k8", "ldmatrix", "cp.async".
 #pragma once
 #include <cstdint>
 #include <type_traits>
@@ -11,7 +11,7 @@ namespace stief {
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, int block, size_t shared_bytes,
             cudaStream_t stream, Args&&... args) {
-    constexpr size_t WITHOUT_ASKING = 48 << 10;             // shared memory any kernel may have
+    constexpr size_t WITHOUT_ASKING = 48 << 10;  // shared memory any kernel may have
     if (shared_bytes > WITHOUT_ASKING)
         CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         int(shared_bytes)));
@@ -25,7 +25,8 @@ __device__ __forceinline__ char* dynamic_shared() {
     return memory;
 }
 
-// ---- conversions: base/bf16.h's on the host; the device's own, NaN made canonical, on the device -------
+// ---- conversions: base/bf16.h's on the host; the device's own, NaN made canonical, on the device
+// -------
 
 __host__ __device__ __forceinline__ float to_float(bf16 h) {
 #ifdef __CUDA_ARCH__
@@ -80,7 +81,7 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
     return bits;
 }
 
-// ---- tensor cores: the 32 lanes of a warp together, none missing ---------------------------------------
+// ---- tensor cores: the 32 lanes of a warp together, none missing ------------------------------
 
 // d (16, 8) += a (16, 16) b (16, 8), E = bf16 or f16. A register of a or b holds two neighbours:
 //   a[0] (g, 2t)  a[1] (g+8, 2t)  a[2] (g, 2t+8)  a[3] (g+8, 2t+8), and the next column
@@ -117,8 +118,9 @@ __device__ __forceinline__ unsigned shared_address(const void* shared) {
     return unsigned(__cvta_generic_to_shared(shared));
 }
 
-// N matrices of 8 rows of 16 bytes. Lane 8i + j names row j of matrix i; r[i] is matrix i's elements
-// (g, 2t) and (g, 2t+1). Transposed: (2t, g) and (2t+1, g). x2, x1: the lanes from 16, 8 name nothing.
+// N matrices of 8 rows of 16 bytes. Lane 8i + j names row j of matrix i; r[i] is matrix i's
+// elements (g, 2t) and (g, 2t+1). Transposed: (2t, g) and (2t+1, g). x2, x1: the lanes from 16, 8
+// name nothing.
 __device__ __forceinline__ void load_matrix_x4(uint32_t (&r)[4], const void* shared_row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -146,7 +148,7 @@ __device__ __forceinline__ void load_matrix_x2_transposed(uint32_t (&r)[2],
                  : "memory");
 }
 
-// ---- memory -------------------------------------------------------------------------------------------
+// ---- memory -----------------------------------------------------------------------------------
 
 // 16 bytes, both ends aligned to 16, there after copy_async_wait; zeros where not valid (no read).
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global, bool valid) {

@@ -8,8 +8,8 @@
 namespace stief {
 
 uint4 load_16(const void* global) {
-    check(uintptr_t(global) % 16 == 0, "%s: 16-byte load from %p, which is not aligned",
-          simt::where().c_str(), global);
+    if (uintptr_t(global) % 16)
+        fail("%s: 16-byte load from %p, which is not aligned", simt::where().c_str(), global);
     if (!simt::fits(global, 16))
         fail("%s: 16-byte load past the end of its allocation", simt::where().c_str());
     uint4 x;
@@ -21,10 +21,10 @@ namespace simt {
 
 struct Copy {
     void* to;
-    uint4 bytes;                        // read when the copy was begun
+    uint4 bytes;  // read when the copy was begun
 };
 struct Copies {
-    std::vector<Copy> open;             // not committed yet
+    std::vector<Copy> open;  // not committed yet
     std::deque<std::vector<Copy>> groups;
 };
 static Copies copies[1024];
@@ -35,7 +35,8 @@ void forget_copies(unsigned threads) {
 
 void copy_async(void* shared, const void* global, bool valid) {
     if (uintptr_t(shared) % 16 || !in_shared(shared, 16))
-        fail("%s: cp.async to %p: expected 16 aligned bytes of shared memory", where().c_str(), shared);
+        fail("%s: cp.async to %p: expected 16 aligned bytes of shared memory", where().c_str(),
+             shared);
     std::memset(shared, 0xFF, 16);
     copies[threadIdx.x].open.push_back({shared, valid ? load_16(global) : uint4{}});
 }

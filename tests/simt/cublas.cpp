@@ -1,5 +1,6 @@
-// cublas_v2.h as loops: operands widened to float, sums in double, so that an order of summation that
-// cuBLAS does not promise is not promised here either. TF32 is not imitated: products are exact.
+// cublas_v2.h as loops: operands widened to float, sums in double, so that an order of summation
+// that cuBLAS does not promise is not promised here either. TF32 is not imitated: products are
+// exact.
 #include <cublas_v2.h>
 
 #include <algorithm>
@@ -124,12 +125,18 @@ char* bytes(const void* data) {
 
 const char* cublasGetStatusString(cublasStatus_t status) {
     switch (status) {
-        case CUBLAS_STATUS_SUCCESS: return "success";
-        case CUBLAS_STATUS_NOT_INITIALIZED: return "the library was not initialized";
-        case CUBLAS_STATUS_ALLOC_FAILED: return "the resource allocation failed";
-        case CUBLAS_STATUS_INVALID_VALUE: return "an invalid value was used as a parameter";
-        case CUBLAS_STATUS_EXECUTION_FAILED: return "the function failed to launch on the GPU";
-        case CUBLAS_STATUS_NOT_SUPPORTED: return "the functionality is not supported";
+        case CUBLAS_STATUS_SUCCESS:
+            return "success";
+        case CUBLAS_STATUS_NOT_INITIALIZED:
+            return "the library was not initialized";
+        case CUBLAS_STATUS_ALLOC_FAILED:
+            return "the resource allocation failed";
+        case CUBLAS_STATUS_INVALID_VALUE:
+            return "an invalid value was used as a parameter";
+        case CUBLAS_STATUS_EXECUTION_FAILED:
+            return "the function failed to launch on the GPU";
+        case CUBLAS_STATUS_NOT_SUPPORTED:
+            return "the functionality is not supported";
     }
     return "unknown status";
 }
@@ -153,14 +160,21 @@ cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) {
     return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasGemmStridedBatchedEx(
-    cublasHandle_t handle, cublasOperation_t transa, cublasOperation_t transb, int m, int n, int k,
-    const void* alpha, const void* A, cudaDataType_t Atype, int lda, long long strideA,
-    const void* B, cudaDataType_t Btype, int ldb, long long strideB, const void* beta, void* C,
-    cudaDataType_t Ctype, int ldc, long long strideC, int batches, cublasComputeType_t,
-    cublasGemmAlgo_t) {
-    return start(handle, {transa == CUBLAS_OP_T, transb == CUBLAS_OP_T, m, n, k,
-                          *static_cast<const float*>(alpha), *static_cast<const float*>(beta),
+cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation_t transa,
+                                          cublasOperation_t transb, int m, int n, int k,
+                                          const void* alpha, const void* A, cudaDataType_t Atype,
+                                          int lda, long long strideA, const void* B,
+                                          cudaDataType_t Btype, int ldb, long long strideB,
+                                          const void* beta, void* C, cudaDataType_t Ctype, int ldc,
+                                          long long strideC, int batches, cublasComputeType_t,
+                                          cublasGemmAlgo_t) {
+    return start(handle, {transa == CUBLAS_OP_T,
+                          transb == CUBLAS_OP_T,
+                          m,
+                          n,
+                          k,
+                          *static_cast<const float*>(alpha),
+                          *static_cast<const float*>(beta),
                           {bytes(A), Atype, lda, strideA},
                           {bytes(B), Btype, ldb, strideB},
                           {bytes(C), Ctype, ldc, strideC},
@@ -182,8 +196,9 @@ cublasStatus_t cublasSgemmStridedBatched(cublasHandle_t handle, cublasOperation_
                                          long long strideB, const float* beta, float* C, int ldc,
                                          long long strideC, int batches) {
     return cublasGemmStridedBatchedEx(handle, transa, transb, m, n, k, alpha, A, CUDA_R_32F, lda,
-                                      strideA, B, CUDA_R_32F, ldb, strideB, beta, C, CUDA_R_32F, ldc,
-                                      strideC, batches, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+                                      strideA, B, CUDA_R_32F, ldb, strideB, beta, C, CUDA_R_32F,
+                                      ldc, strideC, batches, CUBLAS_COMPUTE_32F,
+                                      CUBLAS_GEMM_DEFAULT);
 }
 cublasStatus_t cublasSgemm(cublasHandle_t handle, cublasOperation_t transa,
                            cublasOperation_t transb, int m, int n, int k, const float* alpha,

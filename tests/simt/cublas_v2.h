@@ -1,5 +1,5 @@
-// The part of cuBLAS that the backend uses, as plain loops on host memory (cublas.cpp). Matrices are
-// column-major as in NVIDIA's manual: C (m, n) ← α op(A) (m, k) op(B) (k, n) + β C.
+// The part of cuBLAS that the backend uses, as plain loops on host memory (cublas.cpp). Matrices
+// are column-major as in NVIDIA's manual: C (m, n) ← α op(A) (m, k) op(B) (k, n) + β C.
 #pragma once
 #include "cuda_runtime.h"
 
@@ -41,12 +41,14 @@ cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t transa,
                             cudaDataType_t Btype, int ldb, const void* beta, void* C,
                             cudaDataType_t Ctype, int ldc, cublasComputeType_t compute,
                             cublasGemmAlgo_t algorithm);
-cublasStatus_t cublasGemmStridedBatchedEx(
-    cublasHandle_t handle, cublasOperation_t transa, cublasOperation_t transb, int m, int n, int k,
-    const void* alpha, const void* A, cudaDataType_t Atype, int lda, long long strideA,
-    const void* B, cudaDataType_t Btype, int ldb, long long strideB, const void* beta, void* C,
-    cudaDataType_t Ctype, int ldc, long long strideC, int batches, cublasComputeType_t compute,
-    cublasGemmAlgo_t algorithm);
+cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOperation_t transa,
+                                          cublasOperation_t transb, int m, int n, int k,
+                                          const void* alpha, const void* A, cudaDataType_t Atype,
+                                          int lda, long long strideA, const void* B,
+                                          cudaDataType_t Btype, int ldb, long long strideB,
+                                          const void* beta, void* C, cudaDataType_t Ctype, int ldc,
+                                          long long strideC, int batches,
+                                          cublasComputeType_t compute, cublasGemmAlgo_t algorithm);
 cublasStatus_t cublasSgemm(cublasHandle_t handle, cublasOperation_t transa,
                            cublasOperation_t transb, int m, int n, int k, const float* alpha,
                            const float* A, int lda, const float* B, int ldb, const float* beta,

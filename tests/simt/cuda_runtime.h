@@ -1,6 +1,7 @@
-// The part of the CUDA runtime that the backend uses, on host memory (runtime.cpp). Meanings as in NVIDIA's
-// manual; numbers of enumerators as in its headers. What a stream is given is done at once, but copies
-// to the host arrive when it is waited for; what it is given while it is being captured, at cudaGraphLaunch.
+// The part of the CUDA runtime that the backend uses, on host memory (runtime.cpp). Meanings as in
+// NVIDIA's manual; numbers of enumerators as in its headers. What a stream is given is done at
+// once, but copies to the host arrive when it is waited for; what it is given while it is being
+// captured, at cudaGraphLaunch.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -11,6 +12,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 
+// clang-format off
 struct uint3 { unsigned x, y, z; };
 struct dim3 {
     unsigned x = 1, y = 1, z = 1;
@@ -32,8 +34,9 @@ inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline double2 make_double2(double x, double y) { return {x, y}; }
+// clang-format on
 
-// ---- errors, device -------------------------------------------------------------------------------------
+// ---- errors, device ---------------------------------------------------------------------------
 
 enum cudaError_t {
     cudaSuccess = 0,
@@ -55,7 +58,7 @@ enum cudaError_t {
 };
 const char* cudaGetErrorName(cudaError_t error);
 const char* cudaGetErrorString(cudaError_t error);
-cudaError_t cudaGetLastError();                    // and forgets it
+cudaError_t cudaGetLastError();  // and forgets it
 cudaError_t cudaPeekAtLastError();
 
 struct cudaDeviceProp {
@@ -74,16 +77,20 @@ cudaError_t cudaDeviceSynchronize();
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) { return cudaSuccess; }
+cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
+    return cudaSuccess;
+}
 
-// ---- memory ---------------------------------------------------------------------------------------------
+// ---- memory -----------------------------------------------------------------------------------
 
 cudaError_t cudaMalloc(void** memory, size_t bytes);
 cudaError_t cudaFree(void* memory);
 cudaError_t cudaMallocHost(void** memory, size_t bytes);
 cudaError_t cudaFreeHost(void* memory);
 template <class T>
-cudaError_t cudaMalloc(T** memory, size_t bytes) { return cudaMalloc((void**)(void*)memory, bytes); }
+cudaError_t cudaMalloc(T** memory, size_t bytes) {
+    return cudaMalloc((void**)(void*)memory, bytes);
+}
 template <class T>
 cudaError_t cudaMallocHost(T** memory, size_t bytes) {
     return cudaMallocHost((void**)(void*)memory, bytes);
@@ -110,7 +117,7 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
 cudaError_t cudaMemset(void* memory, int value, size_t bytes);
 cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream = nullptr);
 
-// ---- streams, graphs, events ----------------------------------------------------------------------------
+// ---- streams, graphs, events ------------------------------------------------------------------
 
 enum { cudaStreamDefault = 0, cudaStreamNonBlocking = 1 };
 cudaError_t cudaStreamCreate(cudaStream_t* stream);

@@ -51,14 +51,14 @@ stief_simt_switch:
 namespace stief::simt {
 
 #ifdef SIMT_ASAN
-constexpr size_t STACK = 256 << 10;   // the sanitizer's frames are several times as large
+constexpr size_t STACK = 256 << 10;  // the sanitizer's frames are several times as large
 constexpr size_t END_FRAMES = 12 << 10;
 #else
 constexpr size_t STACK = 64 << 10;
 #endif
 
 static Fiber main_fiber;
-static Fiber* left = nullptr;         // by the switch under way
+static Fiber* left = nullptr;  // by the switch under way
 
 Fiber& player_fiber() {
     return main_fiber;
@@ -97,9 +97,9 @@ void begin(Fiber& fiber, size_t index, void (*entry)()) {
 #else
     // Stacks are whole pages: without an offset their tops would share one set of the first cache.
     uintptr_t* top = reinterpret_cast<uintptr_t*>(fiber.stack + STACK - index % 32 * 128);
-    *--top = 0;                                          // where entry would return to: nowhere
+    *--top = 0;  // where entry would return to: nowhere
     *--top = reinterpret_cast<uintptr_t>(entry);
-    for (int i = 0; i < 6; i++) *--top = 0;              // rbp rbx r12 r13 r14 r15
+    for (int i = 0; i < 6; i++) *--top = 0;  // rbp rbx r12 r13 r14 r15
     fiber.stack_pointer = top;
 #endif
 }

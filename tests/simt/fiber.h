@@ -12,15 +12,15 @@
 namespace stief::simt {
 
 struct Fiber {
-    char* stack = nullptr;                 // lowest address; the page below it is a guard
+    char* stack = nullptr;  // lowest address; the page below it is a guard
     size_t stack_bytes = 0;
 #ifdef SIMT_UCONTEXT
     ucontext_t context;
 #else
-    void* stack_pointer = nullptr;         // where the callee-saved registers lie
+    void* stack_pointer = nullptr;  // where the callee-saved registers lie
 #endif
-    bool finished = false;                 // left for good, by its own will
-    void* fake_stack = nullptr;            // the address sanitizer's
+    bool finished = false;       // left for good, by its own will
+    void* fake_stack = nullptr;  // the address sanitizer's
 };
 
 // Gives the fiber a stack (kept for good) and lets it begin with entry(), which must never return.

@@ -1,5 +1,5 @@
-// cuda/gpu/intrinsics.cuh for the host compiler: the same names, played (simt.h). What the names compute
-// and how fragments lie is said there; warp.cpp and async.cpp do it from PTX's tables.
+// cuda/gpu/intrinsics.cuh for the host compiler: the same names, played (simt.h). What the names
+// compute and how fragments lie is said there; warp.cpp and async.cpp do it from PTX's tables.
 #pragma once
 #include <algorithm>
 #include <bit>
@@ -9,7 +9,7 @@
 
 #include "simt.h"
 
-// ---- threads of a block ---------------------------------------------------------------------------------
+// ---- threads of a block -----------------------------------------------------------------------
 
 extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
@@ -28,21 +28,24 @@ namespace stief::simt {
 template <class T>
 struct Shuffle {
     T mine, got;
-    unsigned from;                        // lane
+    unsigned from;  // lane
 };
 
 template <class T>
 T shuffle(unsigned mask, T x, unsigned from, const Site& site) {
     Shuffle<T> operands{x, x, from};
-    meet(mask, &operands, [](void** lanes, unsigned here) {
-        for (unsigned i = 0; i < 32; i++) {
-            if (!lanes[i]) continue;
-            Shuffle<T>& lane = *static_cast<Shuffle<T>*>(lanes[i]);
-            if (!(here >> lane.from & 1))
-                fail("lane %u shuffles from lane %u outside the mask %08x", i, lane.from, here);
-            lane.got = static_cast<Shuffle<T>*>(lanes[lane.from])->mine;
-        }
-    }, site);
+    meet(
+        mask, &operands,
+        [](void** lanes, unsigned here) {
+            for (unsigned i = 0; i < 32; i++) {
+                if (!lanes[i]) continue;
+                Shuffle<T>& lane = *static_cast<Shuffle<T>*>(lanes[i]);
+                if (!(here >> lane.from & 1))
+                    fail("lane %u shuffles from lane %u outside the mask %08x", i, lane.from, here);
+                lane.got = static_cast<Shuffle<T>*>(lanes[lane.from])->mine;
+            }
+        },
+        site);
     return operands.got;
 }
 
@@ -62,7 +65,8 @@ T __shfl_sync(unsigned mask, T x, int from, stief::simt::Site site = stief::simt
     return stief::simt::shuffle(mask, x, unsigned(from) % 32, site);
 }
 template <class T>
-T __shfl_xor_sync(unsigned mask, T x, int by, stief::simt::Site site = stief::simt::Site::current()) {
+T __shfl_xor_sync(unsigned mask, T x, int by,
+                  stief::simt::Site site = stief::simt::Site::current()) {
     return stief::simt::shuffle(mask, x, (stief::simt::lane() ^ unsigned(by)) % 32, site);
 }
 template <class T>
@@ -81,13 +85,16 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate,
                               stief::simt::Site site = stief::simt::Site::current()) {
     using stief::simt::Vote;
     Vote vote{predicate, 0};
-    stief::simt::meet(mask, &vote, [](void** lanes, unsigned) {
-        unsigned all = 0;
-        for (unsigned i = 0; i < 32; i++)
-            if (lanes[i] && static_cast<Vote*>(lanes[i])->mine) all |= 1u << i;
-        for (unsigned i = 0; i < 32; i++)
-            if (lanes[i]) static_cast<Vote*>(lanes[i])->all = all;
-    }, site);
+    stief::simt::meet(
+        mask, &vote,
+        [](void** lanes, unsigned) {
+            unsigned all = 0;
+            for (unsigned i = 0; i < 32; i++)
+                if (lanes[i] && static_cast<Vote*>(lanes[i])->mine) all |= 1u << i;
+            for (unsigned i = 0; i < 32; i++)
+                if (lanes[i]) static_cast<Vote*>(lanes[i])->all = all;
+        },
+        site);
     return vote.all;
 }
 
@@ -98,14 +105,14 @@ T atomicAdd(T* sum, std::type_identity_t<T> x) {
     return before;
 }
 
-// ---- functions that CUDA has and C++ has not ------------------------------------------------------------
+// ---- functions that CUDA has and C++ has not --------------------------------------------------
 
 using std::max;
 using std::min;
 inline float rsqrtf(float x) {
     return 1 / std::sqrt(x);
 }
-#define __expf(x) expf(x)                 // glibc declares an __expf, but has none to link
+#define __expf(x) expf(x)  // glibc declares an __expf, but has none to link
 inline float __uint_as_float(unsigned bits) {
     return std::bit_cast<float>(bits);
 }
@@ -129,12 +136,14 @@ inline char* dynamic_shared() {
     return simt::shared_memory();
 }
 
-// ---- registers, tensor cores, asynchronous copies -------------------------------------------------------
+// ---- registers, tensor cores, asynchronous copies ---------------------------------------------
 
 template <class E>
 uint32_t pack2(float low, float high) {
-    if constexpr (std::is_same_v<E, bf16>) return to_bf16(low).bits | uint32_t(to_bf16(high).bits) << 16;
-    else return to_f16(low).bits | uint32_t(to_f16(high).bits) << 16;
+    if constexpr (std::is_same_v<E, bf16>)
+        return to_bf16(low).bits | uint32_t(to_bf16(high).bits) << 16;
+    else
+        return to_f16(low).bits | uint32_t(to_f16(high).bits) << 16;
 }
 inline uint32_t to_tf32(float x) {
     return (std::bit_cast<uint32_t>(x) + 0x1000u) & ~0x1fffu;
@@ -143,11 +152,11 @@ inline uint32_t to_tf32(float x) {
 namespace simt {
 
 struct Mma {
-    float* d;                             // [4]
-    const uint32_t* a;                    // [4]
-    const uint32_t* b;                    // [2]
+    float* d;           // [4]
+    const uint32_t* a;  // [4]
+    const uint32_t* b;  // [2]
 };
-void mma_bf16(void** lanes, unsigned mask);   // each a Mma
+void mma_bf16(void** lanes, unsigned mask);  // each a Mma
 void mma_f16(void** lanes, unsigned mask);
 void mma_tf32(void** lanes, unsigned mask);
 

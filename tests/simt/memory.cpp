@@ -1,5 +1,5 @@
-// Allocations as the harness hands them out: born 0xFF (NaN as float, bf16 and f16), each on its own,
-// of exactly the size asked for, between sentinels where the address sanitizer does not watch.
+// Allocations as the harness hands them out: born 0xFF (NaN as float, bf16 and f16), each on its
+// own, of exactly the size asked for, between sentinels where the address sanitizer does not watch.
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -8,7 +8,7 @@
 
 namespace stief::simt {
 
-constexpr size_t ALIGNMENT = 256;              // of cudaMalloc; and the bytes of sentinels on each side
+constexpr size_t ALIGNMENT = 256;  // of cudaMalloc; and the bytes of sentinels on each side
 constexpr unsigned char SENTINEL = 0xA5;
 
 struct Allocation {
@@ -28,7 +28,8 @@ void* allocate(size_t bytes, Kind kind) {
     bool sentinels = machine.sentinels;
     size_t around = sentinels ? ALIGNMENT : 0;
     void* memory = nullptr;
-    if (posix_memalign(&memory, ALIGNMENT, around + std::max(bytes, size_t(1)) + around)) return nullptr;
+    if (posix_memalign(&memory, ALIGNMENT, around + std::max(bytes, size_t(1)) + around))
+        return nullptr;
     char* first = static_cast<char*>(memory) + around;
     std::memset(memory, SENTINEL, around);
     std::memset(first, 0xFF, bytes);

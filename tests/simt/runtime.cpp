@@ -13,7 +13,7 @@ cudaError_t result(cudaError_t error) {
     return error;
 }
 
-// ---- failures that tests ask for ------------------------------------------------------------------------
+// ---- failures that tests ask for --------------------------------------------------------------
 
 struct Failure {
     cudaError_t error = cudaSuccess;
@@ -30,8 +30,10 @@ cudaError_t failure(Call call) {
     Failure& one = failures[int(call)];
     if (one.error == cudaSuccess || one.after-- > 0) return cudaSuccess;
     cudaError_t error = one.error;
-    if (one.sticky) one.after = 0;
-    else one = {};
+    if (one.sticky)
+        one.after = 0;
+    else
+        one = {};
     return result(error);
 }
 
@@ -58,7 +60,8 @@ static cudaError_t take(void** memory, size_t bytes, Kind kind, Call call) {
     if (cudaError_t error = failure(call)) return error;
     *memory = nullptr;
     if (bytes == 0) return cudaSuccess;
-    bool room = kind != Kind::Device || bytes <= machine.memory - std::min(machine.memory, allocated(kind));
+    bool room =
+        kind != Kind::Device || bytes <= machine.memory - std::min(machine.memory, allocated(kind));
     if (room) *memory = allocate(bytes, kind);
     return result(*memory ? cudaSuccess : cudaErrorMemoryAllocation);
 }
@@ -85,7 +88,8 @@ static const struct {
     {cudaErrorInvalidValue, "cudaErrorInvalidValue", "invalid argument"},
     {cudaErrorMemoryAllocation, "cudaErrorMemoryAllocation", "out of memory"},
     {cudaErrorInitializationError, "cudaErrorInitializationError", "initialization error"},
-    {cudaErrorInvalidConfiguration, "cudaErrorInvalidConfiguration", "invalid configuration argument"},
+    {cudaErrorInvalidConfiguration, "cudaErrorInvalidConfiguration",
+     "invalid configuration argument"},
     {cudaErrorInvalidMemcpyDirection, "cudaErrorInvalidMemcpyDirection",
      "invalid copy direction for memcpy"},
     {cudaErrorInsufficientDriver, "cudaErrorInsufficientDriver",
@@ -95,7 +99,8 @@ static const struct {
     {cudaErrorNoKernelImageForDevice, "cudaErrorNoKernelImageForDevice",
      "no kernel image is available for execution on the device"},
     {cudaErrorECCUncorrectable, "cudaErrorECCUncorrectable", "uncorrectable ECC error encountered"},
-    {cudaErrorIllegalAddress, "cudaErrorIllegalAddress", "an illegal memory access was encountered"},
+    {cudaErrorIllegalAddress, "cudaErrorIllegalAddress",
+     "an illegal memory access was encountered"},
     {cudaErrorLaunchFailure, "cudaErrorLaunchFailure", "unspecified launch failure"},
     {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported",
      "operation not permitted when stream is capturing"},
@@ -120,7 +125,7 @@ cudaError_t cudaPeekAtLastError() {
     return last_error;
 }
 
-// ---- device ---------------------------------------------------------------------------------------------
+// ---- device -----------------------------------------------------------------------------------
 
 cudaError_t cudaGetDeviceCount(int* count) {
     *count = device_status() == cudaSuccess ? machine.devices : 0;
@@ -165,7 +170,7 @@ cudaError_t cudaDeviceSynchronize() {
     return cudaSuccess;
 }
 
-// ---- memory ---------------------------------------------------------------------------------------------
+// ---- memory -----------------------------------------------------------------------------------
 
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
     return take(memory, bytes, Kind::Device, Call::Malloc);
@@ -216,8 +221,10 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
         for (size_t i = 0; i < height; i++) {
             char* row = static_cast<char*>(to) + i * to_pitch;
             const char* source = static_cast<const char*>(from) + i * from_pitch;
-            if (is_device(to)) std::memmove(row, source, width);
-            else deliver_later(row, source, width);
+            if (is_device(to))
+                std::memmove(row, source, width);
+            else
+                deliver_later(row, source, width);
         }
     });
     return cudaSuccess;

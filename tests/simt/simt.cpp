@@ -26,14 +26,14 @@ enum class State : uint8_t { Ready, AtBarrier, AtExchange, Done };
 struct Thread {
     Fiber fiber;
     State state;
-    unsigned mask;                      // of the exchange it waits at
+    unsigned mask;  // of the exchange it waits at
     void* operands;
     Combine combine;
-    Site site;                          // of the barrier or exchange it waits at, or met last
+    Site site;  // of the barrier or exchange it waits at, or met last
 };
 
 struct Warp {
-    unsigned ready = 0, at_exchange = 0, alive = 0;   // one bit a lane
+    unsigned ready = 0, at_exchange = 0, alive = 0;  // one bit a lane
 };
 
 static struct Block {
@@ -42,7 +42,7 @@ static struct Block {
     unsigned count = 0, warp_count = 0;
     unsigned current = 0;
     unsigned alive = 0, at_barrier = 0;
-    Site first_site;                    // of those that wait at the barrier
+    Site first_site;  // of those that wait at the barrier
     unsigned first_thread = 0;
     char* shared = nullptr;
     size_t shared_bytes = 0;
@@ -52,7 +52,7 @@ static struct Block {
     bool playing = false;
 } block;
 
-void forget_copies(unsigned threads);   // async.cpp
+void forget_copies(unsigned threads);  // async.cpp
 
 static std::string place(unsigned thread) {
     return format("block (%u, %u, %u), thread %u", blockIdx.x, blockIdx.y, blockIdx.z, thread);
@@ -65,7 +65,7 @@ static std::string at(const Site& site) {
 }
 static bool same(const Site& a, const Site& b) {
     return a.line() == b.line() && a.column() == b.column() &&
-           !std::strcmp(a.file_name(), b.file_name());
+           (a.file_name() == b.file_name() || !std::strcmp(a.file_name(), b.file_name()));
 }
 
 char* shared_memory() {
@@ -105,7 +105,8 @@ static int ready_lane(unsigned bits) {
     return int((unsigned(lowest(std::rotr(bits, int(turn)))) + turn) % LANES);
 }
 
-// No thread can run: everybody has returned, or meets at the barrier, or nothing will ever move again.
+// No thread can run: everybody has returned, or meets at the barrier, or nothing will ever move
+// again.
 static bool open_barrier() {
     if (block.alive == 0) return false;
     if (block.at_barrier == block.alive) {
@@ -159,8 +160,8 @@ static void finish() {
         unsigned other = me - lane + unsigned(lowest(waiting));
         if (block.threads[other].mask >> lane & 1)
             block.error = std::make_exception_ptr(
-                Error(format("%s has returned, but thread %u waits for it at %s",
-                             place(me).c_str(), other, at(block.threads[other].site).c_str())));
+                Error(format("%s has returned, but thread %u waits for it at %s", place(me).c_str(),
+                             other, at(block.threads[other].site).c_str())));
     }
 }
 
@@ -211,13 +212,14 @@ void meet(unsigned mask, void* operands, Combine combine, const Site& site) {
     unsigned lane = block.current % LANES, base = block.current - lane;
     Thread& me = block.threads[block.current];
     Warp& warp = block.warps[base / LANES];
-    check(mask >> lane & 1, "%s is not in the mask %08x of its own exchange at %s", where().c_str(),
-          mask, at(site).c_str());
+    if (!(mask >> lane & 1))
+        fail("%s is not in the mask %08x of its own exchange at %s", where().c_str(), mask,
+             at(site).c_str());
     if (mask & ~warp.alive)
         fail("%s exchanges at %s with thread %u, which %s", where().c_str(), at(site).c_str(),
              base + unsigned(lowest(mask & ~warp.alive)),
              base + unsigned(lowest(mask & ~warp.alive)) < block.count ? "has returned"
-                                                                      : "does not exist");
+                                                                       : "does not exist");
     me.state = State::AtExchange;
     me.mask = mask, me.operands = operands, me.combine = combine, me.site = site;
     warp.at_exchange |= 1u << lane;

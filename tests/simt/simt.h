@@ -1,12 +1,15 @@
-// Plays CUDA kernels on the CPU: one block at a time, its threads as cooperative fibers that meet at
-// barriers and warp exchanges, in one of three orders. The .cu files are compiled by the host compiler
-// against this folder. What it finds: wrong indices and tails (sentinels around every allocation, exact
-// sizes under the address sanitizer), missing barriers (results that change with the order), missing
-// waits and uninitialised reads (NaN), divergent barriers and exchanges (an Error with block and thread).
-// What it cannot prove: speed, occupancy, bank conflicts, coalescing; real asynchrony (a stream does its
-// work at once) and races inside one uninterrupted run of a thread; the memory model (a missing
-// __threadfence, blocks that wait for each other); that the PTX in cuda/gpu says what the plain code here
-// says; the rounding of a tensor core. Those need a GPU, compute-sanitizer and its racecheck.
+// Plays CUDA kernels on the CPU: one block at a time, its threads as cooperative fibers that meet
+// at barriers and warp exchanges, in one of three orders. The .cu files are compiled by the host
+// compiler against this folder.
+//
+// What it finds: wrong indices and tails (sentinels around every allocation; exact sizes under the
+// address sanitizer), missing barriers (results that change with the order), missing waits and
+// reads of what was never written (NaN), divergent barriers and exchanges (an Error that names
+// block and thread).
+// What it cannot prove: speed; real asynchrony (a stream does its work at once); races inside one
+// run of a thread from switch to switch; the memory model (a missing __threadfence, blocks that
+// wait for each other); that the PTX in cuda/gpu does what the plain code here does; the rounding
+// of a tensor core. Those need a GPU, compute-sanitizer and its racecheck.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -18,8 +21,9 @@
 
 namespace stief::simt {
 
-// Of the threads of a block and of the blocks of a grid. Forward and Reverse play a warp until all of its
-// threads wait for another warp; Shuffled picks a thread anew at every switch, from the seed.
+// Of the threads of a block and of the blocks of a grid. Forward and Reverse play a warp until all
+// of its threads wait for another warp; Shuffled picks a thread anew at every switch, from the
+// seed.
 enum class Order { Forward, Reverse, Shuffled };
 inline Order order = Order::Forward;
 inline uint64_t seed = 1;
@@ -30,28 +34,29 @@ inline void in_every_order(const std::function<void()>& test) {
     order = Order::Forward;
 }
 
-// ---- the machine that the runtime reports: tests change it and put it back (Restore) --------------------
+// ---- the machine that the runtime reports: tests change it and put it back (Restore) ----------
 
 struct Machine {
     int devices = 1;
     int driver = 13000, runtime = 13000;
     int major = 8, minor = 0, processors = 4;
-    size_t memory = size_t(4) << 30;                      // cudaMalloc beyond it fails
-    size_t shared_bytes = 163 << 10;                      // of one block: sm_80
+    size_t memory = size_t(4) << 30;  // cudaMalloc beyond it fails
+    size_t shared_bytes = 163 << 10;  // of one block: sm_80
 #ifdef __SANITIZE_ADDRESS__
-    bool sentinels = false;                               // the sanitizer sees more, and sees it sooner
+    bool sentinels = false;  // the sanitizer sees more, and sees it sooner
 #else
     bool sentinels = true;
 #endif
 };
 inline Machine machine;
 
-// The after-th call of its kind from now (0: the next) returns error; with sticky all later ones do too.
+// The after-th call of its kind from now (0: the next) returns error; with sticky all later ones do
+// too.
 enum class Call { Malloc, MallocHost, Launch, Synchronize, Copy, Gemm };
 void fail_at(Call call, cudaError_t error, int after = 0, bool sticky = false);
-cudaError_t failure(Call call);                           // what this call must return
+cudaError_t failure(Call call);  // what this call must return
 
-struct Restore {                                          // undoes all of the above at the end of a test
+struct Restore {  // undoes all of the above at the end of a test
     Machine before = machine;
     ~Restore();
 };
@@ -61,20 +66,21 @@ struct Statistics {
 };
 inline Statistics statistics;
 
-// ---- memory ---------------------------------------------------------------------------------------------
+// ---- memory -----------------------------------------------------------------------------------
 
-enum class Kind { Device, Host, Shared };                 // cudaMalloc, cudaMallocHost, of a block
-void* allocate(size_t bytes, Kind kind);                  // filled with 0xFF; sentinels on both sides
-void release(void* memory, bool verify = true);           // throws where a sentinel was written over
-void check_memory();                                      // the same for everything allocated now
-size_t allocated(Kind kind);                              // bytes
-bool is_device(const void* address);                      // inside a cudaMalloc
+enum class Kind { Device, Host, Shared };        // cudaMalloc, cudaMallocHost, of a block
+void* allocate(size_t bytes, Kind kind);         // filled with 0xFF; sentinels on both sides
+void release(void* memory, bool verify = true);  // throws where a sentinel was written over
+void check_memory();                             // the same for everything allocated now
+size_t allocated(Kind kind);                     // bytes
+bool is_device(const void* address);             // inside a cudaMalloc
 // Whether address + bytes lies in the allocation that address lies in; true outside of all of them.
 bool fits(const void* address, size_t bytes);
 
-// ---- the player -----------------------------------------------------------------------------------------
+// ---- the player -------------------------------------------------------------------------------
 
-// Calls kernel once for every thread of the grid. Throws what a thread throws, and Error for a deadlock.
+// Calls kernel once for every thread of the grid. Throws what a thread throws, and Error for a
+// deadlock.
 void play(dim3 grid, unsigned block, size_t shared_bytes, const std::function<void()>& kernel);
 
 // What <<<>>> does: enqueues the playing, or sets the error that cudaGetLastError returns.
@@ -87,8 +93,9 @@ void enqueue(cudaStream_t stream, std::function<void()> work);
 using Site = std::source_location;
 void barrier(const Site& site);
 
-// The lanes of mask meet; the last one to come calls combine with each lane's operands (null outside the
-// mask), then all go on. Throws where a lane of the mask has returned or waits elsewhere.
+// The lanes of mask meet; the last one to come calls combine with each lane's operands (null
+// outside the mask), then all go on. Throws where a lane of the mask has returned or waits
+// elsewhere.
 using Combine = void (*)(void** operands, unsigned mask);
 void meet(unsigned mask, void* operands, Combine combine, const Site& site);
 

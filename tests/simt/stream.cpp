@@ -14,7 +14,7 @@ struct CUgraphExec_st {
     Work work;
 };
 struct CUstream_st {
-    CUgraph_st* graph = nullptr;         // while it is being captured
+    CUgraph_st* graph = nullptr;  // while it is being captured
     cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
     bool invalid = false;
 };
@@ -32,7 +32,7 @@ struct Delivery {
     std::vector<char> bytes;
 };
 static std::vector<Delivery> deliveries;
-static std::vector<cudaStream_t> captured;       // streams that are being captured
+static std::vector<cudaStream_t> captured;  // streams that are being captured
 static cudaStream_t working = nullptr;
 
 void deliver_later(void* to, const void* from, size_t bytes) {
@@ -44,8 +44,10 @@ void deliver_later(void* to, const void* from, size_t bytes) {
 void deliver(cudaStream_t stream, bool all) {
     std::vector<Delivery> rest;
     for (Delivery& one : deliveries)
-        if (all || one.stream == stream) std::memcpy(one.to, one.bytes.data(), one.bytes.size());
-        else rest.push_back(std::move(one));
+        if (all || one.stream == stream)
+            std::memcpy(one.to, one.bytes.data(), one.bytes.size());
+        else
+            rest.push_back(std::move(one));
     deliveries = std::move(rest);
 }
 
@@ -69,7 +71,7 @@ void launch(dim3 grid, int count, size_t shared_bytes, cudaStream_t stream,
             std::function<void()> kernel) {
     statistics.launches++;
     if (failure(Call::Launch) != cudaSuccess) return;
-    constexpr unsigned MOST = 65535;              // blocks in y and z
+    constexpr unsigned MOST = 65535;  // blocks in y and z
     bool possible = grid.x >= 1 && grid.x <= unsigned(INT32_MAX) && grid.y >= 1 && grid.y <= MOST &&
                     grid.z >= 1 && grid.z <= MOST && count >= 1 && count <= 1024;
     if (!possible || shared_bytes > machine.shared_bytes) {
@@ -86,7 +88,7 @@ void launch(dim3 grid, int count, size_t shared_bytes, cudaStream_t stream,
 using namespace stief;
 using namespace stief::simt;
 
-// ---- streams --------------------------------------------------------------------------------------------
+// ---- streams ----------------------------------------------------------------------------------
 
 cudaError_t cudaStreamCreate(cudaStream_t* stream) {
     *stream = new CUstream_st;
@@ -110,7 +112,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     return cudaSuccess;
 }
 
-// ---- graphs ---------------------------------------------------------------------------------------------
+// ---- graphs -----------------------------------------------------------------------------------
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
     if (!stream || stream->graph) return result(cudaErrorStreamCaptureUnsupported);
@@ -154,7 +156,7 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
     return cudaSuccess;
 }
 
-// ---- events ---------------------------------------------------------------------------------------------
+// ---- events -----------------------------------------------------------------------------------
 
 cudaError_t cudaEventCreate(cudaEvent_t* event) {
     *event = new CUevent_st;

@@ -1,4 +1,5 @@
-// Between the two halves of the runtime: runtime.cpp (device, memory) and stream.cpp (order of work).
+// Between the two halves of the runtime: runtime.cpp (device, memory) and stream.cpp (order of
+// work).
 #pragma once
 #include <algorithm>
 #include <utility>
@@ -14,7 +15,8 @@ cudaError_t result(cudaError_t error);
 void deliver_later(void* to, const void* from, size_t bytes);
 void deliver(cudaStream_t stream, bool all);
 
-// Whether a stream is being captured in a mode that forbids the call; those captures become invalid.
+// Whether a stream is being captured in a mode that forbids the call; those captures become
+// invalid.
 bool invalidate_captures();
 
 }  // namespace stief::simt
