@@ -75,8 +75,8 @@ CUDA_FLAGS := -std=c++20 -O3 -lineinfo --expt-relaxed-constexpr -ccbin $(CXX) $(
 CUDA_OBJ := $(CUDA_SRC:%.cu=$(BUILD)/%.o)
 endif
 ifneq ($(CUDA_OBJ),)
-LINK_CUDA := -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcudart -lcublas
-$(BUILD)/src/backend/select.o: FLAGS += -DHAVE_CUDA -Icuda -isystem $(CUDA_HOME)/include
+LINK_CUDA := -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
+$(BUILD)/src/backend/select.o: FLAGS += -DHAVE_CUDA
 endif
 
 COMMA    := ,
@@ -145,7 +145,8 @@ $(BUILD)/run_tests: $(LIB_OBJ) $(TEST_OBJ) $(CUDA_OBJ)
 SIMT_TESTS := main backends test_ops test_attention test_cache
 SIMT     := $(FLAGS) $(CXXFLAGS) -Wno-unknown-pragmas -Itests/simt -Icuda -Itests $(DOCTEST_DIR:%=-I%)
 SIMT_OBJ := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/simt/*.cpp)) \
-            $(CUDA_SRC:%.cu=$(BUILD)/simt/%.o) $(BUILD)/simt/src/backend/select.o
+            $(patsubst %.cu,$(BUILD)/simt/%.o,$(filter-out cuda/load_%,$(CUDA_SRC))) \
+            $(BUILD)/simt/src/backend/select.o
 
 $(BUILD)/tests/simt/%.o: tests/simt/%.cpp Makefile | $(BUILD)/doctest.found
 	@mkdir -p $(@D)

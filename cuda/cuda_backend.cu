@@ -4,10 +4,11 @@
 
 namespace stief {
 
-// ---- kernels --------------------------------------------------------------------------------------
+// ---- kernels
+// --------------------------------------------------------------------------------------
 
-// Words on their way to the device as the argument of a kernel: ordered like any other work, without a
-// copy that would have to wait for its host memory.
+// Words on their way to the device as the argument of a kernel: ordered like any other work,
+// without a copy that would have to wait for its host memory.
 struct Words {
     static constexpr int MOST = 512;
     int first, count;
@@ -20,15 +21,16 @@ __global__ void set_words(int32_t* to, Words words) {
     if (i < words.count) to[words.first + i] = words.word[i];
 }
 
-// ---- launchers ------------------------------------------------------------------------------------
+// ---- launchers
+// ------------------------------------------------------------------------------------
 
-constexpr int MOST_IDS = 1 << 18;         // tokens of one step
+constexpr int MOST_IDS = 1 << 18;  // tokens of one step
 constexpr size_t MOST_GRAPHS = 16;
-constexpr size_t RESERVE = size_t(256) << 20;   // left for cuBLAS, graphs and the driver
+constexpr size_t RESERVE = size_t(256) << 20;  // left for cuBLAS, graphs and the driver
 
 struct CudaBackend::Impl {
-    int32_t* step = nullptr;              // (1 + MOST_IDS)  pos, ids
-    std::vector<void*> owned;             // weights and scratch
+    int32_t* step = nullptr;   // (1 + MOST_IDS)  pos, ids
+    std::vector<void*> owned;  // weights and scratch
     void* scratch[int(Scratch::Count)] = {};
     size_t scratch_bytes[int(Scratch::Count)] = {};
 
@@ -36,8 +38,8 @@ struct CudaBackend::Impl {
         uint64_t replay;
         cudaGraphExec_t exec;
     };
-    std::vector<Graph> graphs;            // oldest first
-    uint64_t capturing = 0;               // the replay number of the step at hand, or 0
+    std::vector<Graph> graphs;  // oldest first
+    uint64_t capturing = 0;     // the replay number of the step at hand, or 0
     cudaGraphExec_t replaying = nullptr;
 };
 
@@ -66,9 +68,10 @@ CudaBackend::CudaBackend(const BackendOptions& options) : impl(std::make_unique<
     cudaDeviceProp properties;
     CUDA_CHECK(cudaSetDevice(0));
     CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
-    check(properties.major >= 8,
-          "--backend cuda: %s has compute capability %d.%d, expected 8.0 or later; use --backend cpu",
-          properties.name, properties.major, properties.minor);
+    check(
+        properties.major >= 8,
+        "--backend cuda: %s has compute capability %d.%d, expected 8.0 or later; use --backend cpu",
+        properties.name, properties.major, properties.minor);
     name = "cuda";
     device = describe(properties);
     copies_weights = true;
@@ -98,9 +101,10 @@ size_t CudaBackend::available() const {
 void* CudaBackend::alloc(size_t bytes, const char* what) {
     size_t free = available();
     if (bytes > free)
-        fail("%s needs %.2f GiB, %.2f GiB of the device's memory are available; use a smaller "
-             "--context",
-             what, double(bytes) * 0x1p-30, double(free) * 0x1p-30);
+        fail(
+            "%s needs %.2f GiB, %.2f GiB of the device's memory are available; use a smaller "
+            "--context",
+            what, double(bytes) * 0x1p-30, double(free) * 0x1p-30);
     void* memory = nullptr;
     CUDA_CHECK(cudaMalloc(&memory, bytes ? bytes : 1));
     CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, queue));
@@ -108,7 +112,7 @@ void* CudaBackend::alloc(size_t bytes, const char* what) {
 }
 
 void CudaBackend::release(void* memory, size_t) {
-    cudaFree(memory);                     // waits for the work that uses it
+    cudaFree(memory);  // waits for the work that uses it
 }
 
 Weight CudaBackend::bind(const Tensor& tensor) {

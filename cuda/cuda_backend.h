@@ -1,9 +1,9 @@
 // The CUDA backend: the operations of the seam on one NVIDIA GPU, in the same files as on the CPU.
 //
-// Weights are copied to the device when they are bound. Everything runs on one stream. A step of one
-// token with a replay number is captured as a graph when the number is new, and replayed afterwards:
-// kernels read the position and the tokens from device memory (pos, ids), where begin_step puts them,
-// and so does every operation outside of a capture.
+// Weights are copied to the device when they are bound. Everything runs on one stream. A step of
+// one token with a replay number is captured as a graph when the number is new, and replayed
+// afterwards: kernels read the position and the tokens from device memory (pos, ids), where
+// begin_step puts them, and so does every operation outside of a capture.
 #pragma once
 #include <map>
 #include <vector>
@@ -14,12 +14,12 @@
 namespace stief {
 
 struct CudaBackend final : Backend {
-    cudaStream_t queue = nullptr;       // the one stream of everything
+    cudaStream_t queue = nullptr;  // the one stream of everything
     cublasHandle_t cublas = nullptr;
     int multiprocessors = 0;
-    size_t shared_limit = 0;            // bytes of shared memory that a block may ask for
-    const int* pos = nullptr;           // device: position of the step's first token
-    const int32_t* ids = nullptr;       // device: its tokens, up to MOST_IDS
+    size_t shared_limit = 0;       // bytes of shared memory that a block may ask for
+    const int* pos = nullptr;      // device: position of the step's first token
+    const int32_t* ids = nullptr;  // device: its tokens, up to MOST_IDS
 
     explicit CudaBackend(const BackendOptions& options);
     ~CudaBackend() override;
@@ -50,8 +50,8 @@ struct CudaBackend final : Backend {
     void argmax(int32_t* out, const float* x, int T, int V) override;
     uint64_t stream(const void* memory, size_t bytes) override;
 
-    // Device memory that operations use within one call: a block for each purpose, which grows and is
-    // not moved under a captured graph (outgrown blocks live as long as the backend).
+    // Device memory that operations use within one call: a block for each purpose, which grows and
+    // is not moved under a captured graph (outgrown blocks live as long as the backend).
     enum class Scratch { Activations, Weights, Partials, Queries, Reduction, Count };
     void* scratch(Scratch purpose, size_t bytes);
 
@@ -60,7 +60,8 @@ struct CudaBackend final : Backend {
     std::unique_ptr<Impl> impl;
 };
 
-// The backend, or an Error: no device, a driver older than the toolkit.
+// The backend, or an Error: no device, a driver older than the toolkit. Declared again in
+// select.cpp, which no CUDA header reaches.
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);
 
 }  // namespace stief

@@ -1,5 +1,5 @@
-// Operations on single elements and rows: embed, swiglu, argmax, and the stream that measures memory.
-// Twin: src/backend/cpu/elementwise.cpp.
+// Operations on single elements and rows: embed, swiglu, argmax, and the stream that measures
+// memory. Twin: src/backend/cpu/elementwise.cpp.
 #include <climits>
 
 #include "cuda_backend.h"
@@ -22,8 +22,8 @@ __global__ void swiglu_kernel(float* gate, const float* up, size_t n) {
     if (i < n) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
 }
 
-// grid T, block 1024: each thread keeps the first of the largest of its elements, then the block does.
-// Shared: a float and an int a warp.
+// grid T, block 1024: each thread keeps the first of the largest of its elements, then the block
+// does. Shared: a float and an int a warp.
 __global__ void argmax_kernel(int32_t* out, const float* x, int V) {
     int warps = int(blockDim.x) / WARP;
     float* largest = reinterpret_cast<float*>(dynamic_shared());
@@ -65,7 +65,8 @@ __global__ void stream_kernel(uint64_t* sums, const char* memory, size_t bytes) 
     for (; i < loads; i += threads) add(load_16_stream(memory + i * 16));
     if (blockIdx.x == 0 && threadIdx.x < bytes % 16) {
         size_t at = loads * 16 + threadIdx.x;
-        sum += static_cast<unsigned long long>(static_cast<unsigned char>(memory[at])) << 8 * (at % 8);
+        sum += static_cast<unsigned long long>(static_cast<unsigned char>(memory[at]))
+               << 8 * (at % 8);
     }
     sum = block_sum(sum, partial);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
@@ -91,7 +92,7 @@ void CudaBackend::argmax(int32_t* out, const float* x, int T, int V) {
 }
 
 uint64_t CudaBackend::stream(const void* memory, size_t bytes) {
-    constexpr int BLOCK = 256, BLOCKS_EACH = 8;          // 2,048 threads a multiprocessor
+    constexpr int BLOCK = 256, BLOCKS_EACH = 8;  // 2,048 threads a multiprocessor
     size_t blocks = size_t(multiprocessors) * BLOCKS_EACH;
     uint64_t* sums = static_cast<uint64_t*>(scratch(Scratch::Reduction, blocks * sizeof(uint64_t)));
     launch(stream_kernel, dim3(unsigned(blocks)), BLOCK, BLOCK / WARP * sizeof(uint64_t), queue,

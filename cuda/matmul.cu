@@ -1,16 +1,18 @@
-// out = x wᵀ, and out = x w for gradients. One token of x wᵀ: inner products with the rows of w as they
-// lie, at the speed of memory. All else: cuBLAS, exact in f32 or, not exact, on tensor cores with x
-// rounded to bf16 where w is bf16, and to TF32 (10 bits) where it is not.
-// Twin: src/backend/cpu/matmul.cpp.
+// out = x wᵀ, and out = x w for gradients. One token of x wᵀ: inner products with the rows of w as
+// they lie, at the speed of memory. All else: cuBLAS, exact in f32 or, not exact, on tensor cores
+// with x rounded to bf16 where w is bf16, and to TF32 (10 bits) where it is not. Twin:
+// src/backend/cpu/matmul.cpp.
 #include "cuda_backend.h"
 #include "dispatch.cuh"
 
 namespace stief {
 
-// ---- device helpers -------------------------------------------------------------------------------
+// ---- device helpers
+// -------------------------------------------------------------------------------
 
-// sum_r += x[lane's part] · row_r for R rows of K elements, by the lanes of one warp. ALIGNED: rows begin
-// at multiples of 16 bytes and K is whole loads. A lane has UNROLL · R loads of 16 bytes in flight.
+// sum_r += x[lane's part] · row_r for R rows of K elements, by the lanes of one warp. ALIGNED: rows
+// begin at multiples of 16 bytes and K is whole loads. A lane has UNROLL · R loads of 16 bytes in
+// flight.
 template <class E, int R, bool ALIGNED>
 __device__ __forceinline__ void dot_rows(float (&sum)[R], const float* x, const E* const (&rows)[R],
                                          int K) {
@@ -44,7 +46,8 @@ __device__ __forceinline__ void dot_rows(float (&sum)[R], const float* x, const 
     for (int r = 0; r < R; r++) sum[r] = warp_sum(sum[r]);
 }
 
-// ---- kernels --------------------------------------------------------------------------------------
+// ---- kernels
+// --------------------------------------------------------------------------------------
 
 constexpr int MOST_PROJECTIONS = 3, MATVEC_BLOCK = 256, MATVEC_WARPS = MATVEC_BLOCK / WARP;
 
@@ -57,8 +60,8 @@ struct Matrices {
     int count;
 };
 
-// out_j (+)= w_j · x. grid: a warp for R rows. Reads every weight once, N·K·size bytes; x comes from the
-// first cache.
+// out_j (+)= w_j · x. grid: a warp for R rows. Reads every weight once, N·K·size bytes; x comes
+// from the first cache.
 template <class E, int R, bool ALIGNED>
 __global__ void __launch_bounds__(MATVEC_BLOCK)
     matvec_kernel(Matrices<E> all, const float* x, int K, bool add) {
@@ -97,7 +100,8 @@ __global__ void convert_kernel(To* to, const From* from, size_t n) {
     if (i < n) to[i] = to_element<To>(to_float(from[i]));
 }
 
-// ---- launchers ------------------------------------------------------------------------------------
+// ---- launchers
+// ------------------------------------------------------------------------------------
 
 template <class To, class From>
 static void convert(CudaBackend& gpu, To* to, const From* from, size_t n) {
@@ -108,8 +112,8 @@ static void convert(CudaBackend& gpu, To* to, const From* from, size_t n) {
 
 template <class E>
 static bool whole_loads(const void* x, const E* w, int K) {
-    return size_t(K) * sizeof(E) % 16 == 0 && K % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0 &&
-           reinterpret_cast<uintptr_t>(w) % 16 == 0;
+    return size_t(K) * sizeof(E) % 16 == 0 && K % 4 == 0 &&
+           reinterpret_cast<uintptr_t>(x) % 16 == 0 && reinterpret_cast<uintptr_t>(w) % 16 == 0;
 }
 
 // Two rows a warp, unless the machine would then hold fewer than 16 warps a multiprocessor.
@@ -125,9 +129,13 @@ static void matvec(CudaBackend& gpu, const Matrices<E>& all, const float* x, int
     size_t units = 0;
     for (int i = 0; i < all.count; i++) units += size_t((all.N[i] + R - 1) / R);
     dim3 grid(unsigned((units + MATVEC_WARPS - 1) / MATVEC_WARPS));
-    auto run = [&](auto kernel) { launch(kernel, grid, MATVEC_BLOCK, 0, gpu.queue, all, x, K, add); };
-    if (R == 2) aligned ? run(matvec_kernel<E, 2, true>) : run(matvec_kernel<E, 2, false>);
-    else aligned ? run(matvec_kernel<E, 1, true>) : run(matvec_kernel<E, 1, false>);
+    auto run = [&](auto kernel) {
+        launch(kernel, grid, MATVEC_BLOCK, 0, gpu.queue, all, x, K, add);
+    };
+    if (R == 2)
+        aligned ? run(matvec_kernel<E, 2, true>) : run(matvec_kernel<E, 2, false>);
+    else
+        aligned ? run(matvec_kernel<E, 1, true>) : run(matvec_kernel<E, 1, false>);
 }
 
 // One token: products of one dtype go together, in the order in which they come.
@@ -136,7 +144,8 @@ static void matvecs(CudaBackend& gpu, std::span<const Projection> all, const flo
         DType dtype = all[i].w.dtype;
         for_dtype(dtype, [&]<class E>(E) {
             Matrices<E> together = {};
-            for (; i < all.size() && all[i].w.dtype == dtype && together.count < MOST_PROJECTIONS; i++) {
+            for (; i < all.size() && all[i].w.dtype == dtype && together.count < MOST_PROJECTIONS;
+                 i++) {
                 int n = together.count++;
                 together.out[n] = all[i].out, together.N[n] = all[i].w.N;
                 together.w[n] = static_cast<const E*>(all[i].w.data);
@@ -146,27 +155,29 @@ static void matvecs(CudaBackend& gpu, std::span<const Projection> all, const flo
     }
 }
 
-// What one cuBLAS product is of: out (T, n) = x (T, k) B, or += where add, B = wᵀ for w (n, k) or w for
-// w (k, n). cuBLAS counts by columns: to it every row-major matrix is its own transpose.
+// What one cuBLAS product is of: out (T, n) = x (T, k) B, or += where add, B = wᵀ for w (n, k) or w
+// for w (k, n). cuBLAS counts by columns: to it every row-major matrix is its own transpose.
 struct Product {
     float* out;
     size_t out_stride;
     const void *x, *w;
     size_t x_stride, w_stride;
     int T, n, k;
-    bool transposed, add;               // transposed: w is (n, k)
+    bool transposed, add;  // transposed: w is (n, k)
 };
 
-static void multiply(CudaBackend& gpu, const Product& p, cudaDataType type, cublasComputeType_t how) {
+static void multiply(CudaBackend& gpu, const Product& p, cudaDataType type,
+                     cublasComputeType_t how) {
     float one = 1, beta = p.add ? 1.0f : 0.0f;
-    CUBLAS_CHECK(cublasGemmEx(gpu.cublas, p.transposed ? CUBLAS_OP_T : CUBLAS_OP_N, CUBLAS_OP_N, p.n,
-                              p.T, p.k, &one, p.w, type, int(p.w_stride), p.x, type, int(p.x_stride),
-                              &beta, p.out, CUDA_R_32F, int(p.out_stride), how, CUBLAS_GEMM_DEFAULT));
+    CUBLAS_CHECK(cublasGemmEx(gpu.cublas, p.transposed ? CUBLAS_OP_T : CUBLAS_OP_N, CUBLAS_OP_N,
+                              p.n, p.T, p.k, &one, p.w, type, int(p.w_stride), p.x, type,
+                              int(p.x_stride), &beta, p.out, CUDA_R_32F, int(p.out_stride), how,
+                              CUBLAS_GEMM_DEFAULT));
 }
 
 // In f32, with weights of another dtype widened some rows at a time: 64 MiB of them at most.
 static void multiply_widened(CudaBackend& gpu, const Product& p, DType dtype) {
-    constexpr size_t MOST = size_t(16) << 20;            // floats
+    constexpr size_t MOST = size_t(16) << 20;  // floats
     bool rounded = !gpu.exact && p.T > 1;
     cublasComputeType_t how = rounded ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
     if (dtype == DType::F32) return multiply(gpu, p, CUDA_R_32F, how);
@@ -181,8 +192,11 @@ static void multiply_widened(CudaBackend& gpu, const Product& p, DType dtype) {
         });
         Product part = p;
         part.w = wide;
-        if (p.transposed) part.out += first, part.n = int(count);
-        else part.x = static_cast<const float*>(p.x) + first, part.k = int(count), part.add |= first > 0;
+        if (p.transposed)
+            part.out += first, part.n = int(count);
+        else
+            part.x = static_cast<const float*>(p.x) + first, part.k = int(count),
+            part.add |= first > 0;
         multiply(gpu, part, CUDA_R_32F, how);
     }
 }
@@ -232,8 +246,8 @@ void CudaBackend::gated(float* gate, float* up, const float* x, const Weight& w_
         const E *g = static_cast<const E*>(w_gate.data), *u = static_cast<const E*>(w_up.data);
         bool aligned = whole_loads(x, g, w_gate.K) && whole_loads(x, u, w_gate.K);
         auto kernel = aligned ? gated_kernel<E, true> : gated_kernel<E, false>;
-        launch(kernel, dim3(unsigned((w_gate.N + MATVEC_WARPS - 1) / MATVEC_WARPS)), MATVEC_BLOCK, 0,
-               queue, gate, x, g, u, w_gate.N, w_gate.K);
+        launch(kernel, dim3(unsigned((w_gate.N + MATVEC_WARPS - 1) / MATVEC_WARPS)), MATVEC_BLOCK,
+               0, queue, gate, x, g, u, w_gate.N, w_gate.K);
     });
 }
 

@@ -1,4 +1,5 @@
-// RMSNorm: out = x ⊙ w / √(mean(x²) + ε)  (Zhang and Sennrich 2019). Twin: src/backend/cpu/norm.cpp.
+// RMSNorm: out = x ⊙ w / √(mean(x²) + ε)  (Zhang and Sennrich 2019). Twin:
+// src/backend/cpu/norm.cpp.
 #include "cuda_backend.h"
 #include "dispatch.cuh"
 
@@ -21,8 +22,8 @@ __global__ void rmsnorm_kernel(float* out, const float* x, const E* w, float eps
 void CudaBackend::rmsnorm(float* out, const float* x, const Weight& w, float eps, int T) {
     constexpr int BLOCK = 256;
     for_dtype(w.dtype, [&]<class E>(E) {
-        launch(rmsnorm_kernel<E>, dim3(unsigned(T)), BLOCK, BLOCK / WARP * sizeof(float), queue, out,
-               x, static_cast<const E*>(w.data), eps, w.N);
+        launch(rmsnorm_kernel<E>, dim3(unsigned(T)), BLOCK, BLOCK / WARP * sizeof(float), queue,
+               out, x, static_cast<const E*>(w.data), eps, w.N);
     });
 }
 

@@ -1,5 +1,5 @@
-// Rotary position embedding (Su et al. 2021) on pairs (j, j + d/2), the layout of Hugging Face's Llama.
-// Twin: src/backend/cpu/rope.cpp.
+// Rotary position embedding (Su et al. 2021) on pairs (j, j + d/2), the layout of Hugging Face's
+// Llama. Twin: src/backend/cpu/rope.cpp.
 #include "cuda_backend.h"
 
 namespace stief {
@@ -11,8 +11,8 @@ __global__ void rope_kernel(float* q, float* k, const float* rotation, const int
     const float* angle = rotation + (size_t(*pos) + t) * d;
     for (int i = int(threadIdx.x); i < (H + G) * half; i += int(blockDim.x)) {
         int h = i / half, j = i % half;
-        float* x = h < H ? q + (t * size_t(H) + size_t(h)) * d
-                         : k + (t * size_t(G) + size_t(h - H)) * d;
+        float* x =
+            h < H ? q + (t * size_t(H) + size_t(h)) * d : k + (t * size_t(G) + size_t(h - H)) * d;
         float a = x[j], b = x[j + half], cos = angle[j], sin = angle[j + half];
         x[j] = a * cos - b * sin;
         x[j + half] = b * cos + a * sin;

@@ -33,7 +33,9 @@ Weight Lab::weight(Elements& from, int N, int K) {
 }
 
 Output::Output(Lab& of, size_t count, const Floats& before)
-    : lab(of), memory(*of.backend, (count + 2 * GUARD) * sizeof(float), "a test's output"), n(count) {
+    : lab(of),
+      memory(*of.backend, (count + 2 * GUARD) * sizeof(float), "a test's output"),
+      n(count) {
     Floats all(count + 2 * GUARD, SENTINEL);
     std::fill_n(all.begin() + GUARD, count, NaN);
     std::copy(before.begin(), before.end(), all.begin() + GUARD);

@@ -13,10 +13,10 @@
 namespace stief::testing {
 
 struct Variant {
-    std::string group;                // results within a group are the same to the last bit
+    std::string group;  // results within a group are the same to the last bit
     BackendOptions options;
     int threads = 1;
-    std::function<void()> prepare;    // before the backend is made; may be empty
+    std::function<void()> prepare;  // before the backend is made; may be empty
     bool device() const { return options.name != "cpu"; }
 };
 // variants.cpp, or simt/variants.cpp in the program that plays kernels.
@@ -67,7 +67,8 @@ void check_everywhere(const Doubles& want, const std::function<double(const Lab&
                       const Floats& before, const std::function<void(Lab&, float*)>& operation);
 inline void check_everywhere(const Doubles& want, double tolerance, const Floats& before,
                              const std::function<void(Lab&, float*)>& operation) {
-    check_everywhere(want, [=](const Lab&) { return tolerance; }, before, operation);
+    check_everywhere(
+        want, [=](const Lab&) { return tolerance; }, before, operation);
 }
 
 }  // namespace stief::testing

@@ -1,9 +1,9 @@
 // The seam: all that a backend does. Memory, the operations of a decoder block, its cache, and the
-// begin and end of a step. The forward pass is written once, above this line; an operation stands here
-// only when every backend has it and one test drives them all over one table of shapes.
+// begin and end of a step. The forward pass is written once, above this line; an operation stands
+// here only when every backend has it and one test drives them all over one table of shapes.
 //
 // Activations are float32. Pointers are the backend's own memory (from alloc) except where a comment
-// says host. Outputs never overlap inputs unless they are the same pointer where the equation says so.
+// says host. Outputs never overlap inputs unless they are one pointer where the equation says so.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -16,7 +16,7 @@
 
 namespace stief {
 
-// A weight matrix as the checkpoint stores it, (N, K) row-major: out = x wᵀ. Never copied on the CPU.
+// A weight matrix as the checkpoint stores it, (N, K) row-major: out = x wᵀ. The CPU copies none.
 struct Weight {
     const void* data = nullptr;
     DType dtype = DType::F32;

@@ -1,18 +1,18 @@
 // cpu or cuda: the one place that knows whether this build has both.
 #include "backend/backend.h"
 #include "backend/cpu/cpu_backend.h"
-#ifdef HAVE_CUDA
-#include "cuda_backend.h"
-#else
-namespace stief {
-static std::unique_ptr<Backend> make_cuda_backend(const BackendOptions&) {
-    fail("--backend cuda: this build has no CUDA; build it where nvcc is found (see make's first "
-         "lines)");
-}
-}  // namespace stief
-#endif
 
 namespace stief {
+
+#ifdef HAVE_CUDA
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);  // cuda/cuda_backend.cu
+#else
+static std::unique_ptr<Backend> make_cuda_backend(const BackendOptions&) {
+    fail(
+        "--backend cuda: this build has no CUDA; build it where nvcc is found (see make's first "
+        "lines)");
+}
+#endif
 
 // auto: the GPU where there is one that works, unless an instruction set of the CPU is asked for.
 std::unique_ptr<Backend> make_backend(const BackendOptions& options, Threads& threads) {
@@ -22,7 +22,7 @@ std::unique_ptr<Backend> make_backend(const BackendOptions& options, Threads& th
     if (options.name == "auto" && options.isa == "auto") {
         try {
             return make_cuda_backend(options);
-        } catch (const Error&) {   // no CUDA, no device, an old driver: the CPU does
+        } catch (const Error&) {  // no CUDA, no device, an old driver: the CPU does
         }
     }
     return std::make_unique<CpuBackend>(options, threads);
