@@ -143,7 +143,7 @@ $(BUILD)/run_tests: $(LIB_OBJ) $(TEST_OBJ) $(CUDA_OBJ)
 # The CUDA code played on the CPU: the harness, the .cu files and select.cpp compiled against it, and
 # those of the tests that take a Backend.
 SIMT_TESTS := main backends test_ops test_attention test_cache test_forward
-SIMT     := $(FLAGS) $(CXXFLAGS) -Itests/simt -Icuda -Itests $(DOCTEST_DIR:%=-I%)
+SIMT     := $(FLAGS) $(CXXFLAGS) -Wno-unknown-pragmas -Itests/simt -Icuda -Itests $(DOCTEST_DIR:%=-I%)
 SIMT_OBJ := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/simt/*.cpp)) \
             $(patsubst %.cu,$(BUILD)/simt/%.o,$(filter-out cuda/load_%,$(CUDA_SRC))) \
             $(BUILD)/simt/src/backend/select.o
