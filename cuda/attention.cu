@@ -6,18 +6,6 @@
 
 namespace stief {
 
-// ---- device helpers
-// ------------------------------------------------------------------------------
-
-// The share of positions 0 … S − 1 that a split has: whole tiles, the same for every block.
-struct Share {
-    int first, end;
-    __device__ Share(int S, int split, int splits, int tile) {
-        int each = ((S + splits - 1) / splits + tile - 1) / tile * tile;
-        first = min(S, split * each), end = min(S, first + each);
-    }
-};
-
 // ---- kernels
 // -------------------------------------------------------------------------------------
 
@@ -36,7 +24,7 @@ __global__ void __launch_bounds__(PLAIN_BLOCK)
 
     bool latent = cache.rotated && tile.k.decode_t;
     float* from = latent ? tile.keys : tile.q;  // (R, d)  before it is turned
-    float scale = 1.0f / sqrtf(float(d));
+    float scale = LOG2_E / sqrtf(float(d));
     for (int i = int(threadIdx.x); i < PLAIN_ROWS * d; i += PLAIN_BLOCK)
         from[i] = i < R * d ? scale * q[size_t(g * m + h0) * size_t(d) + size_t(i)] : 0;
     __syncthreads();  // the queries are there
@@ -56,7 +44,7 @@ __global__ void __launch_bounds__(PLAIN_BLOCK)
 
 constexpr int MERGE_BLOCK = 256, MERGE_PIECE = 64;  // threads; columns of out of one block
 
-// out_h ← (Σ_i e^(max_i − max) acc_i) D / Σ_i e^(max_i − max) sum_i over the splits.
+// out_h ← (Σ_i 2^(max_i − max) acc_i) D / Σ_i 2^(max_i − max) sum_i over the splits.
 // grid (H, pieces of columns), block 256. Shared: weights, the merged values, the slices' sums.
 // Reads the partials, and D once for each query head: from the second cache, as they are small.
 __global__ void __launch_bounds__(MERGE_BLOCK)
@@ -73,7 +61,7 @@ __global__ void __launch_bounds__(MERGE_BLOCK)
     most = block_max(most, sums);
     for (int i = tid; i < splits; i += MERGE_BLOCK) {
         const float* one = partials.of(i, h);
-        weight[i] = one[0] == -INFINITY ? 0 : expf(one[0] - most);
+        weight[i] = one[0] == -INFINITY ? 0 : exp2f(one[0] - most);
         sum += weight[i] * one[1];
     }
     sum = block_sum(sum, sums);  // its barriers order weight as well
@@ -94,14 +82,6 @@ __global__ void __launch_bounds__(MERGE_BLOCK)
 // ---- launchers
 // -----------------------------------------------------------------------------------
 
-// Blocks for each (kv head, chunk): enough for every multiprocessor to have some, and never more than
-// a full cache has tiles. The same for every position, as a captured step is replayed.
-static int splits_of(const CudaBackend& gpu, const CacheLayer& cache, int blocks, int each,
-                     int tile) {
-    int most = (cache.capacity + tile - 1) / tile;
-    return std::max(1, std::min(most, gpu.multiprocessors * each / blocks));
-}
-
 static void merge(CudaBackend& gpu, float* out, const Partial& partials, const CacheLayer& cache,
                   int splits) {
     dim3 grid(unsigned(cache.H), unsigned((cache.d + MERGE_PIECE - 1) / MERGE_PIECE));
@@ -110,20 +90,23 @@ static void merge(CudaBackend& gpu, float* out, const Partial& partials, const C
            CacheView(cache), splits);
 }
 
-void attend_one(CudaBackend& gpu, float* out, const float* q, const float* rotation,
-                const CacheLayer& cache) {
+static Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotation,
+                                  const CacheLayer& cache) {
     int chunks = (cache.H / cache.G + PLAIN_ROWS - 1) / PLAIN_ROWS, blocks = cache.G * chunks;
-    int splits = splits_of(gpu, cache, blocks, 4, PLAIN_KEYS);
-    size_t floats = size_t(splits) * size_t(cache.H) * size_t(cache.d + 2);
-    Partial partials{static_cast<float*>(gpu.scratch(CudaBackend::Scratch::Partials,
-                                                     floats * sizeof(float))),
-                     cache.H, cache.d};
+    Splits splits(gpu, cache, blocks, 4, PLAIN_KEYS);
     for_dtype(cache.dtype, [&]<class E>(E) {
-        launch(attend_one_plain<E>, dim3(unsigned(blocks), unsigned(splits)), PLAIN_BLOCK,
-               PlainTile<E>::shared_bytes(cache.d), gpu.queue, partials, CacheView(cache), q,
+        launch(attend_one_plain<E>, dim3(unsigned(blocks), unsigned(splits.count)), PLAIN_BLOCK,
+               PlainTile<E>::shared_bytes(cache.d), gpu.queue, splits.partials, CacheView(cache), q,
                rotation, gpu.pos, chunks);
     });
-    merge(gpu, out, partials, cache, splits);
+    return splits;
+}
+
+void attend_one(CudaBackend& gpu, float* out, const float* q, const float* rotation,
+                const CacheLayer& cache) {
+    Splits splits = tensor_cores(gpu, cache) ? attend_splits_tensor(gpu, q, rotation, cache)
+                                             : attend_splits_plain(gpu, q, rotation, cache);
+    merge(gpu, out, splits.partials, cache, splits.count);
 }
 
 }  // namespace stief

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(PLAIN_BLOCK)
     };
     PlainTile<E> tile(cache, g, rotation);
     tile.token = first + min(tile.row, R - 1) / heads;
-    float scale = 1.0f / sqrtf(float(d));
+    float scale = LOG2_E / sqrtf(float(d));
     for (int j = tile.lane; j < d; j += 16)
         tile.q[tile.row * d + j] = tile.row < R ? scale * q[row_at(tile.row) + size_t(j)] : 0;
     tile.add_range(0, first + tokens, first);  // its first barrier orders q
@@ -45,6 +45,7 @@ __global__ void __launch_bounds__(PLAIN_BLOCK)
 
 void attend_tiles(CudaBackend& gpu, float* out, const float* q, const float* rotation,
                   const CacheLayer& cache, const Step& step) {
+    if (tensor_cores(gpu, cache)) return attend_tiles_tensor(gpu, out, q, rotation, cache, step.T);
     int m = cache.H / cache.G, heads = std::min(m, PLAIN_ROWS), chunks = (m + heads - 1) / heads;
     int tokens = PLAIN_ROWS / heads;
     dim3 grid(unsigned((step.T + tokens - 1) / tokens), unsigned(cache.G * chunks));
