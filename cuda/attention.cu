@@ -1,13 +1,12 @@
-// Decode attention: out_h = softmax(q_h Kᵀ / √d) V, one query row per head. Positions are split over
-// blocks and merged by their running max and sum (Dao et al. 2023, Flash-Decoding).
-// Twin: src/backend/cpu/attention.cpp.
+// Decode attention: out_h = softmax(q_h Kᵀ / √d) V, one query row per head. Positions are split
+// over blocks and merged by their running max and sum (Dao et al. 2023, Flash-Decoding). Twin:
+// src/backend/cpu/attention.cpp.
 #include "attention_plain.cuh"
 #include "dispatch.cuh"
 
 namespace stief {
 
-// ---- kernels
-// -------------------------------------------------------------------------------------
+// ---- kernels -----------------------------------------------------------------------------------
 
 // grid (G · chunks of 16 query heads, splits), block 256. Shared: queries, a tile of keys, as
 // PlainTile says. Reads K and V once for each chunk: S·G·(r_K + r_V)·size bytes.
@@ -75,12 +74,12 @@ __global__ void __launch_bounds__(MERGE_BLOCK)
     if (head.decode)
         block_product<1>(decoded, 0, merged, 0, head.decode + column, size_t(d), 1, width, n, sums);
     for (int j = tid; j < n; j += MERGE_BLOCK)
-        out[size_t(h) * size_t(d) + size_t(column + j)] =
-            head.decode ? decoded[j] : column + j < width ? merged[column + j] : 0;
+        out[size_t(h) * size_t(d) + size_t(column + j)] = head.decode          ? decoded[j]
+                                                          : column + j < width ? merged[column + j]
+                                                                               : 0;
 }
 
-// ---- launchers
-// -----------------------------------------------------------------------------------
+// ---- launchers ---------------------------------------------------------------------------------
 
 static void merge(CudaBackend& gpu, float* out, const Partial& partials, const CacheLayer& cache,
                   int splits) {

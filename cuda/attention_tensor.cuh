@@ -1,8 +1,9 @@
-// Parts of attention on tensor cores: rows of the cache on their way to shared memory, fragments, and
-// keys rebuilt and rotated. D: the head width; E: the rows' type of 16 bits; g = lane / 4, t = lane % 4.
+// Parts of attention on tensor cores: rows of the cache on their way to shared memory, fragments,
+// and keys rebuilt and rotated. D: the head width; E: the rows' type of 16 bits; g = lane / 4, t =
+// lane % 4.
 //
-// Rows lie in shared memory `stride` elements apart: whole fragments of 16 columns, and 8 more, which
-// put the eight rows of a matrix into different banks. Columns beyond a row's own are zero.
+// Rows lie in shared memory `stride` elements apart: whole fragments of 16 columns, and 8 more,
+// which put the eight rows of a matrix into different banks. Columns beyond a row's own are zero.
 #pragma once
 #include "attention.cuh"
 
@@ -14,8 +15,7 @@ __host__ __device__ constexpr int stride_of(int width) {
     return (width + 15) / 16 * 16 + 8;
 }
 
-// ---- fragments
-// -----------------------------------------------------------------------------------
+// ---- fragments ---------------------------------------------------------------------------------
 
 // a (16, 16) ← rows r … r + 15, columns c … c + 15.
 template <class E>
@@ -24,7 +24,8 @@ __device__ __forceinline__ void load_a(uint32_t (&a)[4], const E* rows, int stri
     load_matrix_x4(a, rows + (r + lane % 16) * stride + c + lane / 16 * 8);
 }
 
-// a (16, 16) ← the transpose of rows r … r + 15, columns c … c + 15: columns are the fragment's rows.
+// a (16, 16) ← the transpose of rows r … r + 15, columns c … c + 15: columns are the fragment's
+// rows.
 template <class E>
 __device__ __forceinline__ void load_a_transposed(uint32_t (&a)[4], const E* rows, int stride,
                                                   int r, int c) {
@@ -51,31 +52,40 @@ __device__ __forceinline__ float2 load_pair(const float* x) {
     return *reinterpret_cast<const float2*>(x);
 }
 
-// ---- rows
-// ----------------------------------------------------------------------------------------
+// ---- rows --------------------------------------------------------------------------------------
 
-// Begins to copy `count` rows of r elements, one after another in memory, by `threads` threads of
-// which this is number i; rows from count to `all` become zero. r is a multiple of 4.
+// Copies rows of r elements, one after another in memory (r a multiple of 4), by a number of
+// threads of which this is number i: where each begins and how it goes on is known once for all
+// tiles.
 template <class E>
-__device__ __forceinline__ void copy_rows(E* to, int stride, const E* from, int r, int count,
-                                          int all, int i, int threads) {
-    if (r == 0) return;
-    int each = r % 8 ? 4 : 8, per = r / each;  // elements of one copy, copies of a row
-    int row = i / per, c = i % per, rows_on = threads / per, c_on = threads % per;
-    while (row < all) {
-        const E* source = from + (row < count ? row * r + c * each : 0);
-        E* target = to + row * stride + c * each;
-        if (each == 8)
-            copy_async_16(target, source, row < count);
-        else
-            copy_async_8(target, source, row < count);
-        row += rows_on, c += c_on;
-        if (c >= per) c -= per, row++;
-    }
-}
+struct RowCopy {
+    int stride, r, each, per;   // elements of one copy, copies of a row
+    int row, c, rows_on, c_on;  // of this thread's first copy, and to its next
 
-// The same for positions first … first + count − 1 of which some are seen exactly, D coordinates
-// wide, and others are truncated: zero beyond r. exact(s): is s seen exactly?
+    __device__ __forceinline__ RowCopy(int width, int i, int threads)
+        : stride(stride_of(width)), r(width), each(width % 8 ? 4 : 8), per(max(1, width / each)) {
+        row = width ? i / per : 1 << 30, c = i % per * each;
+        rows_on = threads / per, c_on = threads % per * each;
+    }
+    // Begins to copy the first `count` rows; those from there to `all` become zero.
+    __device__ __forceinline__ void begin(E* to, const E* from, int count, int all) const {
+        for (int y = row, x = c; y < all;) {
+            bool there = y < count;
+            const E* source = from + (there ? y * r + x : 0);
+            E* target = to + y * stride + x;
+            if (each == 8)
+                copy_async_16(target, source, there);
+            else
+                copy_async_8(target, source, there);
+            y += rows_on, x += c_on;
+            if (x >= r) x -= r, y++;
+        }
+    }
+};
+
+// Begins to copy positions first … first + count − 1 of which some are seen exactly, D coordinates
+// wide, and others are truncated: zero beyond r, as are rows from count to `all`. exact(s): is s
+// seen exactly?
 template <class E, int D, class Exact>
 __device__ __forceinline__ void copy_mixed_rows(E* to, int stride, const CacheView& cache,
                                                 const CacheRows& head, int first, int count,
@@ -91,8 +101,7 @@ __device__ __forceinline__ void copy_mixed_rows(E* to, int stride, const CacheVi
     }
 }
 
-// ---- keys before rotation
-// ------------------------------------------------------------------------
+// ---- keys before rotation ----------------------------------------------------------------------
 
 // What a block keeps to rebuild keys: D as E, and the rotations of 0 … 15 positions.
 template <class E, int D>
@@ -117,8 +126,8 @@ struct Rebuild {
             decode[i / D * STRIDE + i % D] = to_element<E>(i / D < width ? k.decode[i] : 0);
         return reinterpret_cast<char*>(decode + rows * STRIDE);
     }
-    // The 16 keys that begin at row r of latents, columns c … c + 15 and D/2 + c … : the products of
-    // a warp with D, lo[n] and hi[n] for columns 8n.
+    // The 16 keys that begin at row r of latents, columns c … c + 15 and D/2 + c … : the products
+    // of a warp with D, lo[n] and hi[n] for columns 8n.
     __device__ __forceinline__ void product(float (&lo)[2][4], float (&hi)[2][4], const E* latents,
                                             int stride, int r, int c, int width) const {
         for (int n = 0; n < 2; n++)

@@ -1,13 +1,13 @@
 // Attention of T > 1 tokens by tiles (Dao et al. 2022, FlashAttention): a block has a tile of query
-// rows, tokens times the heads of one kv head, and goes over tiles of keys up to its last token's own
-// position. Memory is one tile of each, whatever T and S. Twin: src/backend/cpu/attention_tiles.cpp.
+// rows, tokens times the heads of one kv head, and goes over tiles of keys up to its last token's
+// own position. Memory is one tile of each, whatever T and S. Twin:
+// src/backend/cpu/attention_tiles.cpp.
 #include "attention_plain.cuh"
 #include "dispatch.cuh"
 
 namespace stief {
 
-// ---- kernels
-// -------------------------------------------------------------------------------------
+// ---- kernels -----------------------------------------------------------------------------------
 
 // grid (tiles of `tokens` tokens, G · chunks of heads), block 256. Shared: as PlainTile says.
 template <class E>
@@ -40,8 +40,7 @@ __global__ void __launch_bounds__(PLAIN_BLOCK)
     }
 }
 
-// ---- launchers
-// -----------------------------------------------------------------------------------
+// ---- launchers ---------------------------------------------------------------------------------
 
 void attend_tiles(CudaBackend& gpu, float* out, const float* q, const float* rotation,
                   const CacheLayer& cache, const Step& step) {
