@@ -81,18 +81,10 @@ __global__ void __launch_bounds__(MERGE_BLOCK)
 
 // ---- launchers ---------------------------------------------------------------------------------
 
-static void merge(CudaBackend& gpu, float* out, const Partial& partials, const CacheLayer& cache,
-                  int splits) {
-    dim3 grid(unsigned(cache.H), unsigned((cache.d + MERGE_PIECE - 1) / MERGE_PIECE));
-    size_t floats = size_t(splits + cache.d + MERGE_PIECE + MERGE_BLOCK);
-    launch(merge_kernel, grid, MERGE_BLOCK, floats * sizeof(float), gpu.queue, out, partials,
-           CacheView(cache), splits);
-}
-
-static Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotation,
-                                  const CacheLayer& cache) {
+Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotation,
+                           const CacheLayer& cache, int most) {
     int chunks = (cache.H / cache.G + PLAIN_ROWS - 1) / PLAIN_ROWS, blocks = cache.G * chunks;
-    Splits splits(gpu, cache, blocks, 4, PLAIN_KEYS);
+    Splits splits(gpu, cache, blocks, 4, PLAIN_KEYS, most);
     for_dtype(cache.dtype, [&]<class E>(E) {
         launch(attend_one_plain<E>, dim3(unsigned(blocks), unsigned(splits.count)), PLAIN_BLOCK,
                PlainTile<E>::shared_bytes(cache.d), gpu.queue, splits.partials, CacheView(cache), q,
@@ -101,11 +93,19 @@ static Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float*
     return splits;
 }
 
+void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const CacheLayer& cache) {
+    dim3 grid(unsigned(cache.H), unsigned((cache.d + MERGE_PIECE - 1) / MERGE_PIECE));
+    size_t floats = size_t(splits.count + cache.d + MERGE_PIECE + MERGE_BLOCK);
+    launch(merge_kernel, grid, MERGE_BLOCK, floats * sizeof(float), gpu.queue, out, splits.partials,
+           CacheView(cache), splits.count);
+}
+
 void attend_one(CudaBackend& gpu, float* out, const float* q, const float* rotation,
                 const CacheLayer& cache) {
-    Splits splits = tensor_cores(gpu, cache) ? attend_splits_tensor(gpu, q, rotation, cache)
-                                             : attend_splits_plain(gpu, q, rotation, cache);
-    merge(gpu, out, splits.partials, cache, splits.count);
+    merge_splits(gpu, out,
+                 tensor_cores(gpu, cache) ? attend_splits_tensor(gpu, q, rotation, cache)
+                                          : attend_splits_plain(gpu, q, rotation, cache),
+                 cache);
 }
 
 }  // namespace stief

@@ -1,5 +1,7 @@
 // The two attentions behind CudaBackend::attend, and how one kernel is chosen for a call.
 #pragma once
+#include <algorithm>
+
 #include "cache_rows.cuh"
 
 namespace stief {
@@ -30,14 +32,14 @@ struct Partial {
 };
 
 // How many splits there are of the positions: so many blocks that every multiprocessor has `each`,
-// but never more than a full cache has tiles. The same for every position, as a captured step is
-// replayed at others.
+// but never more than a full cache has tiles, nor than `most`. The same for every position, as a
+// captured step is replayed at others.
 struct Splits {
     Partial partials;
     int count;
-    Splits(CudaBackend& gpu, const CacheLayer& cache, int blocks, int each, int tile) {
-        int most = (cache.capacity + tile - 1) / tile;
-        count = std::max(1, std::min(most, gpu.multiprocessors * each / blocks));
+    Splits(CudaBackend& gpu, const CacheLayer& cache, int blocks, int each, int tile, int most) {
+        int tiles = (cache.capacity + tile - 1) / tile;
+        count = std::max(1, std::min({most, tiles, gpu.multiprocessors * each / blocks}));
         size_t floats = size_t(count) * size_t(cache.H) * size_t(cache.d + 2);
         void* memory = gpu.scratch(CudaBackend::Scratch::Partials, floats * sizeof(float));
         partials = {static_cast<float*>(memory), cache.H, cache.d};
@@ -53,9 +55,13 @@ struct Share {
     }
 };
 
-// The partials of decode where tensor_cores (attention_tensor.cu).
+// The partials of decode, with tensor cores (attention_tensor.cu) and without, and their merging.
+constexpr int ANY_SPLITS = 1 << 30;
 Splits attend_splits_tensor(CudaBackend& gpu, const float* q, const float* rotation,
-                            const CacheLayer& cache);
+                            const CacheLayer& cache, int most = ANY_SPLITS);
+Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotation,
+                           const CacheLayer& cache, int most = ANY_SPLITS);
+void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const CacheLayer& cache);
 
 // attend_tiles where tensor_cores (attention_tiles_tensor.cu).
 void attend_tiles_tensor(CudaBackend& gpu, float* out, const float* q, const float* rotation,

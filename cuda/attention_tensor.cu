@@ -86,6 +86,11 @@ __device__ void merge_warps(const Partial& partials, const Warp<E, D, Q, ROTATED
     }
 }
 
+// Blocks that the registers of a multiprocessor hold: with two tiles of query heads one less.
+constexpr int most_blocks(int Q) {
+    return Q == 1 ? 3 : 2;
+}
+
 // ---- kernels -----------------------------------------------------------------------------------
 
 // grid (G · chunks of 8 Q query heads, splits), block 128. Shared: as TensorShared says, 3 steps of
@@ -93,7 +98,7 @@ __device__ void merge_warps(const Partial& partials, const Warp<E, D, Q, ROTATED
 // Reads K and V once for each chunk, S·G·(r_K + r_V)·2 bytes, and D or Dᵀ once for each block. With
 // 16 query heads a group or fewer (Q = 2) that is once in all.
 template <class E, int D, int Q, bool ROTATED>
-__global__ void __launch_bounds__(TENSOR_BLOCK, 3)
+__global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q))
     attend_one_tensor(Partial partials, CacheView cache, const float* q, const float* rotation,
                       const int* pos, int chunks) {
     using Shared = TensorShared<E, D, Q, ROTATED>;
@@ -145,14 +150,14 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, 3)
 // ---- launchers ---------------------------------------------------------------------------------
 
 template <class E, int D, int Q, bool ROTATED>
-static Splits run(CudaBackend& gpu, const float* q, const float* rotation,
-                  const CacheLayer& cache) {
+static Splits run(CudaBackend& gpu, const float* q, const float* rotation, const CacheLayer& cache,
+                  int most) {
     int m = cache.H / cache.G, chunks = (m + 8 * Q - 1) / (8 * Q), blocks = cache.G * chunks;
     size_t shared = 0;
     for (size_t g = 0; g < size_t(cache.G); g++)
         shared = std::max(shared, TensorShared<E, D, Q, ROTATED>::bytes(cache.k[g], cache.v[g]));
     int each = int(gpu.shared_limit / (shared + 1024));  // blocks a multiprocessor has at once
-    Splits splits(gpu, cache, blocks, std::clamp(each, 1, 3), SHARE);
+    Splits splits(gpu, cache, blocks, std::clamp(each, 1, most_blocks(Q)), SHARE, most);
     launch(attend_one_tensor<E, D, Q, ROTATED>, dim3(unsigned(blocks), unsigned(splits.count)),
            TENSOR_BLOCK, shared, gpu.queue, splits.partials, CacheView(cache), q, rotation, gpu.pos,
            chunks);
@@ -160,22 +165,23 @@ static Splits run(CudaBackend& gpu, const float* q, const float* rotation,
 }
 
 template <class E, int D>
-static Splits run(CudaBackend& gpu, const float* q, const float* rotation,
-                  const CacheLayer& cache) {
+static Splits run(CudaBackend& gpu, const float* q, const float* rotation, const CacheLayer& cache,
+                  int most) {
     if (cache.H / cache.G > 8)
-        return cache.rotated ? run<E, D, 2, true>(gpu, q, rotation, cache)
-                             : run<E, D, 2, false>(gpu, q, rotation, cache);
-    return cache.rotated ? run<E, D, 1, true>(gpu, q, rotation, cache)
-                         : run<E, D, 1, false>(gpu, q, rotation, cache);
+        return cache.rotated ? run<E, D, 2, true>(gpu, q, rotation, cache, most)
+                             : run<E, D, 2, false>(gpu, q, rotation, cache, most);
+    return cache.rotated ? run<E, D, 1, true>(gpu, q, rotation, cache, most)
+                         : run<E, D, 1, false>(gpu, q, rotation, cache, most);
 }
 
 Splits attend_splits_tensor(CudaBackend& gpu, const float* q, const float* rotation,
-                            const CacheLayer& cache) {
+                            const CacheLayer& cache, int most) {
     bool wide = cache.d == 128;
     if (cache.dtype == DType::F16)
-        return wide ? run<f16, 128>(gpu, q, rotation, cache)
-                    : run<f16, 64>(gpu, q, rotation, cache);
-    return wide ? run<bf16, 128>(gpu, q, rotation, cache) : run<bf16, 64>(gpu, q, rotation, cache);
+        return wide ? run<f16, 128>(gpu, q, rotation, cache, most)
+                    : run<f16, 64>(gpu, q, rotation, cache, most);
+    return wide ? run<bf16, 128>(gpu, q, rotation, cache, most)
+                : run<bf16, 64>(gpu, q, rotation, cache, most);
 }
 
 }  // namespace stief
