@@ -1,6 +1,6 @@
 // cpu or cuda: the one place that knows whether this build has both.
 #include "backend/backend.h"
-#include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/cpu_backward.h"
 
 namespace stief {
 
@@ -26,6 +26,10 @@ std::unique_ptr<Backend> make_backend(const BackendOptions& options, Threads& th
         }
     }
     return std::make_unique<CpuBackend>(options, threads);
+}
+
+std::unique_ptr<Backward> make_backward(Backend& backend) {
+    return std::make_unique<CpuBackward>(static_cast<CpuBackend&>(backend));
 }
 
 }  // namespace stief
