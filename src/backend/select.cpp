@@ -6,11 +6,15 @@ namespace stief {
 
 #ifdef HAVE_CUDA
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);  // cuda/cuda_backend.cu
+std::unique_ptr<Backward> make_cuda_backward(Backend& backend);             // cuda/backward.cu
 #else
 static std::unique_ptr<Backend> make_cuda_backend(const BackendOptions&) {
     fail(
         "--backend cuda: this build has no CUDA; build it where nvcc is found (see make's first "
         "lines)");
+}
+static std::unique_ptr<Backward> make_cuda_backward(Backend& backend) {
+    fail("--backend %s: this build has no CUDA", backend.name.c_str());
 }
 #endif
 
@@ -29,6 +33,7 @@ std::unique_ptr<Backend> make_backend(const BackendOptions& options, Threads& th
 }
 
 std::unique_ptr<Backward> make_backward(Backend& backend) {
+    if (backend.name == "cuda") return make_cuda_backward(backend);
     return std::make_unique<CpuBackward>(static_cast<CpuBackend&>(backend));
 }
 
