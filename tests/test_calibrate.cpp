@@ -69,7 +69,7 @@ TEST_CASE("every method and space keeps to its budget of bytes and opens again")
                     CAPTURE(keep);
                     Tried tried;
                     CalibrationOptions& o = tried.options;
-                    o.method = method, o.key_basis_per_layer = shared, o.query_metric = !shared;
+                    o.method = method, o.key_basis_per_layer = shared, o.metric = shared ? "identity" : "output";
                     o.keys = keys, o.keep = keep, o.steps = 2;
                     CalibrationResult result = tried.run();
                     CHECK(double(result.bytes_per_token) <=
@@ -139,7 +139,7 @@ TEST_CASE("an error budget is met by every layer, measured") {
             CAPTURE(budget);
             Tried tried;
             tried.options.keep = 0, tried.options.error_budget = budget;
-            tried.options.method = method, tried.options.query_metric = false;
+            tried.options.method = method, tried.options.metric = "identity";
             CalibrationResult result = tried.run();
             for (double error : result.error) CHECK(error <= budget);
             if (budget > 0.2) CHECK(result.bytes_per_token < result.full_bytes_per_token);
