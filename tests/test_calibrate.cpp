@@ -69,7 +69,8 @@ TEST_CASE("every method and space keeps to its budget of bytes and opens again")
                     CAPTURE(keep);
                     Tried tried;
                     CalibrationOptions& o = tried.options;
-                    o.method = method, o.key_basis_per_layer = shared, o.metric = shared ? "identity" : "output";
+                    o.method = method, o.key_basis_per_layer = shared,
+                    o.metric = shared ? "identity" : "output";
                     o.keys = keys, o.keep = keep, o.steps = 2;
                     CalibrationResult result = tried.run();
                     CHECK(double(result.bytes_per_token) <=
@@ -212,7 +213,8 @@ TEST_CASE("too little text and too small a budget say what is missing") {
     auto never = [](size_t, size_t, const std::string&) { FAIL("work was done"); };
     CHECK_THROWS_WITH_AS(
         flat.run(never),
-        doctest::Contains("too few for the smallest rank of every head, the least of --method eigen"),
+        doctest::Contains(
+            "too few for the smallest rank of every head, the least of --method eigen"),
         Error);
 }
 

@@ -33,7 +33,8 @@ struct Expected {
     double inner(const std::vector<Vec>& y) const {
         double sum = 0;
         for (size_t t = 0; t < y.size(); t++)
-            for (size_t i = 0; i < y[t].size(); i++) sum += double(u[t * y[t].size() + i]) * y[t][i];
+            for (size_t i = 0; i < y[t].size(); i++)
+                sum += double(u[t * y[t].size() + i]) * y[t][i];
         return sum;
     }
 
@@ -42,13 +43,16 @@ struct Expected {
         ProbedSide sum{Matrix(d, d), Matrix(d, d)};
         for (size_t token = 0; token < x.size(); token++) {
             Vec gradient(d), row(d);
-            for (size_t i = 0; i < d; i++)
-                for (double h : {1e-5, -1e-5})
-                    gradient[i] += inner(layer.run(x, [&](size_t t, Vec& k, Vec& v) {
-                                       double& one = (values ? v : k)[g * d + i];
-                                       if (t == token) row[i] = one, one += h;
-                                   })) /
-                                   (2 * h);
+            for (size_t i = 0; i < d; i++) {
+                auto nudged = [&](double h) {
+                    auto nudge = [&](size_t t, Vec& k, Vec& v) {
+                        double& one = (values ? v : k)[g * d + i];
+                        if (t == token) row[i] = one, one += h;
+                    };
+                    return inner(layer.run(x, nudge));
+                };
+                gradient[i] = (nudged(1e-5) - nudged(-1e-5)) / 2e-5;
+            }
             double square = 0;
             for (double a : gradient) square += a * a;
             for (size_t i = 0; i < d; i++)
@@ -67,13 +71,18 @@ TEST_CASE("what a direction of the output asks of keys and values is its central
     const struct {
         const char* why;
         int T, H, G;
-    } cases[] = {{"two query heads a kv head", 6, 4, 2},
-                 {"one kv head", 5, 3, 1},
-                 {"a head each", 7, 2, 2}};
+    } cases[] = {
+        {"two query heads a kv head", 6, 4, 2}, {"one kv head", 5, 3, 1}, {"a head each", 7, 2, 2}};
     for (auto& one : cases) {
         std::string why = one.why;
         CAPTURE(why);
-        Probed probed({.why = one.why, .L = 1, .D = 16, .F = 24, .V = 32, .H = one.H, .G = one.G,
+        Probed probed({.why = one.why,
+                       .L = 1,
+                       .D = 16,
+                       .F = 24,
+                       .V = 32,
+                       .H = one.H,
+                       .G = one.G,
                        .deviation = 0.4});
         const Config& c = probed.model.config;
         size_t T = size_t(one.T), D = size_t(c.D);

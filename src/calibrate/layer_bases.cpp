@@ -68,8 +68,7 @@ static Metric query_metric(const Matrix& queries, bool rotated) {
 
 static Matrix sum_over(const BasisUnit& unit, const std::vector<Matrix>& heads) {
     Matrix sum(heads[0].rows, heads[0].cols);
-    for (int g = unit.first; g < unit.first + unit.count; g++)
-        add_scaled(sum, 1, heads[size_t(g)]);
+    for (int g = unit.first; g < unit.first + unit.count; g++) add_scaled(sum, 1, heads[size_t(g)]);
     return sum;
 }
 
@@ -102,9 +101,11 @@ LayerBases warm_start_layer(Model& model, const Moments& moments, const OutputMo
             bases.units.push_back({values, g, values ? 1 : shared, {}, {}, {}, {}});
     model.threads->run(bases.units.size(), [&](size_t i) {
         BasisUnit& unit = bases.units[i];
+        auto of_side = [&](const auto& sums) -> const auto& {
+            return unit.values ? sums.v : rotated ? sums.k_rotated : sums.k;
+        };
         if (metric == "output") {
-            ProbedSide side = sum_over(
-                unit, unit.values ? probed.v : rotated ? probed.k_rotated : probed.k);
+            ProbedSide side = sum_over(unit, of_side(probed));
             unit.metric = metric_of(side.energy);
             find_warm(unit, side.moment, options);
             return;
@@ -113,9 +114,7 @@ LayerBases warm_start_layer(Model& model, const Moments& moments, const OutputMo
         if (metric == "query")
             unit.metric = unit.values ? metric_of(output_energy(model, l, unit.first))
                                       : query_metric(sum_over(unit, moments.q), rotated);
-        find_warm(unit,
-                  sum_over(unit, unit.values ? moments.v : rotated ? moments.k_rotated : moments.k),
-                  options);
+        find_warm(unit, sum_over(unit, of_side(moments)), options);
     });
     return bases;
 }

@@ -7,8 +7,8 @@
 namespace stief {
 
 OutputMoments::OutputMoments(const Config& config)
-    : k(size_t(config.G), {Matrix(size_t(config.d), size_t(config.d)),
-                           Matrix(size_t(config.d), size_t(config.d))}),
+    : k(size_t(config.G),
+        {Matrix(size_t(config.d), size_t(config.d)), Matrix(size_t(config.d), size_t(config.d))}),
       k_rotated(k),
       v(k) {}
 
