@@ -30,7 +30,7 @@ measure_bases() {
 
 # key, file, n: the n-th number after "key" in a JSON file
 number() { grep -o "\"$1\": [0-9.e+-]*" $out/$2.json | sed -n "$3s/.*: //p"; }
-short() { LC_ALL=C awk -v x="$(number "$@")" 'BEGIN { printf "%.3g", x }'; }
+short() { LC_ALL=C awk -v x="$(number "$@")" 'BEGIN { printf "%#.3g", x }'; }
 two() { LC_ALL=C awk -v x="$(number "$@")" 'BEGIN { printf "%.2f", x }'; }
 
 title() {
