@@ -11,8 +11,9 @@
 // both sums of values.
 #include <cmath>
 #include <limits>
+#include <optional>
 
-#include "backend/cpu/cache_rows.h"
+#include "backend/cpu/rebuilt_keys.h"
 
 namespace stief {
 
@@ -26,15 +27,16 @@ struct AttentionTile {
     const CacheLayer& cache;
     const CacheRows &k, &v;
     const float* rotation;
+    std::optional<RebuiltKeys> rebuilt;  // where keys are stored before rotation
     int R, m, pos;  // query rows; heads a token; position of the first token
     size_t d, lanes, q_stride, v_stride;
     float *q, *scores, *cut, *acc;  // (R, q_stride), (R, KEYS) twice, (R, v_stride)
-    float *rows, *latent, *panels;  // (KEYS, v_stride), (KEYS, d), (KEYS / lanes, d, lanes)
+    float *rows, *panels;           // (KEYS, v_stride), (KEYS / lanes, d, lanes)
     float *max, *sum;               // (R)
 
-    AttentionTile(const Kernels& table, const CacheLayer& layer, int g, int tokens, int first_pos,
+    AttentionTile(const CpuBackend& cpu, const CacheLayer& layer, int g, int tokens, int first_pos,
                   const float* angles)
-        : kernels(table),
+        : kernels(cpu.kernels),
           cache(layer),
           k(layer.k[size_t(g)]),
           v(layer.v[size_t(g)]),
@@ -44,16 +46,18 @@ struct AttentionTile {
         q_stride = padded_row(d * 4) / 4;
         v_stride = (d + lanes - 1) / lanes * lanes;
         size_t rs = size_t(R), sizes = 0;
-        float** arrays[] = {&q, &scores, &cut, &acc, &rows, &latent, &panels, &max, &sum};
+        float** arrays[] = {&q, &scores, &cut, &acc, &rows, &panels, &max, &sum};
         size_t counts[] = {
-            rs * q_stride,      rs * KEYS, rs * KEYS, rs * v_stride, KEYS * v_stride, KEYS * d,
+            rs * q_stride,      rs * KEYS, rs * KEYS, rs * v_stride, KEYS * v_stride,
             (KEYS + lanes) * d, rs,        rs};
         for (size_t count : counts) sizes += (count + 15) / 16 * 16;
-        float* next = reinterpret_cast<float*>(thread_scratch(sizes * 4));
-        for (int i = 0; i < 9; i++) {
+        size_t more = cache.rotated ? 0 : RebuiltKeys::bytes(cpu, cache, k);
+        float* next = reinterpret_cast<float*>(thread_scratch(sizes * 4 + more));
+        for (int i = 0; i < 8; i++) {
             *arrays[i] = next;
             next += (counts[i] + 15) / 16 * 16;
         }
+        if (!cache.rotated) rebuilt.emplace(cpu, cache, k, reinterpret_cast<char*>(next));
     }
 
     size_t values() const { return v.exact ? d : size_t(v.r); }  // coordinates of acc
@@ -78,12 +82,15 @@ struct AttentionTile {
         const char* from = reinterpret_cast<const char*>(rows);
         runs(k, exact, first, count, [&](const Run& run) {
             float* row = rows + size_t(run.first - first) * width;
-            if (!cache.rotated)
-                rebuild_keys(kernels, row, latent, run, cache, k, rotation);
-            else if (exact)
+            if (rebuilt) {
+                rebuilt->rebuild(row, run);
+                for (size_t s = 0; s < size_t(run.count); s++)
+                    kernels.rotate(row + s * d, rotation + (size_t(run.first) + s) * d, d / 2);
+            } else if (exact) {
                 kernels.widen[int(cache.dtype)](row, run.rows, size_t(run.count) * width);
-            else
+            } else {
                 from = run.rows, type = cache.dtype;  // one run: packed from where it is
+            }
         });
         for (int c = 0; c < count; c += int(lanes)) {
             int n = std::min(int(lanes), count - c);
@@ -155,10 +162,10 @@ struct AttentionTile {
 };
 
 // The queries of `tokens` tokens from position pos on, and the heads of kv head g.
-static void attend_queries(const Kernels& kernels, float* out, const float* q,
+static void attend_queries(const CpuBackend& cpu, float* out, const float* q,
                            const float* rotation, const CacheLayer& cache, int g, int pos,
                            int tokens) {
-    AttentionTile tile(kernels, cache, g, tokens, pos, rotation);
+    AttentionTile tile(cpu, cache, g, tokens, pos, rotation);
     size_t d = tile.d, width = size_t(cache.H) * d;
     float scale = float(1.0 / std::sqrt(double(cache.d)));
     auto head_row = [&](int row) {
@@ -197,7 +204,7 @@ void CpuBackend::attend_tiles(float* out, const float* q, const float* rotation,
         // The last tiles see the most keys: they go first, so that no long piece is left for the
         // end.
         int t = int(tiles - 1 - piece / size_t(G)) * each, g = int(piece % size_t(G));
-        attend_queries(kernels, out + size_t(t) * width, q + size_t(t) * width, rotation, cache, g,
+        attend_queries(*this, out + size_t(t) * width, q + size_t(t) * width, rotation, cache, g,
                        step.pos + t, std::min(each, step.T - t));
     });
 }

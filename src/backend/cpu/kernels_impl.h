@@ -143,6 +143,7 @@ constexpr Kernels make_table(const char* name) {
         .matvec = {matvec<V, F32>, matvec<V, F16>, matvec<V, BF16>},
         .scores = {scores<V, F32>, scores<V, F16>, scores<V, BF16>},
         .accumulate = {accumulate<V, F32>, accumulate<V, F16>, accumulate<V, BF16>},
+        .turned_scores = turned_scores<V>,
         .largest = largest<V>,
         .exp_sum = exp_sum<V>,
         .scale = scale<V>,
@@ -152,8 +153,10 @@ constexpr Kernels make_table(const char* name) {
         .narrow = {narrow<V, F32>, narrow<V, F16>, narrow<V, BF16>},
         .pack = {pack<V, F32>, pack<V, F16>, pack<V, BF16>},
         .pack_pairs = pack_pairs<V>,
+        .pair_rows = nullptr,
         .product = product<V>,
         .product_pairs = nullptr,
+        .split = {},
         .checksum = checksum<V>,
     };
 }
