@@ -70,9 +70,9 @@ void split_bf16_amx(void* out, size_t out_stride, const void* rows, int count, i
 }
 
 void product_pairs_amx(float* out, size_t out_stride, const void* x, size_t x_stride,
-                       const void* panel, int T, int n, int k, bool add) {
+                       const void* panels, int T, int n, int k, bool add) {
     AmxProduct<Tiles>::run(out, out_stride, static_cast<const char*>(x), x_stride * 2,
-                           static_cast<const char*>(panel), T, n, k, add);
+                           static_cast<const char*>(panels), T, n, k, add);
 }
 
 }  // namespace stief

@@ -133,11 +133,15 @@ struct Pairs {
     }
 };
 
-void product_pairs(float* out, size_t out_stride, const void* x, size_t x_stride, const void* panel,
-                   int T, int n, int k, bool add) {
-    auto some = n > V::W ? tiles<V, Pairs, V::COLUMNS> : tiles<V, Pairs, 1>;
-    some(out, out_stride, static_cast<const char*>(x), x_stride * 2,
-         static_cast<const char*>(panel), V::W * V::COLUMNS * 4, T, n, k / 2, add);
+void product_pairs(float* out, size_t out_stride, const void* x, size_t x_stride,
+                   const void* panels, int T, int n, int k, bool add) {
+    constexpr int LANES = V::W * V::COLUMNS;
+    const char* panel = static_cast<const char*>(panels);
+    for (int j = 0; j < n; j += LANES, panel += size_t(k) * LANES * 2) {
+        auto some = n - j > V::W ? tiles<V, Pairs, V::COLUMNS> : tiles<V, Pairs, 1>;
+        some(out + j, out_stride, static_cast<const char*>(x), x_stride * 2, panel, LANES * 4, T,
+             n - j < LANES ? n - j : LANES, k / 2, add);
+    }
 }
 
 // panel (k/2, lanes, 2) ← two and two rows interleaved; k is filled with zeros to PAIRS_K.

@@ -53,9 +53,10 @@ struct Kernels {
     // out = x panel, or += where add                        out (T, n <= lanes), x (T, k)
     void (*product)(float* out, size_t out_stride, const float* x, size_t x_stride,
                     const float* panel, size_t panel_stride, int T, int n, int k, bool add);
-    // The same with x and panel in bf16; null where the processor has no unit for it.
+    // The same in bf16, with any n: the panels of `lanes` outputs each lie one after another. Null
+    // where the processor has no unit for it.
     void (*product_pairs)(float* out, size_t out_stride, const void* x, size_t x_stride,
-                          const void* panel, int T, int n, int k, bool add);
+                          const void* panels, int T, int n, int k, bool add);
     // out (count, ·) ← c₁ c₂ c₁ of each row c (r), in bf16, with c₁ + c₂ = c to the last bit. Null
     // for f32, and where three products of pairs are no faster than one of f32.
     void (*split[3])(void* out, size_t out_stride, const void* rows, int count, int r);
@@ -66,7 +67,7 @@ struct Kernels {
 extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_neon;
 
 void product_pairs_amx(float* out, size_t out_stride, const void* x, size_t x_stride,
-                       const void* panel, int T, int n, int k, bool add);
+                       const void* panels, int T, int n, int k, bool add);
 void split_f16_amx(void* out, size_t out_stride, const void* rows, int count, int r);
 void split_bf16_amx(void* out, size_t out_stride, const void* rows, int count, int r);
 
