@@ -58,6 +58,8 @@ TEST_CASE("attention is softmax(q Kᵀ / √d) V over the positions up to the to
         {14, 2, 20, 20, 20, 33, 1, "seven heads a group, a width of no vector"},
         {4, 2, 64, 24, 40, 513, 1, "unequal ranks"},
         {4, 2, 64, 4, 12, 70, 1, "ranks below a vector"},
+        {7, 1, 64, 20, 36, 131, 1, "ranks past a vector, seven heads a group"},
+        {4, 1, 16, 12, 16, 4200, 1, "pieces of 512, the last one short"},
         {4, 2, 64, 0, 16, 9, 1, "no keys kept: the mean of the values"},
         {4, 2, 64, 16, 0, 9, 1, "no values kept: zero"},
         {4, 2, 64, 64, 64, 0, 2, "two tokens"},

@@ -1,0 +1,27 @@
+#include "backend/cpu/matrix_rate.h"
+
+#include <chrono>
+
+#include "backend/cpu/cpu_backend.h"
+
+namespace stief {
+
+// 32 tokens of x and a panel of at most 16 KB; x is one row, which every token reads.
+double matrix_rate(const Kernels& kernels, Threads& threads, bool pairs) {
+    constexpr int TOKENS = 96, K = 256, ROUNDS = 500;
+    int n = kernels.lanes, k = pairs ? K : K / 2;
+    size_t pieces = 4 * size_t(threads.count()), out = size_t(TOKENS * n), panel = size_t(K * n) / 2;
+    auto start = std::chrono::steady_clock::now();
+    threads.run(pieces, [&](size_t) {
+        float* to = reinterpret_cast<float*>(thread_scratch((out + panel + size_t(K)) * 4));
+        float *from = to + out, *x = from + panel;
+        std::fill(from, x + K, 0.0f);
+        for (int i = 0; i < ROUNDS; i++)
+            if (pairs) kernels.product_pairs(to, size_t(n), x, 0, from, TOKENS, n, k, false);
+            else kernels.product(to, size_t(n), x, 0, from, size_t(n), TOKENS, n, k, false);
+    });
+    std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    return 2.0 * TOKENS * n * k * ROUNDS * double(pieces) / seconds.count();
+}
+
+}  // namespace stief
