@@ -1,4 +1,5 @@
-// Functions of single rows and of rows in the nearest cache, and the table of one instruction set. See rows_impl.h for the rules.
+// Functions of single rows and of rows in the nearest cache; the table of one instruction set. See
+// rows_impl.h for the rules.
 #pragma once
 #include "backend/cpu/product_impl.h"
 
