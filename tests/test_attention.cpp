@@ -78,10 +78,17 @@ TEST_CASE("attention is softmax(q Kᵀ / √d) V over the positions up to the to
             CAPTURE(name_of(dtype));
             TestCache cache(c, dtype, 140);
             Floats q = normals(size_t(c.T * c.H * c.d), 60);
-            check_everywhere(reference_attend(c, cache, q), TOL_F32, {},
-                             [&](Backend& backend, float* out) {
-                                 backend.attend(out, q.data(), nullptr, cache.layer, {c.pos, c.T});
-                             });
+            Doubles want = reference_attend(c, cache, q);
+            for (bool exact : {true, false}) {
+                CAPTURE(exact);
+                bool rounded = !exact && dtype != DType::F32 && c.T > 1;
+                check_everywhere(want, rounded ? TOL_FOUR_ROUNDED : TOL_F32, {},
+                                 [&](Backend& backend, float* out) {
+                                     backend.exact = exact;
+                                     backend.attend(out, q.data(), nullptr, cache.layer,
+                                                    {c.pos, c.T});
+                                 });
+            }
         }
 }
 
