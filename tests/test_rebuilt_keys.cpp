@@ -1,5 +1,5 @@
-// Keys before rotation: rebuilt, turned and scored, on every instruction set, against the definition
-// in double.
+// Keys before rotation: rebuilt, turned and scored, on every instruction set, against the
+// definition in double.
 #include "backend/cpu/rebuilt_keys.h"
 #include "reference.h"
 
@@ -33,12 +33,13 @@ TEST_CASE("scores are inner products for every rank, number of heads and of rows
                         for (int s = 0; s < count; s++) {
                             double sum = 0;
                             for (int i = 0; i < r; i++)
-                                sum += double(q[size_t(h * 64 + i)]) * rows.values[size_t(s * r + i)];
+                                sum += double(q[size_t(h * 64 + i)]) *
+                                       rows.values[size_t(s * r + i)];
                             want.push_back(sum);
                         }
                     Output out(want.size());
-                    kernels->scores[int(dtype)](out.data(), size_t(count), q.data(), 64, rows.data(),
-                                                m, count, r);
+                    kernels->scores[int(dtype)](out.data(), size_t(count), q.data(), 64,
+                                                rows.data(), m, count, r);
                     CHECK(out.guarded());
                     CHECK(nmse(out.data(), want.data(), want.size()) <= TOL_F32);
                 }
@@ -151,7 +152,8 @@ TEST_CASE("rebuilt keys are c[:r] D[:r], to what two bf16 hold or to f32") {
                                  [&](Backend& backend, float* out) {
                                      backend.exact = exact;
                                      auto& cpu = dynamic_cast<CpuBackend&>(backend);
-                                     std::vector<char> scratch(RebuiltKeys::bytes(cpu, layer, head));
+                                     size_t bytes = RebuiltKeys::bytes(cpu, layer, head);
+                                     std::vector<char> scratch(bytes);
                                      RebuiltKeys keys(cpu, layer, head, scratch.data());
                                      keys.rebuild(out, {0, c.count, rows.data(), c.r});
                                  });

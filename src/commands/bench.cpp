@@ -34,7 +34,7 @@ struct Row {
     double bytes_per_token, flops_per_token;
     std::vector<double> rates, shares;  // tokens/s; share of the bandwidth, run by run
     std::vector<double> matrix_shares;  // share of the matrix rate; of prefill
-    size_t resident = 0;                // after the test: this process's memory but for Bench::block
+    size_t resident = 0;                // after the test: this process's memory, block aside
 
     double gbs() const { return median(rates) * bytes_per_token * 1e-9; }
     double tflops() const { return median(rates) * flops_per_token * 1e-12; }
@@ -182,7 +182,8 @@ void print_text(const Bench& bench, const std::vector<Row>& rows) {
         auto [low, high] = std::minmax_element(row.rates.begin(), row.rates.end());
         std::string share = "–  ";
         if (!row.matrix_shares.empty()) share = format("%.0f%%", 100 * median(row.matrix_shares));
-        text += format("%-8s %6d  %9.1f (%.1f … %.1f)%*s%10.2f %7.1f  %11.0f%%  %7.3f  %11s  %12.0f\n",
+        text += format("%-8s %6d  %9.1f (%.1f … %.1f)%*s%10.2f %7.1f  %11.0f%%  %7.3f  %11s  "
+                       "%12.0f\n",
                        row.test, row.depth, median(row.rates), *low, *high,
                        std::max(0, 20 - int(format("%.1f%.1f", *low, *high).size())), "",
                        row.bytes_per_token * 1e-6, row.gbs(), 100 * median(row.shares),

@@ -82,8 +82,8 @@ struct AmxProduct {
     }
 
     // A panel stays in the nearest cache while all tokens pass.
-    static void run(float* out, size_t out_stride, const char* x, size_t x_bytes, const char* panels,
-                    int T, int n, int k, bool add) {
+    static void run(float* out, size_t out_stride, const char* x, size_t x_bytes,
+                    const char* panels, int T, int n, int k, bool add) {
         int configured = -1, steps = k / PAIRS_K;
         for (int j = 0; j < n; j += 2 * SIDE, panels += size_t(k / 2) * PANEL_ROW) {
             int outputs = n - j < 2 * SIDE ? n - j : 2 * SIDE;

@@ -6,8 +6,10 @@
 // Of q the first r_K coordinates meet the row's r_K; of out the first r_V are written and the rest
 // are zero: what is not kept counts as zero. The scale is 1/√d at any rank.
 //
-// The bytes are few, so arithmetic must be too. Keys before rotation are rebuilt in blocks that stay
-// in the nearest cache and are turned in registers on their way into the scores (turned_scores).
+// The bytes are few, so arithmetic must be too. Keys before rotation are rebuilt in blocks that
+// stay in the nearest cache and are turned in registers on their way into the scores
+// (turned_scores). At r = 16 of d = 64 with m = 4 a position costs 64 bytes, 2,000 operations of
+// the matrix unit (6,000 in two bf16) and 700 of the vector unit: that unit is the bound.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -62,8 +64,8 @@ static void attend_split(const CpuBackend& cpu, float* partial, size_t stride, c
 
     if (cache.rotated) {
         for_runs(cache, k, first, first + count, pos, [&](const Run& run) {
-            kernels.scores[int(cache.dtype)](p + (run.first - first), p_stride, scaled, d, run.rows, m,
-                                             run.count, run.r);
+            kernels.scores[int(cache.dtype)](p + (run.first - first), p_stride, scaled, d,
+                                             run.rows, m, run.count, run.r);
         });
     } else {
         char* after = scratch + floats * 4;

@@ -80,7 +80,6 @@ struct AttentionTile {
             for_cut_runs(cache, head, first, first + count, visit);
     }
 
-    static size_t whole_steps(size_t k) { return (k + PAIRS_K - 1) / PAIRS_K * PAIRS_K; }
     void to_bf16(void* to, const float* from, size_t n) const {
         kernels.narrow[int(DType::BF16)](to, from, n);
     }

@@ -95,7 +95,9 @@ void turned_block(float* out, size_t out_stride, const char* q, size_t q_bytes, 
     typename V::F sum[M][R];
     unroll<M * R>([&]<int i>() { sum[i / R][i % R] = V::zero(); });
     auto step = [&](size_t i, auto... left) {
-        auto load = [&](const char* at) { return V::template load<DType::F32>(at + i * 4, left...); };
+        auto load = [&](const char* at) {
+            return V::template load<DType::F32>(at + i * 4, left...);
+        };
         typename V::F qa[M], qb[M];
         unroll<M>([&]<int h>() {
             qa[h] = load(q + size_t(h) * q_bytes), qb[h] = load(q + size_t(h) * q_bytes + half * 4);
@@ -104,7 +106,8 @@ void turned_block(float* out, size_t out_stride, const char* q, size_t q_bytes, 
             const char *at = x + size_t(s) * row, *turn = angle + size_t(s) * row;
             auto a = load(at), b = load(at + half * 4);
             auto cos = load(turn), sin = load(turn + half * 4);
-            auto ta = V::sub(V::mul(a, cos), V::mul(b, sin)), tb = V::fma(b, cos, V::mul(a, sin));
+            auto ta = V::sub(V::mul(a, cos), V::mul(b, sin));
+            auto tb = V::fma(b, cos, V::mul(a, sin));
             unroll<M>([&]<int h>() {
                 sum[h][s] = V::fma(qb[h], tb, V::fma(qa[h], ta, sum[h][s]));
             });

@@ -32,10 +32,6 @@ struct Blocked {
     bool add, pairs;               // pairs: x and panels in bf16
 };
 
-static size_t whole_steps(size_t k) {
-    return (k + PAIRS_K - 1) / PAIRS_K * PAIRS_K;
-}
-
 // Copies x into rows that suit the caches, rounded where they are bf16, and zero beyond K.
 static const char* stage_rows(CpuBackend& cpu, const Blocked& p, size_t row) {
     size_t element = p.pairs ? 2 : 4;

@@ -6,11 +6,12 @@
 
 namespace stief {
 
-// 32 tokens of x and a panel of at most 16 KB; x is one row, which every token reads.
+// A panel of 16 KB, and of x one row, which every token reads.
 double matrix_rate(const Kernels& kernels, Threads& threads, bool pairs) {
     constexpr int TOKENS = 96, K = 256, ROUNDS = 500;
     int n = kernels.lanes, k = pairs ? K : K / 2;
-    size_t pieces = 4 * size_t(threads.count()), out = size_t(TOKENS * n), panel = size_t(K * n) / 2;
+    size_t pieces = 4 * size_t(threads.count());
+    size_t out = size_t(TOKENS * n), panel = size_t(K * n) / 2;
     auto start = std::chrono::steady_clock::now();
     threads.run(pieces, [&](size_t) {
         float* to = reinterpret_cast<float*>(thread_scratch((out + panel + size_t(K)) * 4));

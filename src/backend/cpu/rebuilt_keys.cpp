@@ -9,10 +9,6 @@ static size_t whole_lines(size_t bytes) {
     return (bytes + 63) / 64 * 64;
 }
 
-static size_t pairs_width(int r) {
-    return size_t(3 * r + PAIRS_K - 1) / PAIRS_K * PAIRS_K;
-}
-
 static size_t split_bytes(size_t width) {
     return whole_lines(RebuiltKeys::BLOCK * width * 2);
 }
@@ -26,15 +22,15 @@ static size_t panel_count(const Kernels& kernels, int d) {
 }
 
 size_t RebuiltKeys::bytes(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys) {
-    size_t width = pairs_width(keys.r), d = size_t(layer.d);
+    size_t width = whole_steps(3 * size_t(keys.r)), d = size_t(layer.d);
+    size_t panels = panel_bytes(cpu.kernels, width) * panel_count(cpu.kernels, layer.d);
     size_t floats = std::max(size_t(BLOCK) * d, 2 * width * d);
-    return split_bytes(width) + panel_bytes(cpu.kernels, width) * panel_count(cpu.kernels, layer.d) +
-           whole_lines(floats * sizeof(float));
+    return split_bytes(width) + panels + whole_lines(floats * sizeof(float));
 }
 
 RebuiltKeys::RebuiltKeys(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys,
                          char* scratch)
-    : kernels(cpu.kernels), cache(layer), head(keys), width(pairs_width(keys.r)) {
+    : kernels(cpu.kernels), cache(layer), head(keys), width(whole_steps(3 * size_t(keys.r))) {
     assert(head.decode);
     split = scratch, panels = split + split_bytes(width);
     latent = reinterpret_cast<float*>(panels + panel_bytes(kernels, width) *
@@ -62,7 +58,8 @@ void RebuiltKeys::rebuild(float* keys, const Run& run) const {
     size_t d = size_t(cache.d);
     if (!pairs || run.r != head.r) {
         kernels.widen[int(cache.dtype)](latent, run.rows, size_t(run.count) * size_t(run.r));
-        head_product(kernels, keys, d, latent, size_t(run.r), head.decode, run.count, cache.d, run.r);
+        head_product(kernels, keys, d, latent, size_t(run.r), head.decode, run.count, cache.d,
+                     run.r);
         return;
     }
     kernels.split[int(cache.dtype)](split, width, run.rows, run.count, run.r);

@@ -25,7 +25,8 @@ struct RebuiltKeys {
     float* latent;               // (BLOCK, d): c as f32; in the beginning D₁ D₁ D₂ (3r, d) bf16
 
     // scratch: bytes() of them
-    RebuiltKeys(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys, char* scratch);
+    RebuiltKeys(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys,
+                char* scratch);
     static size_t bytes(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys);
 
     // keys (count, d) ← c[:r] D[:r], count <= BLOCK, not rotated
