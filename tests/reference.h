@@ -16,6 +16,8 @@ using Floats = std::vector<float>;
 
 // Rounding one factor of a product to bf16, whose unit roundoff is 2⁻⁸: at most its square.
 constexpr double TOL_ROUNDED = 0x1p-16;
+// The same of the four factors of attention of many tokens: (4 · 2⁻⁸)².
+constexpr double TOL_FOUR_ROUNDED = 0x1p-12;
 
 inline Floats normals(size_t n, uint64_t seed) {
     Random random(seed);

@@ -162,6 +162,10 @@ TEST_CASE("perplexity, inspect and bench print one JSON object and nothing else 
     REQUIRE(measured.find("rows") != nullptr);
     CHECK(measured.find("rows")->items.size() == 3);
     CHECK(measured.find("bandwidth_gbs")->number("") > 0);
+    CHECK(measured.find("matrix_tflops")->number("") > 0);
+    REQUIRE(measured.find("rows")->items[0].find("share_of_matrix_rate") != nullptr);
+    CHECK(measured.find("rows")->items[1].find("share_of_matrix_rate") == nullptr);
+    CHECK(measured.find("rows")->items[2].find("resident_bytes")->number("") > 0);
 }
 
 TEST_SUITE_END();

@@ -166,6 +166,7 @@ TEST_CASE("the AMX product on plain loops is the product") {
         {32, 32, 64, false, "four whole tiles"}, {16, 16, 32, true, "one tile"},
         {1, 1, 32, false, "one token, one output"}, {17, 17, 96, true, "one past a tile both ways"},
         {70, 32, 32, true, "three steps of tokens, the last of six"}, {33, 5, 64, false, "narrow"},
+        {33, 70, 64, true, "three panels, the last of six outputs"},
     };
     const Kernels& packer = choose_kernels(cpu_isas().front().c_str());
     for (auto c : cases) {
@@ -176,8 +177,10 @@ TEST_CASE("the AMX product on plain loops is the product") {
         Floats rounded(x.values.begin(), x.values.end()), before = normals(T * n, 74);
         Doubles want = reference::matmul(rounded, w.values, c.T, c.n, c.k);
         for (size_t i = 0; c.add && i < want.size(); i++) want[i] += double(before[i]);
-        std::vector<char> panel(32 * k * 2);
-        packer.pack_pairs(panel.data(), w.data(), k, c.n, c.k);
+        std::vector<char> panel((n + 31) / 32 * 32 * k * 2);
+        for (size_t j = 0; j < n; j += 32)
+            packer.pack_pairs(panel.data() + j * k * 2, w.data() + j * k * 2, k,
+                              int(std::min<size_t>(32, n - j)), c.k);
         Lab lab({"cpu", {.name = "cpu"}, 1, {}});
         Output out(lab, T * n, c.add ? before : Floats());
         AmxProduct<PlainTiles>::run(out.data(), n, x.data(), k * 2, panel.data(), c.T, c.n, c.k,

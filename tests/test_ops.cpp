@@ -34,6 +34,7 @@ TEST_CASE("matmul is x wᵀ for every shape, dtype and instruction set, exact an
         {33, 65, 33, "one past two AMX tiles"},
         {70, 50, 1100, "more than one chunk of k"},
         {3, 130, 4100, "chunks of every set, few tokens"},
+        {35, 1100, 300, "groups of panels, the last one narrow"},
     };
     for (auto c : cases)
         for (DType dtype : DTYPES)

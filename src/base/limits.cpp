@@ -100,4 +100,9 @@ size_t available_memory() {
     return available < 9e18 ? size_t(std::max(0.0, available)) : SIZE_MAX;
 }
 
+size_t resident_memory() {
+    double kib = field("/proc/self/status", "RssAnon:");
+    return kib > 0 ? size_t(kib) * 1024 : 0;
+}
+
 }  // namespace stief

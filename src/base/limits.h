@@ -7,5 +7,6 @@ namespace stief {
 
 int usable_cores();            // affinity mask ∩ cgroup cpu quota, rounded up; at least 1
 size_t available_memory();     // bytes that can still be taken without swapping or being killed
+size_t resident_memory();      // bytes of this process's own that lie in memory; mapped files aside
 
 }  // namespace stief

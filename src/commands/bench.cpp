@@ -1,12 +1,14 @@
 // stief bench: tokens/s of prefill and decode, and what share of the memory's bandwidth a decode
 // step reaches. The bandwidth is measured beside every run, with the same threads, on a block that
-// no cache holds; a share is the median of the runs' own ratios, so that a machine whose speed
-// drifts does not distort it.
+// no cache holds, and the rate of the products' inner loop likewise; a share is the median of the
+// runs' own ratios, so that a machine whose speed drifts does not distort it.
 #include <algorithm>
 #include <chrono>
 #include <functional>
 
+#include "backend/cpu/matrix_rate.h"
 #include "base/json_writer.h"
+#include "base/limits.h"
 #include "base/progress.h"
 #include "base/random.h"
 #include "commands/session.h"
@@ -31,6 +33,8 @@ struct Row {
     int depth, tokens;
     double bytes_per_token, flops_per_token;
     std::vector<double> rates, shares;  // tokens/s; share of the bandwidth, run by run
+    std::vector<double> matrix_shares;  // share of the matrix rate; of prefill
+    size_t resident = 0;                // after the test: this process's memory, block aside
 
     double gbs() const { return median(rates) * bytes_per_token * 1e-9; }
     double tflops() const { return median(rates) * flops_per_token * 1e-12; }
@@ -38,11 +42,13 @@ struct Row {
 
 struct Bench {
     Session session;
+    std::string isa;                 // as --isa names it
     Buffer block;                    // what stream() reads
     std::vector<double> bandwidths;  // bytes/s
+    std::vector<double> matrix_rates;  // multiplications and additions a second; empty but on a CPU
     Random random{1};
 
-    explicit Bench(const Args& args) : session(args) {
+    explicit Bench(const Args& args) : session(args), isa(args.isa) {
         Backend& backend = *session.model.backend;
         block = Buffer(backend, size_t(512) << 20, "the block that bandwidth is measured on");
         // Written, because reading pages that nobody wrote reads one page of zeros again and again.
@@ -59,6 +65,41 @@ struct Bench {
         check(checksum != 0, "the bandwidth test read nothing");
         bandwidths.push_back(double(block.bytes) / seconds);
         return bandwidths.back();
+    }
+
+    // Of the product that prefill is made of; 0 where it is not the CPU's.
+    double matrix_peak() {
+        const Model& model = session.model;
+        if (model.backend->name != "cpu") return 0;
+        const Kernels& kernels = choose_kernels(isa.c_str());
+        bool pairs = kernels.product_pairs && !session.transformer->exact &&
+                     model.layer[0].w_up.dtype == DType::BF16;
+        matrix_rates.push_back(matrix_rate(kernels, *model.threads, pairs));
+        return matrix_rates.back();
+    }
+
+    // Random keys and values at positions 0 … depth − 1, through the cache's own append.
+    void fill(int depth) {
+        constexpr int BATCH = 512;
+        Backend& backend = *session.model.backend;
+        const Config& c = session.model.config;
+        std::vector<float> noise(size_t(BATCH) * size_t(c.G) * size_t(c.d));
+        for (float& one : noise) one = float(random.normal());
+        Buffer rows(backend, noise.size() * sizeof(float), "random keys and values");
+        backend.upload(rows.data, noise.data(), rows.bytes);
+        for (int pos = 0; pos < depth; pos += BATCH) {
+            Step step{pos, std::min(BATCH, depth - pos)};
+            backend.begin_step(step);
+            for (const CacheLayer& layer : session.cache->layer)
+                backend.append(layer, rows.f32(), rows.f32(), step);
+            backend.end_step();
+        }
+        session.cache->used = depth;
+    }
+
+    size_t resident() const {
+        size_t all = resident_memory();
+        return all > block.bytes ? all - block.bytes : 0;
     }
 
     std::vector<Token> random_tokens(int n) {
@@ -79,7 +120,7 @@ struct Bench {
     Row prefill(int tokens, int repeat) {
         const Config& c = session.model.config;
         KvCache& cache = *session.cache;
-        Row row{"prefill", 0, tokens, 0, flops(tokens, 0), {}, {}};
+        Row row{"prefill", 0, tokens, 0, flops(tokens, 0), {}, {}, {}};
         size_t batches =
             size_t((tokens + session.transformer->batch - 1) / session.transformer->batch);
         row.bytes_per_token = double(session.model.weight_bytes_per_token() * batches) / tokens +
@@ -88,23 +129,25 @@ struct Bench {
         std::vector<float> logits(static_cast<size_t>(c.V));
         for (int i = -1; i < repeat; i++) {  // −1: a warm-up that is not counted
             cache.used = 0;
-            double peak = bandwidth();
+            double peak = bandwidth(), matrix = matrix_peak();
             double rate = tokens / seconds_of([&] {
                               session.transformer->forward(cache, ids, logits.data(), 1);
                           });
             if (i < 0) continue;
             row.rates.push_back(rate);
             row.shares.push_back(rate * row.bytes_per_token / peak);
+            if (matrix > 0) row.matrix_shares.push_back(rate * row.flops_per_token / matrix);
         }
+        row.resident = resident();
         return row;
     }
 
     Row decode(int tokens, int depth, int repeat) {
         KvCache& cache = *session.cache;
-        Row row{"decode", depth, tokens, 0, flops(1, depth), {}, {}};
+        Row row{"decode", depth, tokens, 0, flops(1, depth), {}, {}, {}};
         row.bytes_per_token = double(session.model.weight_bytes_per_token()) +
                               double(cache.bytes_per_token()) * (depth + tokens / 2.0);
-        cache.fill_random(depth);
+        fill(depth);
         std::vector<float> logits(size_t(session.model.config.V));
         std::vector<Token> ids = random_tokens(tokens);
         for (int i = -1; i < repeat; i++) {
@@ -118,6 +161,7 @@ struct Bench {
             row.rates.push_back(tokens / seconds);
             row.shares.push_back(row.rates.back() * row.bytes_per_token / peak);
         }
+        row.resident = resident();
         return row;
     }
 };
@@ -125,20 +169,25 @@ struct Bench {
 void print_text(const Bench& bench, const std::vector<Row>& rows) {
     const Session& s = bench.session;
     std::string text =
-        format("%s, %s; %.2f B parameters; cache %s; bandwidth %.1f GB/s measured here\n",
+        format("%s, %s; %.2f B parameters; cache %s; measured here: bandwidth %.1f GB/s",
                s.model.backend->name.c_str(), s.model.backend->device.c_str(),
                double(s.model.weights.parameters()) * 1e-9, name_of(s.dtype),
                median(bench.bandwidths) * 1e-9);
+    if (!bench.matrix_rates.empty())
+        text += format(", products %.3f TFLOP/s", median(bench.matrix_rates) * 1e-12);
     text +=
-        "test      depth   tokens/s (min … max)             MB/token    GB/s  of bandwidth  "
-        "TFLOP/s\n";
+        "\ntest      depth   tokens/s (min … max)             MB/token    GB/s  of bandwidth  "
+        "TFLOP/s  of products  resident MiB\n";
     for (const Row& row : rows) {
         auto [low, high] = std::minmax_element(row.rates.begin(), row.rates.end());
-        text +=
-            format("%-8s %6d  %9.1f (%.1f … %.1f)%*s%10.2f %7.1f  %11.0f%%  %7.3f\n", row.test,
-                   row.depth, median(row.rates), *low, *high,
-                   std::max(0, 20 - int(format("%.1f%.1f", *low, *high).size())), "",
-                   row.bytes_per_token * 1e-6, row.gbs(), 100 * median(row.shares), row.tflops());
+        std::string share = "–  ";
+        if (!row.matrix_shares.empty()) share = format("%.0f%%", 100 * median(row.matrix_shares));
+        text += format("%-8s %6d  %9.1f (%.1f … %.1f)%*s%10.2f %7.1f  %11.0f%%  %7.3f  %11s  "
+                       "%12.0f\n",
+                       row.test, row.depth, median(row.rates), *low, *high,
+                       std::max(0, 20 - int(format("%.1f%.1f", *low, *high).size())), "",
+                       row.bytes_per_token * 1e-6, row.gbs(), 100 * median(row.shares),
+                       row.tflops(), share.c_str(), double(row.resident) / (1 << 20));
     }
     print(text);
 }
@@ -149,14 +198,20 @@ void print_json(const Bench& bench, const std::vector<Row>& rows) {
     json.begin_object();
     json.add("backend", s.model.backend->name).add("device", s.model.backend->device);
     json.add("threads", s.model.threads->count());
-    json.add("bandwidth_gbs", median(bench.bandwidths) * 1e-9).begin_array("rows");
+    json.add("bandwidth_gbs", median(bench.bandwidths) * 1e-9);
+    if (!bench.matrix_rates.empty())
+        json.add("matrix_tflops", median(bench.matrix_rates) * 1e-12);
+    json.begin_array("rows");
     for (const Row& row : rows) {
         auto [low, high] = std::minmax_element(row.rates.begin(), row.rates.end());
         json.begin_object().add("test", row.test).add("depth", row.depth).add("tokens", row.tokens);
         json.begin_object("tokens_per_second").add("min", *low).add("median", median(row.rates));
         json.add("max", *high).end_object().add("bytes_per_token", row.bytes_per_token);
         json.add("gbs", row.gbs()).add("share_of_bandwidth", median(row.shares));
-        json.add("tflops", row.tflops()).end_object();
+        json.add("tflops", row.tflops());
+        if (!row.matrix_shares.empty())
+            json.add("share_of_matrix_rate", median(row.matrix_shares));
+        json.add("resident_bytes", row.resident).end_object();
     }
     print(json.end_array().end_object().text + "\n");
 }

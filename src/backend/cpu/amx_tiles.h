@@ -81,17 +81,22 @@ struct AmxProduct {
         if constexpr (LOWER && RIGHT) Tiles::template store<3>(lower + SIDE, out_stride * 4);
     }
 
-    static void run(float* out, size_t out_stride, const char* x, size_t x_bytes, const char* panel,
-                    int T, int n, int k, bool add) {
-        int configured = 0, steps = k / PAIRS_K;
-        for (int tokens; T > 0; T -= tokens) {
-            tokens = T < 2 * SIDE ? T : 2 * SIDE;
-            if (tokens != configured) configure(tokens, n);
-            configured = tokens;
-            auto some = tokens > SIDE ? (n > SIDE ? block<true, true> : block<true, false>)
-                                      : (n > SIDE ? block<false, true> : block<false, false>);
-            some(out, out_stride, x, x_bytes, panel, steps, add);
-            out += size_t(tokens) * out_stride, x += size_t(tokens) * x_bytes;
+    // A panel stays in the nearest cache while all tokens pass.
+    static void run(float* out, size_t out_stride, const char* x, size_t x_bytes,
+                    const char* panels, int T, int n, int k, bool add) {
+        int configured = -1, steps = k / PAIRS_K;
+        for (int j = 0; j < n; j += 2 * SIDE, panels += size_t(k / 2) * PANEL_ROW) {
+            int outputs = n - j < 2 * SIDE ? n - j : 2 * SIDE;
+            for (int t = 0; t < T; t += 2 * SIDE) {
+                int tokens = T - t < 2 * SIDE ? T - t : 2 * SIDE, shape = tokens * 64 + outputs;
+                if (shape != configured) configure(tokens, outputs);
+                configured = shape;
+                bool lower = tokens > SIDE, right = outputs > SIDE;
+                auto some = lower ? (right ? block<true, true> : block<true, false>)
+                                  : (right ? block<false, true> : block<false, false>);
+                some(out + size_t(t) * out_stride + j, out_stride, x + size_t(t) * x_bytes, x_bytes,
+                     panels, steps, add);
+            }
         }
         Tiles::release();
     }

@@ -2,8 +2,9 @@
 // queries, `tokens` tokens times the m heads of one kv head; it goes over tiles of keys up to its
 // last token's own position. After every tile, for each query row:
 //     max = max s,  sum = Σ e^(s − max),  acc = Σ e^(s − max) ṽ    over the keys seen
-// Both products are the exact blocked product: keys are packed as panels, widened values are panels
-// as they are. Memory is one tile of each, whatever T and S.
+// Both products are the blocked product: keys are packed as panels, widened values are panels as
+// they are. Memory is one tile of each, whatever T and S. Where the backend is not exact, rows have
+// 16 bits and the processor multiplies pairs, q, k̃, p and ṽ are rounded to bf16 for it.
 //
 // With an exact window a key is exact for some tokens of the tile and truncated for others.
 // Positions are taken in three stretches: sinks (exact for all), far (truncated for all), near
@@ -11,8 +12,9 @@
 // both sums of values.
 #include <cmath>
 #include <limits>
+#include <optional>
 
-#include "backend/cpu/cache_rows.h"
+#include "backend/cpu/rebuilt_keys.h"
 
 namespace stief {
 
@@ -26,34 +28,42 @@ struct AttentionTile {
     const CacheLayer& cache;
     const CacheRows &k, &v;
     const float* rotation;
+    std::optional<RebuiltKeys> rebuilt;  // where keys are stored before rotation
+    bool pairs;     // products in bf16
     int R, m, pos;  // query rows; heads a token; position of the first token
     size_t d, lanes, q_stride, v_stride;
     float *q, *scores, *cut, *acc;  // (R, q_stride), (R, KEYS) twice, (R, v_stride)
-    float *rows, *latent, *panels;  // (KEYS, v_stride), (KEYS, d), (KEYS / lanes, d, lanes)
+    float *rows, *panels;           // (KEYS, v_stride), (KEYS / lanes, d, lanes)
     float *max, *sum;               // (R)
+    float *half_q, *half_p, *half;  // pairs, bf16: (R, 2 q_stride), (R, KEYS), (KEYS, d)
 
-    AttentionTile(const Kernels& table, const CacheLayer& layer, int g, int tokens, int first_pos,
+    AttentionTile(const CpuBackend& cpu, const CacheLayer& layer, int g, int tokens, int first_pos,
                   const float* angles)
-        : kernels(table),
+        : kernels(cpu.kernels),
           cache(layer),
           k(layer.k[size_t(g)]),
           v(layer.v[size_t(g)]),
           rotation(angles) {
+        pairs = kernels.pair_rows && !cpu.exact && cache.dtype != DType::F32;
         m = cache.H / cache.G, R = tokens * m, pos = first_pos;
         d = size_t(cache.d), lanes = size_t(kernels.lanes);
         q_stride = padded_row(d * 4) / 4;
         v_stride = (d + lanes - 1) / lanes * lanes;
         size_t rs = size_t(R), sizes = 0;
-        float** arrays[] = {&q, &scores, &cut, &acc, &rows, &latent, &panels, &max, &sum};
-        size_t counts[] = {
-            rs * q_stride,      rs * KEYS, rs * KEYS, rs * v_stride, KEYS * v_stride, KEYS * d,
-            (KEYS + lanes) * d, rs,        rs};
+        float** arrays[] = {&q, &scores, &cut, &acc, &rows, &panels,
+                             &max, &sum, &half_q, &half_p, &half};
+        size_t counts[] = {rs * q_stride, rs * KEYS, rs * KEYS, rs * v_stride, KEYS * v_stride,
+                           (KEYS + lanes) * std::max(d, size_t(PAIRS_K)), rs, rs,
+                           pairs ? rs * q_stride : 0, pairs ? rs * KEYS / 2 : 0,
+                           pairs ? KEYS * d / 2 : 0};
         for (size_t count : counts) sizes += (count + 15) / 16 * 16;
-        float* next = reinterpret_cast<float*>(thread_scratch(sizes * 4));
-        for (int i = 0; i < 9; i++) {
+        size_t more = cache.rotated ? 0 : RebuiltKeys::bytes(cpu, cache, k);
+        float* next = reinterpret_cast<float*>(thread_scratch(sizes * 4 + more));
+        for (int i = 0; i < 11; i++) {
             *arrays[i] = next;
             next += (counts[i] + 15) / 16 * 16;
         }
+        if (!cache.rotated) rebuilt.emplace(cpu, cache, k, reinterpret_cast<char*>(next));
     }
 
     size_t values() const { return v.exact ? d : size_t(v.r); }  // coordinates of acc
@@ -70,6 +80,46 @@ struct AttentionTile {
             for_cut_runs(cache, head, first, first + count, visit);
     }
 
+    void to_bf16(void* to, const float* from, size_t n) const {
+        kernels.narrow[int(DType::BF16)](to, from, n);
+    }
+
+    void round_queries() {
+        uint16_t* to = reinterpret_cast<uint16_t*>(half_q);
+        for (int row = 0; row < R; row++, to += 2 * q_stride) {
+            to_bf16(to, q + size_t(row) * q_stride, d);
+            std::fill(to + d, to + 2 * q_stride, uint16_t(0));
+        }
+    }
+
+    // to (R, count) ← q · row over the first `width` coordinates.
+    void score_pairs(float* to, int count, size_t width) {
+        to_bf16(half, rows, size_t(count) * width);
+        char* panel = reinterpret_cast<char*>(panels);
+        for (size_t c = 0; c < size_t(count); c += lanes, panel += whole_steps(width) * lanes * 2)
+            kernels.pack_pairs(panel, reinterpret_cast<char*>(half) + c * width * 2, width,
+                               int(std::min(lanes, size_t(count) - c)), int(width));
+        kernels.product_pairs(to, KEYS, half_q, 2 * q_stride, panels, R, count,
+                              int(whole_steps(width)), false);
+    }
+
+    // acc (R, ·) += p (R, count) rows (count, width)
+    void add_pairs(const float* p, int count, size_t width) {
+        size_t filled = whole_steps(size_t(count));
+        uint16_t* weights = reinterpret_cast<uint16_t*>(half_p);
+        for (int row = 0; row < R; row++, weights += KEYS) {
+            to_bf16(weights, p + size_t(row) * KEYS, size_t(count));
+            std::fill(weights + count, weights + filled, uint16_t(0));
+        }
+        to_bf16(half, rows, size_t(count) * width);
+        char* panel = reinterpret_cast<char*>(panels);
+        for (size_t c = 0; c < width; c += lanes, panel += filled * lanes * 2)
+            kernels.pair_rows(panel, reinterpret_cast<char*>(half) + c * 2, width,
+                              int(std::min(lanes, width - c)), count);
+        kernels.product_pairs(acc, v_stride, half_p, KEYS, panels, R, int(width), int(filled),
+                              true);
+    }
+
     // to (R, count) ← q · k̃ over one tile of keys, all exact or all cut.
     void score_keys(float* to, bool exact, int first, int count) {
         exact = exact && k.exact;
@@ -78,13 +128,17 @@ struct AttentionTile {
         const char* from = reinterpret_cast<const char*>(rows);
         runs(k, exact, first, count, [&](const Run& run) {
             float* row = rows + size_t(run.first - first) * width;
-            if (!cache.rotated)
-                rebuild_keys(kernels, row, latent, run, cache, k, rotation);
-            else if (exact)
+            if (rebuilt) {
+                rebuilt->rebuild(row, run);
+                for (size_t s = 0; s < size_t(run.count); s++)
+                    kernels.rotate(row + s * d, rotation + (size_t(run.first) + s) * d, d / 2);
+            } else if (exact || pairs) {
                 kernels.widen[int(cache.dtype)](row, run.rows, size_t(run.count) * width);
-            else
+            } else {
                 from = run.rows, type = cache.dtype;  // one run: packed from where it is
+            }
         });
+        if (pairs) return score_pairs(to, count, width);
         for (int c = 0; c < count; c += int(lanes)) {
             int n = std::min(int(lanes), count - c);
             float* panel = panels + size_t(c) * width;
@@ -112,6 +166,11 @@ struct AttentionTile {
         exact = exact && v.exact;
         size_t width = exact ? d : size_t(v.r);
         runs(v, exact, first, count, [&](const Run& run) {
+            if (pairs) {
+                float* to = rows + size_t(run.first - first) * width;
+                kernels.widen[int(cache.dtype)](to, run.rows, size_t(run.count) * width);
+                return;
+            }
             for (int s = 0; s < run.count; s++) {
                 float* to = rows + size_t(run.first - first + s) * v_stride;
                 const char* from = run.rows + size_t(s) * width * size_of(cache.dtype);
@@ -119,6 +178,7 @@ struct AttentionTile {
                 std::fill(to + width, to + v_stride, 0.0f);
             }
         });
+        if (pairs) return add_pairs(p, count, width);
         for (size_t c = 0; c < width; c += lanes)
             kernels.product(acc + c, v_stride, p, KEYS, rows + c, v_stride, R,
                             int(std::min(lanes, width - c)), count, true);
@@ -155,10 +215,10 @@ struct AttentionTile {
 };
 
 // The queries of `tokens` tokens from position pos on, and the heads of kv head g.
-static void attend_queries(const Kernels& kernels, float* out, const float* q,
+static void attend_queries(const CpuBackend& cpu, float* out, const float* q,
                            const float* rotation, const CacheLayer& cache, int g, int pos,
                            int tokens) {
-    AttentionTile tile(kernels, cache, g, tokens, pos, rotation);
+    AttentionTile tile(cpu, cache, g, tokens, pos, rotation);
     size_t d = tile.d, width = size_t(cache.H) * d;
     float scale = float(1.0 / std::sqrt(double(cache.d)));
     auto head_row = [&](int row) {
@@ -173,6 +233,7 @@ static void attend_queries(const Kernels& kernels, float* out, const float* q,
         tile.sum[row] = 0;
     }
     std::fill(tile.acc, tile.acc + size_t(tile.R) * tile.v_stride, 0.0f);
+    if (tile.pairs) tile.round_queries();
 
     int end = pos + tokens, near = near_begin(cache, pos);
     if (tile.k.exact || tile.v.exact) {
@@ -197,7 +258,7 @@ void CpuBackend::attend_tiles(float* out, const float* q, const float* rotation,
         // The last tiles see the most keys: they go first, so that no long piece is left for the
         // end.
         int t = int(tiles - 1 - piece / size_t(G)) * each, g = int(piece % size_t(G));
-        attend_queries(kernels, out + size_t(t) * width, q + size_t(t) * width, rotation, cache, g,
+        attend_queries(*this, out + size_t(t) * width, q + size_t(t) * width, rotation, cache, g,
                        step.pos + t, std::min(each, step.T - t));
     });
 }

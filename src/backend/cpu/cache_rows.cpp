@@ -1,7 +1,5 @@
 #include "backend/cpu/cache_rows.h"
 
-#include <cassert>
-
 namespace stief {
 
 void head_product(const Kernels& kernels, float* out, size_t out_stride, const float* x,
@@ -9,16 +7,6 @@ void head_product(const Kernels& kernels, float* out, size_t out_stride, const f
     for (int c = 0; c < n; c += kernels.lanes)
         kernels.product(out + c, out_stride, x, x_stride, M + c, size_t(n), T,
                         std::min(kernels.lanes, n - c), k, false);
-}
-
-void rebuild_keys(const Kernels& kernels, float* keys, float* latent, const Run& run,
-                  const CacheLayer& cache, const CacheRows& head, const float* rotation) {
-    assert(head.decode);
-    size_t d = size_t(cache.d), r = size_t(run.r);
-    kernels.widen[int(cache.dtype)](latent, run.rows, size_t(run.count) * r);
-    head_product(kernels, keys, d, latent, r, head.decode, run.count, cache.d, run.r);
-    for (int s = 0; s < run.count; s++)
-        kernels.rotate(keys + size_t(s) * d, rotation + size_t(run.first + s) * d, d / 2);
 }
 
 void CpuBackend::append(const CacheLayer& cache, const float* k, const float* v, const Step& step) {

@@ -1,5 +1,5 @@
-// How attention meets the cache's rows: which of them are exact for a token, small products with a
-// head's basis, and keys rebuilt from their latent coordinates.
+// How attention meets the cache's rows: which of them are exact for a token, and small products with
+// a head's basis.
 #pragma once
 #include <algorithm>
 
@@ -59,9 +59,5 @@ void for_runs(const CacheLayer& cache, const CacheRows& head, int first, int end
 // out (T, n) = x (T, k) M for the first k rows of M (·, n), rows n apart.
 void head_product(const Kernels& kernels, float* out, size_t out_stride, const float* x,
                   size_t x_stride, const float* M, int T, int n, int k);
-
-// keys (count, d) ← c[:r] D[:r], rotated to their positions.   latent: scratch for (count, r)
-void rebuild_keys(const Kernels& kernels, float* keys, float* latent, const Run& run,
-                  const CacheLayer& cache, const CacheRows& head, const float* rotation);
 
 }  // namespace stief

@@ -74,4 +74,9 @@ constexpr size_t padded_row(size_t bytes) {
     return (lines + (lines % 2 == 0)) * 64;
 }
 
+// k filled to what a product of pairs takes.
+constexpr size_t whole_steps(size_t k) {
+    return (k + PAIRS_K - 1) / PAIRS_K * PAIRS_K;
+}
+
 }  // namespace stief

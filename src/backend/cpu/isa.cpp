@@ -64,6 +64,8 @@ static std::vector<const Kernels*> find_tables() {
         Kernels table = kernels_avx512;
         table.name = "amx";
         table.product_pairs = product_pairs_amx;
+        table.split[int(DType::F16)] = split_f16_amx;
+        table.split[int(DType::BF16)] = split_bf16_amx;
         return table;
     }();
     if (has_amx()) tables.push_back(&amx);

@@ -31,6 +31,10 @@ struct Kernels {
     void (*accumulate[3])(float* acc, size_t acc_stride, const float* p, size_t p_stride,
                           const void* rows, int m, int count, int r);
 
+    // out_h,s = q_h · x_s rotated by its own angles         x, angle (count, 2, half)
+    void (*turned_scores)(float* out, size_t out_stride, const float* q, size_t q_stride,
+                          const float* x, const float* angle, int m, int count, size_t half);
+
     float (*largest)(const float* x, size_t n);              // NaN is passed over; −∞ where n = 0
     float (*exp_sum)(float* x, size_t n, float shift);       // x ← e^(x − shift), returns Σ x
     void (*scale)(float* x, size_t n, float factor);         // x ← factor · x
@@ -43,13 +47,19 @@ struct Kernels {
     // panel ← n <= lanes rows of k elements that are w_stride elements apart
     void (*pack[3])(float* panel, const void* w, size_t w_stride, int n, int k);
     void (*pack_pairs)(void* panel, const void* w, size_t w_stride, int n, int k);
+    // panel ← n <= lanes columns of k rows of bf16; null as product_pairs is.
+    void (*pair_rows)(void* panel, const void* rows, size_t row_stride, int n, int k);
 
     // out = x panel, or += where add                        out (T, n <= lanes), x (T, k)
     void (*product)(float* out, size_t out_stride, const float* x, size_t x_stride,
                     const float* panel, size_t panel_stride, int T, int n, int k, bool add);
-    // The same with x and panel in bf16; null where the processor has no unit for it.
+    // The same in bf16, with any n: the panels of `lanes` outputs each lie one after another. Null
+    // where the processor has no unit for it.
     void (*product_pairs)(float* out, size_t out_stride, const void* x, size_t x_stride,
-                          const void* panel, int T, int n, int k, bool add);
+                          const void* panels, int T, int n, int k, bool add);
+    // out (count, ·) ← c₁ c₂ c₁ of each row c (r), in bf16, with c₁ + c₂ = c to the last bit. Null
+    // for f32, and where three products of pairs are no faster than one of f32.
+    void (*split[3])(void* out, size_t out_stride, const void* rows, int count, int r);
 
     uint64_t (*checksum)(const void* memory, size_t bytes);  // Σ of its 64-bit words, zero-filled
 };
@@ -57,7 +67,9 @@ struct Kernels {
 extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_neon;
 
 void product_pairs_amx(float* out, size_t out_stride, const void* x, size_t x_stride,
-                       const void* panel, int T, int n, int k, bool add);
+                       const void* panels, int T, int n, int k, bool add);
+void split_f16_amx(void* out, size_t out_stride, const void* rows, int count, int r);
+void split_bf16_amx(void* out, size_t out_stride, const void* rows, int count, int r);
 
 // The table of that name, or the fastest for "auto". Error where this machine cannot run it.
 const Kernels& choose_kernels(const char* name);

@@ -1,4 +1,5 @@
-// Functions of single rows, and the table of one instruction set. See rows_impl.h for the rules.
+// Functions of single rows and of rows in the nearest cache; the table of one instruction set. See
+// rows_impl.h for the rules.
 #pragma once
 #include "backend/cpu/product_impl.h"
 
@@ -85,6 +86,70 @@ void rotate(float* x, const float* angle, size_t half) {
     });
 }
 
+// out_h,s = q_h · x_s turned by its position's angles, as rotate does, for M heads and R = 1 or SCANS
+// rows that follow one another. A row is turned in registers, once for all heads.
+template <class V, int M, int R>
+void turned_block(float* out, size_t out_stride, const char* q, size_t q_bytes, const char* x,
+                  const char* angle, size_t half) {
+    size_t row = 2 * half * 4;
+    typename V::F sum[M][R];
+    unroll<M * R>([&]<int i>() { sum[i / R][i % R] = V::zero(); });
+    auto step = [&](size_t i, auto... left) {
+        auto load = [&](const char* at) {
+            return V::template load<DType::F32>(at + i * 4, left...);
+        };
+        typename V::F qa[M], qb[M];
+        unroll<M>([&]<int h>() {
+            qa[h] = load(q + size_t(h) * q_bytes), qb[h] = load(q + size_t(h) * q_bytes + half * 4);
+        });
+        unroll<R>([&]<int s>() {
+            const char *at = x + size_t(s) * row, *turn = angle + size_t(s) * row;
+            auto a = load(at), b = load(at + half * 4);
+            auto cos = load(turn), sin = load(turn + half * 4);
+            auto ta = V::sub(V::mul(a, cos), V::mul(b, sin));
+            auto tb = V::fma(b, cos, V::mul(a, sin));
+            unroll<M>([&]<int h>() {
+                sum[h][s] = V::fma(qb[h], tb, V::fma(qa[h], ta, sum[h][s]));
+            });
+        });
+    };
+    size_t i = 0;
+    for (; i + V::W <= half; i += V::W) step(i);
+    if (i < half) step(i, int(half - i));
+    unroll<M>([&]<int h>() {
+        float* to = out + size_t(h) * out_stride;
+        if constexpr (R == SCANS) V::sums(to, sum[h][0], sum[h][1], sum[h][2], sum[h][3]);
+        else to[0] = V::sum(sum[h][0]);
+    });
+}
+
+template <class V, int M>
+void turned_heads(float* out, size_t out_stride, const float* q, size_t q_stride, const float* x,
+                  const float* angle, int count, size_t half) {
+    auto bytes = [](const float* p) { return reinterpret_cast<const char*>(p); };
+    int s = 0;
+    for (; s + SCANS <= count; s += SCANS)
+        turned_block<V, M, SCANS>(out + s, out_stride, bytes(q), q_stride * 4,
+                                  bytes(x + size_t(s) * 2 * half),
+                                  bytes(angle + size_t(s) * 2 * half), half);
+    for (; s < count; s++)
+        turned_block<V, M, 1>(out + s, out_stride, bytes(q), q_stride * 4,
+                              bytes(x + size_t(s) * 2 * half),
+                              bytes(angle + size_t(s) * 2 * half), half);
+}
+
+template <class V>
+void turned_scores(float* out, size_t out_stride, const float* q, size_t q_stride, const float* x,
+                   const float* angle, int m, int count, size_t half) {
+    for (int h = 0; h < m;) {
+        int M = m - h >= 4 ? 4 : m - h >= 2 ? 2 : 1;
+        auto some = M == 4 ? turned_heads<V, 4> : M == 2 ? turned_heads<V, 2> : turned_heads<V, 1>;
+        some(out + size_t(h) * out_stride, out_stride, q + size_t(h) * q_stride, q_stride, x, angle,
+             count, half);
+        h += M;
+    }
+}
+
 template <class V>
 void swiglu(float* gate, const float* up, size_t n) {
     auto one = V::set1(1.0f);
@@ -143,6 +208,7 @@ constexpr Kernels make_table(const char* name) {
         .matvec = {matvec<V, F32>, matvec<V, F16>, matvec<V, BF16>},
         .scores = {scores<V, F32>, scores<V, F16>, scores<V, BF16>},
         .accumulate = {accumulate<V, F32>, accumulate<V, F16>, accumulate<V, BF16>},
+        .turned_scores = turned_scores<V>,
         .largest = largest<V>,
         .exp_sum = exp_sum<V>,
         .scale = scale<V>,
@@ -152,8 +218,10 @@ constexpr Kernels make_table(const char* name) {
         .narrow = {narrow<V, F32>, narrow<V, F16>, narrow<V, BF16>},
         .pack = {pack<V, F32>, pack<V, F16>, pack<V, BF16>},
         .pack_pairs = pack_pairs<V>,
+        .pair_rows = nullptr,
         .product = product<V>,
         .product_pairs = nullptr,
+        .split = {},
         .checksum = checksum<V>,
     };
 }

@@ -46,10 +46,6 @@ struct Blocked {
     bool add, pairs;               // pairs: x and panels in bf16
 };
 
-static size_t whole_steps(size_t k) {
-    return (k + PAIRS_K - 1) / PAIRS_K * PAIRS_K;
-}
-
 // Copies x into rows that suit the caches, rounded where they are bf16, and zero beyond K.
 static const char* stage_rows(CpuBackend& cpu, const Blocked& p, size_t row) {
     size_t element = p.pairs ? 2 : 4;
@@ -68,32 +64,61 @@ static const char* stage_rows(CpuBackend& cpu, const Blocked& p, size_t row) {
 
 // Pieces are blocks of `lanes` outputs. Over k a block goes in chunks whose panel, at most 128 KB,
 // stays in the second cache while all tokens pass. A chunk's sum starts at zero and has at most
-// 1,024 terms (2,048 in pairs), so that rounding errors hardly grow with K. pack(panel, j, n, i,
-// k): the panel of outputs j … j + n − 1 and coordinates i … i + k − 1.
+// 1,024 terms, so that rounding errors hardly grow with K. pack(panel, j, n, i, k): the panel of
+// outputs j … j + n − 1 and coordinates i … i + k − 1.
 template <class Pack>
-static void blocked_product(CpuBackend& cpu, const Blocked& p, const Pack& pack) {
-    const Kernels& kernels = cpu.kernels;
-    size_t lanes = size_t(kernels.lanes), element = p.pairs ? 2 : 4;
-    size_t chunk = std::min((size_t(128) << 10) / lanes, size_t(4096)) / element;
-    size_t row = padded_row(whole_steps(p.K) * element), stride = row / element;
-    const char* rows = stage_rows(cpu, p, row);
+static void plain_product(CpuBackend& cpu, const Blocked& p, const Pack& pack) {
+    size_t lanes = size_t(cpu.kernels.lanes);
+    size_t chunk = std::min((size_t(128) << 10) / lanes, size_t(4096)) / 4;
+    size_t stride = padded_row(p.K * 4) / 4;
+    const float* rows = reinterpret_cast<const float*>(stage_rows(cpu, p, stride * 4));
     cpu.threads.run((p.N + lanes - 1) / lanes, [&](size_t block) {
         size_t j = block * lanes, n = std::min(lanes, p.N - j);
-        char* panel = thread_scratch(lanes * chunk * element);
+        char* panel = thread_scratch(lanes * chunk * 4);
         for (size_t i = 0; i < p.K; i += chunk) {
             size_t k = std::min(chunk, p.K - i);
-            const char* x = rows + i * element;
-            bool add = p.add || i > 0;
             pack(panel, j, n, i, k);
-            if (p.pairs)
-                kernels.product_pairs(p.out + j, p.N, x, stride, panel, p.T, int(n),
-                                      int(whole_steps(k)), add);
-            else
-                kernels.product(p.out + j, p.N, reinterpret_cast<const float*>(x), stride,
-                                reinterpret_cast<const float*>(panel), lanes, p.T, int(n), int(k),
-                                add);
+            cpu.kernels.product(p.out + j, p.N, rows + i, stride, reinterpret_cast<float*>(panel),
+                                lanes, p.T, int(n), int(k), p.add || i > 0);
         }
     });
+}
+
+// A matrix unit outruns the caches: a panel of CHUNK coordinates (16 KB) stays in the nearest cache
+// while all tokens pass, and the tokens' chunk in the second while GROUP panels do. So do the sums;
+// out, whose rows are far apart, is written once.
+template <class Pack>
+static void pairs_product(CpuBackend& cpu, const Blocked& p, const Pack& pack) {
+    constexpr size_t CHUNK = 256, GROUP = 8;
+    const Kernels& kernels = cpu.kernels;
+    size_t lanes = size_t(kernels.lanes), fair = p.N / (lanes * 4 * size_t(cpu.threads.count()));
+    size_t width = lanes * std::clamp<size_t>(fair, 1, GROUP), stride = padded_row(width * 4) / 4;
+    size_t row = padded_row(whole_steps(p.K) * 2);
+    const char* rows = stage_rows(cpu, p, row);
+    cpu.threads.run((p.N + width - 1) / width, [&](size_t piece) {
+        size_t first = piece * width, n = std::min(width, p.N - first);
+        char* panels = thread_scratch(width * CHUNK * 2 + size_t(p.T) * stride * 4);
+        float* sums = reinterpret_cast<float*>(panels + width * CHUNK * 2);   // (T, stride)
+        for (size_t i = 0; i < p.K; i += CHUNK) {
+            size_t k = std::min(CHUNK, p.K - i);
+            for (size_t j = 0; j < n; j += lanes)
+                pack(panels + j * whole_steps(k) * 2, first + j, std::min(lanes, n - j), i, k);
+            kernels.product_pairs(sums, stride, rows + i * 2, row / 2, panels, p.T, int(n),
+                                  int(whole_steps(k)), i > 0);
+        }
+        for (size_t t = 0; t < size_t(p.T); t++) {
+            float *to = p.out + t * p.N + first, *from = sums + t * stride;
+            if (p.add)
+                for (size_t j = 0; j < n; j++) to[j] += from[j];
+            else std::copy(from, from + n, to);
+        }
+    });
+}
+
+template <class Pack>
+static void blocked_product(CpuBackend& cpu, const Blocked& p, const Pack& pack) {
+    if (p.pairs) pairs_product(cpu, p, pack);
+    else plain_product(cpu, p, pack);
 }
 
 static bool in_pairs(const CpuBackend& cpu, const Weight& w, int T) {

@@ -123,6 +123,7 @@ void pack_pairs(void* panel, const void* w, size_t w_stride, int n, int k) {
             for (int j = 0; j < W; j++) {
                 const char* at =
                     static_cast<const char*>(w) + (size_t(j0 + j) * w_stride + size_t(i0)) * 2;
+                __builtin_prefetch(at + size_t(W) * w_stride * 2);   // W rows on, or the next panel
                 if (j0 + j >= n || left <= 0) {
                     rows[j] = V::zero();
                 } else if (left == 2 * W) {

@@ -119,13 +119,60 @@ void score_heads(float* out, size_t out_stride, const float* q, size_t q_stride,
         score_block<V, E, M, 1>(out + s, out_stride, from, q_bytes, at + s * row, 0, r);
 }
 
+// The same for rows so short that summing across a vector would cost more than the products: V::W
+// rows are transposed in registers, and a vector holds one coordinate of all of them.
+template <class V, DType E, int M>
+void score_short(float* out, size_t out_stride, const float* q, size_t q_stride, const char* rows,
+                 int count, int r) {
+    size_t row = size_t(r) * BYTES<E>;
+    typename V::F sum[M];
+    unroll<M>([&]<int h>() { sum[h] = V::zero(); });
+    for (int i = 0; i < r; i += V::W) {
+        int left = r - i < V::W ? r - i : V::W;
+        const char* at = rows + size_t(i) * BYTES<E>;
+        typename V::F x[V::W];
+        unroll<V::W>([&]<int s>() {
+            const char* from = at + size_t(s) * row;
+            x[s] = s >= count       ? V::zero()
+                   : left == V::W ? V::template load<E>(from)
+                                  : V::template load<E>(from, left);
+        });
+        V::transpose(x);
+        for (int j = 0; j < left; j++)
+            unroll<M>([&]<int h>() {
+                auto qj = V::set1(q[size_t(h) * q_stride + size_t(i + j)]);
+                sum[h] = V::fma(qj, x[j], sum[h]);
+            });
+    }
+    unroll<M>([&]<int h>() {
+        char* to = reinterpret_cast<char*>(out + size_t(h) * out_stride);
+        if (count >= V::W) V::template store<DType::F32>(to, sum[h]);
+        else V::template store<DType::F32>(to, sum[h], count);
+    });
+}
+
+template <class V, DType E, int M>
+void score_short_heads(float* out, size_t out_stride, const float* q, size_t q_stride,
+                       const void* rows, int count, int r) {
+    const char* at = static_cast<const char*>(rows);
+    size_t row = size_t(r) * BYTES<E>;
+    int quarter = count / SCANS / V::W * V::W;
+    auto some = [&](int s, int n) {
+        score_short<V, E, M>(out + s, out_stride, q, q_stride, at + size_t(s) * row, n, r);
+    };
+    for (int s = 0; s < quarter; s += V::W)
+        for (int i = 0; i < SCANS; i++) some(i * quarter + s, V::W);
+    for (int s = SCANS * quarter; s < count; s += V::W) some(s, count - s);
+}
+
 template <class V, DType E>
 void scores(float* out, size_t out_stride, const float* q, size_t q_stride, const void* rows, int m,
             int count, int r) {
+    bool is_short = r <= 2 * V::W;
     for (int h = 0; h < m;) {
         int M = m - h >= 4 ? 4 : m - h >= 2 ? 2 : 1;
-        auto some = M == 4   ? score_heads<V, E, 4>
-                    : M == 2 ? score_heads<V, E, 2>
+        auto some = M == 4   ? (is_short ? score_short_heads<V, E, 4> : score_heads<V, E, 4>)
+                    : M == 2 ? (is_short ? score_short_heads<V, E, 2> : score_heads<V, E, 2>)
                              : score_heads<V, E, 1>;
         some(out + size_t(h) * out_stride, out_stride, q + size_t(h) * q_stride, q_stride, rows,
              count, r);

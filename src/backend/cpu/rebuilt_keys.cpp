@@ -1,0 +1,72 @@
+#include "backend/cpu/rebuilt_keys.h"
+
+#include <cassert>
+#include <cstring>
+
+namespace stief {
+
+static size_t whole_lines(size_t bytes) {
+    return (bytes + 63) / 64 * 64;
+}
+
+static size_t split_bytes(size_t width) {
+    return whole_lines(RebuiltKeys::BLOCK * width * 2);
+}
+
+static size_t panel_bytes(const Kernels& kernels, size_t width) {
+    return width * size_t(kernels.lanes) * 2;
+}
+
+static size_t panel_count(const Kernels& kernels, int d) {
+    return size_t((d + kernels.lanes - 1) / kernels.lanes);
+}
+
+size_t RebuiltKeys::bytes(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys) {
+    size_t width = whole_steps(3 * size_t(keys.r)), d = size_t(layer.d);
+    size_t panels = panel_bytes(cpu.kernels, width) * panel_count(cpu.kernels, layer.d);
+    size_t floats = std::max(size_t(BLOCK) * d, 2 * width * d);
+    return split_bytes(width) + panels + whole_lines(floats * sizeof(float));
+}
+
+RebuiltKeys::RebuiltKeys(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys,
+                         char* scratch)
+    : kernels(cpu.kernels), cache(layer), head(keys), width(whole_steps(3 * size_t(keys.r))) {
+    assert(head.decode);
+    split = scratch, panels = split + split_bytes(width);
+    latent = reinterpret_cast<float*>(panels + panel_bytes(kernels, width) *
+                                                   panel_count(kernels, cache.d));
+    pairs = kernels.split[int(cache.dtype)] && !cpu.exact && head.r > 0;
+    if (!pairs) return;
+
+    std::memset(split, 0, split_bytes(width));                   // beyond 3r it stays
+    size_t r = size_t(head.r), d = size_t(cache.d), n = r * d;
+    uint16_t* parts = reinterpret_cast<uint16_t*>(latent);
+    float* rest = latent + width * d;                            // (r, d)
+    auto narrow = kernels.narrow[int(DType::BF16)];
+    narrow(parts, head.decode, n);
+    kernels.widen[int(DType::BF16)](rest, parts, n);
+    std::copy(parts, parts + n, parts + n);
+    for (size_t i = 0; i < n; i++) rest[i] = head.decode[i] - rest[i];
+    narrow(parts + 2 * n, rest, n);
+    char* panel = panels;
+    for (int c = 0; c < cache.d; c += kernels.lanes, panel += panel_bytes(kernels, width))
+        kernels.pair_rows(panel, parts + c, d, std::min(kernels.lanes, cache.d - c), 3 * head.r);
+}
+
+void RebuiltKeys::rebuild(float* keys, const Run& run) const {
+    assert(run.count <= BLOCK);
+    size_t d = size_t(cache.d);
+    if (!pairs || run.r != head.r) {
+        kernels.widen[int(cache.dtype)](latent, run.rows, size_t(run.count) * size_t(run.r));
+        head_product(kernels, keys, d, latent, size_t(run.r), head.decode, run.count, cache.d,
+                     run.r);
+        return;
+    }
+    kernels.split[int(cache.dtype)](split, width, run.rows, run.count, run.r);
+    const char* panel = panels;
+    for (int c = 0; c < cache.d; c += kernels.lanes, panel += panel_bytes(kernels, width))
+        kernels.product_pairs(keys + c, d, split, width, panel, run.count,
+                              std::min(kernels.lanes, cache.d - c), int(width), false);
+}
+
+}  // namespace stief

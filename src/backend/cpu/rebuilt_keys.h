@@ -1,0 +1,36 @@
+// Keys that are stored before rotation, rebuilt from their latent coordinates: k̃ = c[:r] D[:r]. A
+// block of positions is rebuilt once and shared by the query group. The arithmetic is 2 r d a
+// position, which no unit but a matrix unit has to spare beside the bytes of a row.
+//
+// On a matrix unit c and D are each a sum of two bf16, c = c₁ + c₂ (exactly: a row has at most 11
+// significant bits) and D ≈ D₁ + D₂, and
+//     c D ≈ c₁ D₁ + c₂ D₁ + c₁ D₂      one product of width 3r
+// What is left out, of each term: D's own rest, 2⁻⁸ · 2⁻⁸, and c₂ D₂, 2⁻⁷ · 2⁻⁸. At most 2⁻¹⁴,
+// an eighth of the rounding to bf16 that the backend's products of many tokens make; where
+// Backend::exact asks for more, or rows are f32, the product is the f32 one.
+#pragma once
+#include "backend/cpu/cache_rows.h"
+
+namespace stief {
+
+struct RebuiltKeys {
+    static constexpr int BLOCK = 128;   // positions at once
+
+    const Kernels& kernels;
+    const CacheLayer& cache;
+    const CacheRows& head;
+    bool pairs;                  // on the matrix unit: rows of this head's rank
+    size_t width;                // 3r, filled to PAIRS_K
+    char *split, *panels;        // (BLOCK, width), (d / lanes, width / 2, lanes, 2) bf16
+    float* latent;               // (BLOCK, d): c as f32; in the beginning D₁ D₁ D₂ (3r, d) bf16
+
+    // scratch: bytes() of them
+    RebuiltKeys(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys,
+                char* scratch);
+    static size_t bytes(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys);
+
+    // keys (count, d) ← c[:r] D[:r], count <= BLOCK, not rotated
+    void rebuild(float* keys, const Run& run) const;
+};
+
+}  // namespace stief
