@@ -52,8 +52,8 @@ __global__ void __launch_bounds__(MERGE_BLOCK)
     const CacheRows head = cache.v(h / (cache.H / cache.G));
     int width = width_of(head, d), column = int(blockIdx.y) * MERGE_PIECE;
     int n = min(MERGE_PIECE, d - column);
-    float* weight = reinterpret_cast<float*>(dynamic_shared());  // (splits)
-    float *merged = weight + splits, *decoded = merged + d, *sums = decoded + MERGE_PIECE;
+    float* merged = reinterpret_cast<float*>(dynamic_shared());  // (d)
+    float *decoded = merged + d, *sums = decoded + MERGE_PIECE, *weight = sums + MERGE_BLOCK;
 
     float most = -INFINITY, sum = 0;
     for (int i = tid; i < splits; i += MERGE_BLOCK) most = fmaxf(most, partials.of(i, h)[0]);
