@@ -17,6 +17,7 @@ struct Variant {
     BackendOptions options;
     int threads = 1;
     std::function<void()> prepare;  // before the backend is made; may be empty
+    bool slow = false;              // kernels played: tests keep to small work
     bool device() const { return options.name != "cpu"; }
 };
 // variants.cpp, or simt/variants.cpp in the program that plays kernels.

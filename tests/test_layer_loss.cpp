@@ -2,9 +2,8 @@
 // differences.
 #include "calibrate/layer_loss.h"
 
-#include "calibrate/elementwise.h"
+#include "backends.h"
 #include "calibrate/stiefel.h"
-#include "reference.h"
 #include "reference_llama.h"
 #include "tiny_model.h"
 
@@ -104,6 +103,12 @@ double distance(const std::vector<Vec>& a, const std::vector<Vec>& b) {
     return sum;
 }
 
+Floats host_out(const LayerPass& pass) {
+    Floats out(size_t(pass.T) * size_t(pass.c.D), NaN);
+    pass.model.backend->download(out.data(), pass.out, out.size() * sizeof(float));
+    return out;
+}
+
 Floats flat(const std::vector<Vec>& rows) {
     Floats all;
     for (const Vec& row : rows) all.insert(all.end(), row.begin(), row.end());
@@ -111,39 +116,6 @@ Floats flat(const std::vector<Vec>& rows) {
 }
 
 }  // namespace
-
-TEST_CASE("swiglu's and the norm's way back are the central differences") {
-    Threads threads(2);
-    int T = 3, n = 7;
-    Floats z = normals(21, 1), u = normals(21, 2), upstream = normals(21, 3), dz(21), du(21);
-    swiglu_backward(threads, dz.data(), du.data(), upstream.data(), z.data(), u.data(), T, n);
-    Doubles want_z, want_u;
-    auto silu = [](double a) { return a / (1 + std::exp(-a)); };
-    for (size_t i = 0; i < z.size(); i++) {
-        double h = 1e-5, a = double(z[i]), b = double(u[i]), g = double(upstream[i]);
-        want_z.push_back(g * b * (silu(a + h) - silu(a - h)) / (2 * h));
-        want_u.push_back(g * silu(a));
-    }
-    CHECK(nmse(dz, want_z) <= TOL_F32);
-    CHECK(nmse(du, want_u) <= TOL_F32);
-
-    Floats w = normals(size_t(n), 4), dx(21, 1.0f);
-    double eps = double(1e-5f);
-    rmsnorm_backward(threads, dx.data(), upstream.data(), z.data(), w.data(), 1e-5f, T, n);
-    Doubles want(21, 1.0);
-    for (size_t t = 0; t < size_t(T); t++)
-        for (size_t i = 0; i < size_t(n); i++)
-            for (double h : {1e-5, -1e-5}) {
-                double squares = 0, value = 0;
-                auto at = [&](size_t j) { return double(z[t * size_t(n) + j]) + (j == i ? h : 0); };
-                for (size_t j = 0; j < size_t(n); j++) squares += at(j) * at(j);
-                for (size_t j = 0; j < size_t(n); j++)
-                    value += double(upstream[t * size_t(n) + j]) * double(w[j]) * at(j) /
-                             std::sqrt(squares / n + eps);
-                want[t * size_t(n) + i] += value / (2 * h);
-            }
-    CHECK(nmse(dx, want) <= 1e-11);  // the difference itself: h² ≈ 1e-10 relative
-}
 
 TEST_CASE("the gradient of the layer's error in every basis is its central difference") {
     const struct {
@@ -187,40 +159,54 @@ TEST_CASE("the gradient of the layer's error in every basis is its central diffe
         std::vector<Vec> y = layer.run(rows, whole, whole),
                          cut_y = layer.run(rows, k_units, v_units);
 
-        std::vector<float> rotation = rotation_table(c, pos + one.T);
-        LayerPass pass(model, one.T, rotation);
-        Floats y_float = flat(y), cut_float = flat(cut_y);
-        pass.begin(0, x.data(), {pos, one.T});
-        pass.forward(LayerCuts(c, one.rotated));
-        CHECK(nmse(pass.out, y_float) <= TOL_F32);
-        pass.forward(cuts);
-        CHECK(nmse(pass.out, cut_float) <= TOL_F32);
-
-        LayerGradient gradient(c);
-        pass.backward(cuts, y_float.data(), 1.0, gradient);
+        std::vector<Matrix> differences_k(G, Matrix(d, d)), differences_v = differences_k;
         for (bool values : {false, true})
             for (size_t g = 0; g < G; g++) {
-                CAPTURE(values);
-                CAPTURE(g);
-                std::vector<Unit>& units = values ? v_units : k_units;
-                Unit& unit = units[g];
-                if (unit.r == d) continue;
-                const Matrix& moment = values ? gradient.v[g] : gradient.k[g];
-                Matrix AtB = times(times(unit.metric.S, moment), unit.metric.S_inverse);
-                Matrix got = stiefel_gradient(unit.Q, AtB, unit.r), want(d, d);
+                Unit& unit = (values ? v_units : k_units)[g];
                 for (size_t i = 0; i < d; i++)
-                    for (size_t j = 0; j < unit.r; j++) {
+                    for (size_t j = 0; j < unit.r && unit.r < d; j++) {
                         double h = 1e-5, keep = unit.Q(i, j);
                         unit.Q(i, j) = keep + h;
                         double above = distance(y, layer.run(rows, k_units, v_units));
                         unit.Q(i, j) = keep - h;
                         double below = distance(y, layer.run(rows, k_units, v_units));
                         unit.Q(i, j) = keep;
-                        want(i, j) = (above - below) / (2 * h);
+                        (values ? differences_v : differences_k)[g](i, j) =
+                            (above - below) / (2 * h);
                     }
-                CAPTURE(norm(want));
-                CHECK(nmse(got.data, want.data) <= 1e-9);  // f32 there and back, differences here
             }
+
+        for (const Variant& variant : groups()) {
+            CAPTURE(variant.group);
+            if (variant.prepare) variant.prepare();
+            Model played = Model::open(scratch.path("."), variant.options, 2);
+            played.backend->exact = true;
+            std::vector<float> rotation = rotation_table(c, pos + one.T);
+            LayerPass pass(played, one.T, rotation);
+            Floats y_float = flat(y), cut_float = flat(cut_y);
+            pass.begin(0, x.data(), {pos, one.T});
+            pass.forward(LayerCuts(c, one.rotated));
+            CHECK(nmse(host_out(pass), y_float) <= TOL_F32);
+            pass.forward(cuts);
+            CHECK(nmse(host_out(pass), cut_float) <= TOL_F32);
+            CHECK(std::abs(pass.squared_error(y_float.data()) - distance(y, cut_y)) <=
+                  1e-5 * distance(y, cut_y));
+
+            LayerGradient gradient(c);
+            pass.backward(cuts, y_float.data(), 1.0, gradient);
+            for (bool values : {false, true})
+                for (size_t g = 0; g < G; g++) {
+                    CAPTURE(values);
+                    CAPTURE(g);
+                    const Unit& unit = (values ? v_units : k_units)[g];
+                    if (unit.r == d) continue;
+                    const Matrix& moment = values ? gradient.v[g] : gradient.k[g];
+                    Matrix AtB = times(times(unit.metric.S, moment), unit.metric.S_inverse);
+                    Matrix got = stiefel_gradient(unit.Q, AtB, unit.r);
+                    const Matrix& want = (values ? differences_v : differences_k)[g];
+                    CHECK(nmse(got.data, want.data) <= 1e-9);  // f32 there and back, differences
+                }
+        }
     }
 }
 
@@ -228,8 +214,11 @@ TEST_CASE("changing one head gives what a whole pass gives; threads do not matte
     Scratch scratch;
     write_tiny_model({.why = "change", .L = 1, .dtype = DType::BF16}, scratch.path("."));
     Floats first;
-    for (int count : {1, 2, 3}) {
-        Model model = Model::open(scratch.path("."), {.name = "cpu"}, count);
+    std::string group;
+    for (const Variant& variant : variants()) {
+        CAPTURE(variant.group);
+        if (variant.prepare) variant.prepare();
+        Model model = Model::open(scratch.path("."), variant.options, variant.threads);
         const Config& c = model.config;
         int T = 150;
         Floats x = normals(size_t(T * c.D), 6), y = normals(size_t(T * c.D), 7);
@@ -240,15 +229,35 @@ TEST_CASE("changing one head gives what a whole pass gives; threads do not matte
         pass.forward(cuts);
         cuts.k[1] = cut_to_rank(some_basis(size_t(c.d), 1), some_metric(size_t(c.d), 2), 3);
         pass.change(cuts, 1);
-        Floats changed = pass.out;
+        Floats changed = host_out(pass);
         pass.forward(cuts);
-        CHECK(same_bits(changed, pass.out));
+        CHECK(same_bits(changed, host_out(pass)));
         LayerGradient gradient(c);
         pass.backward(cuts, y.data(), 1, gradient);
         std::vector<float> all = to_floats(gradient.k[1]);
         all.insert(all.end(), changed.begin(), changed.end());
-        if (count == 1) first = all;
+        if (group != variant.group) first = all, group = variant.group;
         CHECK(same_bits(all, first));
+    }
+}
+
+TEST_CASE("a pass that does not fit says how many tokens would") {
+    Scratch scratch;
+    write_tiny_model({.why = "memory", .L = 1}, scratch.path("."));
+    Model model = Model::open(scratch.path("."), {.name = "cpu"}, 1);
+    std::vector<float> rotation = rotation_table(model.config, 4);
+    try {
+        LayerPass pass(model, 1 << 24, rotation);
+        FAIL("that fits");
+    } catch (const Error& error) {
+        std::string words = error.what();
+        CAPTURE(words);
+        CHECK(words.find("sequences of 16777216 tokens") != words.npos);
+        size_t at = words.find("--context ");
+        REQUIRE(at != words.npos);
+        int fits = std::stoi(words.substr(at + 10));
+        CHECK(fits > 0);
+        CHECK(fits < 1 << 24);
     }
 }
 

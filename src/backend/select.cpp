@@ -1,16 +1,20 @@
 // cpu or cuda: the one place that knows whether this build has both.
 #include "backend/backend.h"
-#include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/cpu_backward.h"
 
 namespace stief {
 
 #ifdef HAVE_CUDA
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);  // cuda/cuda_backend.cu
+std::unique_ptr<Backward> make_cuda_backward(Backend& backend);             // cuda/backward.cu
 #else
 static std::unique_ptr<Backend> make_cuda_backend(const BackendOptions&) {
     fail(
         "--backend cuda: this build has no CUDA; build it where nvcc is found (see make's first "
         "lines)");
+}
+static std::unique_ptr<Backward> make_cuda_backward(Backend& backend) {
+    fail("--backend %s: this build has no CUDA", backend.name.c_str());
 }
 #endif
 
@@ -26,6 +30,11 @@ std::unique_ptr<Backend> make_backend(const BackendOptions& options, Threads& th
         }
     }
     return std::make_unique<CpuBackend>(options, threads);
+}
+
+std::unique_ptr<Backward> make_backward(Backend& backend) {
+    if (backend.name == "cuda") return make_cuda_backward(backend);
+    return std::make_unique<CpuBackward>(static_cast<CpuBackend&>(backend));
 }
 
 }  // namespace stief

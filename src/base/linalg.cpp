@@ -130,6 +130,15 @@ Matrix solve(const Matrix& A, const Matrix& B) {
     return X;
 }
 
+// With X = τ/2 W:  (I + X)⁻¹ (I − X) Q = 2 (I + X)⁻¹ Q − Q, which saves a product.
+Matrix cayley(const Matrix& Q, const Matrix& W, double tau) {
+    Matrix left = identity(Q.rows);
+    add_scaled(left, 0.5 * tau, W);
+    Matrix half = solve(left, Q);
+    for (size_t i = 0; i < half.data.size(); i++) half.data[i] = 2 * half.data[i] - Q.data[i];
+    return half;
+}
+
 // ---- QR ---------------------------------------------------------------------------------------
 
 namespace {

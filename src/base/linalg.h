@@ -47,6 +47,11 @@ void add_gram(Matrix& C,                        // (m, n)
 Matrix solve(const Matrix& A,   // (n, n)
              const Matrix& B);  // (n, k)
 
+// (I + τ/2 W)⁻¹ (I − τ/2 W) Q for a skew W: turns an orthogonal Q (Cayley).
+Matrix cayley(const Matrix& Q,  // (n, n)
+              const Matrix& W,  // (n, n)
+              double tau);
+
 // A = Q R, QᵀQ = I, R upper triangular with R_ii ≥ 0, by Householder reflections: an A with
 // orthonormal columns returns itself, not a copy with other signs. Its rank may be deficient.
 struct QrFactors {

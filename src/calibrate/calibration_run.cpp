@@ -50,7 +50,8 @@ size_t CalibrationRun::passes_of_a_layer() const {
 uint64_t CalibrationRun::key() const {
     const CalibrationOptions& o = options;
     std::string words = format(
-        "%s %s %d %d %.17g %d %d %d %d %d %.17g %llu %d %016llx", o.method.c_str(), o.keys.c_str(),
+        "%s %s %s %d %d %.17g %d %d %d %d %d %.17g %llu %d %016llx",
+        model.backend->name.c_str(), o.method.c_str(), o.keys.c_str(),
         int(o.key_basis_per_layer), int(o.query_metric), o.error_budget, o.tokens, o.sequence,
         o.held_out, o.steps, o.batch, o.tau, (unsigned long long)o.seed, int(model.backend->exact),
         (unsigned long long)model.weights.fingerprint(model.config));

@@ -6,11 +6,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 
 #include "base/file.h"
 #include "base/limits.h"
-#include "calibrate/elementwise.h"
 
 namespace stief {
 
@@ -70,13 +70,24 @@ LayerInputs::LayerInputs(Model& model, const Sequences& learning, const Sequence
       x((learn.count() + held_out.count()) * size_t(learn.T) * size_t(model.config.D), folder,
         too_large(model, learning, holding)),
       y(x.bytes / sizeof(float), folder, too_large(model, learning, holding)),
+      energy(learn.count() + held_out.count()),
       each(size_t(learn.T) * size_t(model.config.D)) {
+    Backend& ops = *model.backend;
+    Buffer rows(ops, each * sizeof(float), "a sequence's embeddings");
     float* to = x.data;
     for (const Sequences* part : {&learn, &held_out})
         for (const std::vector<Token>& ids : part->ids) {
-            model.backend->embed(to, model.embedding, {0, part->T, ids.data()});
+            embed_sequence(model, rows.f32(), ids);
+            ops.download(to, rows.f32(), each * sizeof(float));
             to += each;
         }
+}
+
+void embed_sequence(Model& model, float* out, const std::vector<Token>& ids) {
+    Step step{0, int(ids.size()), ids.data()};
+    model.backend->begin_step(step);
+    model.backend->embed(out, model.embedding, step);
+    model.backend->end_step();
 }
 
 Moments::Moments(const Config& config)
@@ -84,18 +95,19 @@ Moments::Moments(const Config& config)
 
 static void add_moments(LayerPass& pass, Moments& moments) {
     const Config& c = pass.c;
-    size_t d = size_t(c.d), t = size_t(pass.T), m = size_t(c.H / c.G);
-    pass.threads.run(4 * size_t(c.G), [&](size_t i) {
-        size_t g = i / 4, side = g * t * d;
-        auto add = [&](std::vector<Matrix>& to, const std::vector<float>& from, size_t rows) {
-            const float* first = from.data() + side * (rows / t);
-            add_gram(to[g], first, d, first, d, rows);
-        };
-        if (i % 4 == 0) add(moments.k, pass.k, t);
-        if (i % 4 == 1) add(moments.k_rotated, pass.k_rotated, t);
-        if (i % 4 == 2) add(moments.v, pass.v, t);
-        if (i % 4 == 3) add(moments.q, pass.q, t * m);
-    });
+    size_t each = size_t(pass.T) * size_t(c.d);
+    int m = c.H / c.G;
+    std::vector<Gram> all;
+    auto add = [&](Matrix& to, const float* from, int rows) {
+        all.push_back({&to, from, from, rows, c.d});
+    };
+    for (size_t g = 0; g < size_t(c.G); g++) {
+        add(moments.k[g], pass.k + g * each, pass.T);
+        add(moments.k_rotated[g], pass.k_rotated + g * each, pass.T);
+        add(moments.v[g], pass.v + g * each, pass.T);
+        add(moments.q[g], pass.q + g * each * size_t(m), pass.T * m);
+    }
+    pass.ops_back->add_grams(all);
 }
 
 Moments collect(LayerPass& pass, LayerInputs& inputs, int l) {
@@ -107,11 +119,13 @@ Moments collect(LayerPass& pass, LayerInputs& inputs, int l) {
         Step step = learns ? inputs.learn.step(s) : inputs.held_out.step(s - learning);
         pass.begin(l, inputs.x.data + s * inputs.floats(), step);
         pass.forward(whole);
-        double energy = squared_norm(pass.threads, pass.out.data(), inputs.floats());
+        double energy = pass.ops_back->squared_norm(pass.out, inputs.floats());
         check(std::isfinite(energy) && energy > 0,
               "%s: the output of layer %d is %s: the checkpoint is damaged or not trained",
               pass.c.folder.c_str(), l, energy == 0 ? "zero everywhere" : "not finite");
-        std::copy_n(pass.out.data(), inputs.floats(), inputs.y.data + s * inputs.floats());
+        inputs.energy[s] = energy;
+        pass.model.backend->download(inputs.y.data + s * inputs.floats(), pass.out,
+                                     inputs.floats() * sizeof(float));
         if (learns) add_moments(pass, moments);
     }
     return moments;

@@ -23,6 +23,9 @@ struct Sequences {
 Sequences cut_sequences(std::span<const Token> ids, int T, size_t at_most, int context,
                         Random& random);
 
+// out (T, D) ← the embeddings of one sequence, in the backend's memory.
+void embed_sequence(Model& model, float* out, const std::vector<Token>& ids);
+
 // (rows, D) floats, in memory or, where that is short, in a file that has no name any more.
 struct Activations {
     float* data = nullptr;
@@ -38,7 +41,8 @@ struct Activations {
 struct LayerInputs {
     const Sequences& learn;
     const Sequences& held_out;
-    Activations x, y;  // (learn, then held out, T, D)
+    Activations x, y;            // (learn, then held out, T, D)  host
+    std::vector<double> energy;  // (learn, then held out)  ‖Y_l‖², once collected
 
     // folder: where a file goes if the two take more than a quarter of what is available.
     LayerInputs(Model& model, const Sequences& learning, const Sequences& holding,
@@ -47,6 +51,8 @@ struct LayerInputs {
     const float* learn_y(size_t s) const { return y.data + s * each; }
     const float* held_x(size_t s) const { return x.data + (learn.count() + s) * each; }
     const float* held_y(size_t s) const { return y.data + (learn.count() + s) * each; }
+    double learn_energy(size_t s) const { return energy[s]; }
+    double held_energy(size_t s) const { return energy[learn.count() + s]; }
     size_t floats() const { return each; }  // of one sequence
     void next() { x.swap(y); }              // on to the next layer
 

@@ -3,59 +3,20 @@
 #include <algorithm>
 #include <cmath>
 
-#include "calibrate/elementwise.h"
-#include "calibrate/vectors.h"
-
 namespace stief {
 
 namespace {
-
-// ln Σ e^z and the index of the largest.
-struct Row {
-    double log_sum;
-    size_t top;
-};
-
-// Sums of at most 1024 terms in float, those in double: V = 128,256 terms.
-template <class F>
-double blocked_sum(size_t n, const F& term) {
-    double total = 0;
-    for (size_t begin = 0; begin < n; begin += 1024) {
-        vectors::Four sums = {};
-        size_t count = std::min<size_t>(1024, n - begin);
-        vectors::by_fours(count, [&](size_t i, size_t width) {
-            vectors::Four one = term(begin + i, width);
-            for (size_t j = width; j < 4; j++) one[j] = 0;
-            sums += one;
-        });
-        total += double(vectors::sum(sums));
-    }
-    return total;
-}
-
-Row read_row(const float* z, size_t V) {
-    size_t top = size_t(std::max_element(z, z + V) - z);
-    float most = z[top];
-    double sum = blocked_sum(V, [&](size_t i, size_t width) {
-        return vectors::exp(vectors::load(z + i, width) - most);
-    });
-    return {double(most) + std::log(sum), top};
-}
-
-// Σ p (ln p − ln q) = Σ p (z_p − z_q) − (ln Σ e^z_p − ln Σ e^z_q)
-double divergence_of(const float* zp, const Row& p, const float* zq, const Row& q, size_t V) {
-    float log_sum = float(p.log_sum);
-    double sum = blocked_sum(V, [&](size_t i, size_t width) {
-        vectors::Four a = vectors::load(zp + i, width);
-        return vectors::exp(a - log_sum) * (a - vectors::load(zq + i, width));
-    });
-    return std::max(0.0, sum - p.log_sum + q.log_sum);
-}
 
 double mean(const std::vector<double>& all) {
     double sum = 0;
     for (double one : all) sum += one;
     return all.empty() ? 0 : sum / double(all.size());
+}
+
+std::vector<double> column(const std::vector<RowScore>& scores, double RowScore::*which) {
+    std::vector<double> all;
+    for (const RowScore& one : scores) all.push_back(one.*which);
+    return all;
 }
 
 Loss loss_of(const std::vector<double>& all) {
@@ -70,15 +31,20 @@ Loss loss_of(const std::vector<double>& all) {
 
 EndToEnd::EndToEnd(LayerPass& over, const Sequences& held_out, size_t at_most)
     : pass(over), sequences(held_out), count(std::min(at_most, held_out.count())) {
-    size_t each = size_t(sequences.T) * size_t(pass.c.D);
-    x.resize(each);
-    xn.resize(each);
+    Backend& ops = *pass.model.backend;
+    size_t V = size_t(pass.c.V), D = size_t(pass.c.D);
+    each = size_t(sequences.T) * D;
+    piece = std::clamp<size_t>((size_t(16) << 20) / (V * 4), 1, 512);  // 16 MiB of them
+    x = Buffer(ops, each * sizeof(float), "a sequence's residual stream");
+    xn = Buffer(ops, piece * D * sizeof(float), "a sequence's last norm");
+    logits = Buffer(ops, piece * V * sizeof(float), "logits");
+    logits_full = Buffer(ops, piece * V * sizeof(float), "logits");
+    reference = Staged(ops, each, "the full model's output");
     full.resize(count * each);
     for (size_t s = 0; s < count; s++) {
-        pass.model.backend->embed(x.data(), pass.model.embedding,
-                                  {0, sequences.T, sequences.ids[s].data()});
+        embed_sequence(pass.model, x.f32(), sequences.ids[s]);
         run(s, 0, nullptr);
-        std::copy_n(x.data(), each, full.data() + s * each);
+        ops.download(full.data() + s * each, x.f32(), each * sizeof(float));
     }
 }
 
@@ -86,78 +52,64 @@ EndToEnd::EndToEnd(LayerPass& over, const Sequences& held_out, size_t at_most)
 void EndToEnd::run(size_t s, int first, const std::vector<LayerCuts>* cuts) {
     LayerCuts whole(pass.c, false);
     for (int l = first; l < pass.c.L; l++) {
-        pass.begin(l, x.data(), sequences.step(s));
+        pass.begin_on_backend(l, x.f32(), sequences.step(s));
         pass.forward(cuts ? (*cuts)[size_t(l)] : whole);
-        std::copy_n(pass.out.data(), x.size(), x.data());
+        pass.ops_back->copy(x.f32(), pass.out, each);
     }
 }
 
 // Of x against the full model's output of the same sequence; the last token predicts nothing known.
-void EndToEnd::score(size_t s, std::vector<double>& loss, std::vector<double>& loss_full,
-                     std::vector<double>& divergence, size_t& same_top) {
+void EndToEnd::score(size_t s, std::vector<RowScore>& scores) {
     Model& model = pass.model;
-    size_t V = size_t(pass.c.V), D = size_t(pass.c.D), scored = size_t(sequences.T) - 1;
-    size_t piece = std::clamp<size_t>((size_t(16) << 20) / (V * 4), 1, 512);
-    const float* reference = full.data() + s * x.size();
+    Backend& ops = *model.backend;
+    size_t D = size_t(pass.c.D), scored = size_t(sequences.T) - 1;
+    const float *mine = x.f32(), *theirs = reference.read(full.data() + s * each, each);
     for (size_t at = 0; at < scored; at += piece) {
         size_t rows = std::min(piece, scored - at);
-        logits.resize(piece * V);
-        logits_full.resize(piece * V);
-        const float* mine = x.data();
-        for (auto [from, to] : {std::pair{mine, &logits}, std::pair{reference, &logits_full}}) {
-            model.backend->rmsnorm(xn.data(), from + at * D, model.norm, pass.c.norm_eps,
-                                   int(rows));
-            model.backend->matmul(to->data(), xn.data(), model.classifier, int(rows), false);
+        for (auto [from, to] : {std::pair{mine, &logits}, std::pair{theirs, &logits_full}}) {
+            ops.rmsnorm(xn.f32(), from + at * D, model.norm, pass.c.norm_eps, int(rows));
+            ops.matmul(to->f32(), xn.f32(), model.classifier, int(rows), false);
         }
-        std::vector<double> l(rows), f(rows), kl(rows);
-        std::vector<char> same(rows);
-        pass.threads.run(rows, [&](size_t i) {
-            const float *zq = logits.data() + i * V, *zp = logits_full.data() + i * V;
-            size_t next = size_t(sequences.ids[s][at + i + 1]);
-            Row q = read_row(zq, V), p = read_row(zp, V);
-            l[i] = q.log_sum - double(zq[next]), f[i] = p.log_sum - double(zp[next]);
-            kl[i] = divergence_of(zp, p, zq, q, V);
-            same[i] = p.top == q.top;
-        });
-        loss.insert(loss.end(), l.begin(), l.end());
-        loss_full.insert(loss_full.end(), f.begin(), f.end());
-        divergence.insert(divergence.end(), kl.begin(), kl.end());
-        same_top += size_t(std::count(same.begin(), same.end(), char(1)));
+        size_t before = scores.size();
+        scores.resize(before + rows);
+        pass.ops_back->score(scores.data() + before, logits.f32(), logits_full.f32(),
+                             sequences.ids[s].data() + at + 1, int(rows), pass.c.V);
     }
 }
 
 Measured EndToEnd::measure(const std::vector<LayerCuts>& cuts) {
-    std::vector<double> loss, loss_full, kl;
-    size_t same_top = 0;
+    std::vector<RowScore> scores;
     for (size_t s = 0; s < count; s++) {
-        pass.model.backend->embed(x.data(), pass.model.embedding,
-                                  {0, sequences.T, sequences.ids[s].data()});
+        embed_sequence(pass.model, x.f32(), sequences.ids[s]);
         run(s, 0, &cuts);
-        score(s, loss, loss_full, kl, same_top);
+        score(s, scores);
     }
-    Measured all{loss_of(loss), loss_of(loss_full), {}};
-    double average = mean(kl), n = double(kl.size());
+    std::vector<double> kl = column(scores, &RowScore::divergence);
+    Measured all{loss_of(column(scores, &RowScore::loss)),
+                 loss_of(column(scores, &RowScore::loss_full)),
+                 {}};
+    double average = mean(kl), n = double(kl.size()), same_top = 0;
+    for (const RowScore& one : scores) same_top += one.same_top;
     std::sort(kl.begin(), kl.end());
     size_t rank = size_t(std::ceil(0.99 * n)) - 1;
-    all.divergence = {average, kl[rank], kl.back(), double(same_top) / n};
+    all.divergence = {average, kl[rank], kl.back(), same_top / n};
     return all;
 }
 
 double EndToEnd::sensitivity(const LayerInputs& inputs, int l, const LayerCuts& cuts) {
-    std::vector<double> loss, loss_full, kl;
-    size_t same_top = 0;
+    std::vector<RowScore> scores;
     double error = 0, energy = 0;
     for (size_t s = 0; s < count; s++) {
         pass.begin(l, inputs.held_x(s), sequences.step(s));
         pass.forward(cuts);
-        error += squared_distance(pass.threads, pass.out.data(), inputs.held_y(s), x.size());
-        energy += squared_norm(pass.threads, inputs.held_y(s), x.size());
-        std::copy_n(pass.out.data(), x.size(), x.data());
+        error += pass.squared_error(inputs.held_y(s));
+        energy += inputs.held_energy(s);
+        pass.ops_back->copy(x.f32(), pass.out, each);
         run(s, l + 1, nullptr);
-        score(s, loss, loss_full, kl, same_top);
+        score(s, scores);
     }
     double delta = error / energy;
-    return delta > 0 ? mean(kl) / delta : 0;
+    return delta > 0 ? mean(column(scores, &RowScore::divergence)) / delta : 0;
 }
 
 }  // namespace stief

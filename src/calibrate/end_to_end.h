@@ -11,7 +11,7 @@ struct EndToEnd {
     LayerPass& pass;
     const Sequences& sequences;
     size_t count;             // the first of the sequences
-    std::vector<float> full;  // (count, T, D)  of the whole model, after its last layer
+    std::vector<float> full;  // (count, T, D)  host: of the whole model, after its last layer
 
     EndToEnd(LayerPass& over, const Sequences& held_out, size_t at_most);
 
@@ -21,11 +21,12 @@ struct EndToEnd {
     double sensitivity(const LayerInputs& inputs, int l, const LayerCuts& cuts);
 
   private:
-    std::vector<float> x, xn, logits, logits_full;
+    size_t each, piece;                 // floats of a sequence; rows of logits at once
+    Buffer x, xn, logits, logits_full;  // (T, D), (piece, D), (piece, V) ×2
+    Staged reference;                   // (T, D)
 
     void run(size_t s, int first, const std::vector<LayerCuts>* cuts);
-    void score(size_t s, std::vector<double>& loss, std::vector<double>& loss_full,
-               std::vector<double>& divergence, size_t& same_top);
+    void score(size_t s, std::vector<RowScore>& scores);
 };
 
 }  // namespace stief

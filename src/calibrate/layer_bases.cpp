@@ -3,7 +3,6 @@
 #include <cassert>
 
 #include "base/bf16.h"
-#include "calibrate/elementwise.h"
 #include "calibrate/stiefel.h"
 
 namespace stief {
@@ -45,14 +44,14 @@ LayerBasis finished_layer(const Config& config, const LayerBases& bases, int l,
 // S² = Σ_{h in group} W_o,hᵀ W_o,h
 static Matrix output_energy(const Model& model, int l, int g) {
     const Config& c = model.config;
-    const Weight& wo = model.layer[size_t(l)].wo;  // (D, H·d)
-    size_t d = size_t(c.d), m = size_t(c.H / c.G), width = size_t(wo.K);
+    const Tensor& wo = model.weights.layer[size_t(l)].wo;  // (D, H·d)  the checkpoint's, on the host
+    size_t d = size_t(c.d), m = size_t(c.H / c.G), width = wo.shape[1];
     std::vector<float> row(width);
     Matrix energy(d, d);
-    for (int i = 0; i < wo.N; i++) {
+    for (int i = 0; i < c.D; i++) {
         const char* from =
             static_cast<const char*>(wo.data) + size_t(i) * width * size_of(wo.dtype);
-        widen(row.data(), {from, wo.dtype, wo.K, 1});
+        widen(row.data(), {from, wo.dtype, int(width), 1});
         const float* group = row.data() + size_t(g) * m * d;
         add_gram(energy, group, d, group, d, m);
     }

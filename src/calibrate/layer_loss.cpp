@@ -6,7 +6,6 @@
 #include <cassert>
 #include <cmath>
 
-#include "calibrate/elementwise.h"
 #include "calibrate/layer_blocks.h"
 
 namespace stief {
@@ -33,23 +32,69 @@ std::vector<float> rotation_table(const Config& config, int positions) {
     return table;
 }
 
-LayerPass::LayerPass(Model& owner, int most, const std::vector<float>& rotation_of)
+size_t LayerArrays::place(const Config& c, int most, float* first) {
+    constexpr size_t ALIGNED = 64;  // floats
+    size_t t = size_t(most), D = size_t(c.D), F = size_t(c.F), used = 0;
+    size_t Hd = t * size_t(c.H) * size_t(c.d), Gd = t * size_t(c.G) * size_t(c.d);
+    int m = c.H / c.G;
+    auto take = [&](size_t n, std::initializer_list<float**> arrays) {
+        for (float** one : arrays) {
+            *one = first ? first + used : nullptr;
+            used += (n + ALIGNED - 1) / ALIGNED * ALIGNED;
+        }
+    };
+    take(Hd, {&q, &heads, &att, &datt, &dheads});
+    take(Gd, {&k, &v, &k_rotated, &k_cut, &v_cut, &dk, &dv});
+    take(t * D, {&out, &xn, &x1, &dy, &dxn});
+    take(t * F, {&gate, &up, &h, &dh, &dgate, &dup});
+    take(size_t(c.G) * block_floats(most, m), {&p});
+    take(size_t(BLOCK) * size_t(m) * t, {&dp});
+    return used;
+}
+
+// All that learning of sequences of that many tokens takes of the backend beside the weights: the
+// arrays, what is staged, and end_to_end.h's rows and logits. Rotations of every position go along.
+static size_t bytes_for(const Config& c, size_t positions, int most) {
+    constexpr size_t LOGITS = size_t(32) << 20;
+    size_t rows = size_t(most) * size_t(c.D);
+    return (LayerArrays().place(c, most, nullptr) + 5 * rows + positions * size_t(c.d)) *
+               sizeof(float) +
+           LOGITS;
+}
+
+static void require_memory(const Model& model, size_t positions, int most) {
+    constexpr double GIB = 1 << 30;
+    const Config& c = model.config;
+    size_t needed = bytes_for(c, positions, most), available = model.backend->available();
+    if (needed <= available) return;
+    constexpr int STEP = 64;
+    int fits = 0, high = most / STEP + 1;  // the largest multiple that fits is in [fits, high)
+    while (high - fits > 1) {
+        int middle = (fits + high) / 2;
+        (bytes_for(c, positions, middle * STEP) <= available ? fits : high) = middle;
+    }
+    std::string advice = fits > 0 ? format("--context %d fits", fits * STEP) : "give --backend cpu";
+    fail("%s: a layer over sequences of %d tokens needs %.2f GiB, %.2f GiB are available; %s",
+         c.folder.c_str(), most, double(needed) / GIB, double(available) / GIB, advice.c_str());
+}
+
+LayerPass::LayerPass(Model& owner, int most, const std::vector<float>& rotation)
     : model(owner),
       c(owner.config),
       threads(*owner.threads),
+      ops_back(make_backward(*owner.backend)),
       T(most),
-      rotation(rotation_of),
       m(c.H / c.G) {
-    size_t t = size_t(most), D = size_t(c.D), F = size_t(c.F);
-    size_t Hd = t * size_t(c.H) * size_t(c.d), Gd = t * size_t(c.G) * size_t(c.d);
-    for (std::vector<float>* one : {&q, &heads, &att, &datt, &dheads}) one->resize(Hd);
-    for (std::vector<float>* one : {&k, &v, &k_rotated, &k_cut, &v_cut, &dk, &dv}) one->resize(Gd);
-    for (std::vector<float>* one : {&out, &xn, &x1, &dy, &dxn}) one->resize(t * D);
-    for (std::vector<float>* one : {&gate, &up, &h, &dh, &dgate, &dup}) one->resize(t * F);
-    p.resize(size_t(c.G) * block_floats(most, m));
-    dp.resize(size_t(BLOCK) * size_t(m) * t);
-    turned.resize((size_t(BLOCK) * size_t(m) + t) * size_t(c.d));
-    ffn_norm.resize(D);
+    Backend& ops = *model.backend;
+    size_t rows = size_t(most) * size_t(c.D);
+    require_memory(model, rotation.size() / size_t(c.d), most);
+    arena = Buffer(ops, place(c, most, nullptr) * sizeof(float), "a layer's activations");
+    place(c, most, arena.f32());
+    x_staged = Staged(ops, rows, "a layer's inputs");
+    y_staged = Staged(ops, rows, "a layer's outputs");
+    cut_staged = Staged(ops, size_t(c.d) * size_t(c.d), "a head's basis");
+    rotation_staged = Staged(ops, rotation.size(), "the rotations of all positions");
+    turns = rotation_staged.read(rotation.data(), rotation.size());
 }
 
 // Rows first … first + count − 1 of a weight matrix.
@@ -60,64 +105,67 @@ static Weight rows_of(const Weight& w, int first, int count) {
 }
 
 void LayerPass::begin(int layer, const float* input, const Step& step) {
+    begin_on_backend(layer, x_staged.read(input, size_t(step.T) * size_t(c.D)), step);
+}
+
+void LayerPass::begin_on_backend(int layer, const float* input, const Step& step) {
     Backend& ops = *model.backend;
     const Model::Layer& w = model.layer[size_t(layer)];
     l = layer, x = input, at = step, T = step.T;
     size_t d = size_t(c.d), t = size_t(T);
-    assert((size_t(at.pos) + t) * d <= rotation.size());
 
-    ops.rmsnorm(xn.data(), x, w.attn_norm, c.norm_eps, T);
+    ops.begin_step(at);
+    ops.rmsnorm(xn, x, w.attn_norm, c.norm_eps, T);
+    std::vector<Projection> all;  // (G) of (T, m, d), (T, d) ×2
     for (int g = 0; g < c.G; g++) {
-        float* qg = q.data() + size_t(g) * t * size_t(m) * d;
         size_t side = size_t(g) * t * d;
-        ops.matmul(qg, xn.data(), rows_of(w.wq, g * m * c.d, m * c.d), T, false);  // (T, m, d)
-        ops.matmul(k.data() + side, xn.data(), rows_of(w.wk, g * c.d, c.d), T, false);
-        ops.matmul(v.data() + side, xn.data(), rows_of(w.wv, g * c.d, c.d), T, false);
-        std::copy_n(k.data() + side, t * d, k_rotated.data() + side);
-        ops.rope(qg, nullptr, rotation.data(), m, 0, c.d, at);
-        ops.rope(k_rotated.data() + side, nullptr, rotation.data(), 1, 0, c.d, at);
+        all.push_back({q + side * size_t(m), rows_of(w.wq, g * m * c.d, m * c.d)});
+        all.push_back({k + side, rows_of(w.wk, g * c.d, c.d)});
+        all.push_back({v + side, rows_of(w.wv, g * c.d, c.d)});
     }
+    ops.matmul(all, xn, T, false);
+    ops_back->copy(k_rotated, k, size_t(c.G) * t * d);
+    for (int g = 0; g < c.G; g++) {
+        ops.rope(q + size_t(g) * t * size_t(m) * d, nullptr, turns, m, 0, c.d, at);
+        ops.rope(k_rotated + size_t(g) * t * d, nullptr, turns, 1, 0, c.d, at);
+    }
+    ops.end_step();
+}
+
+// to ← from P
+void LayerPass::cut_side(float* to, const float* from, const Cut& cut) {
+    size_t d = size_t(c.d);
+    if (cut.transposed.empty()) return ops_back->copy(to, from, size_t(T) * d);
+    Weight P{cut_staged.read(cut.transposed.data(), d * d), DType::F32, c.d, c.d};
+    model.backend->matmul(to, from, P, T, false);
 }
 
 void LayerPass::cut_head(const LayerCuts& cuts, int g) {
-    Backend& ops = *model.backend;
-    size_t count = size_t(T) * size_t(c.d), side = size_t(g) * count;
-    const Cut &cut_k = cuts.k[size_t(g)], &cut_v = cuts.v[size_t(g)];
-    const float* from = cuts.rotated ? k_rotated.data() : k.data();
-    if (cut_k.transposed.empty()) {
-        std::copy_n(k_rotated.data() + side, count, k_cut.data() + side);
-    } else {
-        Weight P{cut_k.transposed.data(), DType::F32, c.d, c.d};
-        ops.matmul(k_cut.data() + side, from + side, P, T, false);
-        if (!cuts.rotated) ops.rope(k_cut.data() + side, nullptr, rotation.data(), 1, 0, c.d, at);
-    }
-    if (cut_v.transposed.empty()) {
-        std::copy_n(v.data() + side, count, v_cut.data() + side);
-    } else {
-        Weight P{cut_v.transposed.data(), DType::F32, c.d, c.d};
-        ops.matmul(v_cut.data() + side, v.data() + side, P, T, false);
-    }
+    size_t side = size_t(g) * size_t(T) * size_t(c.d);
+    const Cut& cut_k = cuts.k[size_t(g)];
+    bool before = !cuts.rotated && !cut_k.transposed.empty();  // cut, then rotated
+    cut_side(k_cut + side, (before ? k : k_rotated) + side, cut_k);
+    if (before) model.backend->rope(k_cut + side, nullptr, turns, 1, 0, c.d, at);
+    cut_side(v_cut + side, v + side, cuts.v[size_t(g)]);
 }
 
 // heads_g = softmax(q_g k̃_gᵀ / √d) ṽ_g, and its columns of att.
 void LayerPass::attend(int g) {
     Backend& ops = *model.backend;
-    size_t d = size_t(c.d), t = size_t(T), wide = size_t(m) * d;
-    const float *qg = q.data() + size_t(g) * t * wide, *kg = k_cut.data() + size_t(g) * t * d;
-    float* heads_g = heads.data() + size_t(g) * t * wide;
+    size_t d = size_t(c.d), t = size_t(T), wide = size_t(m) * d, side = size_t(g) * t * d;
+    const float* qg = q + size_t(g) * t * wide;
+    float* heads_g = heads + size_t(g) * t * wide;
     float scale = float(1 / std::sqrt(double(c.d)));
     for_blocks(T, m, [&](const Block& b) {
-        float* pb = p.data() + size_t(g) * block_floats(T, m) + b.offset;
+        float* pb = p + size_t(g) * block_floats(T, m) + b.offset;
         size_t first = size_t(b.first) * wide;
-        Weight keys{kg, DType::F32, b.seen, c.d};
-        Weight values{v_cut.data() + size_t(g) * t * d, DType::F32, b.seen, c.d};
+        Weight keys{k_cut + side, DType::F32, b.seen, c.d};
+        Weight values{v_cut + side, DType::F32, b.seen, c.d};
         ops.matmul(pb, qg + first, keys, b.tokens * m, false);
-        causal_softmax(threads, pb, b.tokens, m, b.seen, b.first, scale);
+        ops_back->causal_softmax(pb, b.tokens, m, b.seen, b.first, scale);
         ops.matmul_transposed(heads_g + first, pb, values, b.tokens * m);
     });
-    size_t row = size_t(c.H) * d;
-    for (size_t i = 0; i < t; i++)
-        std::copy_n(heads_g + i * wide, wide, att.data() + i * row + size_t(g) * wide);
+    ops_back->copy_rows(att + size_t(g) * wide, size_t(c.H) * d, heads_g, wide, t, wide);
 }
 
 // From the heads to the layer's output.
@@ -125,16 +173,16 @@ void LayerPass::finish() {
     Backend& ops = *model.backend;
     const Model::Layer& w = model.layer[size_t(l)];
     size_t rows = size_t(T) * size_t(c.D);
-    std::copy_n(x, rows, x1.data());
-    ops.matmul(x1.data(), att.data(), w.wo, T, true);  // x1 = x + att Woᵀ
+    ops_back->copy(x1, x, rows);
+    ops.matmul(x1, att, w.wo, T, true);  // x1 = x + att Woᵀ
 
-    ops.rmsnorm(xn.data(), x1.data(), w.ffn_norm, c.norm_eps, T);
-    ops.matmul(gate.data(), xn.data(), w.w_gate, T, false);  // (T, F)
-    ops.matmul(up.data(), xn.data(), w.w_up, T, false);      // (T, F)
-    std::copy_n(gate.data(), size_t(T) * size_t(c.F), h.data());
-    ops.swiglu(h.data(), up.data(), T, c.F);
-    std::copy_n(x1.data(), rows, out.data());
-    ops.matmul(out.data(), h.data(), w.w_down, T, true);  // Ŷ = x1 + (silu(gate) ⊙ up) W_downᵀ
+    Projection gate_and_up[] = {{gate, w.w_gate}, {up, w.w_up}};
+    ops.rmsnorm(xn, x1, w.ffn_norm, c.norm_eps, T);
+    ops.matmul(gate_and_up, xn, T, false);  // (T, F) ×2
+    ops_back->copy(h, gate, size_t(T) * size_t(c.F));
+    ops.swiglu(h, up, T, c.F);
+    ops_back->copy(out, x1, rows);
+    ops.matmul(out, h, w.w_down, T, true);  // Ŷ = x1 + (silu(gate) ⊙ up) W_downᵀ
 }
 
 void LayerPass::forward(const LayerCuts& cuts) {
@@ -149,6 +197,11 @@ void LayerPass::change(const LayerCuts& cuts, int g) {
     cut_head(cuts, g);
     attend(g);
     finish();
+}
+
+double LayerPass::squared_error(const float* y) {
+    size_t count = size_t(T) * size_t(c.D);
+    return ops_back->squared_distance(out, y_staged.read(y, count), count);
 }
 
 }  // namespace stief

@@ -6,12 +6,16 @@
 //     Ŷ = layer(X; k̃, ṽ),  Δ = ‖Y − Ŷ‖² / ‖Y‖²,  AᵀB = S (kᵀ ∂Δ/∂k̃) S⁻¹  is what stiefel.h needs
 //
 // Weights need no gradient, so the way back costs about as much as the way there. Sequences come
-// one at a time: a mini-batch adds up their gradients, and memory is that of one sequence. Products
-// go through the backend; the elementwise parts want its memory to be the host's (the CPU backend).
+// one at a time: a mini-batch adds up their gradients, and memory is that of one sequence, on the
+// backend (backend.h and backward.h); X, Y and the cuts come from the host. Of an 8B layer (D 4096,
+// F 14336, H 32, G 8, d 128) over 2,048 tokens: 0.27 GiB of softmax blocks, 0.66 GiB in the MLP,
+// 0.62 GiB of all else (positions' rotations and the last logits too): 1.55 GiB, which goes into 24
+// GB beside 15 GiB of weights.
 #pragma once
 #include <vector>
 
-#include "backend/buffer.h"
+#include "backend/backward.h"
+#include "backend/staged.h"
 #include "calibrate/warm_start.h"
 #include "forward/transformer.h"
 
@@ -40,42 +44,54 @@ struct LayerGradient {
 // cos and sin of positions 0 … positions − 1, as Backend::rope reads them.
 std::vector<float> rotation_table(const Config& config, int positions);
 
-struct LayerPass {
+// What a pass keeps on the backend.
+struct LayerArrays {
+    float *q, *k, *v;                    // (G, T, m, d), (G, T, d) ×2; q rotated, k not
+    float *k_rotated, *k_cut, *v_cut;    // (G, T, d) ×3  cut: as attention sees them
+    float *heads, *att;                  // (G, T, m, d); (T, H, d)
+    float *p, *dp;                       // (G) of blocks of rows; one block
+    float *x1, *xn, *gate, *up, *h;      // (T, D) ×2; (T, F) ×3
+    float* out;                          // (T, D)  Ŷ
+    float *dy, *dxn, *dh, *dgate, *dup;  // (T, D) ×2; (T, F) ×3
+    float *datt, *dheads, *dk, *dv;      // (T, H, d); (G, T, m, d); (G, T, d) ×2
+
+    // One after another from `first`, for `most` tokens; returns how many floats that is.
+    size_t place(const Config& config, int most, float* first);
+};
+
+struct LayerPass : LayerArrays {
     Model& model;
     const Config& c;
     Threads& threads;
-    int T;                         // of the sequence at hand, ≤ most
-    std::vector<float> q, k, v;    // (G, T, m, d), (G, T, d) ×2; q rotated, k not
-    std::vector<float> k_rotated;  // (G, T, d)
-    std::vector<float> out;        // (T, D)  Ŷ
+    std::unique_ptr<Backward> ops_back;
+    int T;  // of the sequence at hand, ≤ most
 
-    // rotation: for every position that begin() is given.
-    LayerPass(Model& owner, int most, const std::vector<float>& rotation_of);
+    // rotation: for every position that begin() is given; host, and outlives the pass. Error where
+    // sequences of `most` tokens do not fit, with what would.
+    LayerPass(Model& owner, int most, const std::vector<float>& rotation);
 
     // Projects one sequence; x stays the caller's and must outlive the pass over it.
-    void begin(int layer, const float* x,  // (T, D)
+    void begin(int layer, const float* x,  // (T, D)  host
                const Step& step);
+    void begin_on_backend(int layer, const float* x,  // (T, D)  the backend's
+                          const Step& step);
     void forward(const LayerCuts& cuts);  // out ← Ŷ
     // The same where only kv head g differs from the last forward or change.
     void change(const LayerCuts& cuts, int g);
+    double squared_error(const float* y);  // ‖Y − Ŷ‖², y (T, D) host
     // gradient += scale · (kᵀ ∂/∂k̃, vᵀ ∂/∂ṽ) of ‖Y − Ŷ‖², after forward with the same cuts.
-    void backward(const LayerCuts& cuts, const float* y,  // (T, D)
+    void backward(const LayerCuts& cuts, const float* y,  // (T, D)  host
                   double scale, LayerGradient& gradient);
 
   private:
-    const std::vector<float>& rotation;
     int l = 0, m;
     Step at;
-    const float* x = nullptr;
-    std::vector<float> k_cut, v_cut;             // (G, T, d)  as attention sees them
-    std::vector<float> heads, att;               // (G, T, m, d); (T, H, d)
-    std::vector<float> p, dp;                    // (G) of blocks of rows; one block
-    std::vector<float> xn, x1, gate, up, h;      // (T, D) ×2; (T, F) ×3
-    std::vector<float> dy, dxn, dh, dgate, dup;  // (T, D) ×2; (T, F) ×3
-    std::vector<float> datt, dheads, dk, dv;     // (T, H, d); (G, T, m, d); (G, T, d) ×2
-    std::vector<float> turned;                   // (d, BLOCK·m), (d, T): a block, transposed
-    std::vector<float> ffn_norm;                 // (D)
+    const float* x = nullptr;      // (T, D)
+    const float* turns = nullptr;  // (positions, 2, d/2)  the rotation
+    Buffer arena;                  // of the arrays
+    Staged x_staged, y_staged, cut_staged, rotation_staged;
 
+    void cut_side(float* to, const float* from, const Cut& cut);
     void cut_head(const LayerCuts& cuts, int g);
     void attend(int g);
     void finish();

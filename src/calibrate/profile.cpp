@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "calibrate/elementwise.h"
 #include "calibrate/layer_bases.h"
 
 namespace stief {
@@ -26,8 +25,7 @@ static void add_errors(LayerPass& pass, const LayerInputs& inputs, const LayerBa
         (values ? cuts.v : cuts.k)[size_t(g)] =
             cut_to_rank(unit.Q, unit.metric, size_t(point.rank));
         pass.change(cuts, g);
-        point.error +=
-            squared_distance(pass.threads, pass.out.data(), inputs.held_y(s), inputs.floats());
+        point.error += pass.squared_error(inputs.held_y(s));
     }
 }
 
@@ -58,7 +56,7 @@ void profile(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases, int 
     double energy = 0;
     LayerCuts whole(c, bases.rotated);
     for (size_t s = 0; s < curve_sequences(c, inputs.held_out.count()); s++) {
-        energy += squared_norm(pass.threads, inputs.held_y(s), inputs.floats());
+        energy += inputs.held_energy(s);
         pass.begin(l, inputs.held_x(s), inputs.held_out.step(s));
         pass.forward(whole);
         for (int g = 0; g < c.G; g++) {

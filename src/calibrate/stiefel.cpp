@@ -41,31 +41,26 @@ Matrix tangent(const Matrix& Q, const Matrix& M_hat) {
     return W;
 }
 
-// With X = τ/2 W:  (I + X)⁻¹ (I − X) Q = 2 (I + X)⁻¹ Q − Q, which saves a product.
-Matrix cayley(const Matrix& Q, const Matrix& W, double tau) {
-    Matrix left = identity(Q.rows);
-    add_scaled(left, 0.5 * tau, W);
-    Matrix half = solve(left, Q);
-    for (size_t i = 0; i < half.data.size(); i++) half.data[i] = 2 * half.data[i] - Q.data[i];
-    return half;
-}
-
-void stiefel_step(StiefelState& state, const Matrix& G, double tau) {
+StiefelTurn stiefel_turn(StiefelState& state, const Matrix& G, double tau) {
     assert(G.rows == state.Q.rows && G.cols == state.Q.cols);
-    require_finite(G, "stiefel_step: gradient");
+    require_finite(G, "stiefel_turn: gradient");
     double square = norm(G) * norm(G);
     check(std::isfinite(square),
-          "stiefel_step: the gradient's norm is %g, expected a finite number", square);
+          "stiefel_turn: the gradient's norm is %g, expected a finite number", square);
     state.t++;
     for (double& m : state.M.data) m *= BETA1;
     add_scaled(state.M, 1 - BETA1, G);
     state.nu = BETA2 * state.nu + (1 - BETA2) * square;
-    if (state.nu == 0) return;  // no gradient yet: Δ is flat
+    if (state.nu == 0) return {};  // no gradient yet: Δ is flat
 
     double nu_hat = state.nu / (1 - std::pow(BETA2, state.t));
     double scale = 1 / (1 - std::pow(BETA1, state.t)) / std::sqrt(nu_hat);
-    Matrix W = tangent(state.Q, state.M);  // linear in M: scale it afterwards
-    state.Q = cayley(state.Q, W, tau * scale);
+    return {tangent(state.Q, state.M), tau * scale};  // linear in M: scaled afterwards
+}
+
+void stiefel_step(StiefelState& state, const Matrix& G, double tau) {
+    StiefelTurn turn = stiefel_turn(state, G, tau);
+    if (turn.tau != 0) state.Q = cayley(state.Q, turn.W, turn.tau);
 }
 
 double annealed(double tau, int step, int steps) {

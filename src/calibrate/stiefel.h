@@ -29,10 +29,15 @@ Matrix stiefel_gradient(const Matrix& Q, const float* A, const float* B,  // (T,
 // Ŵ − Ŵᵀ with Ŵ = M̂Qᵀ − ½ Q(QᵀM̂Qᵀ): the gradient's part in the tangent space, W = (Ŵ − Ŵᵀ)/√ν̂
 Matrix tangent(const Matrix& Q, const Matrix& M_hat);
 
-// (I + τ/2 W)⁻¹ (I − τ/2 W) Q for a skew W
-Matrix cayley(const Matrix& Q, const Matrix& W, double tau);
-
-// One step of size tau along a fresh gradient G. Error where G is not finite; Q is then as before.
+// Takes a fresh gradient G into the moments and says how a step of size tau turns Q (linalg.h's
+// cayley): all but the retraction, which a backend does for many units at once. Error where G is
+// not finite; the state is then as before. tau = 0: Δ is flat so far, Q stays.
+struct StiefelTurn {
+    Matrix W;        // (d, d) skew
+    double tau = 0;  // τ / √ν̂, and the bias of M taken out
+};
+StiefelTurn stiefel_turn(StiefelState& state, const Matrix& G, double tau);
+// The whole step.
 void stiefel_step(StiefelState& state, const Matrix& G, double tau);
 
 // tau annealed to zero: τ₀ ½ (1 + cos πt/n) for step t = 0 … n−1

@@ -154,7 +154,6 @@ int calibrate_bases(const Args& args) {
     check(!folder_exists(args.output), "%s is a folder, expected a name for the bases",
           args.output.c_str());
     Model model = Model::open(args.model, backend_options(args), args.threads);
-    check(model.backend->name == "cpu", "calibrate runs on the CPU; give --backend cpu");
     model.backend->exact = args.exact;
     CalibrationText text = read_texts(args);
 

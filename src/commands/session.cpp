@@ -18,6 +18,28 @@ BackendOptions backend_options(const Args& args) {
     return {args.backend, args.isa};
 }
 
+// Said before any of it is taken, with what would fit.
+static void require_memory(const Session& session) {
+    const Config& config = session.model.config;
+    const Bases* bases = session.bases ? &*session.bases : nullptr;
+    auto needed = [&](int context) {
+        return KvCache::bytes_for(config, context, session.dtype, bases) +
+               Transformer::arena_bytes_for(config, context, std::min(512, context));
+    };
+    size_t available = session.model.backend->available();
+    if (needed(session.context) <= available) return;
+    int fits = 0, too_many = session.context;
+    while (too_many - fits > 1) {
+        int middle = fits + (too_many - fits) / 2;
+        (needed(middle) <= available ? fits : too_many) = middle;
+    }
+    std::string advice = fits > 0 ? format("--context %d would fit", fits)
+                                  : std::string("not even one position fits");
+    fail("the cache and the activations of %d positions need %.2f GiB, %.2f GiB are available; %s",
+         session.context, double(needed(session.context)) * 0x1p-30, double(available) * 0x1p-30,
+         advice.c_str());
+}
+
 Session::Session(const Args& args, int default_context)
     : model(Model::open(args.model, backend_options(args), args.threads)) {
     int most = model.config.context;
@@ -29,6 +51,7 @@ Session::Session(const Args& args, int default_context)
         args.cache.empty() ? (args.exact ? DType::F32 : DType::F16) : parse_cache_dtype(args.cache);
     if (!args.bases.empty())
         bases = Bases::open(args.bases, model.config, model.weights.fingerprint(model.config));
+    require_memory(*this);
     cache = std::make_unique<KvCache>(*model.backend, model.config, context, dtype,
                                       bases ? &*bases : nullptr);
     transformer = std::make_unique<Transformer>(model, context);

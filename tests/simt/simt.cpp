@@ -12,8 +12,6 @@
 #include "base/random.h"
 #include "fiber.h"
 
-using stief::simt::Site;
-
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
@@ -61,11 +59,10 @@ std::string where() {
     return block.playing ? place(block.current) : "host";
 }
 static std::string at(const Site& site) {
-    return format("%s:%u", site.file_name(), site.line());
+    return format("%s:%u", site.file, site.line);
 }
 static bool same(const Site& a, const Site& b) {
-    return a.line() == b.line() && a.column() == b.column() &&
-           (a.file_name() == b.file_name() || !std::strcmp(a.file_name(), b.file_name()));
+    return a.line == b.line && (a.file == b.file || !std::strcmp(a.file, b.file));
 }
 
 char* shared_memory() {

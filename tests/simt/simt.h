@@ -15,7 +15,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <source_location>
 
 #include "base/check.h"
 
@@ -90,7 +89,15 @@ void launch(dim3 grid, int block, size_t shared_bytes, cudaStream_t stream,
 // Runs work now, or records it where the stream is being captured.
 void enqueue(cudaStream_t stream, std::function<void()> work);
 
-using Site = std::source_location;
+// A place of the program, as a last default argument. (clang 14 has no std::source_location.)
+struct Site {
+    const char* file;
+    unsigned line;
+    static constexpr Site current(const char* file = __builtin_FILE(),
+                                  unsigned line = __builtin_LINE()) {
+        return {file, line};
+    }
+};
 void barrier(const Site& site);
 
 // The lanes of mask meet; the last one to come calls combine with each lane's operands (null

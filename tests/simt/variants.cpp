@@ -7,7 +7,7 @@ namespace stief::testing {
 std::vector<Variant> variants() {
     std::vector<Variant> all;
     for (simt::Order order : {simt::Order::Forward, simt::Order::Reverse, simt::Order::Shuffled})
-        all.push_back({"cuda, played", {"cuda", "auto"}, 1, [=] { simt::order = order; }});
+        all.push_back({"cuda, played", {"cuda", "auto"}, 1, [=] { simt::order = order; }, true});
     return all;
 }
 

@@ -96,7 +96,7 @@ static void load_rows(void** lanes, unsigned) {
 void load_matrices(uint32_t* r, int count, bool transposed, const void* row, const Site& site) {
     if (int(lane()) < 8 * count && (uintptr_t(row) % 16 || !in_shared(row, 16)))
         fail("%s: ldmatrix at %s:%u from %p: expected 16 aligned bytes of shared memory",
-             where().c_str(), site.file_name(), site.line(), row);
+             where().c_str(), site.file, site.line, row);
     Rows mine{r, row, count, transposed};
     // A count and a direction are an instruction of their own: the lanes must agree on them.
     static constexpr Combine combine[4] = {

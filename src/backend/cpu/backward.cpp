@@ -1,23 +1,15 @@
-// README §2, all but its matrix products.
-#include "calibrate/elementwise.h"
-
+// README §2, all but its products with weights. Twin: cuda/backward.cu.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
+#include "backend/cpu/cpu_backward.h"
+#include "backend/cpu/vectors.h"
 #include "base/bf16.h"
-#include "calibrate/vectors.h"
 
 namespace stief {
 
 using namespace vectors;
-
-// rows(first, end) over pieces of about 16,000 elements.
-template <class F>
-static void for_rows(Threads& threads, size_t n, size_t width, const F& rows) {
-    size_t each = std::max<size_t>(1, 16384 / std::max<size_t>(width, 1));
-    threads.run((n + each - 1) / each,
-                [&](size_t i) { rows(i * each, std::min(n, (i + 1) * each)); });
-}
 
 static void softmax_row(float* p, size_t visible, size_t S, float scale) {
     Four mosts = {p[0], p[0], p[0], p[0]};
@@ -43,18 +35,18 @@ static void softmax_row(float* p, size_t visible, size_t S, float scale) {
     std::fill(p + visible, p + S, 0.0f);
 }
 
-void causal_softmax(Threads& threads, float* p, int T, int m, int S, int first, float scale) {
-    for_rows(threads, size_t(T) * size_t(m), size_t(S), [&](size_t from, size_t to) {
+void CpuBackward::causal_softmax(float* p, int T, int m, int S, int first, float scale) {
+    cpu.for_rows(size_t(T) * size_t(m), size_t(S), [&](size_t from, size_t to) {
         for (size_t row = from; row < to; row++)
             softmax_row(p + row * size_t(S), size_t(first) + row / size_t(m) + 1, size_t(S), scale);
     });
 }
 
-void causal_softmax_backward(Threads& threads, float* dp, const float* p, const float* out,
-                             const float* dout, int T, int m, int S, int first, int d,
-                             float scale) {
+void CpuBackward::causal_softmax_backward(float* dp, const float* p, const float* out,
+                                          const float* dout, int T, int m, int S, int first, int d,
+                                          float scale) {
     size_t width_d = size_t(d), width_S = size_t(S);
-    for_rows(threads, size_t(T) * size_t(m), width_S, [&](size_t from, size_t to) {
+    cpu.for_rows(size_t(T) * size_t(m), width_S, [&](size_t from, size_t to) {
         for (size_t row = from; row < to; row++) {
             size_t visible = size_t(first) + row / size_t(m) + 1;
             double inner = 0;
@@ -72,9 +64,9 @@ void causal_softmax_backward(Threads& threads, float* dp, const float* p, const 
     });
 }
 
-void swiglu_backward(Threads& threads, float* dgate, float* dup, const float* dh, const float* gate,
-                     const float* up, int T, int F) {
-    for_rows(threads, size_t(T), size_t(F), [&](size_t from, size_t to) {
+void CpuBackward::swiglu_backward(float* dgate, float* dup, const float* dh, const float* gate,
+                                  const float* up, int T, int F) {
+    cpu.for_rows(size_t(T), size_t(F), [&](size_t from, size_t to) {
         size_t begin = from * size_t(F);
         by_fours((to - from) * size_t(F), [&](size_t j, size_t width) {
             size_t i = begin + j;
@@ -87,10 +79,13 @@ void swiglu_backward(Threads& threads, float* dgate, float* dup, const float* dh
     });
 }
 
-void rmsnorm_backward(Threads& threads, float* dx, const float* dz, const float* x, const float* w,
-                      float eps, int T, int D) {
-    size_t n = size_t(D);
-    for_rows(threads, size_t(T), n, [&](size_t from, size_t to) {
+void CpuBackward::rmsnorm_backward(float* dx, const float* dz, const float* x, const Weight& weight,
+                                   float eps, int T) {
+    size_t n = size_t(weight.N);
+    widened.resize(n);
+    widen(widened.data(), weight);
+    const float* w = widened.data();
+    cpu.for_rows(size_t(T), n, [&](size_t from, size_t to) {
         for (size_t t = from; t < to; t++) {
             const float *xt = x + t * n, *dzt = dz + t * n;
             double squares = 0, inner = 0;  // double: as in the forward norm
@@ -98,8 +93,8 @@ void rmsnorm_backward(Threads& threads, float* dx, const float* dz, const float*
                 squares += double(xt[i]) * double(xt[i]);
                 inner += double(dzt[i]) * double(w[i]) * double(xt[i]);
             }
-            double rho = 1 / std::sqrt(squares / double(D) + double(eps));
-            float along = float(rho * rho * rho * inner / double(D)), factor = float(rho);
+            double rho = 1 / std::sqrt(squares / double(n) + double(eps));
+            float along = float(rho * rho * rho * inner / double(n)), factor = float(rho);
             by_fours(n, [&](size_t i, size_t width) {
                 Four straight = load(dzt + i, width) * load(w + i, width) * factor;
                 Four back = straight - load(xt + i, width) * along;
@@ -109,10 +104,10 @@ void rmsnorm_backward(Threads& threads, float* dx, const float* dz, const float*
     });
 }
 
-void rope_backward(Threads& threads, float* x, const float* rotation, int heads, int d,
-                   const Step& step) {
+void CpuBackward::rope_backward(float* x, const float* rotation, int heads, int d,
+                                const Step& step) {
     size_t half = size_t(d) / 2, row = size_t(heads) * size_t(d);
-    for_rows(threads, size_t(step.T), row, [&](size_t from, size_t to) {
+    cpu.for_rows(size_t(step.T), row, [&](size_t from, size_t to) {
         for (size_t t = from; t < to; t++) {
             const float* turn = rotation + (size_t(step.pos) + t) * size_t(d);
             for (float* head = x + t * row; head < x + (t + 1) * row; head += d)
@@ -123,6 +118,25 @@ void rope_backward(Threads& threads, float* x, const float* rotation, int heads,
                 }
         }
     });
+}
+
+// to (columns, rows) ← from (rows, columns)
+static void transpose_into(float* to, const float* from, size_t rows, size_t columns) {
+    for (size_t j = 0; j < columns; j++)
+        for (size_t i = 0; i < rows; i++) to[j * rows + i] = from[i * columns + j];
+}
+
+// outᵀ = bᵀ a through the backend's product: calibration's b is the narrow factor, so that its
+// transpose is the cheap one.
+void CpuBackward::add_transposed_product(float* out, const float* a, const float* b, int T, int N,
+                                         int K) {
+    size_t t = size_t(T), n = size_t(N), k = size_t(K);
+    turned.resize((t + n) * k);
+    float *left = turned.data(), *product = turned.data() + t * k;
+    transpose_into(left, b, t, k);
+    cpu.matmul_transposed(product, left, {a, DType::F32, T, N}, K);  // (K, N)
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < k; j++) out[i * k + j] += product[j * n + i];
 }
 
 void widen(float* out, const Weight& vector) {
@@ -136,56 +150,6 @@ void widen(float* out, const Weight& vector) {
         if (vector.dtype == DType::BF16) out[i] = to_float(bf16{bits});
         if (vector.dtype == DType::F16) out[i] = to_float(f16{bits});
     }
-}
-
-// Σ over fixed pieces, added in their order: the same for any number of threads.
-template <class F>
-static double piecewise(Threads& threads, size_t n, const F& piece) {
-    constexpr size_t EACH = 16384;
-    std::vector<double> sums((n + EACH - 1) / EACH);
-    threads.run(sums.size(),
-                [&](size_t i) { sums[i] = piece(i * EACH, std::min(n, (i + 1) * EACH)); });
-    double total = 0;
-    for (double one : sums) total += one;
-    return total;
-}
-
-double squared_norm(Threads& threads, const float* x, size_t n) {
-    return piecewise(threads, n, [&](size_t from, size_t to) {
-        double sum[4] = {};
-        for (size_t i = from; i < to; i++) sum[i % 4] += double(x[i]) * double(x[i]);
-        return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-    });
-}
-
-double squared_distance(Threads& threads, const float* a, const float* b, size_t n) {
-    return piecewise(threads, n, [&](size_t from, size_t to) {
-        double sum[4] = {};
-        for (size_t i = from; i < to; i++) {
-            double difference = double(a[i]) - double(b[i]);
-            sum[i % 4] += difference * difference;
-        }
-        return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-    });
-}
-
-void scaled_difference(Threads& threads, float* out, const float* a, const float* b, float scale,
-                       size_t n) {
-    for_rows(threads, n, 1, [&](size_t from, size_t to) {
-        by_fours(to - from, [&](size_t j, size_t width) {
-            size_t i = from + j;
-            store(out + i, (load(a + i, width) - load(b + i, width)) * scale, width);
-        });
-    });
-}
-
-void add_to(Threads& threads, float* out, const float* x, size_t n) {
-    for_rows(threads, n, 1, [&](size_t from, size_t to) {
-        by_fours(to - from, [&](size_t j, size_t width) {
-            size_t i = from + j;
-            store(out + i, load(out + i, width) + load(x + i, width), width);
-        });
-    });
 }
 
 }  // namespace stief

@@ -1,0 +1,40 @@
+// What calibration asks of the GPU: backward.h on the backend's memory and stream.
+#pragma once
+#include "backend/backward.h"
+#include "cuda_backend.h"
+
+namespace stief {
+
+struct CudaBackward final : Backward {
+    CudaBackend& gpu;
+
+    explicit CudaBackward(CudaBackend& of) : gpu(of) {}
+
+    void causal_softmax(float* p, int T, int m, int S, int first, float scale) override;
+    void causal_softmax_backward(float* dp, const float* p, const float* out, const float* dout,
+                                 int T, int m, int S, int first, int d, float scale) override;
+    void swiglu_backward(float* dgate, float* dup, const float* dh, const float* gate,
+                         const float* up, int T, int F) override;
+    void rmsnorm_backward(float* dx, const float* dz, const float* x, const Weight& w, float eps,
+                          int T) override;
+    void rope_backward(float* x, const float* rotation, int heads, int d,
+                       const Step& step) override;
+    void add_transposed_product(float* out, const float* a, const float* b, int T, int N,
+                                int K) override;
+
+    void zero(float* x, size_t n) override;
+    void copy_rows(float* to, size_t to_stride, const float* from, size_t from_stride, size_t rows,
+                   size_t width) override;
+    void add(float* out, const float* x, size_t n) override;
+    void scaled_difference(float* out, const float* a, const float* b, float scale,
+                           size_t n) override;
+    double squared_norm(const float* x, size_t n) override;
+    double squared_distance(const float* a, const float* b, size_t n) override;
+    void add_grams(std::span<const Gram> all) override;
+
+    void score(RowScore* out, const float* logits, const float* full, const int32_t* next, int rows,
+               int V) override;
+    void cayley(std::span<const Turn> all) override;
+};
+
+}  // namespace stief

@@ -1,0 +1,103 @@
+// The second seam: what calibration asks of a backend beside backend.h. The parts of a decoder
+// layer's way there and back that are no product with a weight, sums over activations, and the
+// retraction of its bases (README §2 and §3). A dz is ∂Δ/∂z.
+//
+// Pointers are the backend's memory except where a comment says host. Sums are the same in every
+// run: their order never depends on threads or on what else a device does.
+#pragma once
+#include <memory>
+#include <span>
+
+#include "backend/backend.h"
+#include "base/linalg.h"
+
+namespace stief {
+
+// sum ← sum + AᵀB, in double.
+struct Gram {
+    Matrix* sum;         // host  (d, d)
+    const float *A, *B;  // (rows, d)
+    int rows, d;
+};
+
+// Q ← (I + τ/2 W)⁻¹ (I − τ/2 W) Q for a skew W.
+struct Turn {
+    Matrix* Q;        // host  (d, d)
+    const Matrix* W;  // host  (d, d)
+    double tau;
+};
+
+// What two models make of the token that follows: −ln q(next) and −ln p(next), KL(p ‖ q), and
+// whether both think the same token most likely.
+struct RowScore {
+    double loss, loss_full, divergence;
+    int32_t same_top;
+};
+
+struct Backward {
+    virtual ~Backward() = default;
+
+    // ---- there and back
+    // p_t ← softmax(p_t scale) over the first visible entries of row t = (token, head), 0
+    // elsewhere; causal, m heads a token: visible = first + t / m + 1
+    virtual void causal_softmax(float* p,  // (T·m, S)
+                                int T, int m, int S, int first, float scale) = 0;
+    // dS = scale · P ⊙ (dP − rowsum(dP ⊙ P)),  rowsum(dP ⊙ P) = dO · O
+    virtual void causal_softmax_backward(float* dp,          // (T·m, S)  in: dP, out: dS
+                                         const float* p,     // (T·m, S)
+                                         const float* out,   // (T·m, d)  O = P V
+                                         const float* dout,  // (T·m, d)  dO
+                                         int T, int m, int S, int first, int d, float scale) = 0;
+    // For h = silu(gate) ⊙ up, σ = 1 / (1 + e^−gate):
+    //     dgate = dh ⊙ up ⊙ σ (1 + gate (1 − σ)),  dup = dh ⊙ silu(gate)
+    virtual void swiglu_backward(float* dgate, float* dup,            // (T, F) ×2
+                                 const float* dh,                     // (T, F)
+                                 const float* gate, const float* up,  // (T, F) ×2
+                                 int T, int F) = 0;
+    // For z = x ⊙ w ρ, ρ = 1 / √(mean(x²) + ε):
+    //     dx += ρ w ⊙ dz − x ρ³/D Σ_j dz_j w_j x_j
+    virtual void rmsnorm_backward(float* dx,                        // (T, D)
+                                  const float* dz, const float* x,  // (T, D) ×2
+                                  const Weight& w,                  // (D)
+                                  float eps, int T) = 0;
+    // The rotation of Backend::rope by minus the angle: its transpose.
+    virtual void rope_backward(float* x,  // (T, heads, d)  in place
+                               const float* rotation, int heads, int d, const Step& step) = 0;
+    // out += aᵀ b: the gradient of a product's second factor
+    virtual void add_transposed_product(float* out,      // (N, K)
+                                        const float* a,  // (T, N)
+                                        const float* b,  // (T, K)
+                                        int T, int N, int K) = 0;
+
+    // ---- copies and sums
+    virtual void zero(float* x, size_t n) = 0;
+    // Rows of `width` floats, strides apart: one head's columns of (T, H, d) and back.
+    virtual void copy_rows(float* to, size_t to_stride, const float* from, size_t from_stride,
+                           size_t rows, size_t width) = 0;
+    virtual void add(float* out, const float* x, size_t n) = 0;  // out += x
+    // out = scale (a − b)
+    virtual void scaled_difference(float* out, const float* a, const float* b, float scale,
+                                   size_t n) = 0;
+    virtual double squared_norm(const float* x, size_t n) = 0;  // in double
+    virtual double squared_distance(const float* a, const float* b, size_t n) = 0;
+    virtual void add_grams(std::span<const Gram> all) = 0;
+
+    // ---- the end of the model, and the bases
+    virtual void score(RowScore* out,        // host  (rows)
+                       const float* logits,  // (rows, V)  q, of the model under test
+                       const float* full,    // (rows, V)  p
+                       const int32_t* next,  // host  (rows)
+                       int rows, int V) = 0;
+    // Turns are independent: all at once.
+    virtual void cayley(std::span<const Turn> all) = 0;
+
+    void copy(float* to, const float* from, size_t n) { copy_rows(to, n, from, n, 1, n); }
+};
+
+// Of the same kind as the backend, which outlives it and whose memory and order of work it shares.
+std::unique_ptr<Backward> make_backward(Backend& backend);
+
+// Host memory of any dtype, to float.
+void widen(float* out, const Weight& vector);  // (N)
+
+}  // namespace stief

@@ -1,0 +1,113 @@
+// What a user reads when the device is missing, too old, too small or lost; and that a step which was
+// captured once is replayed at other positions.
+#include "backend/buffer.h"
+#include "backends.h"
+#include "forward/generate.h"
+#include "simt.h"
+#include "tiny_model.h"
+
+using namespace stief;
+using namespace stief::testing;
+
+TEST_SUITE_BEGIN("failures");
+
+namespace {
+
+std::unique_ptr<Backend> open_device() {
+    static Threads threads(1);
+    return make_backend({.name = "cuda"}, threads);
+}
+
+}  // namespace
+
+TEST_CASE("no driver, an old one, no device, an old device: one line each, and auto takes the CPU") {
+    const struct {
+        const char* says;
+        void (*damage)(simt::Machine&);
+    } cases[] = {
+        {"no NVIDIA driver is loaded; use --backend cpu", [](simt::Machine& m) { m.driver = 0; }},
+        {"the driver knows CUDA 11.8, this build needs 13.0; update the driver",
+         [](simt::Machine& m) { m.driver = 11080; }},
+        {"no CUDA device", [](simt::Machine& m) { m.devices = 0; }},
+        {"compute capability 7.5, expected 8.0 or later",
+         [](simt::Machine& m) { m.major = 7, m.minor = 5; }},
+    };
+    for (const auto& c : cases) {
+        CAPTURE(std::string(c.says));
+        simt::Restore restore;
+        c.damage(simt::machine);
+        CHECK_THROWS_WITH_AS(open_device(), doctest::Contains(c.says), Error);
+        Threads threads(1);
+        CHECK(make_backend({}, threads)->name == "cpu");
+    }
+    CHECK(open_device()->name == "cuda");
+}
+
+TEST_CASE("weights that do not fit are refused before any is copied") {
+    Scratch scratch;
+    write_tiny_model({.why = ""}, scratch.folder.string());
+    simt::Restore restore;
+    simt::machine.memory = size_t(256 << 20) + (2 << 20);   // what is left free, and the step's ids
+    size_t before = simt::allocated(simt::Kind::Device);
+    write_tiny_model({.why = "", .D = 512, .F = 1024, .V = 4096}, scratch.folder.string());
+    CHECK_THROWS_WITH_AS(Model::open(scratch.folder.string(), {.name = "cuda"}, 1),
+                         doctest::Contains("of the device's memory are free; use --backend cpu"),
+                         Error);
+    CHECK(simt::allocated(simt::Kind::Device) == before);
+}
+
+TEST_CASE("a lost device is one error that names the call, wherever it is noticed") {
+    Scratch scratch;
+    write_tiny_model({.why = ""}, scratch.folder.string());
+    for (simt::Call call : {simt::Call::Launch, simt::Call::Synchronize, simt::Call::Copy}) {
+        CAPTURE(int(call));
+        simt::Restore restore;
+        Model model = Model::open(scratch.folder.string(), {.name = "cuda"}, 1);
+        KvCache cache(*model.backend, model.config, 32, DType::F16);
+        Transformer transformer(model, 32);
+        std::vector<Token> ids = {1, 2, 3};
+        std::vector<float> logits(size_t(model.config.V));
+        transformer.forward(cache, ids, logits.data(), 1);
+        simt::fail_at(call, cudaErrorUnknown, 1, true);
+        auto go_on = [&] {
+            for (int i = 0; i < 9; i++) transformer.forward(cache, {&ids[0], 1}, logits.data(), 1);
+        };
+        CHECK_THROWS_WITH_AS(go_on(), doctest::Contains("CUDA: "), Error);
+    }
+    simt::Restore restore;
+    Model model = Model::open(scratch.folder.string(), {.name = "cuda"}, 1);
+    KvCache cache(*model.backend, model.config, 32, DType::F16);
+    Transformer transformer(model, 32);
+    std::vector<Token> ids = {1, 2, 3};
+    simt::fail_at(simt::Call::Gemm, cudaErrorUnknown);
+    CHECK_THROWS_WITH_AS(transformer.forward(cache, ids, nullptr, 0), doctest::Contains("cuBLAS: "),
+                         Error);
+}
+
+TEST_CASE("one step is captured for each cache and use, and replayed as if it were issued") {
+    Scratch scratch;
+    write_tiny_model({.why = ""}, scratch.folder.string());
+    Model model = Model::open(scratch.folder.string(), {.name = "cuda"}, 1);
+    std::vector<Token> ids = {1, 9, 33, 5, 60, 2, 7};
+    size_t V = size_t(model.config.V);
+    KvCache one(*model.backend, model.config, 32, DType::F32);
+    KvCache other(*model.backend, model.config, 32, DType::F32);
+    Transformer transformer(model, 32);
+    transformer.exact = true;
+    std::vector<float> together(ids.size() * V, NaN), alone(V, NaN);
+    transformer.forward(one, ids, together.data(), int(ids.size()));
+    one.used = 0;
+    for (size_t i = 0; i < ids.size(); i++)
+        for (KvCache* cache : {&one, &other}) {   // two caches in turn
+            transformer.forward(*cache, {&ids[i], 1}, alone.data(), 1);
+            CHECK(nmse(alone.data(), together.data() + i * V, V) <= 1e-11);
+        }
+    one.used = 0;
+    for (size_t i = 0; i < ids.size(); i++) {
+        transformer.forward_greedy(one, {&ids[i], 1});
+        const float* row = together.data() + i * V;
+        CHECK(transformer.greedy() == std::max_element(row, row + V) - row);
+    }
+}
+
+TEST_SUITE_END();
