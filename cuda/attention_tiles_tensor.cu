@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(FLASH_BLOCK, 2)
 // ---- launchers ---------------------------------------------------------------------------------
 
 template <class E, int D>
-static void run(CudaBackend& gpu, float* out, const float* q, const float* rotation,
+static bool run(CudaBackend& gpu, float* out, const float* q, const float* rotation,
                 const CacheLayer& cache, int T) {
     int m = cache.H / cache.G, heads = std::min(m, FLASH_ROWS), chunks = (m + heads - 1) / heads;
     int tokens = FLASH_ROWS / heads, tiles = (T + tokens - 1) / tokens;
@@ -72,13 +72,15 @@ static void run(CudaBackend& gpu, float* out, const float* q, const float* rotat
         shared = std::max(shared, cache.rotated
                                       ? Flash<E, D, true>::shared_bytes(cache.k[g], cache.v[g])
                                       : Flash<E, D, false>::shared_bytes(cache.k[g], cache.v[g]));
+    if (shared > gpu.shared_limit) return false;
     auto kernel = cache.rotated ? attend_tiles_tensor_kernel<E, D, true>
                                 : attend_tiles_tensor_kernel<E, D, false>;
     launch(kernel, dim3(unsigned(tiles * cache.G * chunks)), FLASH_BLOCK, shared, gpu.queue, out,
            CacheView(cache), q, rotation, gpu.pos, T, tokens, heads, chunks);
+    return true;
 }
 
-void attend_tiles_tensor(CudaBackend& gpu, float* out, const float* q, const float* rotation,
+bool attend_tiles_tensor(CudaBackend& gpu, float* out, const float* q, const float* rotation,
                          const CacheLayer& cache, int T) {
     bool wide = cache.d == 128;
     if (cache.dtype == DType::F16)
