@@ -95,11 +95,17 @@ constexpr int most_blocks(int Q) {
 
 // ---- kernels -----------------------------------------------------------------------------------
 
-// grid (G · chunks of 8 Q query heads, splits), block 128. Shared: as TensorShared says, 3 steps of
-// each warp's rows (2 where that does not fit): d = 128 at full rank 4 · 3 · 16 · 2 · 136 · 2 = 104
-// KB, at a quarter 31 KB; keys before rotation: D as E and 16 rotations besides. Reads K and V once
-// for each chunk, S·G·(r_K + r_V)·2 bytes, and D or Dᵀ once for each block. With 16 query heads a
-// group or fewer (Q = 2) that is once in all.
+// grid (G · chunks of 8 Q query heads, splits), block 128. Reads K and V once for each chunk,
+// S·G·(r_K + r_V)·2 bytes, which is the bound, and D or Dᵀ once for each block. A chunk is the
+// whole group up to 16 query heads (Q = 2); larger groups read rows again, from the second cache.
+//
+// Shared: queries, 3 steps of each warp's rows (2 where that does not fit), for d = 128 at full
+// rank 4 · 3 · 16 · 2 · 136 · 2 = 104 KB, at a quarter 31 KB; keys before rotation: D as E, 16
+// rotations. Registers, from ptxas for d = 128: 128 (keys after rotation), 143 (before), 186 where
+// Q is 2. So 2 or 3 blocks a multiprocessor, with 8 warps · 2 steps · 8 KB or 12 · 2 · 2 KB of rows
+// on their way. Estimate for 16 keys of a warp at a quarter: some 200 instructions after rotation
+// and 450 before it, where the memory of an H100 leaves about 560 to each scheduler: before
+// rotation the issue of instructions is as near a limit as the bytes.
 template <class E, int D, int Q, bool ROTATED>
 __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q))
     attend_one_tensor(Partial partials, CacheView cache, const float* q, const float* rotation,

@@ -8,9 +8,14 @@ namespace stief {
 
 // ---- kernels -----------------------------------------------------------------------------------
 
-// grid tiles of `tokens` tokens · (G · chunks of heads), block 128. Shared: two tiles of rows, at
-// full rank 2 · 64 · 2 · 136 · 2 = 70 KB; keys before rotation: D and a tile of keys besides. Bound
-// by the products: 4·R·d flops a key, and r·d/R of that again where keys are rebuilt.
+// grid tiles of `tokens` tokens · (G · chunks of heads), block 128. Bound by the products: 4·d flops
+// for each query row and key, and 2·r·d / 64 more where keys are rebuilt, which 64 rows share.
+// Reads K and V once for each tile of queries, mostly from the second cache.
+//
+// Shared: two tiles of rows, for d = 128 at full rank 2 · 64 · 2 · 136 · 2 = 70 KB; keys before
+// rotation: D, 16 rotations and a tile of keys besides, 61 KB at most. Registers, from ptxas for d
+// = 128: 240 after rotation, 255 before, none spilled: 2 blocks, 8 warps, a multiprocessor; the
+// registers are the limit.
 template <class E, int D, bool ROTATED>
 __global__ void __launch_bounds__(FLASH_BLOCK, 2)
     attend_tiles_tensor_kernel(float* out, CacheView cache, const float* q, const float* rotation,
