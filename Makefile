@@ -82,7 +82,7 @@ endif
 COMMA    := ,
 
 .SECONDARY:                       # keep what a rule made on its way
-.PHONY: all chat test check fuzz neon tools tables bench format clean help found floors FORCE
+.PHONY: all chat test check fuzz neon tools ladder tables bench format clean help found floors FORCE
 all: found stief
 
 found:
@@ -223,6 +223,18 @@ $(BUILD)/tools/%.o: tools/%.cpp $(BUILD)/flags
 	@echo "  c++  $<"
 	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) -c $< -o $@
 
+ladder: $(BUILD)/ladder          ## the steps of decode attention, timed (needs a GPU to run)
+
+$(BUILD)/ladder: $(BUILD)/tools/ladder/ladder.o $(ENGINE) $(CUDA_OBJ)
+	@echo "  link $@"
+	$(Q)$(CXX) $^ $(LINK) $(LINK_CUDA) -o $@
+
+$(BUILD)/tools/%.o: tools/%.cu $(BUILD)/flags $(BUILD)/cuda.flags
+	@mkdir -p $(@D)
+	@test -n "$(NVCC)" || { echo "error: make ladder needs nvcc" >&2; exit 1; }
+	@echo "  nvcc $<"
+	$(Q)$(NVCC) $(CUDA_FLAGS) -c $< -o $@
+
 LEARN    ?= ../shared/data/text/novels-train.txt
 MEASURE  ?= ../shared/data/text/novels-heldout.txt
 WIKITEXT ?= ../shared/data/text/wikitext2-test.txt
@@ -236,7 +248,7 @@ bench: found stief               ## speed of the model that ships, as shares of 
 format:                          ## clang-format over the sources
 	clang-format -i $(wildcard src/*/*.h src/*/*.cpp src/backend/cpu/*.h src/backend/cpu/*.cpp \
 	    tests/*.h tests/*.cpp tests/*/*.cpp tests/simt/*.h tests/simt/*.cuh tools/*.cpp \
-	    cuda/*.cu cuda/*.cuh cuda/*.h cuda/gpu/*.cuh)
+	    cuda/*.cu cuda/*.cuh cuda/*.h cuda/gpu/*.cuh tools/ladder/*.cu tools/ladder/*.cuh)
 
 clean:                           ## remove everything that was built
 	rm -rf build stief

@@ -9,7 +9,9 @@ namespace stief {
 // ---- kernels -----------------------------------------------------------------------------------
 
 // grid (G · chunks of 16 query heads, splits), block 256. Shared: queries, a tile of keys, as
-// PlainTile says. Reads K and V once for each chunk: S·G·(r_K + r_V)·size bytes.
+// PlainTile says. Reads K and V once for each chunk: S·G·(r_K + r_V)·size bytes. Not bound by them
+// but by reads of shared memory, one for each multiplication; the queries are turned by each block
+// on its own, m·d·d multiplications, which costs less than a launch would.
 template <class E>
 __global__ void __launch_bounds__(PLAIN_BLOCK)
     attend_one_plain(Partial partials, CacheView cache, const float* q, const float* rotation,
@@ -44,16 +46,18 @@ __global__ void __launch_bounds__(PLAIN_BLOCK)
 constexpr int MERGE_BLOCK = 256, MERGE_PIECE = 64;  // threads; columns of out of one block
 
 // out_h ← (Σ_i 2^(max_i − max) acc_i) D / Σ_i 2^(max_i − max) sum_i over the splits.
-// grid (H, pieces of columns), block 256. Shared: weights, the merged values, the slices' sums.
-// Reads the partials, and D once for each query head: from the second cache, as they are small.
+// grid (H, pieces of columns), block 256: a second launch, which decodes besides, so that a step of
+// one token has three: append, attention, this. Shared: weights, the merged values, the slices'
+// sums. Reads the partials, and D once for each query head: from the second cache, as they are
+// small. Its time is that of two or three dependent reads.
 __global__ void __launch_bounds__(MERGE_BLOCK)
     merge_kernel(float* out, Partial partials, CacheView cache, int splits) {
     int h = int(blockIdx.x), d = cache.d, tid = int(threadIdx.x);
     const CacheRows head = cache.v(h / (cache.H / cache.G));
     int width = width_of(head, d), column = int(blockIdx.y) * MERGE_PIECE;
     int n = min(MERGE_PIECE, d - column);
-    float* weight = reinterpret_cast<float*>(dynamic_shared());  // (splits)
-    float *merged = weight + splits, *decoded = merged + d, *sums = decoded + MERGE_PIECE;
+    float* merged = reinterpret_cast<float*>(dynamic_shared());  // (d)
+    float *decoded = merged + d, *sums = decoded + MERGE_PIECE, *weight = sums + MERGE_BLOCK;
 
     float most = -INFINITY, sum = 0;
     for (int i = tid; i < splits; i += MERGE_BLOCK) most = fmaxf(most, partials.of(i, h)[0]);

@@ -63,8 +63,10 @@ Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotati
                            const CacheLayer& cache, int most = ANY_SPLITS);
 void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const CacheLayer& cache);
 
-// attend_tiles where tensor_cores (attention_tiles_tensor.cu).
-void attend_tiles_tensor(CudaBackend& gpu, float* out, const float* q, const float* rotation,
+// attend_tiles where tensor_cores (attention_tiles_tensor.cu); false, and nothing done, where a
+// block of this device has too little shared memory. (Decode then takes two steps at once, or the
+// plain kernel.)
+bool attend_tiles_tensor(CudaBackend& gpu, float* out, const float* q, const float* rotation,
                          const CacheLayer& cache, int T);
 
 }  // namespace stief

@@ -19,15 +19,17 @@ struct TensorShared {
     static constexpr size_t TURNING = (ROWS * D + 8 * TENSOR_BLOCK) * sizeof(float);
     static constexpr size_t MERGING = TENSOR_WARPS * ROWS * (D + 2) * sizeof(float);
 
-    static __host__ __device__ size_t warp_bytes(const CacheRows& k, const CacheRows& v) {
-        size_t cut = STAGES * One::stage_bytes(stride_of(k.r), stride_of(v.r));
+    static __host__ __device__ size_t warp_bytes(const CacheRows& k, const CacheRows& v,
+                                                 int stages) {
+        size_t cut = size_t(stages) * One::stage_bytes(stride_of(k.r), stride_of(v.r));
         size_t mixed = k.exact || v.exact ? One::stage_bytes(D + 8, D + 8) : 0;
         return cut > mixed ? cut : mixed;
     }
-    static size_t bytes(const CacheRows& k, const CacheRows& v) {
+    static size_t bytes(const CacheRows& k, const CacheRows& v, int stages) {
         size_t rebuild = ROTATED ? 0 : Rebuild<E, D>::shared_bytes(width_of(k, D));
         return QUERIES + rebuild +
-               std::max({TENSOR_WARPS * warp_bytes(k, v), size_t(TURNING), size_t(MERGING)});
+               std::max(
+                   {TENSOR_WARPS * warp_bytes(k, v, stages), size_t(TURNING), size_t(MERGING)});
     }
 };
 
@@ -93,14 +95,21 @@ constexpr int most_blocks(int Q) {
 
 // ---- kernels -----------------------------------------------------------------------------------
 
-// grid (G · chunks of 8 Q query heads, splits), block 128. Shared: as TensorShared says, 3 steps of
-// each warp's rows: at full rank 4 · 3 · 16 · 2 · 136 · 2 = 104 KB, at a quarter 31 KB.
-// Reads K and V once for each chunk, S·G·(r_K + r_V)·2 bytes, and D or Dᵀ once for each block. With
-// 16 query heads a group or fewer (Q = 2) that is once in all.
+// grid (G · chunks of 8 Q query heads, splits), block 128. Reads K and V once for each chunk,
+// S·G·(r_K + r_V)·2 bytes, which is the bound, and D or Dᵀ once for each block. A chunk is the
+// whole group up to 16 query heads (Q = 2); larger groups read rows again, from the second cache.
+//
+// Shared: queries, 3 steps of each warp's rows (2 where that does not fit), for d = 128 at full
+// rank 4 · 3 · 16 · 2 · 136 · 2 = 104 KB, at a quarter 31 KB; keys before rotation: D as E, 16
+// rotations. Registers, from ptxas for d = 128: 128 (keys after rotation), 143 (before), 186 where
+// Q is 2. So 2 or 3 blocks a multiprocessor, with 8 warps · 2 steps · 8 KB or 12 · 2 · 2 KB of rows
+// on their way. Estimate for 16 keys of a warp at a quarter: some 200 instructions after rotation
+// and 450 before it, where the memory of an H100 leaves about 560 to each scheduler: before
+// rotation the issue of instructions is as near a limit as the bytes.
 template <class E, int D, int Q, bool ROTATED>
 __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q))
     attend_one_tensor(Partial partials, CacheView cache, const float* q, const float* rotation,
-                      const int* pos, int chunks) {
+                      const int* pos, int chunks, int stages) {
     using Shared = TensorShared<E, D, Q, ROTATED>;
     constexpr int ROWS = Shared::ROWS;
     int g = int(blockIdx.x) / chunks, m = cache.H / cache.G, h0 = int(blockIdx.x) % chunks * ROWS;
@@ -123,7 +132,7 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q))
                                    q + size_t(g * m + h0) * D, k, R);
 
     // Columns that no copy writes are zero: a product must not meet what is no number.
-    size_t warp_bytes = Shared::warp_bytes(k, v);
+    size_t warp_bytes = Shared::warp_bytes(k, v, stages);
     uint32_t* words = reinterpret_cast<uint32_t*>(memory);
     for (int i = int(threadIdx.x); i < int(TENSOR_WARPS * warp_bytes / 4); i += TENSOR_BLOCK)
         words[i] = 0;
@@ -139,11 +148,11 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q))
         return from + (warp - behind + TENSOR_WARPS) % TENSOR_WARPS * STEP;
     };
     Warp<E, D, Q, ROTATED> one(cache, k, v, rotation, queries, basis);
-    char* stages = memory + size_t(warp) * warp_bytes;
-    one.cut_steps(stages, own(cut0), cut1);
+    char* own_memory = memory + size_t(warp) * warp_bytes;
+    one.cut_steps(own_memory, stages, own(cut0), cut1);
 #pragma unroll 1
     for (int side = 0; side < 2; side++)
-        one.mixed_steps(stages, own(side ? cut1 : share.first), side ? share.end : cut0, near);
+        one.mixed_steps(own_memory, own(side ? cut1 : share.first), side ? share.end : cut0, near);
     merge_warps(partials, one, reinterpret_cast<float*>(memory), g * m + h0, R, width_of(v, D));
 }
 
@@ -152,15 +161,21 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q))
 template <class E, int D, int Q, bool ROTATED>
 static Splits run(CudaBackend& gpu, const float* q, const float* rotation, const CacheLayer& cache,
                   int most) {
+    using Shared = TensorShared<E, D, Q, ROTATED>;
     int m = cache.H / cache.G, chunks = (m + 8 * Q - 1) / (8 * Q), blocks = cache.G * chunks;
     size_t shared = 0;
-    for (size_t g = 0; g < size_t(cache.G); g++)
-        shared = std::max(shared, TensorShared<E, D, Q, ROTATED>::bytes(cache.k[g], cache.v[g]));
+    int stages = 4;
+    do {
+        stages--, shared = 0;
+        for (size_t g = 0; g < size_t(cache.G); g++)
+            shared = std::max(shared, Shared::bytes(cache.k[g], cache.v[g], stages));
+    } while (shared > gpu.shared_limit && stages > 2);
+    if (shared > gpu.shared_limit) return attend_splits_plain(gpu, q, rotation, cache, most);
     int each = int(gpu.shared_limit / (shared + 1024));  // blocks a multiprocessor has at once
     Splits splits(gpu, cache, blocks, std::clamp(each, 1, most_blocks(Q)), SHARE, most);
     launch(attend_one_tensor<E, D, Q, ROTATED>, dim3(unsigned(blocks), unsigned(splits.count)),
            TENSOR_BLOCK, shared, gpu.queue, splits.partials, CacheView(cache), q, rotation, gpu.pos,
-           chunks);
+           chunks, stages);
     return splits;
 }
 

@@ -8,9 +8,14 @@ namespace stief {
 
 // ---- kernels -----------------------------------------------------------------------------------
 
-// grid tiles of `tokens` tokens · (G · chunks of heads), block 128. Shared: two tiles of rows, at
-// full rank 2 · 64 · 2 · 136 · 2 = 70 KB; keys before rotation: D and a tile of keys besides. Bound
-// by the products: 4·R·d flops a key, and r·d/R of that again where keys are rebuilt.
+// grid tiles of `tokens` tokens · (G · chunks of heads), block 128. Bound by the products: 4·d flops
+// for each query row and key, and 2·r·d / 64 more where keys are rebuilt, which 64 rows share.
+// Reads K and V once for each tile of queries, mostly from the second cache.
+//
+// Shared: two tiles of rows, for d = 128 at full rank 2 · 64 · 2 · 136 · 2 = 70 KB; keys before
+// rotation: D, 16 rotations and a tile of keys besides, 61 KB at most. Registers, from ptxas for d
+// = 128: 240 after rotation, 255 before, none spilled: 2 blocks, 8 warps, a multiprocessor; the
+// registers are the limit.
 template <class E, int D, bool ROTATED>
 __global__ void __launch_bounds__(FLASH_BLOCK, 2)
     attend_tiles_tensor_kernel(float* out, CacheView cache, const float* q, const float* rotation,
@@ -63,7 +68,7 @@ __global__ void __launch_bounds__(FLASH_BLOCK, 2)
 // ---- launchers ---------------------------------------------------------------------------------
 
 template <class E, int D>
-static void run(CudaBackend& gpu, float* out, const float* q, const float* rotation,
+static bool run(CudaBackend& gpu, float* out, const float* q, const float* rotation,
                 const CacheLayer& cache, int T) {
     int m = cache.H / cache.G, heads = std::min(m, FLASH_ROWS), chunks = (m + heads - 1) / heads;
     int tokens = FLASH_ROWS / heads, tiles = (T + tokens - 1) / tokens;
@@ -72,13 +77,15 @@ static void run(CudaBackend& gpu, float* out, const float* q, const float* rotat
         shared = std::max(shared, cache.rotated
                                       ? Flash<E, D, true>::shared_bytes(cache.k[g], cache.v[g])
                                       : Flash<E, D, false>::shared_bytes(cache.k[g], cache.v[g]));
+    if (shared > gpu.shared_limit) return false;
     auto kernel = cache.rotated ? attend_tiles_tensor_kernel<E, D, true>
                                 : attend_tiles_tensor_kernel<E, D, false>;
     launch(kernel, dim3(unsigned(tiles * cache.G * chunks)), FLASH_BLOCK, shared, gpu.queue, out,
            CacheView(cache), q, rotation, gpu.pos, T, tokens, heads, chunks);
+    return true;
 }
 
-void attend_tiles_tensor(CudaBackend& gpu, float* out, const float* q, const float* rotation,
+bool attend_tiles_tensor(CudaBackend& gpu, float* out, const float* q, const float* rotation,
                          const CacheLayer& cache, int T) {
     bool wide = cache.d == 128;
     if (cache.dtype == DType::F16)

@@ -1,7 +1,7 @@
 // One warp's part of decode attention on tensor cores: rows of 16 bits, heads of 64 or 128.
 //
 // The warps of a block share nothing but the queries and the basis: each takes every fourth step of
-// 16 positions, copies its rows on its own (cp.async, STAGES steps in flight, no barrier of the
+// 16 positions, copies its rows on its own (cp.async, two or three steps at once, no barrier of the
 // block), and has its own running max and sum. A step, keys on the M side and 8 query heads on the
 // N side:
 //   keys after rotation    s = C (q Dᵀ)ᵀ: the latents as they lie are the fragments
@@ -18,7 +18,7 @@
 
 namespace stief {
 
-constexpr int TENSOR_WARPS = 4, TENSOR_BLOCK = TENSOR_WARPS * WARP, STAGES = 3;
+constexpr int TENSOR_WARPS = 4, TENSOR_BLOCK = TENSOR_WARPS * WARP;
 constexpr int SHARE = TENSOR_WARPS * STEP;  // positions: a block's share is a multiple of these
 
 // One warp's work on Q tiles of 8 query heads. After every step, for each of them:
@@ -161,32 +161,37 @@ struct Warp {
             copy_async_16(to + 4 * lane, rotation + size_t(s) * D + 4 * lane, true);
     }
 
-    // Truncated steps s0, s0 + SHARE, … below end, STAGES − 1 of them in flight.
-    __device__ __forceinline__ void cut_steps(char* memory, int s0, int end) {
+    // Truncated steps s0, s0 + SHARE, … below end, in 3 or 2 stages: while one is read the others
+    // are on their way.
+    __device__ __forceinline__ void cut_steps(char* memory, int stages, int s0, int end) {
         RowCopy<E> copy_keys(k.r, lane, WARP), copy_values(v.r, lane, WARP);
         int ks = copy_keys.stride, vs = copy_values.stride;
         size_t bytes = stage_bytes(ks, vs);
-        auto begin = [&](int i) {
-            int s = s0 + i * SHARE;
+        int next = 0, now = 0;  // stages
+        auto begin = [&](int s) {
             if (s < end) {
-                float* angle = reinterpret_cast<float*>(memory + size_t(i % STAGES) * bytes);
-                E *keys = reinterpret_cast<E*>(angle + (ROTATED ? 0 : D)),
-                  *values = keys + STEP * ks;
+                float* angle = reinterpret_cast<float*>(memory + size_t(next) * bytes);
+                E* keys = reinterpret_cast<E*>(angle + (ROTATED ? 0 : D));
                 int count = min(STEP, end - s);
                 copy_angle(angle, s);
                 copy_keys.begin(keys, row_of<E>(cache, k, false, s), count, STEP);
-                copy_values.begin(values, row_of<E>(cache, v, false, s), count, STEP);
+                copy_values.begin(keys + STEP * ks, row_of<E>(cache, v, false, s), count, STEP);
             }
             copy_async_commit();
+            next = next + 1 == stages ? 0 : next + 1;
         };
-        for (int i = 0; i < STAGES - 1; i++) begin(i);
-        for (int i = 0; s0 + i * SHARE < end; i++) {
-            copy_async_wait<STAGES - 2>();
-            __syncwarp();  // every lane's copies of step i are there; step i − 1 was read
-            begin(i + STAGES - 1);
-            const float* angle = reinterpret_cast<float*>(memory + size_t(i % STAGES) * bytes);
+        for (int i = 0; i < stages - 1; i++) begin(s0 + i * SHARE);
+        for (int s = s0; s < end; s += SHARE) {
+            if (stages == 3)
+                copy_async_wait<1>();
+            else
+                copy_async_wait<0>();
+            __syncwarp();  // every lane's copies of this step are there; the last step was read
+            begin(s + (stages - 1) * SHARE);
+            const float* angle = reinterpret_cast<float*>(memory + size_t(now) * bytes);
             const E* keys = reinterpret_cast<const E*>(angle + (ROTATED ? 0 : D));
-            step(keys, ks, k.r, keys + STEP * ks, vs, v.r, angle, min(STEP, end - s0 - i * SHARE));
+            step(keys, ks, k.r, keys + STEP * ks, vs, v.r, angle, min(STEP, end - s));
+            now = now + 1 == stages ? 0 : now + 1;
         }
         copy_async_wait<0>();
         __syncwarp();  // the stages are free

@@ -43,8 +43,34 @@ __device__ __forceinline__ E* row_of(const CacheView& cache, const CacheRows& he
     return from + (exact ? size_t(cache.slot(s)) * size_t(cache.d) : size_t(s) * size_t(head.r));
 }
 
-// to (R, n) ← x (R, K) M for the first n columns of M (K, ·), by the whole block; R ≤ ROWS. Threads
-// are columns times slices of K, whose sums meet in partial.
+// sum_r += Σ_i x_r,i M_i for rows first … end − 1 of one column of M, R ≤ ROWS rows of x. BATCH
+// loads of M are in flight: the basis comes from far away and is read once. Where x's stride is a
+// multiple of 4, x is aligned to 16 bytes.
+template <int ROWS>
+__device__ __forceinline__ void sum_column(float (&sum)[ROWS], const float* x, int x_stride,
+                                           const float* M, size_t M_stride, int R, int first,
+                                           int end) {
+    constexpr int BATCH = ROWS > 1 ? 8 : 16;
+    int i = first;
+    for (; x_stride % 4 == 0 && i + BATCH <= end; i += BATCH) {
+        float w[BATCH];
+        for (int b = 0; b < BATCH; b++) w[b] = M[size_t(i + b) * M_stride];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+            for (int b = 0; r < R && b < BATCH; b += 4) {
+                float4 y = *reinterpret_cast<const float4*>(x + r * x_stride + i + b);
+                sum[r] = fmaf(y.x, w[b], fmaf(y.y, w[b + 1], sum[r]));
+                sum[r] = fmaf(y.z, w[b + 2], fmaf(y.w, w[b + 3], sum[r]));
+            }
+    }
+    for (; i < end; i++)
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+            if (r < R) sum[r] = fmaf(x[r * x_stride + i], M[size_t(i) * M_stride], sum[r]);
+}
+
+// to (R, n) ← x (R, K) M for the first n columns of M (K, ·), by the whole block, ROWS rows at a
+// time. Threads are columns times slices of K, whose sums meet in partial.
 //   x, to, partial: shared; to does not overlap x. Everything is read and written between barriers.
 template <int ROWS>
 __device__ void block_product(float* to, int to_stride, const float* x, int x_stride,
@@ -52,20 +78,17 @@ __device__ void block_product(float* to, int to_stride, const float* x, int x_st
                               float* partial) {  // (ROWS, blockDim)
     int threads = int(blockDim.x), tid = int(threadIdx.x);
     int columns = min((n + WARP - 1) / WARP * WARP, threads), slices = threads / columns;
-    int slice = tid / columns, column = tid % columns, each = (K + slices - 1) / slices;
-    int first = slice * each, end = slice < slices ? min(K, first + each) : 0;
+    int slice = tid / columns, column = tid % columns;
+    int each = (K + 4 * slices - 1) / (4 * slices) * 4, first = min(K, slice * each);
+    int end = slice < slices ? min(K, first + each) : first;
     for (int r0 = 0; r0 < R; r0 += ROWS)
         for (int j0 = 0; j0 < n; j0 += columns) {
             float sum[ROWS] = {};
-            const float* rows = x + r0 * x_stride;
-            if (j0 + column < n) {
-                const float* m = M + size_t(first) * M_stride + (j0 + column);
-#pragma unroll 4
-                for (int i = first; i < end; i++, m += M_stride)
-                    for (int r = 0; r < ROWS; r++)
-                        if (r0 + r < R) sum[r] = fmaf(rows[r * x_stride + i], *m, sum[r]);
-            }
+            if (j0 + column < n)
+                sum_column<ROWS>(sum, x + r0 * x_stride, x_stride, M + (j0 + column), M_stride,
+                                 R - r0, first, end);
             __syncthreads();  // the sums of the last round were read
+#pragma unroll
             for (int r = 0; r < ROWS; r++) partial[r * threads + tid] = sum[r];
             __syncthreads();  // all slices are there
             for (int i = tid; i < ROWS * columns; i += threads) {
