@@ -97,15 +97,21 @@ $(BUILD)/stief: $(OBJECTS) $(CUDA_OBJ)
 	@echo "  link $@"
 	$(Q)$(CXX) $^ $(LINK) $(LINK_CUDA) -o $@
 
-$(BUILD)/src/backend/cpu/dot_%.o: src/backend/cpu/dot_%.cpp Makefile
+$(BUILD)/src/backend/cpu/dot_%.o: src/backend/cpu/dot_%.cpp $(BUILD)/flags
 	@mkdir -p $(@D)
 	@echo "  c++  $<"
 	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) $(DOT_OPT) $(ISA_$*) -c $< -o $@
 
-$(BUILD)/src/%.o: src/%.cpp Makefile
+$(BUILD)/src/%.o: src/%.cpp $(BUILD)/flags
 	@mkdir -p $(@D)
 	@echo "  c++  $<"
 	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) -c $< -o $@
+
+# What objects were built with: another compiler or other flags build them again.
+WITH     := $(CXX) $(FLAGS) $(CXXFLAGS) $(DOT_OPT)
+$(BUILD)/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(WITH)' | cmp -s - $@ || echo '$(WITH)' > $@
 
 # What CUDA code was built for: changes when nvcc comes, goes or compiles for another GPU.
 $(BUILD)/cuda.flags: FORCE
@@ -114,7 +120,7 @@ $(BUILD)/cuda.flags: FORCE
 
 $(BUILD)/src/backend/select.o: $(BUILD)/cuda.flags
 
-$(BUILD)/cuda/%.o: cuda/%.cu Makefile $(BUILD)/cuda.flags
+$(BUILD)/cuda/%.o: cuda/%.cu $(BUILD)/flags $(BUILD)/cuda.flags
 	@mkdir -p $(@D)
 	@echo "  nvcc $<"
 	$(Q)$(NVCC) $(CUDA_FLAGS) -c $< -o $@
@@ -131,7 +137,7 @@ $(BUILD)/doctest.found:
 	@if [ -z "$(DOCTEST)" ]; then tools/install_doctest.sh; fi
 	@touch $@
 
-$(BUILD)/tests/%.o: tests/%.cpp Makefile | $(BUILD)/doctest.found
+$(BUILD)/tests/%.o: tests/%.cpp $(BUILD)/flags | $(BUILD)/doctest.found
 	@mkdir -p $(@D)
 	@echo "  c++  $<"
 	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) -O1 -g1 -Itests $(DOCTEST_DIR:%=-I%) -c $< -o $@
@@ -149,23 +155,23 @@ SIMT_OBJ := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/simt/*.cpp)) \
             $(patsubst %.cu,$(BUILD)/simt/%.o,$(filter-out cuda/load_%,$(CUDA_SRC))) \
             $(BUILD)/simt/src/backend/select.o
 
-$(BUILD)/tests/simt/%.o: tests/simt/%.cpp Makefile | $(BUILD)/doctest.found
+$(BUILD)/tests/simt/%.o: tests/simt/%.cpp $(BUILD)/flags | $(BUILD)/doctest.found
 	@mkdir -p $(@D)
 	@echo "  c++  $<"
 	$(Q)$(CXX) $(SIMT) -c $< -o $@
 
-$(BUILD)/simt/cuda/%.o: cuda/%.cu Makefile
+$(BUILD)/simt/cuda/%.o: cuda/%.cu $(BUILD)/flags
 	@mkdir -p $(@D)
 	@echo "  c++  $< (simt)"
 	$(Q)$(CXX) $(SIMT) -x c++ -c $< -o $@
 
-$(BUILD)/simt/src/%.o: src/%.cpp Makefile
+$(BUILD)/simt/src/%.o: src/%.cpp $(BUILD)/flags
 	@mkdir -p $(@D)
 	@echo "  c++  $< (simt)"
 	$(Q)$(CXX) $(SIMT) $(if $(CUDA_SRC),-DHAVE_CUDA) -c $< -o $@
 
 $(BUILD)/run_simt: $(SIMT_OBJ) $(SIMT_TESTS:%=$(BUILD)/tests/%.o) \
-                   $(filter-out $(BUILD)/src/backend/select.o,$(ENGINE))
+                   $(filter-out $(BUILD)/src/backend/select.o,$(LIB_OBJ))
 	@echo "  link $@"
 	$(Q)$(CXX) $^ $(LINK) -o $@
 
@@ -212,7 +218,7 @@ $(BUILD)/random_%: $(BUILD)/tools/random_%.o $(BUILD)/tests/random_checkpoint.o 
 	@echo "  link $@"
 	$(Q)$(CXX) $^ $(LINK) -o $@
 
-$(BUILD)/tools/%.o: tools/%.cpp Makefile
+$(BUILD)/tools/%.o: tools/%.cpp $(BUILD)/flags
 	@mkdir -p $(@D)
 	@echo "  c++  $<"
 	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) -c $< -o $@

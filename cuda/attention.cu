@@ -1,25 +1,12 @@
-// Decode attention: out_h = softmax(q_h Kᵀ / √d) V, one query row per head. Positions are split over
-// blocks and merged by their running max and sum (Dao et al. 2023, Flash-Decoding).
-// Twin: src/backend/cpu/attention.cpp.
+// Decode attention: out_h = softmax(q_h Kᵀ / √d) V, one query row per head. Positions are split
+// over blocks and merged by their running max and sum (Dao et al. 2023, Flash-Decoding). Twin:
+// src/backend/cpu/attention.cpp.
 #include "attention_plain.cuh"
 #include "dispatch.cuh"
 
 namespace stief {
 
-// ---- device helpers
-// ------------------------------------------------------------------------------
-
-// The share of positions 0 … S − 1 that a split has: whole tiles, the same for every block.
-struct Share {
-    int first, end;
-    __device__ Share(int S, int split, int splits, int tile) {
-        int each = ((S + splits - 1) / splits + tile - 1) / tile * tile;
-        first = min(S, split * each), end = min(S, first + each);
-    }
-};
-
-// ---- kernels
-// -------------------------------------------------------------------------------------
+// ---- kernels -----------------------------------------------------------------------------------
 
 // grid (G · chunks of 16 query heads, splits), block 256. Shared: queries, a tile of keys, as
 // PlainTile says. Reads K and V once for each chunk: S·G·(r_K + r_V)·size bytes.
@@ -36,7 +23,7 @@ __global__ void __launch_bounds__(PLAIN_BLOCK)
 
     bool latent = cache.rotated && tile.k.decode_t;
     float* from = latent ? tile.keys : tile.q;  // (R, d)  before it is turned
-    float scale = 1.0f / sqrtf(float(d));
+    float scale = LOG2_E / sqrtf(float(d));
     for (int i = int(threadIdx.x); i < PLAIN_ROWS * d; i += PLAIN_BLOCK)
         from[i] = i < R * d ? scale * q[size_t(g * m + h0) * size_t(d) + size_t(i)] : 0;
     __syncthreads();  // the queries are there
@@ -56,7 +43,7 @@ __global__ void __launch_bounds__(PLAIN_BLOCK)
 
 constexpr int MERGE_BLOCK = 256, MERGE_PIECE = 64;  // threads; columns of out of one block
 
-// out_h ← (Σ_i e^(max_i − max) acc_i) D / Σ_i e^(max_i − max) sum_i over the splits.
+// out_h ← (Σ_i 2^(max_i − max) acc_i) D / Σ_i 2^(max_i − max) sum_i over the splits.
 // grid (H, pieces of columns), block 256. Shared: weights, the merged values, the slices' sums.
 // Reads the partials, and D once for each query head: from the second cache, as they are small.
 __global__ void __launch_bounds__(MERGE_BLOCK)
@@ -73,7 +60,7 @@ __global__ void __launch_bounds__(MERGE_BLOCK)
     most = block_max(most, sums);
     for (int i = tid; i < splits; i += MERGE_BLOCK) {
         const float* one = partials.of(i, h);
-        weight[i] = one[0] == -INFINITY ? 0 : expf(one[0] - most);
+        weight[i] = one[0] == -INFINITY ? 0 : exp2f(one[0] - most);
         sum += weight[i] * one[1];
     }
     sum = block_sum(sum, sums);  // its barriers order weight as well
@@ -87,43 +74,38 @@ __global__ void __launch_bounds__(MERGE_BLOCK)
     if (head.decode)
         block_product<1>(decoded, 0, merged, 0, head.decode + column, size_t(d), 1, width, n, sums);
     for (int j = tid; j < n; j += MERGE_BLOCK)
-        out[size_t(h) * size_t(d) + size_t(column + j)] =
-            head.decode ? decoded[j] : column + j < width ? merged[column + j] : 0;
+        out[size_t(h) * size_t(d) + size_t(column + j)] = head.decode          ? decoded[j]
+                                                          : column + j < width ? merged[column + j]
+                                                                               : 0;
 }
 
-// ---- launchers
-// -----------------------------------------------------------------------------------
+// ---- launchers ---------------------------------------------------------------------------------
 
-// Blocks for each (kv head, chunk): enough for every multiprocessor to have some, and never more than
-// a full cache has tiles. The same for every position, as a captured step is replayed.
-static int splits_of(const CudaBackend& gpu, const CacheLayer& cache, int blocks, int each,
-                     int tile) {
-    int most = (cache.capacity + tile - 1) / tile;
-    return std::max(1, std::min(most, gpu.multiprocessors * each / blocks));
+Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotation,
+                           const CacheLayer& cache, int most) {
+    int chunks = (cache.H / cache.G + PLAIN_ROWS - 1) / PLAIN_ROWS, blocks = cache.G * chunks;
+    Splits splits(gpu, cache, blocks, 4, PLAIN_KEYS, most);
+    for_dtype(cache.dtype, [&]<class E>(E) {
+        launch(attend_one_plain<E>, dim3(unsigned(blocks), unsigned(splits.count)), PLAIN_BLOCK,
+               PlainTile<E>::shared_bytes(cache.d), gpu.queue, splits.partials, CacheView(cache), q,
+               rotation, gpu.pos, chunks);
+    });
+    return splits;
 }
 
-static void merge(CudaBackend& gpu, float* out, const Partial& partials, const CacheLayer& cache,
-                  int splits) {
+void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const CacheLayer& cache) {
     dim3 grid(unsigned(cache.H), unsigned((cache.d + MERGE_PIECE - 1) / MERGE_PIECE));
-    size_t floats = size_t(splits + cache.d + MERGE_PIECE + MERGE_BLOCK);
-    launch(merge_kernel, grid, MERGE_BLOCK, floats * sizeof(float), gpu.queue, out, partials,
-           CacheView(cache), splits);
+    size_t floats = size_t(splits.count + cache.d + MERGE_PIECE + MERGE_BLOCK);
+    launch(merge_kernel, grid, MERGE_BLOCK, floats * sizeof(float), gpu.queue, out, splits.partials,
+           CacheView(cache), splits.count);
 }
 
 void attend_one(CudaBackend& gpu, float* out, const float* q, const float* rotation,
                 const CacheLayer& cache) {
-    int chunks = (cache.H / cache.G + PLAIN_ROWS - 1) / PLAIN_ROWS, blocks = cache.G * chunks;
-    int splits = splits_of(gpu, cache, blocks, 4, PLAIN_KEYS);
-    size_t floats = size_t(splits) * size_t(cache.H) * size_t(cache.d + 2);
-    Partial partials{static_cast<float*>(gpu.scratch(CudaBackend::Scratch::Partials,
-                                                     floats * sizeof(float))),
-                     cache.H, cache.d};
-    for_dtype(cache.dtype, [&]<class E>(E) {
-        launch(attend_one_plain<E>, dim3(unsigned(blocks), unsigned(splits)), PLAIN_BLOCK,
-               PlainTile<E>::shared_bytes(cache.d), gpu.queue, partials, CacheView(cache), q,
-               rotation, gpu.pos, chunks);
-    });
-    merge(gpu, out, partials, cache, splits);
+    merge_splits(gpu, out,
+                 tensor_cores(gpu, cache) ? attend_splits_tensor(gpu, q, rotation, cache)
+                                          : attend_splits_plain(gpu, q, rotation, cache),
+                 cache);
 }
 
 }  // namespace stief

@@ -1,5 +1,7 @@
 // The two attentions behind CudaBackend::attend, and how one kernel is chosen for a call.
 #pragma once
+#include <algorithm>
+
 #include "cache_rows.cuh"
 
 namespace stief {
@@ -12,8 +14,15 @@ void attend_one(CudaBackend& gpu, float* out, const float* q, const float* rotat
 void attend_tiles(CudaBackend& gpu, float* out, const float* q, const float* rotation,
                   const CacheLayer& cache, const Step& step);
 
-// What one split of one query head found: after its keys  max = max s,  sum = Σ e^(s − max),
-// acc = Σ e^(s − max) c  in latent coordinates. Without keys: −∞, 0, and acc is not written.
+constexpr float LOG2_E = 1.44269504088896341f;  // queries are scaled by it: e^s = 2^(s log₂ e)
+
+// Tensor cores serve rows of 16 bits and heads of 64 and 128, unless all is to be exact.
+inline bool tensor_cores(const CudaBackend& gpu, const CacheLayer& cache) {
+    return cache.dtype != DType::F32 && !gpu.exact && (cache.d == 64 || cache.d == 128);
+}
+
+// What one split of one query head found: after its keys  max = max s,  sum = Σ 2^(s − max),
+// acc = Σ 2^(s − max) c  in latent coordinates. Without keys: −∞, 0, and acc is not written.
 struct Partial {
     float* memory;  // (splits, H, d + 2)
     int H, d;
@@ -21,5 +30,41 @@ struct Partial {
         return memory + (size_t(split) * size_t(H) + size_t(h)) * size_t(d + 2);
     }
 };
+
+// How many splits there are of the positions: so many blocks that every multiprocessor has `each`,
+// but never more than a full cache has tiles, nor than `most`. The same for every position, as a
+// captured step is replayed at others.
+struct Splits {
+    Partial partials;
+    int count;
+    Splits(CudaBackend& gpu, const CacheLayer& cache, int blocks, int each, int tile, int most) {
+        int tiles = (cache.capacity + tile - 1) / tile;
+        count = std::max(1, std::min({most, tiles, gpu.multiprocessors * each / blocks}));
+        size_t floats = size_t(count) * size_t(cache.H) * size_t(cache.d + 2);
+        void* memory = gpu.scratch(CudaBackend::Scratch::Partials, floats * sizeof(float));
+        partials = {static_cast<float*>(memory), cache.H, cache.d};
+    }
+};
+
+// The share of positions 0 … S − 1 that a split has: whole tiles, the same for every block.
+struct Share {
+    int first, end;
+    __device__ Share(int S, int split, int splits, int tile) {
+        int each = ((S + splits - 1) / splits + tile - 1) / tile * tile;
+        first = min(S, split * each), end = min(S, first + each);
+    }
+};
+
+// The partials of decode, with tensor cores (attention_tensor.cu) and without, and their merging.
+constexpr int ANY_SPLITS = 1 << 30;
+Splits attend_splits_tensor(CudaBackend& gpu, const float* q, const float* rotation,
+                            const CacheLayer& cache, int most = ANY_SPLITS);
+Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotation,
+                           const CacheLayer& cache, int most = ANY_SPLITS);
+void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const CacheLayer& cache);
+
+// attend_tiles where tensor_cores (attention_tiles_tensor.cu).
+void attend_tiles_tensor(CudaBackend& gpu, float* out, const float* q, const float* rotation,
+                         const CacheLayer& cache, int T);
 
 }  // namespace stief

@@ -1,9 +1,9 @@
 // Attention of a few query rows over tiles of keys, all of it in f32 on CUDA cores: exact, any head
 // width, any element type. Decode and prefill both use it where tensor cores do not serve.
 //
-// After every tile, for each query row: max = max s, sum = Σ e^(s − max), acc = Σ e^(s − max) ṽ over
-// the keys seen. Half a warp has one query row: its lanes are the tile's keys in the scores, and
-// every sixteenth coordinate of the values. With an exact window positions are taken in three
+// After every tile, for each query row: max = max s, sum = Σ 2^(s − max), acc = Σ 2^(s − max) ṽ
+// over the keys seen. Half a warp has one query row: its lanes are the tile's keys in the scores,
+// and every sixteenth coordinate of the values. With an exact window positions are taken in three
 // stretches, as src/backend/cpu/attention_tiles.cpp says.
 #pragma once
 #include "attention.cuh"
@@ -31,9 +31,9 @@ struct PlainTile {
     CacheView cache;
     CacheRows k, v;
     const float* rotation;
-    int row, lane;                        // this thread's
-    int token;                            // position of the row's token
-    float *q, *keys, *latent, *p, *cut;   // shared: (ROWS, d), (KEYS, d+1) twice, (ROWS, KEYS) twice
+    int row, lane;                       // this thread's
+    int token;                           // position of the row's token
+    float *q, *keys, *latent, *p, *cut;  // shared: (ROWS, d), (KEYS, d+1) twice, (ROWS, KEYS) twice
     float max = -INFINITY, sum = 0, acc[PLAIN_WIDTH / 16] = {};
 
     static size_t shared_bytes(int d) {
@@ -98,8 +98,8 @@ struct PlainTile {
             int j = lane + 16 * n;
             if (j < width)
                 for (int s = 0; s < PLAIN_KEYS; s++)
-                    acc[n] = fmaf(weights[row * PLAIN_KEYS + s], keys[s * (cache.d + 1) + j],
-                                  acc[n]);
+                    acc[n] =
+                        fmaf(weights[row * PLAIN_KEYS + s], keys[s * (cache.d + 1) + j], acc[n]);
         }
     }
 
@@ -112,8 +112,8 @@ struct PlainTile {
             if (!near) s = truncated;
         }
         if (lane >= count || first + lane > token) s = -INFINITY;
-        float most = fmaxf(max, row_max(s)), keep = max == most ? 1 : expf(max - most);
-        float weight = s == -INFINITY ? 0 : expf(s - most);
+        float most = fmaxf(max, row_max(s)), keep = max == most ? 1 : exp2f(max - most);
+        float weight = s == -INFINITY ? 0 : exp2f(s - most);
         max = most, sum = sum * keep + row_sum(weight);
 #pragma unroll
         for (int n = 0; n < PLAIN_WIDTH / 16; n++) acc[n] *= keep;

@@ -1,13 +1,13 @@
 // Attention of T > 1 tokens by tiles (Dao et al. 2022, FlashAttention): a block has a tile of query
-// rows, tokens times the heads of one kv head, and goes over tiles of keys up to its last token's own
-// position. Memory is one tile of each, whatever T and S. Twin: src/backend/cpu/attention_tiles.cpp.
+// rows, tokens times the heads of one kv head, and goes over tiles of keys up to its last token's
+// own position. Memory is one tile of each, whatever T and S. Twin:
+// src/backend/cpu/attention_tiles.cpp.
 #include "attention_plain.cuh"
 #include "dispatch.cuh"
 
 namespace stief {
 
-// ---- kernels
-// -------------------------------------------------------------------------------------
+// ---- kernels -----------------------------------------------------------------------------------
 
 // grid (tiles of `tokens` tokens, G · chunks of heads), block 256. Shared: as PlainTile says.
 template <class E>
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(PLAIN_BLOCK)
     };
     PlainTile<E> tile(cache, g, rotation);
     tile.token = first + min(tile.row, R - 1) / heads;
-    float scale = 1.0f / sqrtf(float(d));
+    float scale = LOG2_E / sqrtf(float(d));
     for (int j = tile.lane; j < d; j += 16)
         tile.q[tile.row * d + j] = tile.row < R ? scale * q[row_at(tile.row) + size_t(j)] : 0;
     tile.add_range(0, first + tokens, first);  // its first barrier orders q
@@ -40,11 +40,11 @@ __global__ void __launch_bounds__(PLAIN_BLOCK)
     }
 }
 
-// ---- launchers
-// -----------------------------------------------------------------------------------
+// ---- launchers ---------------------------------------------------------------------------------
 
 void attend_tiles(CudaBackend& gpu, float* out, const float* q, const float* rotation,
                   const CacheLayer& cache, const Step& step) {
+    if (tensor_cores(gpu, cache)) return attend_tiles_tensor(gpu, out, q, rotation, cache, step.T);
     int m = cache.H / cache.G, heads = std::min(m, PLAIN_ROWS), chunks = (m + heads - 1) / heads;
     int tokens = PLAIN_ROWS / heads;
     dim3 grid(unsigned((step.T + tokens - 1) / tokens), unsigned(cache.G * chunks));

@@ -7,8 +7,7 @@
 
 namespace stief {
 
-// ---- kernels
-// -------------------------------------------------------------------------------------
+// ---- kernels -----------------------------------------------------------------------------------
 
 constexpr int PRODUCT_BLOCK = 256, PRODUCT_PIECE = 64;  // threads; columns of one block
 
@@ -21,7 +20,8 @@ __global__ void append_kernel(CacheView cache, const float* k, const float* v, c
     int side = int(blockIdx.y) / cache.G, g = int(blockIdx.y) % cache.G, d = cache.d;
     const CacheRows head = cache.rows[blockIdx.y];
     int first = int(blockIdx.x) * TOKENS, count = min(TOKENS, T - first);
-    int column = int(blockIdx.z) * PRODUCT_PIECE, n = min(PRODUCT_PIECE, width_of(head, d) - column);
+    int column = int(blockIdx.z) * PRODUCT_PIECE,
+        n = min(PRODUCT_PIECE, width_of(head, d) - column);
     if (n <= 0) return;
     float* x = reinterpret_cast<float*>(dynamic_shared());  // (TOKENS, d)
     float *c = x + TOKENS * d, *partial = c + TOKENS * PRODUCT_PIECE;
@@ -62,8 +62,7 @@ __global__ void head_product_kernel(float* out, const float* in, CacheView cache
     for (int i = int(threadIdx.x); i < count * d; i += int(blockDim.x)) out[at(i)] = to[i];
 }
 
-// ---- launchers
-// -----------------------------------------------------------------------------------
+// ---- launchers ---------------------------------------------------------------------------------
 
 template <int TOKENS>
 static void launch_append(CudaBackend& gpu, const CacheLayer& cache, const float* k, const float* v,

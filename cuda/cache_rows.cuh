@@ -8,12 +8,13 @@ namespace stief {
 // What kernels know of a CacheLayer: an argument by value.
 struct CacheView {
     const CacheRows* rows;  // (2, G)  keys, then values
-    int H, G, d;
+    int capacity, H, G, d;
     int sinks, recent, ring;
     bool rotated;
 
     explicit CacheView(const CacheLayer& cache)
         : rows(cache.rows),
+          capacity(cache.capacity),
           H(cache.H),
           G(cache.G),
           d(cache.d),

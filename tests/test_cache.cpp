@@ -70,15 +70,21 @@ Floats rotations(int S, int d) {
     return table;
 }
 
-// x[:r] of E-coordinates, decoded: x E J_r D, in double.
-Doubles through(const float* x, const HeadBasis& basis, int r, int d) {
+double rounded(double x, DType dtype) {
+    if (dtype == DType::F16) return double(to_float(to_f16(float(x))));
+    if (dtype == DType::BF16) return double(to_float(to_bf16(float(x))));
+    return x;
+}
+
+// x[:r] of E-coordinates, stored and decoded: round(x E) J_r D, in double.
+Doubles through(const float* x, const HeadBasis& basis, int r, int d, DType dtype) {
     Doubles c(size_t(d), 0.0), out(c);
     for (int i = 0; i < d; i++)
         for (int j = 0; j < d; j++)
             c[size_t(j)] += double(x[i]) * double(basis.encode[size_t(i * d + j)]);
     for (int i = 0; i < r; i++)
         for (int j = 0; j < d; j++)
-            out[size_t(j)] += c[size_t(i)] * double(basis.decode[size_t(i * d + j)]);
+            out[size_t(j)] += rounded(c[size_t(i)], dtype) * double(basis.decode[size_t(i * d + j)]);
     return out;
 }
 
@@ -90,22 +96,37 @@ void rotate_double(Doubles& x, const float* angle) {
     }
 }
 
+// Every row of one side, all d coordinates of it or truncated, as attention means it.
+struct Decoded {
+    std::vector<Doubles> exact, cut;                       // (S, G)
+    Decoded(const Case& c, const std::vector<HeadBasis>& basis, const Floats& x, DType dtype,
+            const Floats* rotation) {
+        for (int row = 0; row < c.S * c.G; row++)
+            for (bool whole : {true, false}) {
+                const HeadBasis& head = basis[size_t(row % c.G)];
+                Doubles one = through(&x[size_t(row * c.d)], head, whole ? c.d : head.r, c.d, dtype);
+                if (rotation) rotate_double(one, &(*rotation)[size_t(row / c.G * c.d)]);
+                (whole ? exact : cut).push_back(one);
+            }
+    }
+};
+
 // The definition: every key and value that token t sees, exact or truncated, then plain attention.
-Doubles definition(const Case& c, const Bases& bases, const Floats& q, const Floats& k,
+Doubles definition(const Case& c, const Bases& bases, DType dtype, const Floats& q, const Floats& k,
                    const Floats& v, const Floats& rotation) {
     Doubles out;
     const LayerBasis& layer = bases.layer[0];
+    Decoded keys_of(c, layer.k, k, dtype, c.rotated ? nullptr : &rotation);
+    Decoded values_of(c, layer.v, v, dtype, nullptr);
     for (int t = 0; t < c.S; t++)
         for (int h = 0; h < c.H; h++) {
             int g = h / (c.H / c.G);
             Doubles keys, values;
             for (int s = 0; s <= t; s++) {
                 bool exact = s < c.sinks || t - s < c.recent;
-                const HeadBasis &bk = layer.k[size_t(g)], &bv = layer.v[size_t(g)];
-                size_t row = size_t(s * c.G + g) * size_t(c.d);
-                Doubles key = through(&k[row], bk, exact ? c.d : bk.r, c.d);
-                if (!c.rotated) rotate_double(key, &rotation[size_t(s) * size_t(c.d)]);
-                Doubles value = through(&v[row], bv, exact ? c.d : bv.r, c.d);
+                size_t row = size_t(s * c.G + g);
+                const Doubles& key = (exact ? keys_of.exact : keys_of.cut)[row];
+                const Doubles& value = (exact ? values_of.exact : values_of.cut)[row];
                 keys.insert(keys.end(), key.begin(), key.end());
                 values.insert(values.end(), value.begin(), value.end());
             }
@@ -113,6 +134,40 @@ Doubles definition(const Case& c, const Bases& bases, const Floats& q, const Flo
                                    c.d, c.d, c.d);
         }
     return out;
+}
+
+// Appends and attends S tokens of one layer, `piece` at a time, and compares all outputs.
+void check_case(const Case& c, const std::vector<int>& ranks, DType dtype, bool exact,
+                std::initializer_list<int> pieces, double tolerance) {
+    CAPTURE(std::string(c.why));
+    CAPTURE(name_of(dtype));
+    CAPTURE(exact);
+    Config config = config_of(c);
+    Bases bases = random_bases(config, ranks, c.rotated);
+    bases.sinks = c.sinks, bases.recent = c.recent;
+    size_t width = size_t(c.d);
+    Floats q = normals(size_t(c.S * c.H) * width, 1), k = normals(size_t(c.S * c.G) * width, 2);
+    Floats v = normals(size_t(c.S * c.G) * width, 3), rotation = rotations(c.S, c.d);
+    Doubles want = definition(c, bases, dtype, q, k, v, rotation);
+    for (int piece : pieces) {
+        CAPTURE(piece);
+        check_everywhere(want, tolerance, {}, [&](Lab& lab, float* out) {
+            Backend& backend = *lab.backend;
+            backend.exact = exact;
+            KvCache cache(backend, config, c.S, dtype, &bases, std::max(pieces));
+            std::vector<char> nan(cache.rows.bytes, char(0xff));
+            backend.upload(cache.rows.data, nan.data(), nan.size());
+            const float *keys = lab.in(k), *values = lab.in(v), *queries = lab.in(q);
+            const float* angles = lab.in(rotation);
+            for (int pos = 0; pos < c.S; pos += piece) {
+                Step step{pos, std::min(piece, c.S - pos)};
+                size_t kv = size_t(pos * c.G) * width, head = size_t(pos * c.H) * width;
+                lab.step(step);
+                backend.append(cache.layer[0], keys + kv, values + kv, step);
+                backend.attend(out + head, queries + head, angles, cache.layer[0], step);
+            }
+        });
+    }
 }
 
 std::vector<float> run(Model& model, const std::vector<Token>& ids, const Bases* bases, DType type,
@@ -153,35 +208,35 @@ TEST_CASE("attention over truncated rows is its definition, whatever was appende
         {2, 1, 128, 4, 64, 300, true, "wide heads, one past a split"},
         {2, 1, 128, 4, 64, 300, false, "wide heads, one past a split, keys before rotation"},
     };
-    for (const Case& c : cases) {
-        CAPTURE(std::string(c.why));
-        Config config = config_of(c);
-        int most = c.d / 4 * 4;
-        Bases bases = random_bases(config, {8, c.d, 0, 4, most, 4, c.d / 8 * 4}, c.rotated);
-        bases.sinks = c.sinks, bases.recent = c.recent;
-        size_t width = size_t(c.d);
-        Floats q = normals(size_t(c.S * c.H) * width, 1), k = normals(size_t(c.S * c.G) * width, 2);
-        Floats v = normals(size_t(c.S * c.G) * width, 3), rotation = rotations(c.S, c.d);
-        Doubles want = definition(c, bases, q, k, v, rotation);
-        for (int piece : {1, 7, 31}) {
-            CAPTURE(piece);
-            check_everywhere(want, 1e-10, {}, [&](Lab& lab, float* out) {
-                Backend& backend = *lab.backend;
-                KvCache cache(backend, config, c.S, DType::F32, &bases, 31);
-                std::vector<char> nan(cache.rows.bytes, char(0xff));
-                backend.upload(cache.rows.data, nan.data(), nan.size());
-                const float *keys = lab.in(k), *values = lab.in(v), *queries = lab.in(q);
-                const float* angles = lab.in(rotation);
-                for (int pos = 0; pos < c.S; pos += piece) {
-                    Step step{pos, std::min(piece, c.S - pos)};
-                    size_t kv = size_t(pos * c.G) * width, head = size_t(pos * c.H) * width;
-                    lab.step(step);
-                    backend.append(cache.layer[0], keys + kv, values + kv, step);
-                    backend.attend(out + head, queries + head, angles, cache.layer[0], step);
-                }
-            });
-        }
-    }
+    for (const Case& c : cases)
+        check_case(c, {8, c.d, 0, 4, c.d / 4 * 4, 4, c.d / 8 * 4}, DType::F32, true, {1, 7, 31}, 1e-10);
+}
+
+// What is stored is rounded once, in the definition as well; beyond that a matrix unit rounds queries,
+// keys that it rebuilds, the basis and the weights: four relative errors of at most u (and an element
+// of c may round the other way), so 4 u² for the square of their sum if they are independent.
+TEST_CASE("attention over rows of 16 bits is its definition: windows, both kinds of key, any group") {
+    const struct {
+        Case c;
+        std::vector<int> ranks;  // keys, then values of each head
+        std::initializer_list<int> pieces;
+    } cases[] = {
+        {{4, 2, 64, 0, 0, 70, true, "no window"}, {64, 20, 36, 64}, {1, 33}},
+        {{4, 2, 64, 0, 0, 70, false, "no window, before rotation"}, {28, 64, 32, 4}, {1, 33}},
+        {{4, 2, 64, 4, 17, 150, true, "a window"}, {12, 0, 64, 40}, {1, 70}},
+        {{4, 2, 64, 4, 17, 150, false, "a window, before rotation"}, {12, 16, 0, 40}, {1, 70}},
+        {{3, 3, 64, 70, 5, 90, false, "sinks beyond a tile, every head its own"}, {16, 8}, {1, 5}},
+        {{9, 1, 64, 0, 40, 60, true, "nine heads of one kv head"}, {8, 44}, {1, 13}},
+        {{17, 1, 64, 3, 0, 20, false, "seventeen heads, no recent tokens"}, {20, 24}, {1, 20}},
+        {{2, 1, 128, 4, 64, 200, true, "wide heads"}, {32, 60}, {1, 128}},
+        {{2, 1, 128, 4, 64, 200, false, "wide heads, before rotation"}, {36, 128}, {1, 128}},
+        {{2, 2, 20, 4, 9, 40, false, "a width of no tensor core"}, {8, 20, 4, 12}, {1, 7}},
+    };
+    for (auto& [c, ranks, pieces] : cases)
+        for (DType dtype : {DType::F16, DType::BF16})
+            for (bool exact : {true, false})
+                check_case(c, ranks, dtype, exact, pieces,
+                           4 * (dtype == DType::F16 ? TOL_F16 : TOL_BF16));
 }
 
 TEST_CASE("a cache of full rank in the identity basis is the plain cache, to the last bit") {

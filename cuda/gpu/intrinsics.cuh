@@ -148,12 +148,26 @@ __device__ __forceinline__ void load_matrix_x2_transposed(uint32_t (&r)[2],
                  : "memory");
 }
 
+// A matrix of 8 x 8 elements of 16 bits, transposed: in, a lane holds (g, 2t) and (g, 2t+1); out, the
+// elements (2t, g) and (2t+1, g).
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t pair) {
+    uint32_t out;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
+    return out;
+}
+
 // ---- memory -----------------------------------------------------------------------------------
 
 // 16 bytes, both ends aligned to 16, there after copy_async_wait; zeros where not valid (no read).
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
                  "l"(__cvta_generic_to_global(global)), "r"(valid ? 16 : 0)
+                 : "memory");
+}
+// The same for 8 bytes, both ends aligned to 8.
+__device__ __forceinline__ void copy_async_8(void* shared, const void* global, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)),
+                 "l"(__cvta_generic_to_global(global)), "r"(valid ? 8 : 0)
                  : "memory");
 }
 // This thread's copies since the last commit become one group.

@@ -22,6 +22,7 @@ namespace simt {
 struct Copy {
     void* to;
     uint4 bytes;  // read when the copy was begun
+    size_t count;
 };
 struct Copies {
     std::vector<Copy> open;  // not committed yet
@@ -33,12 +34,19 @@ void forget_copies(unsigned threads) {
     for (unsigned i = 0; i < threads; i++) copies[i].open.clear(), copies[i].groups.clear();
 }
 
-void copy_async(void* shared, const void* global, bool valid) {
-    if (uintptr_t(shared) % 16 || !in_shared(shared, 16))
-        fail("%s: cp.async to %p: expected 16 aligned bytes of shared memory", where().c_str(),
-             shared);
-    std::memset(shared, 0xFF, 16);
-    copies[threadIdx.x].open.push_back({shared, valid ? load_16(global) : uint4{}});
+void copy_async(void* shared, const void* global, size_t bytes, bool valid) {
+    if (uintptr_t(shared) % bytes || !in_shared(shared, bytes))
+        fail("%s: cp.async to %p: expected %zu aligned bytes of shared memory", where().c_str(),
+             shared, bytes);
+    if (valid && uintptr_t(global) % bytes)
+        fail("%s: cp.async of %zu bytes from %p, which is not aligned", where().c_str(), bytes,
+             global);
+    if (valid && !fits(global, bytes))
+        fail("%s: cp.async past the end of its allocation", where().c_str());
+    std::memset(shared, 0xFF, bytes);
+    Copy copy{shared, {}, bytes};
+    if (valid) std::memcpy(&copy.bytes, global, bytes);
+    copies[threadIdx.x].open.push_back(copy);
 }
 
 void copy_async_commit() {
@@ -50,7 +58,7 @@ void copy_async_commit() {
 void copy_async_wait(size_t unfinished) {
     auto& groups = copies[threadIdx.x].groups;
     for (; groups.size() > unfinished; groups.pop_front())
-        for (const Copy& copy : groups.front()) std::memcpy(copy.to, &copy.bytes, 16);
+        for (const Copy& copy : groups.front()) std::memcpy(copy.to, &copy.bytes, copy.count);
 }
 
 }  // namespace simt

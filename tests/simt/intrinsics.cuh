@@ -160,6 +160,7 @@ void mma_bf16(void** lanes, unsigned mask);  // each a Mma
 void mma_f16(void** lanes, unsigned mask);
 void mma_tf32(void** lanes, unsigned mask);
 
+void transpose(void** lanes, unsigned mask);  // each (in, out)
 // count matrices of 8 rows of 16 bytes.
 void load_matrices(uint32_t* r, int count, bool transposed, const void* row, const Site& site);
 
@@ -194,8 +195,17 @@ inline void load_matrix_x2_transposed(uint32_t (&r)[2], const void* shared_row,
     simt::load_matrices(r, 2, true, shared_row, site);
 }
 
+inline uint32_t transpose_8x8(uint32_t pair, simt::Site site = simt::Site::current()) {
+    uint32_t operands[2] = {pair, 0};
+    simt::meet(~0u, operands, simt::transpose, site);
+    return operands[1];
+}
+
 inline void copy_async_16(void* shared, const void* global, bool valid) {
-    simt::copy_async(shared, global, valid);
+    simt::copy_async(shared, global, 16, valid);
+}
+inline void copy_async_8(void* shared, const void* global, bool valid) {
+    simt::copy_async(shared, global, 8, valid);
 }
 inline void copy_async_commit() {
     simt::copy_async_commit();

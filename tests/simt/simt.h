@@ -111,7 +111,7 @@ char* shared_memory();
 bool in_shared(const void* address, size_t bytes);
 
 // A fiber's own copies that are under way (async.cpp).
-void copy_async(void* shared, const void* global, bool valid);
+void copy_async(void* shared, const void* global, size_t bytes, bool valid);
 void copy_async_commit();
 void copy_async_wait(size_t unfinished);
 

@@ -57,6 +57,18 @@ void mma_tf32(void** lanes, unsigned) {
     multiply_add(lanes, A, B);
 }
 
+void transpose(void** lanes, unsigned) {
+    for (int lane = 0; lane < 32; lane++) {
+        int g = lane / 4, t = lane % 4;
+        uint32_t* mine = static_cast<uint32_t*>(lanes[lane]);
+        mine[1] = 0;
+        for (int half = 0; half < 2; half++) {
+            uint32_t pair = *static_cast<uint32_t*>(lanes[(2 * t + half) * 4 + g / 2]);
+            mine[1] |= (pair >> 16 * (g % 2) & 0xffffu) << 16 * half;
+        }
+    }
+}
+
 struct Rows {
     uint32_t* r;
     const void* row;
