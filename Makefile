@@ -225,8 +225,10 @@ $(BUILD)/tools/%.o: tools/%.cpp $(BUILD)/flags
 
 LEARN    ?= ../shared/data/text/novels-train.txt
 MEASURE  ?= ../shared/data/text/novels-heldout.txt
-tables: found stief              ## the README's tables: LEARN=text MEASURE=text (about 15 minutes)
-	tools/tables.sh ./stief models/parlour $(LEARN) $(MEASURE)
+WIKITEXT ?= ../shared/data/text/wikitext2-test.txt
+C4       ?= ../shared/data/text/c4-sample.jsonl.gz
+tables: found stief              ## the README's tables: LEARN= MEASURE= WIKITEXT= C4= (30 minutes)
+	tools/tables.sh ./stief models/parlour $(LEARN) $(MEASURE) $(WIKITEXT) $(C4)
 
 bench: found stief               ## speed of the model that ships, as shares of the measured bandwidth
 	./stief bench models/parlour

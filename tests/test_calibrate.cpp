@@ -61,7 +61,7 @@ TEST_CASE("every method and space keeps to its budget of bytes and opens again")
         for (bool shared : {false, true})
             for (const char* keys : {"pre", "post", "auto"})
                 for (double keep : {0.3, 0.5, 1.0}) {
-                    // A flat spectrum has no threshold between no rank and one for every head.
+                    // At d = 8 a rank for every head is half of the cache.
                     if (std::string(method) == "eigen" && keep < 0.5) continue;
                     CAPTURE(method);
                     CAPTURE(shared);
@@ -69,7 +69,8 @@ TEST_CASE("every method and space keeps to its budget of bytes and opens again")
                     CAPTURE(keep);
                     Tried tried;
                     CalibrationOptions& o = tried.options;
-                    o.method = method, o.key_basis_per_layer = shared, o.query_metric = !shared;
+                    o.method = method, o.key_basis_per_layer = shared,
+                    o.metric = shared ? "identity" : "output";
                     o.keys = keys, o.keep = keep, o.steps = 2;
                     CalibrationResult result = tried.run();
                     CHECK(double(result.bytes_per_token) <=
@@ -139,7 +140,7 @@ TEST_CASE("an error budget is met by every layer, measured") {
             CAPTURE(budget);
             Tried tried;
             tried.options.keep = 0, tried.options.error_budget = budget;
-            tried.options.method = method, tried.options.query_metric = false;
+            tried.options.method = method, tried.options.metric = "identity";
             CalibrationResult result = tried.run();
             for (double error : result.error) CHECK(error <= budget);
             if (budget > 0.2) CHECK(result.bytes_per_token < result.full_bytes_per_token);
@@ -207,6 +208,14 @@ TEST_CASE("too little text and too small a budget say what is missing") {
     small.options.keep = 0.01;
     CHECK_THROWS_WITH_AS(small.run(),
                          doctest::Contains("too few for the smallest rank of one head"), Error);
+    Tried flat;  // any threshold keeps something of every head
+    flat.options.method = "eigen", flat.options.keep = 0.45;
+    auto never = [](size_t, size_t, const std::string&) { FAIL("work was done"); };
+    CHECK_THROWS_WITH_AS(
+        flat.run(never),
+        doctest::Contains(
+            "too few for the smallest rank of every head, the least of --method eigen"),
+        Error);
 }
 
 TEST_CASE("an output that cannot be written is said before any work") {

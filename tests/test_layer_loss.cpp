@@ -4,7 +4,7 @@
 
 #include "backends.h"
 #include "calibrate/stiefel.h"
-#include "reference_llama.h"
+#include "reference_layer.h"
 #include "tiny_model.h"
 
 using namespace stief;
@@ -47,54 +47,6 @@ void cut(Vec& all, size_t at, const Unit& unit) {
         identity(d));
     for (size_t i = 0; i < d; i++) all[at + i] = row(0, i);
 }
-
-// Σ ‖y − ŷ‖² of layer 0 by the equations, one token at a time.
-struct ReferenceLayer {
-    const Config& c;
-    const LayerWeights& w;
-    std::vector<double> theta;
-    bool rotated;
-    int pos;
-
-    std::vector<Vec> run(const std::vector<Vec>& x, const std::vector<Unit>& k_units,
-                         const std::vector<Unit>& v_units) const {
-        size_t d = size_t(c.d), group = size_t(c.H / c.G);
-        std::vector<Vec> keys, values, out;
-        for (size_t t = 0; t < x.size(); t++) {
-            Vec xn = normed(x[t], w.attn_norm, double(c.norm_eps));
-            Vec q = product(w.wq, xn), k = product(w.wk, xn), v = product(w.wv, xn);
-            rotate(q, d, size_t(pos) + t, theta);
-            if (rotated) rotate(k, d, size_t(pos) + t, theta);
-            for (size_t g = 0; g < size_t(c.G); g++)
-                cut(k, g * d, k_units[g]), cut(v, g * d, v_units[g]);
-            if (!rotated) rotate(k, d, size_t(pos) + t, theta);
-            keys.push_back(k), values.push_back(v);
-
-            Vec att(q.size(), 0.0);
-            for (size_t h = 0; h < size_t(c.H); h++) {
-                Vec p(t + 1);
-                double sum = 0;
-                for (size_t s = 0; s <= t; s++) {
-                    for (size_t i = 0; i < d; i++)
-                        p[s] += q[h * d + i] * keys[s][h / group * d + i];
-                    sum += p[s] = std::exp(p[s] / std::sqrt(double(d)));
-                }
-                for (size_t s = 0; s <= t; s++)
-                    for (size_t i = 0; i < d; i++)
-                        att[h * d + i] += p[s] / sum * values[s][h / group * d + i];
-            }
-            Vec y = x[t], o = product(w.wo, att);
-            for (size_t i = 0; i < y.size(); i++) y[i] += o[i];
-            Vec yn = normed(y, w.ffn_norm, double(c.norm_eps));
-            Vec gate = product(w.w_gate, yn), up = product(w.w_up, yn);
-            for (size_t i = 0; i < gate.size(); i++) gate[i] *= up[i] / (1 + std::exp(-gate[i]));
-            Vec down = product(w.w_down, gate);
-            for (size_t i = 0; i < y.size(); i++) y[i] += down[i];
-            out.push_back(y);
-        }
-        return out;
-    }
-};
 
 double distance(const std::vector<Vec>& a, const std::vector<Vec>& b) {
     double sum = 0;
@@ -155,9 +107,10 @@ TEST_CASE("the gradient of the layer's error in every basis is its central diffe
             cuts.v[g] = cut_to_rank(v_units[g].Q, v_units[g].metric, one.rv);
         }
         ReferenceLayer layer{c, model.weights.layer[0], rope_frequencies(c), one.rotated, pos};
-        std::vector<Unit> whole(G, {identity(d), identity_metric(d), d});
-        std::vector<Vec> y = layer.run(rows, whole, whole),
-                         cut_y = layer.run(rows, k_units, v_units);
+        auto cut_all = [&](size_t, Vec& k, Vec& v) {
+            for (size_t g = 0; g < G; g++) cut(k, g * d, k_units[g]), cut(v, g * d, v_units[g]);
+        };
+        std::vector<Vec> y = layer.run(rows), cut_y = layer.run(rows, cut_all);
 
         std::vector<Matrix> differences_k(G, Matrix(d, d)), differences_v = differences_k;
         for (bool values : {false, true})
@@ -167,9 +120,9 @@ TEST_CASE("the gradient of the layer's error in every basis is its central diffe
                     for (size_t j = 0; j < unit.r && unit.r < d; j++) {
                         double h = 1e-5, keep = unit.Q(i, j);
                         unit.Q(i, j) = keep + h;
-                        double above = distance(y, layer.run(rows, k_units, v_units));
+                        double above = distance(y, layer.run(rows, cut_all));
                         unit.Q(i, j) = keep - h;
-                        double below = distance(y, layer.run(rows, k_units, v_units));
+                        double below = distance(y, layer.run(rows, cut_all));
                         unit.Q(i, j) = keep;
                         (values ? differences_v : differences_k)[g](i, j) =
                             (above - below) / (2 * h);

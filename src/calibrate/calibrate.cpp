@@ -16,9 +16,12 @@ constexpr size_t SENSITIVITY_SEQUENCES = 4;
 LayerBases warm_start(CalibrationRun& run, const LayerInputs& inputs, const Moments& moments,
                       int l) {
     const CalibrationOptions& o = run.options;
-    LayerBases pre = warm_start_layer(run.model, moments, l, false, o);
+    OutputMoments probed(run.model.config);
+    if (o.metric == "output" && o.method != "identity")
+        probed = probe_output(run.pass, inputs, l, o.seed, [&] { run.ticker(2); });
+    LayerBases pre = warm_start_layer(run.model, moments, probed, l, false, o);
     if (o.keys == "pre") return pre;
-    LayerBases post = warm_start_layer(run.model, moments, l, true, o);
+    LayerBases post = warm_start_layer(run.model, moments, probed, l, true, o);
     if (o.keys == "post") return post;
     const Config& c = run.model.config;
     std::vector<int> whole(size_t(c.G), c.d);
@@ -36,8 +39,8 @@ LayerBases learn_layer(CalibrationRun& run, const LayerInputs& inputs, const Mom
                        int l, EndToEnd& end_to_end) {
     const Config& c = run.model.config;
     const CalibrationOptions& o = run.options;
-    run.ticker.phase = format("layer %d of %d, descent", l + 1, c.L);
     LayerBases bases = warm_start(run, inputs, moments, l);
+    run.ticker.phase = format("layer %d of %d, descent", l + 1, c.L);
     if (o.method == "stiefel") descend(run.pass, inputs, bases, l, o, [&] { run.ticker(2); });
 
     run.ticker.phase = format("layer %d of %d, error against rank", l + 1, c.L);
@@ -73,15 +76,17 @@ size_t full_bytes(const Config& c, const CalibrationOptions& options) {
     return 2 * size_t(c.L) * size_t(c.G) * size_t(c.d) * size_of(options.cache);
 }
 
-// Said before any work; the thresholds of --method eigen may turn out to need more.
-void require_budget(const CalibrationResult& result) {
+// Said before any work. A threshold on the spectra, however low, keeps something of every head.
+void require_budget(const CalibrationResult& result, const Config& c) {
     const CalibrationOptions& o = result.options;
-    double least = double(RANK_STEP) * double(size_of(o.cache));
+    bool eigen = o.method == "eigen";
+    int heads = eigen ? 2 * c.L * c.G : 1;
+    double least = double(heads) * std::min(RANK_STEP, c.d) * double(size_of(o.cache));
     double bytes = o.keep * double(result.full_bytes_per_token);
     check(o.keep == 0 || bytes >= least,
-          "--keep %g is %.1f bytes a token, too few for the smallest rank of one head (%.0f); use "
+          "--keep %g is %.1f bytes a token, too few for the smallest rank of %s (%.0f); use "
           "a larger one",
-          o.keep, bytes, least);
+          o.keep, bytes, eigen ? "every head, the least of --method eigen" : "one head", least);
 }
 
 }  // namespace
@@ -93,7 +98,7 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
     CalibrationResult result;
     result.options = options;
     result.full_bytes_per_token = full_bytes(model.config, options);
-    require_budget(result);
+    require_budget(result, model.config);
     CalibrationRun run(model, text, options, progress);
     Partial partial(output, run.key(), options.resume);
 
@@ -129,7 +134,7 @@ void write_bases(const CalibrationResult& result, const Model& model, const Cali
                                        o.steps, o.keys.c_str());
     bases.metadata["method"] = o.method;
     bases.metadata["key_basis"] = o.key_basis_per_layer ? "layer" : "head";
-    bases.metadata["metric"] = o.query_metric ? "query" : "identity";
+    bases.metadata["metric"] = o.metric;
     bases.metadata["seed"] = std::to_string(o.seed);
     bases.metadata["perplexity_full"] = format("%.6g", result.measured.reference.perplexity);
     bases.metadata["perplexity"] = format("%.6g", result.measured.loss.perplexity);

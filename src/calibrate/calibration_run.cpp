@@ -44,15 +44,16 @@ size_t CalibrationRun::passes_of_a_layer() const {
     size_t there_and_back = 2 * size_t(options.steps) * size_t(options.batch);
     size_t curves = curve_sequences(model.config, held_out.count()) * size_t(model.config.G) *
                     PASSES_OF_A_CURVE;
-    return learn.count() + there_and_back + curves;
+    size_t probes = options.metric == "output" ? 2 * learn.count() : 0;
+    return learn.count() + probes + there_and_back + curves;
 }
 
 uint64_t CalibrationRun::key() const {
     const CalibrationOptions& o = options;
     std::string words = format(
-        "%s %s %s %d %d %.17g %d %d %d %d %d %.17g %llu %d %016llx",
+        "%s %s %s %d %s %.17g %d %d %d %d %d %.17g %llu %d %016llx",
         model.backend->name.c_str(), o.method.c_str(), o.keys.c_str(),
-        int(o.key_basis_per_layer), int(o.query_metric), o.error_budget, o.tokens, o.sequence,
+        int(o.key_basis_per_layer), o.metric.c_str(), o.error_budget, o.tokens, o.sequence,
         o.held_out, o.steps, o.batch, o.tau, (unsigned long long)o.seed, int(model.backend->exact),
         (unsigned long long)model.weights.fingerprint(model.config));
     uint64_t hash = hash_bytes(words.data(), words.size());

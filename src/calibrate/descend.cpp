@@ -6,8 +6,9 @@
 // keys and once for its values, by the sum over the grid of held-out errors with that side alone
 // cut.
 //
-// Unlike the method's tau = 0.05 a step is 0.1: in 150 steps of parlour it ends lower (KL at 1/4 of
-// the bytes 0.144 against 0.151, at 1/2 0.0323 against 0.0336).
+// Unlike the method's tau = 0.05 a step is 0.1: in 150 steps of parlour from the query metric's
+// eigenbases it ends lower (KL at 1/4 of the bytes 0.144 against 0.151, at 1/2 0.0323 against
+// 0.0336).
 #include <algorithm>
 
 #include "calibrate/layer_bases.h"

@@ -16,10 +16,15 @@ void LayerPass::backward(const LayerCuts& cuts, const float* Y, double scale,
                          LayerGradient& gradient) {
     size_t count = size_t(T) * size_t(c.D);
     ops_back->scaled_difference(dy, out, target(Y), float(2 * scale), count);
+    pull_back();
+    to_gradient(cuts, gradient);
+}
+
+// dy: in dŶ; out dk of rotated keys, dv.
+void LayerPass::pull_back() {
     back_through_mlp();
     model.backend->matmul_transposed(datt, dy, model.layer[size_t(l)].wo, T);
     for (int g = 0; g < c.G; g++) back_through_attention(g);
-    to_gradient(cuts, gradient);
 }
 
 // dy: in dŶ, out dx1.

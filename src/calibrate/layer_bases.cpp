@@ -58,11 +58,26 @@ static Matrix output_energy(const Model& model, int l, int g) {
     return energy;
 }
 
-static Metric key_metric(const Matrix& queries, bool rotated) {
+static Metric query_metric(const Matrix& queries, bool rotated) {
     if (rotated) return metric_of(queries);
     std::vector<double> square;  // a pair's sum is the same before and after rotation
     for (size_t i = 0; i < queries.rows; i++) square.push_back(queries(i, i));
     return pre_rotation_metric(square);
+}
+
+static Matrix sum_over(const BasisUnit& unit, const std::vector<Matrix>& heads) {
+    Matrix sum(heads[0].rows, heads[0].cols);
+    for (int g = unit.first; g < unit.first + unit.count; g++) add_scaled(sum, 1, heads[size_t(g)]);
+    return sum;
+}
+
+static ProbedSide sum_over(const BasisUnit& unit, const std::vector<ProbedSide>& heads) {
+    ProbedSide sum = heads[size_t(unit.first)];
+    for (int g = unit.first + 1; g < unit.first + unit.count; g++) {
+        add_scaled(sum.energy, 1, heads[size_t(g)].energy);
+        add_scaled(sum.moment, 1, heads[size_t(g)].moment);
+    }
+    return sum;
 }
 
 static void find_warm(BasisUnit& unit, const Matrix& moment, const CalibrationOptions& options) {
@@ -73,34 +88,33 @@ static void find_warm(BasisUnit& unit, const Matrix& moment, const CalibrationOp
     unit.Q = unit.warm;
 }
 
-LayerBases warm_start_layer(Model& model, const Moments& moments, int l, bool rotated,
-                            const CalibrationOptions& options) {
+LayerBases warm_start_layer(Model& model, const Moments& moments, const OutputMoments& probed,
+                            int l, bool rotated, const CalibrationOptions& options) {
     const Config& c = model.config;
-    size_t G = size_t(c.G), d = size_t(c.d);
     LayerBases bases;
     bases.rotated = rotated;
-    const std::vector<Matrix>& keys = rotated ? moments.k_rotated : moments.k;
-    bool query = options.query_metric && options.method != "identity";
+    std::string metric = options.method == "identity" ? "identity" : options.metric;
     int shared = options.key_basis_per_layer ? c.G : 1;
-    for (int g = 0; g < c.G; g += shared) {
-        BasisUnit unit{false, g, shared, identity_metric(d), {}, {}, {}};
-        Matrix moment(d, d), queries(d, d);
-        for (int i = g; i < g + shared; i++) {
-            add_scaled(moment, 1, keys[size_t(i)]);
-            add_scaled(queries, 1, moments.q[size_t(i)]);
+    for (bool values : {false, true})
+        for (int g = 0; g < c.G; g += values ? 1 : shared)
+            bases.units.push_back({values, g, values ? 1 : shared, {}, {}, {}, {}});
+    model.threads->run(bases.units.size(), [&](size_t i) {
+        BasisUnit& unit = bases.units[i];
+        auto of_side = [&](const auto& sums) -> const auto& {
+            return unit.values ? sums.v : rotated ? sums.k_rotated : sums.k;
+        };
+        if (metric == "output") {
+            ProbedSide side = sum_over(unit, of_side(probed));
+            unit.metric = metric_of(side.energy);
+            find_warm(unit, side.moment, options);
+            return;
         }
-        if (query) unit.metric = key_metric(queries, rotated);
-        find_warm(unit, moment, options);
-        bases.units.push_back(unit);
-    }
-    std::vector<BasisUnit> values(G);
-    model.threads->run(G, [&](size_t g) {
-        BasisUnit unit{true, int(g), 1, identity_metric(d), {}, {}, {}};
-        if (query) unit.metric = metric_of(output_energy(model, l, int(g)));
-        find_warm(unit, moments.v[g], options);
-        values[g] = unit;
+        unit.metric = identity_metric(size_t(c.d));
+        if (metric == "query")
+            unit.metric = unit.values ? metric_of(output_energy(model, l, unit.first))
+                                      : query_metric(sum_over(unit, moments.q), rotated);
+        find_warm(unit, sum_over(unit, of_side(moments)), options);
     });
-    bases.units.insert(bases.units.end(), values.begin(), values.end());
     return bases;
 }
 

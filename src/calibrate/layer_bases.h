@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "cache/basis.h"
-#include "calibrate/collect.h"
+#include "calibrate/output_metric.h"
 #include "calibrate/rank_allocation.h"
 
 namespace stief {
@@ -15,7 +15,7 @@ struct CalibrationOptions {
     std::string method = "stiefel";                     // stiefel | eigen | identity
     std::string keys = "pre";                           // pre | post | auto
     bool key_basis_per_layer = false;                   // one basis for all heads' keys
-    bool query_metric = true;                           // false: S = I
+    std::string metric = "output";                      // output | query | identity
     double keep = 0, error_budget = 0, ppl_budget = 0;  // one of them > 0
     int sinks = 4, recent = 64;                         // the exact window
     int tokens = 32768, sequence = 512;                 // learnt on; of one sequence
@@ -61,9 +61,9 @@ LayerCuts cuts_at(const Config& config, const LayerBases& bases, const std::vect
 LayerBasis finished_layer(const Config& config, const LayerBases& bases, int l,
                           const std::vector<int>& rank_k, const std::vector<int>& rank_v);
 
-// Metrics and eigenbases from the moments: README §1.
-LayerBases warm_start_layer(Model& model, const Moments& moments, int l, bool rotated,
-                            const CalibrationOptions& options);
+// Metrics and eigenbases: README §1. probed: where options.metric is "output".
+LayerBases warm_start_layer(Model& model, const Moments& moments, const OutputMoments& probed,
+                            int l, bool rotated, const CalibrationOptions& options);
 // README §3. progress(): after every sequence there and back.
 void descend(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases, int l,
              const CalibrationOptions& options, const std::function<void()>& progress);

@@ -41,6 +41,8 @@ struct LayerGradient {
     LayerGradient(const Config& config);
 };
 
+struct OutputMoments;  // output_metric.h
+
 // cos and sin of positions 0 … positions − 1, as Backend::rope reads them.
 std::vector<float> rotation_table(const Config& config, int positions);
 
@@ -82,6 +84,10 @@ struct LayerPass : LayerArrays {
     // gradient += scale · (kᵀ ∂/∂k̃, vᵀ ∂/∂ṽ) of ‖Y − Ŷ‖², after forward with the same cuts.
     void backward(const LayerCuts& cuts, const float* Y,  // (T, D)  host
                   double scale, LayerGradient& gradient);
+    // sums += what the direction u of the output asks of every key and value, after forward
+    // without cuts.
+    void probe(const float* u,  // (T, D)
+               OutputMoments& sums);
 
   private:
     int l = 0, m;
@@ -97,6 +103,7 @@ struct LayerPass : LayerArrays {
     void cut_head(const LayerCuts& cuts, int g);
     void attend(int g);
     void finish();
+    void pull_back();
     void back_through_mlp();
     void back_through_attention(int g);
     void to_gradient(const LayerCuts& cuts, LayerGradient& gradient);

@@ -57,7 +57,7 @@ std::string figures(const CalibrationResult& r, const Config& c, const Calibrati
     row("model", format("%s: %d layers, %d kv heads of %d", c.folder.c_str(), c.L, c.G, c.d));
     row("method", format("%s, %s key basis, %s metric, keys %s rotation", o.method.c_str(),
                          o.key_basis_per_layer ? "one a layer" : "a head",
-                         o.query_metric ? "query" : "no", o.keys.c_str()));
+                         o.metric.c_str(), o.keys.c_str()));
     row("budget", budget);
     row("learnt from",
         format("%s, %zu sequences of %d tokens, %d steps, seed %llu", text.name.c_str(),

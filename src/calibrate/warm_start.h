@@ -2,6 +2,7 @@
 // second moments, d x d sums over tokens; means are never subtracted.
 //   identity metric   EigenAttention (arXiv 2408.05646): eigenvectors of Σ kᵀk
 //   query metric      eigenvectors of S (Σ kᵀk) S, what the layer does not look at is cut first
+//   output metric     the same with sums that the layer's own way back weighs (output_metric.h)
 #pragma once
 #include "base/linalg.h"
 

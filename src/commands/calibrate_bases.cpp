@@ -19,7 +19,8 @@ static CalibrationOptions options_of(const Args& args, const Config& config) {
     // EigenAttention's space is one key basis a layer and no metric; its verb says so by itself.
     bool eigen = args.method == "eigen";
     o.key_basis_per_layer = args.key_basis.empty() ? eigen : args.key_basis == "layer";
-    o.query_metric = args.metric.empty() ? !eigen : args.metric == "query";
+    if (eigen) o.metric = "identity";
+    if (!args.metric.empty()) o.metric = args.metric;
     o.keep = args.keep.value_or(0), o.error_budget = args.error_budget.value_or(0);
     o.ppl_budget = args.ppl_budget.value_or(0);
     for (const std::optional<double>* one : {&args.keep, &args.error_budget, &args.ppl_budget})
