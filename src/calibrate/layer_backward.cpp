@@ -12,10 +12,10 @@
 
 namespace stief {
 
-void LayerPass::backward(const LayerCuts& cuts, const float* y, double scale,
+void LayerPass::backward(const LayerCuts& cuts, const float* Y, double scale,
                          LayerGradient& gradient) {
     size_t count = size_t(T) * size_t(c.D);
-    ops_back->scaled_difference(dy, out, y_staged.read(y, count), float(2 * scale), count);
+    ops_back->scaled_difference(dy, out, target(Y), float(2 * scale), count);
     pull_back();
     to_gradient(cuts, gradient);
 }

@@ -111,7 +111,7 @@ void LayerPass::begin(int layer, const float* input, const Step& step) {
 void LayerPass::begin_on_backend(int layer, const float* input, const Step& step) {
     Backend& ops = *model.backend;
     const Model::Layer& w = model.layer[size_t(layer)];
-    l = layer, x = input, at = step, T = step.T;
+    l = layer, x = input, at = step, T = step.T, y_host = nullptr;
     size_t d = size_t(c.d), t = size_t(T);
 
     ops.begin_step(at);
@@ -199,9 +199,14 @@ void LayerPass::change(const LayerCuts& cuts, int g) {
     finish();
 }
 
-double LayerPass::squared_error(const float* y) {
-    size_t count = size_t(T) * size_t(c.D);
-    return ops_back->squared_distance(out, y_staged.read(y, count), count);
+// Y on the backend, brought there once for all that is asked of one sequence.
+const float* LayerPass::target(const float* Y) {
+    if (Y != y_host) y = y_staged.read(Y, size_t(T) * size_t(c.D)), y_host = Y;
+    return y;
+}
+
+double LayerPass::squared_error(const float* Y) {
+    return ops_back->squared_distance(out, target(Y), size_t(T) * size_t(c.D));
 }
 
 }  // namespace stief

@@ -80,9 +80,9 @@ struct LayerPass : LayerArrays {
     void forward(const LayerCuts& cuts);  // out ← Ŷ
     // The same where only kv head g differs from the last forward or change.
     void change(const LayerCuts& cuts, int g);
-    double squared_error(const float* y);  // ‖Y − Ŷ‖², y (T, D) host
+    double squared_error(const float* Y);  // ‖Y − Ŷ‖², Y (T, D) host
     // gradient += scale · (kᵀ ∂/∂k̃, vᵀ ∂/∂ṽ) of ‖Y − Ŷ‖², after forward with the same cuts.
-    void backward(const LayerCuts& cuts, const float* y,  // (T, D)  host
+    void backward(const LayerCuts& cuts, const float* Y,  // (T, D)  host
                   double scale, LayerGradient& gradient);
     // sums += what the direction u of the output asks of every key and value, after forward
     // without cuts.
@@ -96,7 +96,9 @@ struct LayerPass : LayerArrays {
     const float* turns = nullptr;  // (positions, 2, d/2)  the rotation
     Buffer arena;                  // of the arrays
     Staged x_staged, y_staged, cut_staged, rotation_staged;
+    const float *y_host = nullptr, *y = nullptr;  // what y_staged holds since begin(), and where
 
+    const float* target(const float* host);
     void cut_side(float* to, const float* from, const Cut& cut);
     void cut_head(const LayerCuts& cuts, int g);
     void attend(int g);

@@ -51,6 +51,11 @@ void deliver(cudaStream_t stream, bool all) {
     deliveries = std::move(rest);
 }
 
+// What never arrives: nobody waited for it, or in vain, and its host memory may be gone.
+static void forget(cudaStream_t stream) {
+    std::erase_if(deliveries, [=](const Delivery& one) { return one.stream == stream; });
+}
+
 bool invalidate_captures() {
     bool any = false;
     for (cudaStream_t stream : captured)
@@ -99,8 +104,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     if (!stream) return result(cudaErrorInvalidValue);
-    // Nobody waited for these: their host memory may be gone.
-    std::erase_if(deliveries, [=](const Delivery& one) { return one.stream == stream; });
+    forget(stream);
     std::erase(captured, stream);
     delete stream->graph;
     delete stream;
@@ -108,7 +112,10 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     if (invalidate_captures()) return result(cudaErrorStreamCaptureUnsupported);
-    if (cudaError_t error = failure(Call::Synchronize)) return error;
+    if (cudaError_t error = failure(Call::Synchronize)) {
+        forget(stream);
+        return error;
+    }
     deliver(stream, false);
     return cudaSuccess;
 }

@@ -39,6 +39,7 @@ struct Scene {
     }
     Floats attend(const Variant& variant, int T, const ladder::StepOfLadder* how = nullptr) {
         Lab lab(variant);
+        lab.backend->exact = !variant.device();   // the CPU is what the others are compared with
         KvCache cache(*lab.backend, config, S, DType::F16, &bases, S);
         const CacheLayer& layer = cache.layer[0];
         Step all{0, S}, last{S - T, T};
