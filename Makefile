@@ -61,7 +61,7 @@ TEST_OBJ := $(TESTS:%.cpp=$(BUILD)/%.o)
 # PTX for later ones. The same .cu files are compiled by $(CXX) too, and played by tests/simt.
 CUDA_SRC := $(wildcard cuda/*.cu)
 NVCC     ?= $(shell command -v nvcc 2>/dev/null)
-ifneq ($(CONFIG)$(filter 0,$(CUDA)),release)
+ifneq ($(CONFIG)$(filter 0,$(CUDA))$(filter-out $(shell uname -m),$(ARCH)),release)
 NVCC     :=
 endif
 ifneq ($(NVCC),)
@@ -214,9 +214,9 @@ neon:                            ## tests on 64-bit Arm (cross compiler and qemu
 
 tools: $(BUILD)/random_checkpoint $(BUILD)/random_bases   ## random weights and bases, to measure with
 
-$(BUILD)/random_%: $(BUILD)/tools/random_%.o $(BUILD)/tests/random_checkpoint.o $(ENGINE)
+$(BUILD)/random_%: $(BUILD)/tools/random_%.o $(BUILD)/tests/random_checkpoint.o $(ENGINE) $(CUDA_OBJ)
 	@echo "  link $@"
-	$(Q)$(CXX) $^ $(LINK) -o $@
+	$(Q)$(CXX) $^ $(LINK) $(LINK_CUDA) -o $@
 
 $(BUILD)/tools/%.o: tools/%.cpp $(BUILD)/flags
 	@mkdir -p $(@D)
