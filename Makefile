@@ -72,7 +72,7 @@ CUDA_CODE := $(if $(filter native,$(CUDA_ARCH)),-arch=native,$(foreach a,$(CUDA_
              arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH)))
 CUDA_FLAGS := -std=c++20 -O3 -lineinfo --expt-relaxed-constexpr -ccbin $(CXX) $(CUDA_CODE) \
              -Xcompiler -Wall,-Wextra,-Wshadow,-Werror -MMD -MP -Isrc -Icuda -Icuda/gpu
-CUDA_OBJ := $(CUDA_SRC:%.cu=$(BUILD)/%.o)
+CUDA_OBJ := $(CUDA_SRC:%.cu=$(BUILD)/%.o) $(BUILD)/cuda/load_cublas.o
 endif
 ifneq ($(CUDA_OBJ),)
 LINK_CUDA := -L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
@@ -82,7 +82,7 @@ endif
 COMMA    := ,
 
 .SECONDARY:                       # keep what a rule made on its way
-.PHONY: all chat test check fuzz neon tools ladder tables bench format clean help found floors FORCE
+.PHONY: all chat test gpu check fuzz neon tools ladder tables bench format clean help found floors FORCE
 all: found stief
 
 found:
@@ -125,6 +125,11 @@ $(BUILD)/cuda/%.o: cuda/%.cu $(BUILD)/flags $(BUILD)/cuda.flags
 	@echo "  nvcc $<"
 	$(Q)$(NVCC) $(CUDA_FLAGS) -c $< -o $@
 
+$(BUILD)/cuda/%.o: cuda/%.cpp $(BUILD)/flags $(BUILD)/cuda.flags
+	@mkdir -p $(@D)
+	@echo "  c++  $<"
+	$(Q)$(CXX) $(FLAGS) $(CXXFLAGS) -isystem $(CUDA_HOME)/include -c $< -o $@
+
 chat: found stief                ## build, then talk to the model that ships
 	./stief chat models/parlour
 
@@ -152,7 +157,7 @@ SIMT_TESTS := main backends test_ops test_attention test_cache test_forward test
               test_backward_sums test_layer_loss test_calibrate_backends
 SIMT     := $(FLAGS) $(CXXFLAGS) -Wno-unknown-pragmas -Itests/simt -Icuda -Itests $(DOCTEST_DIR:%=-I%)
 SIMT_OBJ := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/simt/*.cpp)) \
-            $(patsubst %.cu,$(BUILD)/simt/%.o,$(filter-out cuda/load_%,$(CUDA_SRC))) \
+            $(CUDA_SRC:%.cu=$(BUILD)/simt/%.o) \
             $(BUILD)/simt/src/backend/select.o
 
 $(BUILD)/tests/simt/%.o: tests/simt/%.cpp $(BUILD)/flags | $(BUILD)/doctest.found
@@ -178,6 +183,13 @@ $(BUILD)/run_simt: $(SIMT_OBJ) $(SIMT_TESTS:%=$(BUILD)/tests/%.o) \
 test: found stief $(BUILD)/run_tests $(BUILD)/run_simt   ## every test (TESTFLAGS=... goes to both programs)
 	$(RUNNER) $(BUILD)/run_tests $(TESTFLAGS)
 	$(RUNNER) $(BUILD)/run_simt $(filter-out --gpu,$(TESTFLAGS))
+
+# What the harness cannot prove: the tests on a device, and the sanitizer's view of memory and of races.
+GPU_SUITES := backend,cache
+gpu: found $(BUILD)/run_tests    ## every test on a GPU, then under compute-sanitizer
+	$(BUILD)/run_tests --gpu
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(BUILD)/run_tests -ts=$(GPU_SUITES)
+	compute-sanitizer --tool racecheck --error-exitcode 1 $(BUILD)/run_tests -ts=$(GPU_SUITES)
 
 floors:
 	@tools/floors.sh

@@ -77,7 +77,7 @@ __device__ void block_product(float* to, int to_stride, const float* x, int x_st
                               const float* M, size_t M_stride, int R, int K, int n,
                               float* partial) {  // (ROWS, blockDim)
     int threads = int(blockDim.x), tid = int(threadIdx.x);
-    int columns = min((n + WARP - 1) / WARP * WARP, threads), slices = threads / columns;
+    int columns = min(max(n + WARP - 1, WARP) / WARP * WARP, threads), slices = threads / columns;
     int slice = tid / columns, column = tid % columns;
     int each = (K + 4 * slices - 1) / (4 * slices) * 4, first = min(K, slice * each);
     int end = slice < slices ? min(K, first + each) : first;

@@ -10,8 +10,9 @@
 namespace stief {
 
 inline void check_cuda(cudaError_t status, const char* call, const char* file, int line) {
-    if (status != cudaSuccess)
-        fail("CUDA: %s (%s:%d: %s)", cudaGetErrorString(status), file, line, call);
+    if (status == cudaSuccess) return;
+    cudaGetLastError();  // or the next launch would report it once more
+    fail("CUDA: %s (%s:%d: %s)", cudaGetErrorString(status), file, line, call);
 }
 inline void check_cublas(cublasStatus_t status, const char* call, const char* file, int line) {
     if (status != CUBLAS_STATUS_SUCCESS)

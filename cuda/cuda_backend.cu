@@ -1,5 +1,6 @@
 #include "cuda_backend.h"
 
+#include <bit>
 #include <cstring>
 
 namespace stief {
@@ -34,12 +35,14 @@ struct CudaBackend::Impl {
     void* scratch[int(Scratch::Count)] = {};
     size_t scratch_bytes[int(Scratch::Count)] = {};
 
+    // A step is issued when its number is new, captured when it comes again, then replayed: by then
+    // every kernel is loaded and all scratch is there.
     struct Graph {
         uint64_t replay;
-        cudaGraphExec_t exec;
+        cudaGraphExec_t exec;  // null: came once
     };
-    std::vector<Graph> graphs;  // oldest first
-    uint64_t capturing = 0;     // the replay number of the step at hand, or 0
+    std::vector<Graph> graphs;   // oldest first
+    Graph* capturing = nullptr;  // the step at hand, while it is captured
     cudaGraphExec_t replaying = nullptr;
 };
 
@@ -86,7 +89,8 @@ CudaBackend::CudaBackend(const BackendOptions& options) : impl(std::make_unique<
 }
 
 CudaBackend::~CudaBackend() {
-    for (const Impl::Graph& one : impl->graphs) cudaGraphExecDestroy(one.exec);
+    for (const Impl::Graph& one : impl->graphs)
+        if (one.exec) cudaGraphExecDestroy(one.exec);
     for (void* memory : impl->owned) cudaFree(memory);
     if (cublas) cublasDestroy(cublas);
     if (queue) cudaStreamDestroy(queue);
@@ -99,6 +103,7 @@ size_t CudaBackend::available() const {
 }
 
 void* CudaBackend::alloc(size_t bytes, const char* what) {
+    drop_capture();
     size_t free = available();
     if (bytes > free)
         fail(
@@ -113,6 +118,7 @@ void* CudaBackend::alloc(size_t bytes, const char* what) {
 
 void CudaBackend::release(void* memory, size_t) {
     cudaFree(memory);  // waits for the work that uses it
+    cudaGetLastError();
 }
 
 Weight CudaBackend::bind(const Tensor& tensor) {
@@ -125,23 +131,28 @@ Weight CudaBackend::bind(const Tensor& tensor) {
 }
 
 void CudaBackend::upload(void* to, const void* host, size_t bytes) {
+    drop_capture();
     if (!bytes) return;
     CUDA_CHECK(cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, queue));
     CUDA_CHECK(cudaStreamSynchronize(queue));
 }
 
 void CudaBackend::download(void* host, const void* from, size_t bytes) {
+    drop_capture();
     if (!bytes) return;
     CUDA_CHECK(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, queue));
     CUDA_CHECK(cudaStreamSynchronize(queue));
 }
 
+// Powers of two, so that outgrown blocks add up to no more than the last.
 void* CudaBackend::scratch(Scratch purpose, size_t bytes) {
     int i = int(purpose);
     if (bytes > impl->scratch_bytes[i]) {
-        CUDA_CHECK(cudaMalloc(&impl->scratch[i], bytes));
-        impl->owned.push_back(impl->scratch[i]);
-        impl->scratch_bytes[i] = bytes;
+        void* memory = nullptr;
+        bytes = std::bit_ceil(bytes);
+        CUDA_CHECK(cudaMalloc(&memory, bytes));
+        impl->owned.push_back(memory);
+        impl->scratch[i] = memory, impl->scratch_bytes[i] = bytes;
     }
     return impl->scratch[i];
 }
@@ -157,34 +168,50 @@ static void send_step(int32_t* to, const Step& step, cudaStream_t queue) {
     }
 }
 
+// An exception within a captured step leaves the stream capturing: nothing else could run on it.
+void CudaBackend::drop_capture() {
+    if (!impl->capturing) return;
+    cudaGraph_t graph = nullptr;
+    cudaStreamEndCapture(queue, &graph);
+    if (graph) cudaGraphDestroy(graph);
+    cudaGetLastError();
+    impl->capturing = nullptr;
+}
+
 bool CudaBackend::begin_step(const Step& step) {
     check(step.T <= MOST_IDS, "%d tokens at once, expected at most %d", step.T, MOST_IDS);
+    drop_capture();
     send_step(impl->step, step, queue);
-    impl->replaying = nullptr, impl->capturing = 0;
+    impl->replaying = nullptr;
     if (!step.replay) return true;
-    for (const Impl::Graph& one : impl->graphs)
-        if (one.replay == step.replay) impl->replaying = one.exec;
-    if (impl->replaying) return false;
-    impl->capturing = step.replay;
-    // Relaxed: an operation may take scratch memory while its first step is captured.
-    CUDA_CHECK(cudaStreamBeginCapture(queue, cudaStreamCaptureModeRelaxed));
+    for (Impl::Graph& one : impl->graphs) {
+        if (one.replay != step.replay) continue;
+        impl->replaying = one.exec;
+        if (one.exec) return false;
+        // Relaxed: an operation may still take scratch memory.
+        CUDA_CHECK(cudaStreamBeginCapture(queue, cudaStreamCaptureModeRelaxed));
+        impl->capturing = &one;
+        return true;
+    }
+    if (impl->graphs.size() == MOST_GRAPHS) {
+        if (impl->graphs.front().exec)
+            CUDA_CHECK(cudaGraphExecDestroy(impl->graphs.front().exec));
+        impl->graphs.erase(impl->graphs.begin());
+    }
+    impl->graphs.push_back({step.replay, nullptr});
     return true;
 }
 
 void CudaBackend::end_step() {
     if (impl->capturing) {
         cudaGraph_t graph = nullptr;
-        cudaGraphExec_t exec = nullptr;
+        Impl::Graph* one = impl->capturing;
+        impl->capturing = nullptr;
         CUDA_CHECK(cudaStreamEndCapture(queue, &graph));
-        CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
+        cudaError_t status = cudaGraphInstantiate(&one->exec, graph, 0);
         CUDA_CHECK(cudaGraphDestroy(graph));
-        if (impl->graphs.size() == MOST_GRAPHS) {
-            CUDA_CHECK(cudaGraphExecDestroy(impl->graphs.front().exec));
-            impl->graphs.erase(impl->graphs.begin());
-        }
-        impl->graphs.push_back({impl->capturing, exec});
-        impl->capturing = 0;
-        impl->replaying = exec;
+        CUDA_CHECK(status);
+        impl->replaying = one->exec;
     }
     if (impl->replaying) CUDA_CHECK(cudaGraphLaunch(impl->replaying, queue));
     impl->replaying = nullptr;

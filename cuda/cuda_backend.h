@@ -56,6 +56,7 @@ struct CudaBackend final : Backend {
     void* scratch(Scratch purpose, size_t bytes);
 
   private:
+    void drop_capture();
     struct Impl;
     std::unique_ptr<Impl> impl;
 };

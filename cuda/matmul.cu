@@ -65,18 +65,27 @@ struct Matrices {
 template <class E, int R, bool ALIGNED>
 __global__ void __launch_bounds__(MATVEC_BLOCK)
     matvec_kernel(Matrices<E> all, const float* x, int K, bool add) {
-    int unit = int(blockIdx.x) * MATVEC_WARPS + int(threadIdx.x) / WARP, i = 0;
-    for (; i < all.count && unit >= (all.N[i] + R - 1) / R; i++) unit -= (all.N[i] + R - 1) / R;
-    if (i == all.count) return;
-    int j = unit * R, N = all.N[i];
+    int unit = int(blockIdx.x) * MATVEC_WARPS + int(threadIdx.x) / WARP;
+    float* out = all.out[0];
+    const E* w = all.w[0];
+    int N = all.N[0];
+    // Chosen without an index that only the device knows: that would put the struct into local memory.
+#pragma unroll
+    for (int i = 1; i < MOST_PROJECTIONS; i++) {
+        int units = (N + R - 1) / R;
+        if (i >= all.count || unit < units) break;
+        unit -= units, out = all.out[i], w = all.w[i], N = all.N[i];
+    }
+    int j = unit * R;
+    if (j >= N) return;
     const E* rows[R];
     float sum[R] = {};
-    for (int r = 0; r < R; r++) rows[r] = all.w[i] + size_t(min(j + r, N - 1)) * size_t(K);
+    for (int r = 0; r < R; r++) rows[r] = w + size_t(min(j + r, N - 1)) * size_t(K);
     dot_rows<E, R, ALIGNED>(sum, x, rows, K);
     int lane = int(threadIdx.x) % WARP;
     if (lane == 0)
         for (int r = 0; r < R && j + r < N; r++) {
-            float* to = all.out[i] + j + r;
+            float* to = out + j + r;
             *to = add ? *to + sum[r] : sum[r];
         }
 }

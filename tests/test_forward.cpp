@@ -82,7 +82,8 @@ void compare_with_file(const std::string& folder, const std::string& tokens,
     size_t count = file.size / (V * sizeof(float));
     ids.resize(count * size_t(every));
     REQUIRE(count > 0);
-    for (auto way : ways) {
+    for (auto& way : ways) {
+        if (variant.slow && &way != ways) continue;
         CAPTURE(std::string(way.why));
         std::vector<float> logits = logits_of(model, ids, way.piece, way.batch), got;
         for (size_t i = size_t(every) - 1; i < ids.size(); i += size_t(every))

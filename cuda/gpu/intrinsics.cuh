@@ -12,9 +12,17 @@ template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, int block, size_t shared_bytes,
             cudaStream_t stream, Args&&... args) {
     constexpr size_t WITHOUT_ASKING = 48 << 10;  // shared memory any kernel may have
-    if (shared_bytes > WITHOUT_ASKING)
-        CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        int(shared_bytes)));
+    if (!grid.x || !grid.y || !grid.z) return;
+    if (shared_bytes > WITHOUT_ASKING) {
+        // The most there is and not what this launch takes: a captured launch keeps the larger one.
+        static const int most = [] {
+            int bytes = 0;
+            CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0));
+            return bytes;
+        }();
+        CUDA_CHECK(
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+    }
     kernel<<<grid, unsigned(block), shared_bytes, stream>>>(static_cast<Params>(args)...);
     CUDA_CHECK(cudaGetLastError());
 }

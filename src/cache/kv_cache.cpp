@@ -4,9 +4,6 @@
 #include <cassert>
 #include <cstring>
 
-#include "base/bf16.h"
-#include "base/random.h"
-
 namespace stief {
 
 constexpr size_t SLACK = 64;  // floats that a product may read beyond a matrix (CacheRows)
@@ -149,27 +146,6 @@ void KvCache::load(const void* host, int positions) {
     for_each_block(*this, positions, [&](void* block, size_t bytes) {
         rows.backend->upload(block, from, bytes);
         from += bytes;
-    });
-    used = positions;
-}
-
-void KvCache::fill_random(int positions) {
-    check(positions <= capacity, "%d positions do not fit a cache of %d", positions, capacity);
-    Random random(1);
-    std::vector<char> noise(size_t(1) << 20);
-    for (size_t i = 0; i + 4 <= noise.size(); i += size_of(dtype)) {
-        float value = float(random.uniform() - 0.5);
-        bf16 b = to_bf16(value);
-        f16 h = to_f16(value);
-        const void* from = dtype == DType::F32    ? static_cast<const void*>(&value)
-                           : dtype == DType::BF16 ? static_cast<const void*>(&b)
-                                                  : static_cast<const void*>(&h);
-        std::memcpy(noise.data() + i, from, size_of(dtype));
-    }
-    for_each_block(*this, positions, [&](void* block, size_t bytes) {
-        for (size_t at = 0; at < bytes; at += noise.size())
-            rows.backend->upload(static_cast<char*>(block) + at, noise.data(),
-                                 std::min(noise.size(), bytes - at));
     });
     used = positions;
 }

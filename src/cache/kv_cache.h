@@ -33,8 +33,6 @@ struct KvCache {
     size_t snapshot_bytes(int positions) const;
     void save(void* host) const;                 // snapshot_bytes(used)
     void load(const void* host, int positions);  // snapshot_bytes(positions); sets used
-    // Random rows of small numbers at positions 0 … positions − 1: a depth to measure at.
-    void fill_random(int positions);
 };
 
 }  // namespace stief

@@ -3,24 +3,16 @@
 // no cache holds, and the rate of the products' inner loop likewise; a share is the median of the
 // runs' own ratios, so that a machine whose speed drifts does not distort it.
 #include <algorithm>
-#include <chrono>
-#include <functional>
 
-#include "backend/cpu/matrix_rate.h"
 #include "base/json_writer.h"
 #include "base/limits.h"
 #include "base/progress.h"
 #include "base/random.h"
+#include "commands/peaks.h"
 #include "commands/session.h"
 
 namespace stief {
 namespace {
-
-double seconds_of(const std::function<void()>& work) {
-    auto start = std::chrono::steady_clock::now();
-    work();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 double median(std::vector<double> values) {
     std::sort(values.begin(), values.end());
@@ -42,41 +34,11 @@ struct Row {
 
 struct Bench {
     Session session;
-    std::string isa;                 // as --isa names it
-    Buffer block;                    // what stream() reads
-    std::vector<double> bandwidths;  // bytes/s
-    std::vector<double> matrix_rates;  // multiplications and additions a second; empty but on a CPU
+    Peaks peaks;
     Random random{1};
 
-    explicit Bench(const Args& args) : session(args), isa(args.isa) {
-        Backend& backend = *session.model.backend;
-        block = Buffer(backend, size_t(512) << 20, "the block that bandwidth is measured on");
-        // Written, because reading pages that nobody wrote reads one page of zeros again and again.
-        std::vector<uint64_t> noise(size_t(1) << 17);
-        for (uint64_t& word : noise) word = random.next();
-        for (size_t at = 0; at < block.bytes; at += noise.size() * 8)
-            backend.upload(static_cast<char*>(block.data) + at, noise.data(), noise.size() * 8);
-    }
-
-    double bandwidth() {
-        uint64_t checksum = 0;
-        double seconds =
-            seconds_of([&] { checksum = session.model.backend->stream(block.data, block.bytes); });
-        check(checksum != 0, "the bandwidth test read nothing");
-        bandwidths.push_back(double(block.bytes) / seconds);
-        return bandwidths.back();
-    }
-
-    // Of the product that prefill is made of; 0 where it is not the CPU's.
-    double matrix_peak() {
-        const Model& model = session.model;
-        if (model.backend->name != "cpu") return 0;
-        const Kernels& kernels = choose_kernels(isa.c_str());
-        bool pairs = kernels.product_pairs && !session.transformer->exact &&
-                     model.layer[0].w_up.dtype == DType::BF16;
-        matrix_rates.push_back(matrix_rate(kernels, *model.threads, pairs));
-        return matrix_rates.back();
-    }
+    explicit Bench(const Args& args)
+        : session(args), peaks(session.model, args.isa, args.exact) {}
 
     // Random keys and values at positions 0 … depth − 1, through the cache's own append.
     void fill(int depth) {
@@ -99,7 +61,8 @@ struct Bench {
 
     size_t resident() const {
         size_t all = resident_memory();
-        return all > block.bytes ? all - block.bytes : 0;
+        size_t block = session.model.backend->copies_weights ? 0 : peaks.block.bytes;
+        return all > block ? all - block : 0;
     }
 
     std::vector<Token> random_tokens(int n) {
@@ -129,7 +92,7 @@ struct Bench {
         std::vector<float> logits(static_cast<size_t>(c.V));
         for (int i = -1; i < repeat; i++) {  // −1: a warm-up that is not counted
             cache.used = 0;
-            double peak = bandwidth(), matrix = matrix_peak();
+            double peak = peaks.bandwidth(), matrix = peaks.matrix_rate();
             double rate = tokens / seconds_of([&] {
                               session.transformer->forward(cache, ids, logits.data(), 1);
                           });
@@ -152,7 +115,7 @@ struct Bench {
         std::vector<Token> ids = random_tokens(tokens);
         for (int i = -1; i < repeat; i++) {
             cache.used = depth;
-            double peak = bandwidth();
+            double peak = peaks.bandwidth();
             double seconds = seconds_of([&] {
                 for (Token& id : ids)
                     session.transformer->forward(cache, {&id, 1}, logits.data(), 1);
@@ -172,9 +135,9 @@ void print_text(const Bench& bench, const std::vector<Row>& rows) {
         format("%s, %s; %.2f B parameters; cache %s; measured here: bandwidth %.1f GB/s",
                s.model.backend->name.c_str(), s.model.backend->device.c_str(),
                double(s.model.weights.parameters()) * 1e-9, name_of(s.dtype),
-               median(bench.bandwidths) * 1e-9);
-    if (!bench.matrix_rates.empty())
-        text += format(", products %.3f TFLOP/s", median(bench.matrix_rates) * 1e-12);
+               median(bench.peaks.bandwidths) * 1e-9);
+    if (!bench.peaks.matrix_rates.empty())
+        text += format(", products %.3f TFLOP/s", median(bench.peaks.matrix_rates) * 1e-12);
     text +=
         "\ntest      depth   tokens/s (min … max)             MB/token    GB/s  of bandwidth  "
         "TFLOP/s  of products  resident MiB\n";
@@ -198,9 +161,9 @@ void print_json(const Bench& bench, const std::vector<Row>& rows) {
     json.begin_object();
     json.add("backend", s.model.backend->name).add("device", s.model.backend->device);
     json.add("threads", s.model.threads->count());
-    json.add("bandwidth_gbs", median(bench.bandwidths) * 1e-9);
-    if (!bench.matrix_rates.empty())
-        json.add("matrix_tflops", median(bench.matrix_rates) * 1e-12);
+    json.add("bandwidth_gbs", median(bench.peaks.bandwidths) * 1e-9);
+    if (!bench.peaks.matrix_rates.empty())
+        json.add("matrix_tflops", median(bench.peaks.matrix_rates) * 1e-12);
     json.begin_array("rows");
     for (const Row& row : rows) {
         auto [low, high] = std::minmax_element(row.rates.begin(), row.rates.end());

@@ -19,12 +19,12 @@ BackendOptions backend_options(const Args& args) {
 }
 
 // Said before any of it is taken, with what would fit.
-static void require_memory(const Session& session) {
+static void require_memory(const Session& session, int batch) {
     const Config& config = session.model.config;
     const Bases* bases = session.bases ? &*session.bases : nullptr;
     auto needed = [&](int context) {
-        return KvCache::bytes_for(config, context, session.dtype, bases) +
-               Transformer::arena_bytes_for(config, context, std::min(512, context));
+        return KvCache::bytes_for(config, context, session.dtype, bases, batch) +
+               Transformer::arena_bytes_for(config, context, std::min(batch, context));
     };
     size_t available = session.model.backend->available();
     if (needed(session.context) <= available) return;
@@ -51,10 +51,12 @@ Session::Session(const Args& args, int default_context)
         args.cache.empty() ? (args.exact ? DType::F32 : DType::F16) : parse_cache_dtype(args.cache);
     if (!args.bases.empty())
         bases = Bases::open(args.bases, model.config, model.weights.fingerprint(model.config));
-    require_memory(*this);
+    // Tokens of a pass: enough that reading the weights costs little beside the products.
+    int batch = model.backend->copies_weights ? 2048 : 512;
+    require_memory(*this, batch);
     cache = std::make_unique<KvCache>(*model.backend, model.config, context, dtype,
-                                      bases ? &*bases : nullptr);
-    transformer = std::make_unique<Transformer>(model, context);
+                                      bases ? &*bases : nullptr, batch);
+    transformer = std::make_unique<Transformer>(model, context, batch);
     transformer->exact = args.exact;
 }
 

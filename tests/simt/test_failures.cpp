@@ -84,6 +84,30 @@ TEST_CASE("a lost device is one error that names the call, wherever it is notice
                          Error);
 }
 
+TEST_CASE("a step that fails while it is captured leaves the device as it was") {
+    Scratch scratch;
+    write_tiny_model({.why = ""}, scratch.folder.string());
+    Model model = Model::open(scratch.folder.string(), {.name = "cuda"}, 1);
+    KvCache cache(*model.backend, model.config, 32, DType::F32);
+    Transformer transformer(model, 32);
+    transformer.exact = true;
+    size_t V = size_t(model.config.V);
+    std::vector<float> want(V, NaN), got(V, NaN);
+    Token ids[] = {3, 8, 21};
+    for (Token id : ids) transformer.forward(cache, {&id, 1}, want.data(), 1);
+
+    KvCache again(*model.backend, model.config, 32, DType::F32);
+    transformer.forward(again, {&ids[0], 1}, got.data(), 1);
+    for (int after : {1, 9}) {  // the second step is captured: two of its launches fail, in turn
+        simt::Restore restore;
+        simt::fail_at(simt::Call::Launch, cudaErrorUnknown, after);
+        CHECK_THROWS_AS(transformer.forward(again, {&ids[1], 1}, got.data(), 1), Error);
+        CHECK(again.used == 1);
+    }
+    for (int i : {1, 2}) transformer.forward(again, {&ids[i], 1}, got.data(), 1);
+    CHECK(same_bits(got, want));
+}
+
 TEST_CASE("one step is captured for each cache and use, and replayed as if it were issued") {
     Scratch scratch;
     write_tiny_model({.why = ""}, scratch.folder.string());

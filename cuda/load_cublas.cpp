@@ -1,8 +1,9 @@
 // cuBLAS, loaded when a device is opened and not with the program: that would cost every run on the
 // CPU 0.2 s and 200 MB. These are the functions that the backend calls, under their own names.
+#include <cublas_v2.h>
 #include <dlfcn.h>
 
-#include "cuda.cuh"
+#include "base/check.h"
 
 namespace stief {
 
