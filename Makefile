@@ -251,7 +251,7 @@ LEARN    ?= ../shared/data/text/novels-train.txt
 MEASURE  ?= ../shared/data/text/novels-heldout.txt
 WIKITEXT ?= ../shared/data/text/wikitext2-test.txt
 C4       ?= ../shared/data/text/c4-sample.jsonl.gz
-tables: found stief              ## the README's tables: LEARN= MEASURE= WIKITEXT= C4= (30 minutes)
+tables: found stief              ## the README's tables: LEARN= MEASURE= WIKITEXT= C4= (a quarter of an hour)
 	tools/tables.sh ./stief models/parlour $(LEARN) $(MEASURE) $(WIKITEXT) $(C4)
 
 bench: found stief               ## speed of the model that ships, as shares of the measured bandwidth
@@ -266,6 +266,6 @@ clean:                           ## remove everything that was built
 	rm -rf build stief
 
 help:                            ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
 -include $(OBJECTS:.o=.d) $(TEST_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(SIMT_OBJ:.o=.d)
