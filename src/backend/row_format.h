@@ -1,0 +1,58 @@
+// How the cache stores a row: one token's latent coordinates of one kv head's keys or values, the
+// most important first, each with as many bits as it is worth.
+//
+//     row = whole elements | groups of 8 codes, widest first | scale
+//
+// The first count[0] coordinates are elements of the cache's dtype; the next ones are codes of 8,
+// 6, 5, 4, 3, 2 and 1 bits, in groups of eight: a group of b bits is b bytes, code i at its bits
+// i·b … i·b + b − 1, the lowest first. What is not counted is not stored and reads as zero. With
+// any code at all, the row's last byte is its scale. There is no padding: rows lie at multiples of
+// bytes().
+//
+// A code stands for a level of a linear quantiser about zero (none is zero itself):
+//     c_i = ρ Δ_b (code − (2^b − 1) / 2),   ρ = 2^((scale − 128) / 8)
+// with Δ_b the step of the best linear quantiser of a unit Gaussian (Max 1960): coordinates have
+// unit spread, their own spread is folded into the basis. The encoder searches the scale.
+#pragma once
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "base/tensor.h"
+
+namespace stief {
+
+constexpr int ROW_GROUP = 8;  // codes of one width come in multiples
+
+struct RowFormat {
+    static constexpr int WIDTHS = 8;
+    static constexpr std::array<int, WIDTHS> BITS = {16, 8, 6, 5, 4, 3, 2, 1};  // 16: an element
+    // of unit spread: Δ_b; 0 for elements
+    static constexpr std::array<float, WIDTHS> STEP = {0,       0.03077f, 0.1041f, 0.1881f,
+                                                       0.3352f, 0.5860f,  0.9957f, 1.596f};
+
+    std::array<uint16_t, WIDTHS>
+        count{};  // coordinates at each width; multiples of ROW_GROUP but [0]
+
+    static RowFormat whole(int r);  // r elements and nothing else
+    bool operator==(const RowFormat&) const = default;
+    bool is_whole() const { return codes() == 0; }
+    int kept() const;                 // r: coordinates that are stored
+    int codes() const;                // those of them that are codes
+    size_t bytes(DType dtype) const;  // of a row, its scale included
+    // Bits a coordinate of d, everything included: 8 bytes / d.
+    double bits_per_element(DType dtype, int d) const;
+};
+
+// ρ of a row's scale.
+float row_scale(uint8_t scale);
+
+// The meaning of a format, one row at a time; every backend's own pack and unpack agree with it.
+void pack_row(void* row,            // (format.bytes(dtype))
+              const float* c,       // (kept)
+              const float* weight,  // (kept)  what an error in each costs, for the search; null: 1
+              const RowFormat& format, DType dtype);
+void unpack_row(float* c,  // (kept)
+                const void* row, const RowFormat& format, DType dtype);
+
+}  // namespace stief
