@@ -45,6 +45,26 @@ struct Divergence {
     double same_top = 0;           // share of positions where both like the same token best
 };
 
+struct Measured {
+    Loss loss;                     // of the runner under test
+    Loss reference;                // of the reference, where there is one
+    Divergence divergence;         // KL(reference ‖ under test)
+};
+
+// Adds up scores of positions. Memory: 4 bytes a compared position, for p99.
+struct Tally {
+    size_t n = 0;
+    double mean = 0, mean_reference = 0;   // of −ln p so far
+
+    void add(const RowScore& one, bool compared);   // Error where the loss is not finite
+    Measured result();
+
+  private:
+    double squares = 0, squares_reference = 0, divergence = 0;
+    std::vector<float> divergences;
+    size_t same_top = 0;
+};
+
 // One way to run the model: where its keys and values go, and with which arithmetic.
 struct Runner {
     Transformer& transformer;
@@ -52,14 +72,8 @@ struct Runner {
     bool exact;                    // f32 activations
 };
 
-struct Measured {
-    Loss loss;                     // of the runner under test
-    Loss reference;                // of the reference, where there is one
-    Divergence divergence;         // KL(reference ‖ under test)
-};
-
 // ids: the whole text with BOS in front. reference may be null. progress(tokens done, tokens in all,
-// perplexity so far). Memory does not grow with the text but for 4 bytes a scored token (p99).
+// perplexity so far). Both runners are of one model; of the logits only scores leave its backend.
 Measured measure(Runner& tested, Runner* reference, std::span<const Token> ids,
                  const Protocol& protocol,
                  const std::function<void(size_t, size_t, double)>& progress);

@@ -132,19 +132,19 @@ void Transformer::pass(KvCache& cache, std::span<const Token> ids, Then then) {
     if (ops.begin_step(step)) {
         ops.embed(x, model.embedding, step);
         for (int l = 0; l < model.config.L; l++) block(l, cache, step);
-        if (step.T == 1 && then != Then::Nothing) classify(0, 1);
+        if (step.T == 1 && then != Then::Nothing) classify(logits_rows, 0, 1);
         if (step.T == 1 && then == Then::Greedy) argmax();
     }
     ops.end_step();
     cache.used += step.T;
 }
 
-// logits_rows ← those of the batch's tokens first … first + count − 1.
-void Transformer::classify(int first, int count) {
+// logits (count, V) ← those of the batch's tokens first … first + count − 1.
+void Transformer::classify(float* logits, int first, int count) {
     Backend& ops = *model.backend;
     const Config& c = model.config;
     ops.rmsnorm(xn, x + size_t(first) * c.D, model.norm, c.norm_eps, count);
-    ops.matmul(logits_rows, xn, model.classifier, count, false);
+    ops.matmul(logits, xn, model.classifier, count, false);
 }
 
 void Transformer::argmax() {
@@ -170,16 +170,24 @@ void Transformer::forward(KvCache& cache, std::span<const Token> ids, float* log
     batches(cache, ids, wanted, Then::Logits, [&](int first, int T) {
         for (int rows; first < T; first += rows, logits += size_t(rows) * V) {
             rows = std::min(rows_at_once, T - first);
-            if (T > 1) classify(first, rows);
+            if (T > 1) classify(logits_rows, first, rows);
             model.backend->download(logits, logits_rows, size_t(rows) * V * sizeof(float));
         }
+    });
+}
+
+void Transformer::forward_on_backend(KvCache& cache, std::span<const Token> ids, float* logits,
+                                     int wanted) {
+    batches(cache, ids, wanted, Then::Nothing, [&](int first, int T) {
+        classify(logits, first, T - first);
+        logits += size_t(T - first) * size_t(model.config.V);
     });
 }
 
 void Transformer::forward_greedy(KvCache& cache, std::span<const Token> ids) {
     batches(cache, ids, 1, Then::Greedy, [&](int first, int T) {
         if (T == 1) return;
-        classify(first, 1);
+        classify(logits_rows, first, 1);
         argmax();
     });
 }

@@ -40,6 +40,10 @@ struct Transformer {
     // Appends ids to the cache at its positions used, used + 1, …
     // logits: for the last `wanted` of them, (wanted, V) host memory; nothing is computed for the rest.
     void forward(KvCache& cache, std::span<const Token> ids, float* logits, int wanted);
+    // The same where the logits are to stay on the backend.
+    void forward_on_backend(KvCache& cache, std::span<const Token> ids,
+                            float* logits,   // (wanted, V)  the backend's memory
+                            int wanted);
     // Appends ids and keeps on the backend which token the last of them makes most likely; of a device
     // only that comes back, with greedy().
     void forward_greedy(KvCache& cache, std::span<const Token> ids);
@@ -66,7 +70,7 @@ struct Transformer {
     void fill_rotation(int positions);
     void block(int l, KvCache& cache, const Step& step);
     void pass(KvCache& cache, std::span<const Token> ids, Then then);
-    void classify(int first, int count);
+    void classify(float* logits, int first, int count);
     void argmax();
     template <class Last>
     void batches(KvCache& cache, std::span<const Token> ids, int wanted, Then then,
