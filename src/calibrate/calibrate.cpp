@@ -2,6 +2,7 @@
 
 #include <chrono>
 
+#include "base/hash.h"
 #include "calibrate/calibration_run.h"
 #include "calibrate/partial.h"
 
@@ -117,9 +118,9 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
 }
 
 static uint64_t hash_of(const std::vector<Token>& ids) {
-    uint64_t h = 0xcbf29ce484222325u;                // FNV-1a, a token at a time
-    for (Token id : ids) h = (h ^ uint64_t(id)) * 0x100000001b3u;
-    return h;
+    Hash hash;
+    hash.add_bytes(ids.data(), ids.size() * sizeof(Token));
+    return hash.value();
 }
 
 void write_bases(const CalibrationResult& result, const Model& model, const CalibrationText& text,

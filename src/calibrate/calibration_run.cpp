@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "calibrate/partial.h"
+#include "base/hash.h"
 
 namespace stief {
 
@@ -56,9 +56,13 @@ uint64_t CalibrationRun::key() const {
         int(o.key_basis_per_layer), o.metric.c_str(), o.error_budget, o.tokens, o.sequence,
         o.held_out, o.steps, o.batch, o.tau, (unsigned long long)o.seed, int(model.backend->exact),
         (unsigned long long)model.weights.fingerprint(model.config));
-    uint64_t hash = hash_bytes(words.data(), words.size());
-    hash = hash_bytes(text.learn.data(), text.learn.size() * sizeof(Token), hash);
-    return hash_bytes(text.held_out.data(), text.held_out.size() * sizeof(Token), hash);
+    Hash hash;
+    hash.add_bytes(words.data(), words.size());
+    for (const std::vector<Token>* ids : {&text.learn, &text.held_out}) {
+        hash.add(uint64_t(ids->size()));
+        hash.add_bytes(ids->data(), ids->size() * sizeof(Token));
+    }
+    return hash.value();
 }
 
 }  // namespace stief

@@ -18,9 +18,7 @@ struct Model {
     std::unique_ptr<Threads> threads;        // the process's one pool
     std::unique_ptr<Backend> backend;
 
-    struct Layer {
-        Weight attn_norm, wq, wk, wv, wo, ffn_norm, w_gate, w_up, w_down;
-    };
+    using Layer = LayerOf<Weight>;
     Weight embedding, norm, classifier;
     std::vector<Layer> layer;
 
@@ -28,8 +26,22 @@ struct Model {
     size_t weight_bytes_per_token() const;   // what one decode step reads of the weights
 };
 
-// The activations of one call of at most `batch` tokens, and the pass itself.
-struct Transformer {
+// The activations of one call of at most `batch` tokens.
+struct PassArrays {
+    float *x, *xn;            // (batch, D)      residual stream; its norm
+    float *q, *att;           // (batch, H, d)
+    float *k, *v;             // (batch, G, d)
+    float *gate, *up;         // (batch, F)
+    float* logits_rows;       // (rows_at_once, V)
+    int rows_at_once;
+    int32_t* most_likely;     // argmax of the last logits
+
+    // In `memory`, one after another; returns how many bytes that is.
+    size_t place(const Config& config, int batch, void* memory);
+};
+
+// The pass itself.
+struct Transformer : private PassArrays {
     Model& model;
     int batch;                // tokens a pass at most; longer prompts go in several
     int context;              // positions at most
@@ -54,13 +66,6 @@ struct Transformer {
 
   private:
     Buffer arena;
-    float *x, *xn;            // (batch, D)      residual stream; its norm
-    float *q, *att;           // (batch, H, d)
-    float *k, *v;             // (batch, G, d)
-    float *gate, *up;         // (batch, F)
-    float* logits_rows;       // (rows_at_once, V)
-    int rows_at_once;
-    Buffer most_likely;       // one int32: argmax of the last logits
     enum class Then { Nothing, Logits, Greedy };   // what follows a step of one token, captured with it
 
     Buffer rotation;          // (context, 2, d/2)  cosines, sines of each position, filled as visited
