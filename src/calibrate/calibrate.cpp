@@ -90,6 +90,16 @@ void require_budget(const CalibrationResult& result, const Config& c) {
           o.keep, bytes, eigen ? "every head, the least of --method eigen" : "one head", least);
 }
 
+void require_compression(const CalibrationOptions& o) {
+    check(o.sequence >= shortest_sequence(o),
+          "sequences of %d tokens with an exact window of the first %d and the last %d: %s of the "
+          "cache would be read compressed and measured; give --context %d or more, or a smaller "
+          "--window",
+          o.sequence, o.sinks, o.recent,
+          o.sequence < o.sinks + o.recent + 2 ? "nothing" : "less than a quarter",
+          shortest_sequence(o));
+}
+
 }  // namespace
 
 CalibrationResult calibrate(Model& model, const CalibrationText& text,
@@ -100,6 +110,7 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
     result.options = options;
     result.full_bytes_per_token = full_bytes(model.config, options);
     require_budget(result, model.config);
+    require_compression(options);
     CalibrationRun run(model, text, options, progress);
     Partial partial(output, run.key(), options.resume);
 

@@ -59,7 +59,9 @@ Measured EndToEnd::measure(const std::vector<LayerCuts>& cuts) {
         run(s, 0, &cuts);
         score(s, tally);
     }
-    return tally.result();
+    Measured measured = tally.result();
+    measured.compressed_share = 1;
+    return measured;
 }
 
 double EndToEnd::sensitivity(const LayerInputs& inputs, int l, const LayerCuts& cuts) {

@@ -45,6 +45,34 @@ std::vector<Window> windows(const Protocol& protocol, size_t tokens) {
     return all;
 }
 
+double share_outside(std::span<const Window> windows, int sinks, int recent) {
+    double outside = 0, all = 0;
+    for (const Window& window : windows)
+        for (size_t seen = window.first_scored - window.begin; seen < window.end - window.begin;
+             seen++) {
+            outside += std::max(0.0, double(seen) - sinks - recent);
+            all += double(seen);
+        }
+    return all > 0 ? outside / all : 0;
+}
+
+// 0 where no head of the cache is cut.
+static double compressed_share(std::span<const Window> windows, const KvCache& cache) {
+    bool cut = false;
+    for (const CacheLayer& layer : cache.layer)
+        for (const std::vector<CacheRows>* side : {&layer.k, &layer.v})
+            for (const CacheRows& head : *side) cut = cut || head.r < layer.d;
+    if (!cut) return 0;
+    int sinks = cache.layer[0].sinks, recent = cache.layer[0].recent;
+    double share = share_outside(windows, sinks, recent);
+    check(share > 0,
+          "the windows lie within the exact window of the cache, the first %d and the last %d "
+          "tokens: nothing would be read compressed; use windows of more than %d tokens (--context, "
+          "and a text as long)",
+          sinks, recent, sinks + recent + 1);
+    return share;
+}
+
 // Welford's recurrence of mean and squared deviation, for the n-th value.
 static void welford(double& mean, double& squares, double x, size_t n) {
     double delta = x - mean;
@@ -97,6 +125,7 @@ Measured measure(Runner& tested, Runner* reference, std::span<const Token> ids,
     for (const Window& one : all) total += one.end - one.first_scored;
     check(total > 0, "the text has %zu tokens: too few for one window of %d", ids.size(),
           protocol.context);
+    double share = compressed_share(all, tested.cache);
 
     // Pieces of a window, so that a runner's logits of one piece fit 64 MiB.
     size_t row = size_t(config.V) * sizeof(float);
@@ -129,7 +158,9 @@ Measured measure(Runner& tested, Runner* reference, std::span<const Token> ids,
             if (progress) progress(done, total, std::exp(tally.mean));
         }
     }
-    return tally.result();
+    Measured measured = tally.result();
+    measured.compressed_share = share;
+    return measured;
 }
 
 }  // namespace stief

@@ -36,6 +36,10 @@ struct Window {
 };
 std::vector<Window> windows(const Protocol& protocol, size_t tokens);
 
+// Of all positions that the scored predictions of windows read, the share outside of an exact window:
+// a token at position p reads s ≤ p exactly where s < sinks or p − s < recent.
+double share_outside(std::span<const Window> windows, int sinks, int recent);
+
 struct Loss {
     double perplexity = 0, standard_error = 0;
     size_t tokens = 0;
@@ -49,6 +53,7 @@ struct Measured {
     Loss loss;                     // of the runner under test
     Loss reference;                // of the reference, where there is one
     Divergence divergence;         // KL(reference ‖ under test)
+    double compressed_share = 0;   // of what the scored predictions read of the cache under test
 };
 
 // Adds up scores of positions. Memory: 4 bytes a compared position, for p99.
@@ -74,6 +79,8 @@ struct Runner {
 
 // ids: the whole text with BOS in front. reference may be null. progress(tokens done, tokens in all,
 // perplexity so far). Both runners are of one model; of the logits only scores leave its backend.
+// Error where the text is too short, and where all that is read lies in the exact window of a cache
+// that compresses: nothing would be measured.
 Measured measure(Runner& tested, Runner* reference, std::span<const Token> ids,
                  const Protocol& protocol,
                  const std::function<void(size_t, size_t, double)>& progress);
