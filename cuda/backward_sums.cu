@@ -1,11 +1,10 @@
-// Copies and sums over activations, and the score of predicted tokens.
+// Copies and sums over activations.
 // Twin: src/backend/cpu/backward_sums.cpp.
 //
 // Sums are in double: a product of two floats is exact there, their number does not matter, and the
 // order is fixed. They are a thousandth of the work, and a data-centre GPU adds doubles at half the
 // rate of floats.
 #include <algorithm>
-#include <climits>
 
 #include "cuda_backward.h"
 
@@ -75,46 +74,6 @@ __global__ void gram_kernel(double* out, Grams all, int d) {
     for (int e = 0; e < EACH; e++)
         if (i0 + first + e < d && j0 + column < d)
             out[size_t(i0 + first + e) * size_t(d) + size_t(j0 + column)] = sum[e];
-}
-
-// The largest of a row and the lowest index that has it, by all threads of a block.
-struct Top {
-    float most;
-    int index;
-};
-__device__ __forceinline__ Top top_of(const float* z, int V, float* scratch) {
-    float most = -INFINITY;
-    int first = INT_MAX;
-    for (int j = int(threadIdx.x); j < V; j += int(blockDim.x))
-        if (z[j] > most || first == INT_MAX) most = z[j], first = j;
-    float all = block_max(most, scratch);
-    int lowest = most == all && first != INT_MAX ? -first : -INT_MAX;
-    return {all, -block_max(lowest, reinterpret_cast<int*>(scratch))};
-}
-
-// grid a row, block 512. Shared: one double a warp. Reads both rows three times.
-__global__ void score_kernel(RowScore* out, const float* logits, const float* full,
-                             const int32_t* next, int V) {
-    double* partial = reinterpret_cast<double*>(dynamic_shared());
-    float* scratch = reinterpret_cast<float*>(partial);
-    size_t row = blockIdx.x;
-    const float *zq = logits + row * size_t(V), *zp = full + row * size_t(V);
-    Top q = top_of(zq, V, scratch), p = top_of(zp, V, scratch);
-    double sum_q = 0, sum_p = 0, sum = 0;
-    for (int j = int(threadIdx.x); j < V; j += int(blockDim.x)) {
-        sum_q += double(expf(zq[j] - q.most));
-        sum_p += double(expf(zp[j] - p.most));
-    }
-    double log_q = double(q.most) + log(block_sum(sum_q, partial));
-    double log_p = double(p.most) + log(block_sum(sum_p, partial));
-    float log_sum = float(log_p);
-    for (int j = int(threadIdx.x); j < V; j += int(blockDim.x))
-        sum += double(expf(zp[j] - log_sum)) * (double(zp[j]) - double(zq[j]));
-    sum = block_sum(sum, partial);
-    if (threadIdx.x != 0) return;
-    double divergence = sum - log_p + log_q;
-    out[row] = {log_q - double(zq[next[row]]), log_p - double(zp[next[row]]),
-                divergence < 0 ? 0 : divergence, p.index == q.index};
 }
 
 // ---- launchers ---------------------------------------------------------------------------------
@@ -189,20 +148,6 @@ void CudaBackward::add_grams(std::span<const Gram> all) {
     gpu.download(host.data(), sums, host.size() * sizeof(double));
     for (size_t i = 0; i < all.size(); i++)
         for (size_t j = 0; j < square; j++) all[i].sum->data[j] += host[i * square + j];
-}
-
-void CudaBackward::score(RowScore* out, const float* logits, const float* full, const int32_t* next,
-                         int rows, int V) {
-    constexpr int SCORE_BLOCK = 512;
-    size_t count = size_t(rows), results = count * sizeof(RowScore);
-    char* memory = static_cast<char*>(
-        gpu.scratch(CudaBackend::Scratch::Reduction, results + count * sizeof(int32_t)));
-    RowScore* scores = reinterpret_cast<RowScore*>(memory);
-    int32_t* ids = reinterpret_cast<int32_t*>(memory + results);
-    gpu.upload(ids, next, count * sizeof(int32_t));
-    launch(score_kernel, dim3(unsigned(rows)), SCORE_BLOCK, SCORE_BLOCK / WARP * sizeof(double),
-           gpu.queue, scores, logits, full, ids, V);
-    gpu.download(out, scores, results);
 }
 
 }  // namespace stief

@@ -48,6 +48,8 @@ struct CudaBackend final : Backend {
     void attend(float* out, const float* q, const float* rotation, const CacheLayer& cache,
                 const Step& step) override;
     void argmax(int32_t* out, const float* x, int T, int V) override;
+    void score(RowScore* out, const float* logits, const float* full, const int32_t* next, int rows,
+               int V) override;
     uint64_t stream(const void* memory, size_t bytes) override;
 
     // Device memory that operations use within one call: a block for each purpose, which grows and

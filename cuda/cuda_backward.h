@@ -32,8 +32,6 @@ struct CudaBackward final : Backward {
     double squared_distance(const float* a, const float* b, size_t n) override;
     void add_grams(std::span<const Gram> all) override;
 
-    void score(RowScore* out, const float* logits, const float* full, const int32_t* next, int rows,
-               int V) override;
     void cayley(std::span<const Turn> all) override;
 };
 

@@ -86,39 +86,6 @@ TEST_CASE("gram products of rows are summed in double") {
         }
 }
 
-TEST_CASE("a row's score is its loss, its divergence, and whether both agree") {
-    for (int V : {3, 64, 3001}) {
-        CAPTURE(V);
-        size_t n = size_t(V), rows = 4;
-        Floats q = normals(rows * n, 1), p = normals(rows * n, 2);
-        std::copy_n(q.begin(), n, p.begin());  // row 0: the same model
-        q[n + 1] = q[n + 2] = p[n + 1] = 9;    // row 1: the first of two equals
-        std::vector<int32_t> next = {0, 1, 2, V - 1};
-        for (const Variant& variant : variants()) {
-            CAPTURE(variant.group);
-            Lab lab(variant);
-            std::vector<RowScore> got(rows);
-            make_backward(*lab.backend)
-                ->score(got.data(), lab.in(q), lab.in(p), next.data(), int(rows), V);
-            for (size_t i = 0; i < rows; i++) {
-                double sum_q = 0, sum_p = 0, kl = 0;
-                const float *zq = &q[i * n], *zp = &p[i * n];
-                for (size_t j = 0; j < n; j++) sum_q += std::exp(double(zq[j]));
-                for (size_t j = 0; j < n; j++) sum_p += std::exp(double(zp[j]));
-                for (size_t j = 0; j < n; j++)
-                    kl += std::exp(double(zp[j])) / sum_p *
-                          (double(zp[j]) - double(zq[j]) - std::log(sum_p) + std::log(sum_q));
-                size_t to = size_t(next[i]);
-                CHECK(std::abs(got[i].loss - std::log(sum_q) + double(zq[to])) <= 1e-6);
-                CHECK(std::abs(got[i].loss_full - std::log(sum_p) + double(zp[to])) <= 1e-6);
-                CHECK(std::abs(got[i].divergence - kl) <= 1e-6 * (1 + kl));
-                bool same = std::max_element(zq, zq + n) - zq == std::max_element(zp, zp + n) - zp;
-                CHECK(got[i].same_top == int32_t(same));
-            }
-        }
-    }
-}
-
 TEST_CASE("bases turn by Cayley's transform, all at once, and stay orthonormal") {
     for (size_t d : {1, 8, 33, 128})
         for (const Variant& variant : variants()) {

@@ -2,7 +2,9 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/arena.h"
 #include "base/bf16.h"
+#include "base/hash.h"
 #include "base/random.h"
 #include "base/shape.h"
 #include "testing.h"
@@ -124,6 +126,41 @@ TEST_CASE("messages are formatted, also long ones, and shapes are shown as tuple
     CHECK_THROWS_WITH_AS(fail("100%%"), "100%", Error);
     CHECK(to_string(Shape{}) == "()");
     CHECK(to_string(Shape{512, 2048}) == "(512, 2048)");
+}
+
+TEST_CASE("an arena gives aligned arrays that do not overlap, and counts the same without memory") {
+    const size_t sizes[] = {1, 64, 65, 0, 1000};
+    std::vector<char> bytes(8192);
+    char* begin = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(bytes.data()) + 255) & ~255);
+    Arena arena(begin), counting;
+    char* end = begin;
+    for (size_t n : sizes) {
+        char* array = reinterpret_cast<char*>(arena.take<float>(n));
+        CHECK(array >= end);
+        CHECK((array - begin) % ptrdiff_t(Arena::ALIGNED) == 0);
+        end = array + n * sizeof(float);
+        CHECK(counting.take<float>(n) == nullptr);
+        CHECK(counting.used == arena.used);
+    }
+    CHECK(begin + arena.used >= end);
+}
+
+TEST_CASE("a hash tells words, their order and their number apart") {
+    auto of = [](const std::string& bytes) {
+        Hash hash;
+        hash.add_bytes(bytes.data(), bytes.size());
+        return hash.value();
+    };
+    std::string text = "0123456789abcdefxyz";
+    for (size_t i = 0; i < text.size(); i++)
+        for (int bit = 0; bit < 8; bit++) {
+            std::string other = text;
+            other[i] = char(other[i] ^ (1 << bit));
+            CHECK(of(other) != of(text));
+        }
+    CHECK(of(text) != of(text.substr(0, 18)));
+    CHECK(of("12345678abcdefgh") != of("abcdefgh12345678"));
+    CHECK(of("") != of(std::string(1, 0)));
 }
 
 TEST_SUITE_END();

@@ -157,6 +157,53 @@ TEST_CASE("a perplexity budget is met, measured through the cache") {
     }
 }
 
+TEST_CASE("a calibration that would measure nothing is refused before any work") {
+    for (auto [sinks, recent] : {std::pair{4, 19}, {23, 0}, {1000, 1000}})
+        for (double ppl_budget : {0.0, 2.0}) {
+            Tried tried;
+            tried.options.sinks = sinks, tried.options.recent = recent;
+            tried.options.ppl_budget = ppl_budget, tried.options.keep = ppl_budget > 0 ? 0 : 0.5;
+            CHECK_THROWS_WITH_AS(tried.run([](size_t, size_t, const std::string&) { FAIL("work"); }),
+                                 doctest::Contains("nothing of the cache would be read compressed"),
+                                 Error);
+        }
+    Tried little;  // 24 tokens, of which the last few read a little compressed
+    little.options.sinks = 4, little.options.recent = 18;
+    double share = little.run().measured.compressed_share;
+    CHECK(std::abs(share - 1.0 / (23 * 24 / 2)) <= 1e-12);
+    little.options.keep = 0, little.options.ppl_budget = 2;
+    CHECK_THROWS_WITH_AS(little.run(), doctest::Contains("less than a quarter"), Error);
+}
+
+TEST_CASE("the shortest sequences of a perplexity budget read a quarter of the cache compressed") {
+    for (int window : {10, 68, 500}) {
+        int T = 2 * window + 2;
+        std::vector<Window> one = {{0, size_t(T), 1, false}};
+        CHECK(share_outside(one, 4, window - 4) >= 0.25);
+    }
+}
+
+TEST_CASE("a budget that lets every head go to rank 0 is refused") {
+    Tried tried;
+    tried.options.keep = 0, tried.options.ppl_budget = 1e6;
+    CHECK_THROWS_WITH_AS(tried.run(), doctest::Contains("--ppl-budget 1e+06"), Error);
+    tried.options.ppl_budget = 0, tried.options.error_budget = 100;
+    CHECK_THROWS_WITH_AS(tried.run(), doctest::Contains("--error-budget 100"), Error);
+}
+
+TEST_CASE("a text too short is told sequences that fit, and none within the exact window") {
+    Tried tried;
+    tried.options.sequence = 200, tried.options.sinks = 4, tried.options.recent = 16;
+    CHECK_THROWS_WITH_AS(tried.run(), doctest::Contains("--context 100"), Error);
+    tried.options.recent = 120;
+    try {
+        tried.run();
+        FAIL("ran");
+    } catch (const Error& error) {
+        CHECK(std::string(error.what()).ends_with("give more text"));
+    }
+}
+
 TEST_CASE(
     "descent never leaves a layer's keys or values worse than the eigenbasis on held-out text") {
     Tried tried({.why = "descent", .L = 1, .D = 32, .H = 4, .G = 2});

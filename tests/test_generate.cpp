@@ -111,6 +111,45 @@ TEST_CASE("windows score every token as their protocol says") {
         CHECK(count({Protocol::Strided, 512, 100, 0}, tokens) == tokens - 1);
 }
 
+TEST_CASE("the share of positions read compressed is counted over every scored prediction") {
+    const Protocol protocols[] = {{Protocol::Chunks, 12, 0, 0},
+                                  {Protocol::LlamaCpp, 12, 0, 0},
+                                  {Protocol::Strided, 12, 5, 0}};
+    for (const Protocol& protocol : protocols)
+        for (auto [sinks, recent] : {std::pair{0, 0}, {2, 3}, {0, 11}, {5, 5}, {11, 0}, {4, 64}}) {
+            std::vector<Window> all = windows(protocol, 40);
+            double outside = 0, read = 0;
+            for (const Window& w : all)
+                for (size_t i = w.first_scored; i < w.end; i++)       // predicted from i − 1
+                    for (int s = 0, p = int(i - 1 - w.begin); s <= p; s++, read++)
+                        outside += s >= sinks && p - s >= recent;
+            CHECK(std::fabs(share_outside(all, sinks, recent) - outside / read) <= 1e-12);
+        }
+}
+
+TEST_CASE("windows inside the exact window measure nothing, and are refused") {
+    Scratch scratch;
+    write_tiny_model({.why = ""}, scratch.folder.string());
+    Model model = open_model(scratch.folder.string());
+    std::vector<Token> ids;
+    Random random(5);
+    for (int i = 0; i < 100; i++) ids.push_back(Token(random.below(64)));
+    Transformer transformer(model, 40);
+    Bases bases = Bases::identity(model.config, 4);
+    bases.sinks = 4, bases.recent = 16;
+    KvCache cut(*model.backend, model.config, 40, DType::F16, &bases, 40);
+    KvCache full(*model.backend, model.config, 40, DType::F16);
+    Runner tested{transformer, cut, true}, plain{transformer, full, true};
+    for (int context : {4, 20, 21})
+        CHECK_THROWS_WITH_AS(measure(tested, &plain, ids, {Protocol::Chunks, context, 0, 0}, {}),
+                             doctest::Contains("windows of more than 21 tokens"), Error);
+    std::vector<Token> few(ids.begin(), ids.begin() + 21);  // a short text is a short window
+    CHECK_THROWS_AS(measure(tested, &plain, few, {Protocol::Chunks, 40, 0, 0}, {}), Error);
+    Measured least = measure(tested, &plain, ids, {Protocol::Chunks, 22, 0, 0}, {});
+    CHECK(std::fabs(least.compressed_share - 1.0 / (21 * 22 / 2)) <= 1e-12);
+    CHECK(measure(plain, nullptr, ids, {Protocol::Chunks, 4, 0, 0}, {}).compressed_share == 0);
+}
+
 TEST_CASE("the perplexity of a model that knows nothing is the size of its vocabulary") {
     Scratch scratch;
     write_tiny_model({.why = "", .V = 77, .deviation = 0}, scratch.folder.string());

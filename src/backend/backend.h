@@ -65,6 +65,13 @@ struct CacheLayer {
     const CacheRows* rows = nullptr;   // (2, G)  k, then v once more, in the backend's memory
 };
 
+// What two models make of the token that follows: −ln q(next) and −ln p(next), KL(p ‖ q), and
+// whether both think the same token most likely. Without a model to compare with, loss alone.
+struct RowScore {
+    double loss = 0, loss_full = 0, divergence = 0;
+    int32_t same_top = 0;
+};
+
 struct BackendOptions {
     std::string name = "auto";    // auto | cpu | cuda
     std::string isa = "auto";     // CPU: auto, or the name of a set of inner products
@@ -145,6 +152,15 @@ struct Backend {
     virtual void argmax(int32_t* out,           // (T)
                         const float* x,         // (T, V)
                         int T, int V) = 0;
+
+    // Of each row: −ln softmax(z)_next of both, and with δ = ln q − ln p
+    //     KL(p ‖ q) = Σ p (e^δ − 1 − δ),
+    // no term of which is negative: it keeps its digits where p and q hardly differ. NaN gives NaN.
+    virtual void score(RowScore* out,           // host  (rows)
+                       const float* logits,     // (rows, V)  q, of the model under test
+                       const float* full,       // (rows, V)  p; null: nothing to compare with
+                       const int32_t* next,     // host  (rows)  in [0, V)
+                       int rows, int V) = 0;
 
     // Reads `bytes` of memory with every thread or block, as fast as it can: what decode is measured
     // against. Returns a checksum, so that nothing is left out.

@@ -27,13 +27,6 @@ struct Turn {
     double tau;
 };
 
-// What two models make of the token that follows: −ln q(next) and −ln p(next), KL(p ‖ q), and
-// whether both think the same token most likely.
-struct RowScore {
-    double loss, loss_full, divergence;
-    int32_t same_top;
-};
-
 struct Backward {
     virtual ~Backward() = default;
 
@@ -82,12 +75,7 @@ struct Backward {
     virtual double squared_distance(const float* a, const float* b, size_t n) = 0;
     virtual void add_grams(std::span<const Gram> all) = 0;
 
-    // ---- the end of the model, and the bases
-    virtual void score(RowScore* out,        // host  (rows)
-                       const float* logits,  // (rows, V)  q, of the model under test
-                       const float* full,    // (rows, V)  p
-                       const int32_t* next,  // host  (rows)
-                       int rows, int V) = 0;
+    // ---- the bases
     // Turns are independent: all at once.
     virtual void cayley(std::span<const Turn> all) = 0;
 

@@ -1,9 +1,9 @@
 #include "cache/basis.h"
 
-#include <bit>
 #include <cmath>
 #include <cstring>
 
+#include "base/hash.h"
 #include "base/json_writer.h"
 #include "base/linalg.h"
 #include "formats/safetensors.h"
@@ -40,18 +40,17 @@ size_t Bases::coordinates_per_token() const {
 }
 
 uint64_t Bases::hash(uint64_t seed) const {
-    uint64_t h = seed;  // FNV-1a, a word at a time
-    auto add = [&](uint64_t word) { h = (h ^ word) * 0x100000001b3u; };
-    add(uint64_t(sinks)), add(uint64_t(recent));
+    Hash hash;
+    for (uint64_t word : {seed, uint64_t(sinks), uint64_t(recent)}) hash.add(word);
     for (const LayerBasis& one : layer) {
-        add(one.rotated);
+        hash.add(uint64_t(one.rotated));
         for (const std::vector<HeadBasis>* side : {&one.k, &one.v})
             for (const HeadBasis& head : *side) {
-                add(uint64_t(head.r));
-                for (float x : head.encode) add(std::bit_cast<uint32_t>(x));
+                hash.add(uint64_t(head.r));
+                hash.add_bytes(head.encode.data(), head.encode.size() * sizeof(float));
             }
     }
-    return h;
+    return hash.value();
 }
 
 // ---- writing

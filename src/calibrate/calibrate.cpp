@@ -2,6 +2,7 @@
 
 #include <chrono>
 
+#include "base/hash.h"
 #include "calibrate/calibration_run.h"
 #include "calibrate/partial.h"
 
@@ -89,6 +90,16 @@ void require_budget(const CalibrationResult& result, const Config& c) {
           o.keep, bytes, eigen ? "every head, the least of --method eigen" : "one head", least);
 }
 
+void require_compression(const CalibrationOptions& o) {
+    check(o.sequence >= shortest_sequence(o),
+          "sequences of %d tokens with an exact window of the first %d and the last %d: %s of the "
+          "cache would be read compressed and measured; give --context %d or more, or a smaller "
+          "--window",
+          o.sequence, o.sinks, o.recent,
+          o.sequence < o.sinks + o.recent + 2 ? "nothing" : "less than a quarter",
+          shortest_sequence(o));
+}
+
 }  // namespace
 
 CalibrationResult calibrate(Model& model, const CalibrationText& text,
@@ -99,6 +110,7 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
     result.options = options;
     result.full_bytes_per_token = full_bytes(model.config, options);
     require_budget(result, model.config);
+    require_compression(options);
     CalibrationRun run(model, text, options, progress);
     Partial partial(output, run.key(), options.resume);
 
@@ -117,9 +129,9 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
 }
 
 static uint64_t hash_of(const std::vector<Token>& ids) {
-    uint64_t h = 0xcbf29ce484222325u;                // FNV-1a, a token at a time
-    for (Token id : ids) h = (h ^ uint64_t(id)) * 0x100000001b3u;
-    return h;
+    Hash hash;
+    hash.add_bytes(ids.data(), ids.size() * sizeof(Token));
+    return hash.value();
 }
 
 void write_bases(const CalibrationResult& result, const Model& model, const CalibrationText& text,

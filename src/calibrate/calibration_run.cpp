@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "calibrate/partial.h"
+#include "base/hash.h"
 
 namespace stief {
 
@@ -17,6 +17,11 @@ static Sequences first_windows(std::span<const Token> ids, int T, size_t at_most
     return all;
 }
 
+int shortest_sequence(const CalibrationOptions& options) {
+    int window = options.sinks + options.recent;
+    return options.ppl_budget > 0 ? 2 * window + 2 : window + 2;
+}
+
 CalibrationRun::CalibrationRun(Model& owner, const CalibrationText& of,
                                const CalibrationOptions& how, const CalibrationProgress& progress)
     : model(owner),
@@ -27,11 +32,14 @@ CalibrationRun::CalibrationRun(Model& owner, const CalibrationText& of,
       ticker{progress, 0, 0, ""} {
     const Config& c = model.config;
     size_t T = size_t(how.sequence);
-    check(text.learn.size() >= 2 * T && text.held_out.size() >= T,
-          "%s: %zu tokens to learn from and %zu held out, expected at least %zu and %zu (sequences "
-          "of %zu "
-          "tokens); give more text, or shorter sequences with --context",
-          text.name.c_str(), text.learn.size(), text.held_out.size(), 2 * T, T, T);
+    size_t fits = std::min(text.learn.size() / 2, text.held_out.size());
+    if (fits < T)
+        fail("%s: %zu tokens to learn from and %zu held out, expected at least %zu and %zu "
+             "(sequences of %zu tokens); give more text%s",
+             text.name.c_str(), text.learn.size(), text.held_out.size(), 2 * T, T, T,
+             int(fits) >= shortest_sequence(how)
+                 ? format(", or shorter sequences with --context %zu", fits).c_str()
+                 : "");
     Random random(how.seed);
     learn = cut_sequences(text.learn, how.sequence, std::max<size_t>(2, size_t(how.tokens) / T),
                           c.context, random);
@@ -56,9 +64,13 @@ uint64_t CalibrationRun::key() const {
         int(o.key_basis_per_layer), o.metric.c_str(), o.error_budget, o.tokens, o.sequence,
         o.held_out, o.steps, o.batch, o.tau, (unsigned long long)o.seed, int(model.backend->exact),
         (unsigned long long)model.weights.fingerprint(model.config));
-    uint64_t hash = hash_bytes(words.data(), words.size());
-    hash = hash_bytes(text.learn.data(), text.learn.size() * sizeof(Token), hash);
-    return hash_bytes(text.held_out.data(), text.held_out.size() * sizeof(Token), hash);
+    Hash hash;
+    hash.add_bytes(words.data(), words.size());
+    for (const std::vector<Token>* ids : {&text.learn, &text.held_out}) {
+        hash.add(uint64_t(ids->size()));
+        hash.add_bytes(ids->data(), ids->size() * sizeof(Token));
+    }
+    return hash.value();
 }
 
 }  // namespace stief

@@ -29,6 +29,10 @@ struct CalibrationRun {
     uint64_t key() const;
 };
 
+// Sequences through the cache must leave its exact window, or nothing is measured; of what a budget
+// of perplexity is measured by, a quarter must be read compressed.
+int shortest_sequence(const CalibrationOptions& options);
+
 constexpr size_t PASSES_OF_A_CURVE = 24;  // both sides of one head at every rank of its curve
 
 // The rest of calibrate(), in verify.cpp.

@@ -1,33 +1,8 @@
 #include "calibrate/end_to_end.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace stief {
-
-namespace {
-
-double mean(const std::vector<double>& all) {
-    double sum = 0;
-    for (double one : all) sum += one;
-    return all.empty() ? 0 : sum / double(all.size());
-}
-
-std::vector<double> column(const std::vector<RowScore>& scores, double RowScore::*which) {
-    std::vector<double> all;
-    for (const RowScore& one : scores) all.push_back(one.*which);
-    return all;
-}
-
-Loss loss_of(const std::vector<double>& all) {
-    double average = mean(all), squares = 0;
-    for (double one : all) squares += (one - average) * (one - average);
-    double n = double(all.size()), perplexity = std::exp(average);
-    double deviation = n > 1 ? std::sqrt(squares / (n - 1)) : 0;
-    return {perplexity, n > 0 ? perplexity * deviation / std::sqrt(n) : 0, all.size()};
-}
-
-}  // namespace
 
 EndToEnd::EndToEnd(LayerPass& over, const Sequences& held_out, size_t at_most)
     : pass(over), sequences(held_out), count(std::min(at_most, held_out.count())) {
@@ -39,6 +14,7 @@ EndToEnd::EndToEnd(LayerPass& over, const Sequences& held_out, size_t at_most)
     xn = Buffer(ops, piece * D * sizeof(float), "a sequence's last norm");
     logits = Buffer(ops, piece * V * sizeof(float), "logits");
     logits_full = Buffer(ops, piece * V * sizeof(float), "logits");
+    scores.resize(piece);
     reference = Staged(ops, each, "the full model's output");
     full.resize(count * each);
     for (size_t s = 0; s < count; s++) {
@@ -59,7 +35,7 @@ void EndToEnd::run(size_t s, int first, const std::vector<LayerCuts>* cuts) {
 }
 
 // Of x against the full model's output of the same sequence; the last token predicts nothing known.
-void EndToEnd::score(size_t s, std::vector<RowScore>& scores) {
+void EndToEnd::score(size_t s, Tally& tally) {
     Model& model = pass.model;
     Backend& ops = *model.backend;
     size_t D = size_t(pass.c.D), scored = size_t(sequences.T) - 1;
@@ -70,34 +46,26 @@ void EndToEnd::score(size_t s, std::vector<RowScore>& scores) {
             ops.rmsnorm(xn.f32(), from + at * D, model.norm, pass.c.norm_eps, int(rows));
             ops.matmul(to->f32(), xn.f32(), model.classifier, int(rows), false);
         }
-        size_t before = scores.size();
-        scores.resize(before + rows);
-        pass.ops_back->score(scores.data() + before, logits.f32(), logits_full.f32(),
-                             sequences.ids[s].data() + at + 1, int(rows), pass.c.V);
+        ops.score(scores.data(), logits.f32(), logits_full.f32(), sequences.ids[s].data() + at + 1,
+                  int(rows), pass.c.V);
+        for (size_t i = 0; i < rows; i++) tally.add(scores[i], true);
     }
 }
 
 Measured EndToEnd::measure(const std::vector<LayerCuts>& cuts) {
-    std::vector<RowScore> scores;
+    Tally tally;
     for (size_t s = 0; s < count; s++) {
         embed_sequence(pass.model, x.f32(), sequences.ids[s]);
         run(s, 0, &cuts);
-        score(s, scores);
+        score(s, tally);
     }
-    std::vector<double> kl = column(scores, &RowScore::divergence);
-    Measured all{loss_of(column(scores, &RowScore::loss)),
-                 loss_of(column(scores, &RowScore::loss_full)),
-                 {}};
-    double average = mean(kl), n = double(kl.size()), same_top = 0;
-    for (const RowScore& one : scores) same_top += one.same_top;
-    std::sort(kl.begin(), kl.end());
-    size_t rank = size_t(std::ceil(0.99 * n)) - 1;
-    all.divergence = {average, kl[rank], kl.back(), same_top / n};
-    return all;
+    Measured measured = tally.result();
+    measured.compressed_share = 1;
+    return measured;
 }
 
 double EndToEnd::sensitivity(const LayerInputs& inputs, int l, const LayerCuts& cuts) {
-    std::vector<RowScore> scores;
+    Tally tally;
     double error = 0, energy = 0;
     for (size_t s = 0; s < count; s++) {
         pass.begin(l, inputs.held_x(s), sequences.step(s));
@@ -106,10 +74,10 @@ double EndToEnd::sensitivity(const LayerInputs& inputs, int l, const LayerCuts& 
         energy += inputs.held_energy(s);
         pass.ops_back->copy(x.f32(), pass.out, each);
         run(s, l + 1, nullptr);
-        score(s, scores);
+        score(s, tally);
     }
     double delta = error / energy;
-    return delta > 0 ? mean(column(scores, &RowScore::divergence)) / delta : 0;
+    return delta > 0 ? tally.result().divergence.mean / delta : 0;
 }
 
 }  // namespace stief

@@ -24,9 +24,10 @@ struct EndToEnd {
     size_t each, piece;                 // floats of a sequence; rows of logits at once
     Buffer x, xn, logits, logits_full;  // (T, D), (piece, D), (piece, V) ×2
     Staged reference;                   // (T, D)
+    std::vector<RowScore> scores;       // (piece)
 
     void run(size_t s, int first, const std::vector<LayerCuts>* cuts);
-    void score(size_t s, std::vector<RowScore>& scores);
+    void score(size_t s, Tally& tally);
 };
 
 }  // namespace stief

@@ -6,6 +6,7 @@
 #include <cassert>
 #include <cmath>
 
+#include "base/arena.h"
 #include "calibrate/layer_blocks.h"
 
 namespace stief {
@@ -33,15 +34,12 @@ std::vector<float> rotation_table(const Config& config, int positions) {
 }
 
 size_t LayerArrays::place(const Config& c, int most, float* first) {
-    constexpr size_t ALIGNED = 64;  // floats
-    size_t t = size_t(most), D = size_t(c.D), F = size_t(c.F), used = 0;
+    Arena arena(first);
+    size_t t = size_t(most), D = size_t(c.D), F = size_t(c.F);
     size_t Hd = t * size_t(c.H) * size_t(c.d), Gd = t * size_t(c.G) * size_t(c.d);
     int m = c.H / c.G;
     auto take = [&](size_t n, std::initializer_list<float**> arrays) {
-        for (float** one : arrays) {
-            *one = first ? first + used : nullptr;
-            used += (n + ALIGNED - 1) / ALIGNED * ALIGNED;
-        }
+        for (float** one : arrays) *one = arena.take<float>(n);
     };
     take(Hd, {&q, &heads, &att, &datt, &dheads});
     take(Gd, {&k, &v, &k_rotated, &k_cut, &v_cut, &dk, &dv});
@@ -49,7 +47,7 @@ size_t LayerArrays::place(const Config& c, int most, float* first) {
     take(t * F, {&gate, &up, &h, &dh, &dgate, &dup});
     take(size_t(c.G) * block_floats(most, m), {&p});
     take(size_t(BLOCK) * size_t(m) * t, {&dp});
-    return used;
+    return arena.used / sizeof(float);
 }
 
 // All that learning of sequences of that many tokens takes of the backend beside the weights: the

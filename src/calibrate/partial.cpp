@@ -4,18 +4,19 @@
 #include <filesystem>
 
 #include "base/file.h"
+#include "base/hash.h"
 
 namespace stief {
 
-static const std::string MAGIC = "stief-partial 1\n";
-
-uint64_t hash_bytes(const void* bytes, size_t size, uint64_t before) {
-    const unsigned char* at = static_cast<const unsigned char*>(bytes);
-    for (size_t i = 0; i < size; i++) before = (before ^ at[i]) * 0x100000001b3u;
-    return before;
-}
+static const std::string MAGIC = "stief-partial 2\n";
 
 namespace {
+
+uint64_t hash_of(const std::vector<double>& all) {
+    Hash hash;
+    hash.add_bytes(all.data(), all.size() * sizeof(double));
+    return hash.value();
+}
 
 // Numbers in the order in which put() and get() are called; a length goes before its numbers.
 struct Writer {
@@ -99,12 +100,11 @@ void Partial::save(int l, const LayerBases& bases) const {
     LayerBases copy = bases;
     Writer writer;
     layer(writer, copy);
-    size_t bytes = writer.all.size() * sizeof(double);
-    uint64_t header[] = {key, hash_bytes(writer.all.data(), bytes)};
+    uint64_t header[] = {key, hash_of(writer.all)};
     AtomicFile file(path(l));
     file.write(MAGIC);
     file.write(header, sizeof header);
-    file.write(writer.all.data(), bytes);
+    file.write(writer.all.data(), writer.all.size() * sizeof(double));
     file.commit();
 }
 
@@ -119,7 +119,7 @@ bool Partial::load(int l, const Config& config, LayerBases& bases) const {
         std::memcpy(header, text.data() + MAGIC.size(), sizeof header);
         if (!all.empty()) std::memcpy(all.data(), text.data() + start, all.size() * sizeof(double));
     }
-    check(whole && header[1] == hash_bytes(all.data(), all.size() * sizeof(double)),
+    check(whole && header[1] == hash_of(all),
           "%s: damaged; run again without --resume", path(l).c_str());
     check(
         header[0] == key,

@@ -2,16 +2,14 @@
 // key of the run (its options, model and text). Layers do not depend on one another, so that a
 // resumed run gives the bases of an uninterrupted one to the last bit.
 //
-//     layers.N: "stief-partial 1\n", key (u64), hash of the rest (u64), doubles of put_layer()
+//     layers.N: "stief-partial 2\n", key (u64), hash of the rest (u64), doubles in the order in which
+//     partial.cpp visits a LayerBases
 #pragma once
 #include <string>
 
 #include "calibrate/layer_bases.h"
 
 namespace stief {
-
-uint64_t hash_bytes(const void* bytes, size_t size,
-                    uint64_t before = 0xcbf29ce484222325u);  // FNV-1a
 
 struct Partial {
     std::string folder;

@@ -69,6 +69,7 @@ std::string figures(const CalibrationResult& r, const Config& c, const Calibrati
                100.0 * double(r.bytes_per_token) / double(r.full_bytes_per_token)));
     row("perplexity", format("%.4f ± %.4f; full cache %.4f", r.measured.loss.perplexity,
                              r.measured.loss.standard_error, r.measured.reference.perplexity));
+    row("read compressed", format("%.3g%% of what was read", 100 * r.measured.compressed_share));
     row("KL divergence", format("mean %.4g, 99%% %.4g nats a token; same top token %.1f%%",
                                 r.measured.divergence.mean, r.measured.divergence.p99,
                                 100 * r.measured.divergence.same_top));

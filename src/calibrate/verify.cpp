@@ -62,15 +62,19 @@ static Ranks within_perplexity(CalibrationRun& run, const CalibrationResult& res
 
 Ranks allocate(CalibrationRun& run, const CalibrationResult& result) {
     const CalibrationOptions& o = run.options;
-    if (o.error_budget > 0) return own_ranks(result);
-    if (o.ppl_budget > 0) return within_perplexity(run, result);
     size_t budget = size_t(o.keep * double(result.full_bytes_per_token) + 1e-9);
-    Ranks ranks = ranks_within(run.model.config, result.layer, o, budget);
-    check(ranks.coordinates() > 0,
-          "--keep %g is %zu bytes a token, too few for the smallest ranks of --method %s; use a "
-          "larger one",
-          o.keep, budget, o.method.c_str());
-    return ranks;
+    Ranks ranks = o.error_budget > 0 ? own_ranks(result)
+                  : o.ppl_budget > 0 ? within_perplexity(run, result)
+                                     : ranks_within(run.model.config, result.layer, o, budget);
+    if (ranks.coordinates() > 0) return ranks;
+    if (o.keep > 0)
+        fail("--keep %g is %zu bytes a token, too few for the smallest ranks of --method %s; use a "
+             "larger one",
+             o.keep, budget, o.method.c_str());
+    fail("the budget (%s %g) lets every head go down to rank 0: a cache of nothing but its exact "
+         "window; use a smaller one",
+         o.ppl_budget > 0 ? "--ppl-budget" : "--error-budget",
+         o.ppl_budget > 0 ? o.ppl_budget : o.error_budget);
 }
 
 Bases bases_at(const CalibrationRun& run, const CalibrationResult& result, const Ranks& ranks) {

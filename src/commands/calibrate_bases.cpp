@@ -123,6 +123,7 @@ static std::string as_json(const CalibrationResult& r) {
     json.end_array();
     json.add("perplexity_full", r.measured.reference.perplexity);
     json.add("perplexity", r.measured.loss.perplexity).add("kld_mean", r.measured.divergence.mean);
+    json.add("compressed_share", r.measured.compressed_share);
     json.add("seconds", r.seconds);
     return json.end_object().text + "\n";
 }
@@ -141,8 +142,10 @@ static std::string as_text(const CalibrationResult& r, const std::string& output
     text += format("cache       %zu bytes a token of %zu (%.1f%%)\n", r.bytes_per_token,
                    r.full_bytes_per_token, 100 * kept);
     text += format(
-        "perplexity  %.4f, of the full cache %.4f; KL divergence %.4g nats (held-out text)\n",
-        r.measured.loss.perplexity, r.measured.reference.perplexity, r.measured.divergence.mean);
+        "perplexity  %.4f, of the full cache %.4f; KL divergence %.4g nats (held-out text; %.3g%% of "
+        "what was read of the cache was compressed)\n",
+        r.measured.loss.perplexity, r.measured.reference.perplexity, r.measured.divergence.mean,
+        100 * r.measured.compressed_share);
     return text + format("wrote %s in %s\n", output.c_str(), human_time(r.seconds).c_str());
 }
 

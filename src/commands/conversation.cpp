@@ -6,13 +6,14 @@
 #include <memory>
 
 #include "base/file.h"
+#include "base/hash.h"
 
 namespace stief {
 
 static_assert(std::endian::native == std::endian::little, "the format is what memory holds");
 
 static constexpr char MAGIC[] = {'S', 'T', 'I', 'E', 'F', 'T', 'L', 'K'};
-static constexpr uint32_t VERSION = 1;
+static constexpr uint32_t VERSION = 2;
 
 struct Head {
     char magic[8];
@@ -23,38 +24,18 @@ struct Head {
 };
 static_assert(sizeof(Head) == 56, "no padding");
 
-// h ← (h ⊕ word) · odd, folded: for given words around it every step is a bijection, so that no
-// change of a single word goes unnoticed.
-struct Checksum {
-    uint64_t h = 0x9e3779b97f4a7c15u;
-
-    void word(uint64_t w) {
-        h = (h ^ w) * 0xff51afd7ed558ccdu;
-        h ^= h >> 32;
-    }
-    void add(const void* bytes, size_t size) {
-        auto* next = static_cast<const unsigned char*>(bytes);
-        for (; size >= 8; size -= 8, next += 8) {
-            uint64_t w;
-            std::memcpy(&w, next, 8);
-            word(w);
-        }
-        for (; size > 0; size--) word(*next++);
-    }
-};
-
 // What says which bytes are which: the ranks of every head and the exact window.
 static uint64_t shape_of(const KvCache& cache) {
-    Checksum hash;
+    Hash hash;
     for (const CacheLayer& layer : cache.layer) {
         for (int number : {layer.d, int(layer.rotated), layer.sinks, layer.recent, layer.ring})
-            hash.word(uint64_t(number));
+            hash.add(uint64_t(number));
         for (const std::vector<CacheRows>* side : {&layer.k, &layer.v}) {
-            hash.word(side->size());
-            for (const CacheRows& head : *side) hash.word(uint64_t(head.r));
+            hash.add(uint64_t(side->size()));
+            for (const CacheRows& head : *side) hash.add(uint64_t(head.r));
         }
     }
-    return hash.h;
+    return hash.value();
 }
 
 static bool begins_with_magic(const MappedFile& file) {
@@ -88,16 +69,17 @@ void save_conversation(const std::string& path, const Conversation& talk, const 
               uint32_t(talk.messages.size()), text.size(), row_bytes};
     std::memcpy(head.magic, MAGIC, sizeof MAGIC);
     AtomicFile file(path);
-    Checksum sum;
+    Hash sum;
     auto write = [&](const void* bytes, size_t size) {
-        sum.add(bytes, size);
+        sum.add_bytes(bytes, size);
         file.write(bytes, size);
     };
     write(&head, sizeof head);
     write(talk.ids.data(), talk.ids.size() * sizeof(Token));
     write(text.data(), text.size());
     write(rows.get(), row_bytes);
-    file.write(&sum.h, sizeof sum.h);
+    uint64_t checksum = sum.value();
+    file.write(&checksum, sizeof checksum);
     file.commit();
 }
 
@@ -117,13 +99,14 @@ static Head checked_head(const MappedFile& file, const std::string& path) {
                 head.row_bytes == rest - ids - head.text_bytes;
     check(fits, "%s is damaged or cut short: its %zu bytes are not what its head promises", name,
           file.size);
-    Checksum sum;             // the parts one by one, as they were written
+    Hash sum;                 // the parts one by one, as they were written
     const unsigned char* next = file.data;
     for (size_t part : {sizeof head, ids, size_t(head.text_bytes), size_t(head.row_bytes)}) {
-        sum.add(next, part);
+        sum.add_bytes(next, part);
         next += part;
     }
-    check(!std::memcmp(&sum.h, next, sizeof sum.h), "%s is damaged: its checksum is wrong", name);
+    uint64_t checksum = sum.value();
+    check(!std::memcmp(&checksum, next, sizeof checksum), "%s is damaged: its checksum is wrong", name);
     return head;
 }
 

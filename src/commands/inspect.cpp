@@ -9,22 +9,6 @@
 namespace stief {
 namespace {
 
-struct Kind {
-    const char* name;
-    Tensor LayerWeights::*tensor;
-};
-constexpr Kind kinds[] = {
-    {"input_layernorm", &LayerWeights::attn_norm},
-    {"self_attn.q_proj", &LayerWeights::wq},
-    {"self_attn.k_proj", &LayerWeights::wk},
-    {"self_attn.v_proj", &LayerWeights::wv},
-    {"self_attn.o_proj", &LayerWeights::wo},
-    {"post_attention_layernorm", &LayerWeights::ffn_norm},
-    {"mlp.gate_proj", &LayerWeights::w_gate},
-    {"mlp.up_proj", &LayerWeights::w_up},
-    {"mlp.down_proj", &LayerWeights::w_down},
-};
-
 struct Needs {
     int context;
     DType dtype;
@@ -57,15 +41,18 @@ std::string tensor_lines(const Weights& weights) {
                       name_of(t.dtype), times.c_str());
     };
     std::string text = line("embed_tokens", weights.embedding, "");
-    for (const Kind& kind : kinds) {
-        const Tensor& first = weights.layer[0].*kind.tensor;
-        size_t other = 0;
-        for (const LayerWeights& layer : weights.layer)
-            other += (layer.*kind.tensor).dtype != first.dtype;
-        std::string times = format("x %zu", weights.layer.size());
-        if (other) times += format(" (%zu of them of another dtype)", other);
-        text += line(kind.name, first, times);
-    }
+    LayerOf<size_t> others = {};  // layers whose dtype differs from the first's
+    for (const LayerWeights& layer : weights.layer)
+        for_each_weight([](const char*, size_t& n, const Tensor& first,
+                           const Tensor& one) { n += one.dtype != first.dtype; },
+                        others, weights.layer[0], layer);
+    for_each_weight(
+        [&](const char* name, const Tensor& first, size_t other) {
+            std::string times = format("x %zu", weights.layer.size());
+            if (other) times += format(" (%zu of them of another dtype)", other);
+            text += line(name, first, times);
+        },
+        weights.layer[0], others);
     text += line("norm", weights.norm, "");
     bool tied = weights.classifier.data == weights.embedding.data;
     return text + (tied ? "  lm_head                      tied to embed_tokens\n"

@@ -53,6 +53,7 @@ static std::string as_json(const Args& args, const Protocol& protocol, const Mea
     json.add("tokens", m.loss.tokens).add("protocol", name_of(protocol.name));
     json.add("context", protocol.context).add("seconds", seconds);
     json.add("cache_bytes_per_token", cache_bytes);
+    json.add("compressed_share", m.compressed_share);
     if (!reference_name(args).empty()) {
         json.add("compared_with", reference_name(args))
             .add("perplexity_full", m.reference.perplexity);
@@ -66,9 +67,12 @@ static std::string as_text(const Args& args, const Protocol& protocol, const Mea
                            double seconds, size_t cache_bytes) {
     std::string text = format(
         "perplexity %.4f ± %.4f   (%s, windows of %d, %zu tokens scored, %.1f s)\n"
-        "cache      %zu bytes a token\n",
+        "cache      %zu bytes a token",
         m.loss.perplexity, m.loss.standard_error, name_of(protocol.name), protocol.context,
         m.loss.tokens, seconds, cache_bytes);
+    if (!args.bases.empty())
+        text += format("; %.3g%% of what was read of it was compressed", 100 * m.compressed_share);
+    text += "\n";
     if (!reference_name(args).empty())
         text += format(
             "against %s: perplexity %.4f, KL divergence mean %.3g, 99%% %.3g, max %.3g nats; "

@@ -45,110 +45,95 @@ std::vector<Window> windows(const Protocol& protocol, size_t tokens) {
     return all;
 }
 
-namespace {
-
-// −ln p(next) of one row, and ln Σ e^z.
-struct Row {
-    double log_sum, loss;
-    int top;
-};
-
-Row read_row(const float* logits, int V, Token next) {
-    int top = int(std::max_element(logits, logits + V) - logits);
-    double sum = 0;  // double: V = 128,256 terms
-    for (int i = 0; i < V; i++) sum += std::exp(double(logits[i] - logits[top]));
-    double log_sum = double(logits[top]) + std::log(sum);
-    return {log_sum, log_sum - double(logits[next]), top};
+double share_outside(std::span<const Window> windows, int sinks, int recent) {
+    double outside = 0, all = 0;
+    for (const Window& window : windows)
+        for (size_t seen = window.first_scored - window.begin; seen < window.end - window.begin;
+             seen++) {
+            outside += std::max(0.0, double(seen) - sinks - recent);
+            all += double(seen);
+        }
+    return all > 0 ? outside / all : 0;
 }
 
-double divergence(const float* full, const Row& p, const float* other, const Row& q, int V) {
-    double sum = 0;
-    for (int i = 0; i < V; i++) {
-        double log_p = double(full[i]) - p.log_sum;
-        sum += std::exp(log_p) * (log_p - (double(other[i]) - q.log_sum));
-    }
-    return std::max(0.0, sum);  // rounding can leave −1e-17
+// 0 where no head of the cache is cut.
+static double compressed_share(std::span<const Window> windows, const KvCache& cache) {
+    bool cut = false;
+    for (const CacheLayer& layer : cache.layer)
+        for (const std::vector<CacheRows>* side : {&layer.k, &layer.v})
+            for (const CacheRows& head : *side) cut = cut || head.r < layer.d;
+    if (!cut) return 0;
+    int sinks = cache.layer[0].sinks, recent = cache.layer[0].recent;
+    double share = share_outside(windows, sinks, recent);
+    check(share > 0,
+          "the windows lie within the exact window of the cache, the first %d and the last %d "
+          "tokens: nothing would be read compressed; use windows of more than %d tokens (--context, "
+          "and a text as long)",
+          sinks, recent, sinks + recent + 1);
+    return share;
 }
 
-// Mean and deviation of the losses, by Welford's recurrence.
-struct Accumulator {
-    size_t n = 0;
-    double mean = 0, squares = 0;
-
-    void add(double loss) {
-        double delta = loss - mean;
-        mean += delta / double(++n);
-        squares += delta * (loss - mean);
-    }
-    Loss result() const {
-        double deviation = n > 1 ? std::sqrt(squares / double(n - 1)) : 0;
-        double perplexity = std::exp(mean);
-        return {perplexity, n ? perplexity * deviation / std::sqrt(double(n)) : 0, n};
-    }
-};
-
-// What one scored position gives; the second half only where there is a reference.
-struct Scored {
-    double loss = 0, reference_loss = 0, divergence = 0;
-    bool same_top = false;
-};
-
-Scored score(const float* tested, const float* reference, int V, Token next) {
-    Row q = read_row(tested, V, next);
-    if (!reference) return {q.loss, 0, 0, false};
-    Row p = read_row(reference, V, next);
-    return {q.loss, p.loss, divergence(reference, p, tested, q, V), p.top == q.top};
+// Welford's recurrence of mean and squared deviation, for the n-th value.
+static void welford(double& mean, double& squares, double x, size_t n) {
+    double delta = x - mean;
+    mean += delta / double(n);
+    squares += delta * (x - mean);
 }
 
-struct Tally {
-    Accumulator tested, reference;
-    std::vector<float> divergences;
-    size_t same_top = 0;
+static Loss loss_of(double mean, double squares, size_t n) {
+    double perplexity = std::exp(mean), deviation = n > 1 ? std::sqrt(squares / double(n - 1)) : 0;
+    return {perplexity, n ? perplexity * deviation / std::sqrt(double(n)) : 0, n};
+}
 
-    void add(const Scored& one, bool compared) {
-        check(std::isfinite(one.loss), "the model gives no finite loss after %zu tokens", tested.n);
-        tested.add(one.loss);
-        if (!compared) return;
-        reference.add(one.reference_loss);
-        divergences.push_back(float(one.divergence));
-        same_top += one.same_top;
-    }
+void Tally::add(const RowScore& one, bool compared) {
+    check(std::isfinite(one.loss), "the model gives no finite loss after %zu tokens", n);
+    welford(mean, squares, one.loss, ++n);
+    if (!compared) return;
+    welford(mean_reference, squares_reference, one.loss_full, n);
+    divergence += one.divergence;
+    divergences.push_back(float(one.divergence));
+    same_top += size_t(one.same_top);
+}
 
-    Measured result() {
-        Measured all{tested.result(), reference.result(), {}};
-        if (divergences.empty()) return all;
-        double sum = 0;
-        for (float one : divergences) sum += double(one);
-        double n = double(divergences.size());
-        std::sort(divergences.begin(), divergences.end());
-        size_t rank = size_t(std::ceil(0.99 * n)) - 1;
-        all.divergence = {sum / n, divergences[rank], divergences.back(), double(same_top) / n};
-        return all;
-    }
-};
+Measured Tally::result() {
+    Measured all;
+    all.loss = loss_of(mean, squares, n);
+    if (divergences.empty()) return all;
+    all.reference = loss_of(mean_reference, squares_reference, n);
+    double count = double(n);
+    std::sort(divergences.begin(), divergences.end());
+    size_t rank = size_t(std::ceil(0.99 * count)) - 1;
+    all.divergence = {divergence / count, divergences[rank], divergences.back(),
+                      double(same_top) / count};
+    return all;
+}
 
-// Runs `count` tokens and keeps the logits of the last `wanted` of them.
-void run(Runner& runner, std::span<const Token> ids, std::vector<float>& logits, int wanted) {
-    logits.resize(size_t(wanted) * size_t(runner.transformer.model.config.V));
+// Appends ids; logits (wanted, V) of the last of them on the backend.
+static void run(Runner& runner, std::span<const Token> ids, Buffer& logits, int wanted) {
     runner.transformer.exact = runner.exact;
-    runner.transformer.forward(runner.cache, ids, logits.data(), wanted);
+    runner.transformer.forward_on_backend(runner.cache, ids, logits.f32(), wanted);
 }
-
-}  // namespace
 
 Measured measure(Runner& tested, Runner* reference, std::span<const Token> ids,
                  const Protocol& protocol,
                  const std::function<void(size_t, size_t, double)>& progress) {
-    const Config& config = tested.transformer.model.config;
+    Model& model = tested.transformer.model;
+    Backend& ops = *model.backend;
+    const Config& config = model.config;
     std::vector<Window> all = windows(protocol, ids.size());
     size_t total = 0, done = 0;
     for (const Window& one : all) total += one.end - one.first_scored;
     check(total > 0, "the text has %zu tokens: too few for one window of %d", ids.size(),
           protocol.context);
+    double share = compressed_share(all, tested.cache);
 
-    // Pieces of a window, so that two runners' logits of one piece fit 64 MiB each.
-    size_t piece = std::clamp<size_t>((size_t(64) << 20) / (size_t(config.V) * 4), 1, 512);
-    std::vector<float> logits, logits_reference;
+    // Pieces of a window, so that a runner's logits of one piece fit 64 MiB.
+    size_t row = size_t(config.V) * sizeof(float);
+    size_t piece = std::clamp<size_t>((size_t(64) << 20) / row, 1, 512);
+    piece = std::min(piece, size_t(protocol.context));
+    Buffer logits(ops, piece * row, "logits"), logits_reference;
+    if (reference) logits_reference = Buffer(ops, piece * row, "the reference's logits");
+    std::vector<RowScore> scores(piece);
     Tally tally;
     for (const Window& window : all) {
         std::vector<Token> text(ids.begin() + ptrdiff_t(window.begin),
@@ -166,20 +151,16 @@ Measured measure(Runner& tested, Runner* reference, std::span<const Token> ids,
             std::span<const Token> part(text.data() + at, n);
             run(tested, part, logits, wanted);
             if (reference) run(*reference, part, logits_reference, wanted);
-
-            std::vector<Scored> scored(static_cast<size_t>(wanted));
-            tested.transformer.model.threads->run(scored.size(), [&](size_t i) {
-                size_t row = i * size_t(config.V);
-                scored[i] =
-                    score(logits.data() + row, reference ? logits_reference.data() + row : nullptr,
-                          config.V, text[first + i + 1]);
-            });
-            for (const Scored& one : scored) tally.add(one, reference != nullptr);
+            ops.score(scores.data(), logits.f32(), reference ? logits_reference.f32() : nullptr,
+                      text.data() + first + 1, wanted, config.V);
+            for (size_t i = 0; i < size_t(wanted); i++) tally.add(scores[i], reference != nullptr);
             done += size_t(wanted);
-            if (progress) progress(done, total, std::exp(tally.tested.mean));
+            if (progress) progress(done, total, std::exp(tally.mean));
         }
     }
-    return tally.result();
+    Measured measured = tally.result();
+    measured.compressed_share = share;
+    return measured;
 }
 
 }  // namespace stief

@@ -36,6 +36,10 @@ struct Window {
 };
 std::vector<Window> windows(const Protocol& protocol, size_t tokens);
 
+// Of all positions that the scored predictions of windows read, the share outside of an exact window:
+// a token at position p reads s ≤ p exactly where s < sinks or p − s < recent.
+double share_outside(std::span<const Window> windows, int sinks, int recent);
+
 struct Loss {
     double perplexity = 0, standard_error = 0;
     size_t tokens = 0;
@@ -45,6 +49,27 @@ struct Divergence {
     double same_top = 0;           // share of positions where both like the same token best
 };
 
+struct Measured {
+    Loss loss;                     // of the runner under test
+    Loss reference;                // of the reference, where there is one
+    Divergence divergence;         // KL(reference ‖ under test)
+    double compressed_share = 0;   // of what the scored predictions read of the cache under test
+};
+
+// Adds up scores of positions. Memory: 4 bytes a compared position, for p99.
+struct Tally {
+    size_t n = 0;
+    double mean = 0, mean_reference = 0;   // of −ln p so far
+
+    void add(const RowScore& one, bool compared);   // Error where the loss is not finite
+    Measured result();
+
+  private:
+    double squares = 0, squares_reference = 0, divergence = 0;
+    std::vector<float> divergences;
+    size_t same_top = 0;
+};
+
 // One way to run the model: where its keys and values go, and with which arithmetic.
 struct Runner {
     Transformer& transformer;
@@ -52,14 +77,10 @@ struct Runner {
     bool exact;                    // f32 activations
 };
 
-struct Measured {
-    Loss loss;                     // of the runner under test
-    Loss reference;                // of the reference, where there is one
-    Divergence divergence;         // KL(reference ‖ under test)
-};
-
 // ids: the whole text with BOS in front. reference may be null. progress(tokens done, tokens in all,
-// perplexity so far). Memory does not grow with the text but for 4 bytes a scored token (p99).
+// perplexity so far). Both runners are of one model; of the logits only scores leave its backend.
+// Error where the text is too short, and where all that is read lies in the exact window of a cache
+// that compresses: nothing would be measured.
 Measured measure(Runner& tested, Runner* reference, std::span<const Token> ids,
                  const Protocol& protocol,
                  const std::function<void(size_t, size_t, double)>& progress);

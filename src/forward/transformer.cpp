@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/arena.h"
+
 namespace stief {
 
 Model Model::open(const std::string& folder, const BackendOptions& options, int threads) {
@@ -22,19 +24,15 @@ Model Model::open(const std::string& folder, const BackendOptions& options, int 
     model.classifier =
         model.config.tied_embeddings ? model.embedding : backend.bind(model.weights.classifier);
     for (const LayerWeights& w : model.weights.layer)
-        model.layer.push_back({backend.bind(w.attn_norm), backend.bind(w.wq), backend.bind(w.wk),
-                               backend.bind(w.wv), backend.bind(w.wo), backend.bind(w.ffn_norm),
-                               backend.bind(w.w_gate), backend.bind(w.w_up),
-                               backend.bind(w.w_down)});
+        for_each_weight([&](const char*, Weight& to, const Tensor& from) { to = backend.bind(from); },
+                        model.layer.emplace_back(), w);
     return model;
 }
 
 size_t Model::weight_bytes_per_token() const {
     size_t bytes = norm.bytes() + classifier.bytes() + embedding.bytes() / size_t(config.V);
     for (const Layer& w : layer)
-        for (const Weight* one :
-             {&w.attn_norm, &w.wq, &w.wk, &w.wv, &w.wo, &w.ffn_norm, &w.w_gate, &w.w_up, &w.w_down})
-            bytes += one->bytes();
+        for_each_weight([&](const char*, const Weight& one) { bytes += one.bytes(); }, w);
     return bytes;
 }
 
@@ -43,38 +41,34 @@ static int logit_rows(const Config& config, int batch) {
     return std::min(batch, std::max(1, int((size_t(8) << 20) / (size_t(config.V) * 4))));
 }
 
-static size_t arena_floats(const Config& c, int batch) {
-    size_t row = 2 * size_t(c.D) + 2 * size_t(c.H) * c.d + 2 * size_t(c.G) * c.d + 2 * size_t(c.F);
-    return size_t(batch) * row + size_t(logit_rows(c, batch)) * c.V;
+size_t PassArrays::place(const Config& c, int batch, void* memory) {
+    Arena arena(memory);
+    size_t B = size_t(batch), D = size_t(c.D), F = size_t(c.F);
+    size_t Hd = size_t(c.H) * size_t(c.d), Gd = size_t(c.G) * size_t(c.d);
+    for (float** one : {&x, &xn}) *one = arena.take<float>(B * D);
+    for (float** one : {&q, &att}) *one = arena.take<float>(B * Hd);
+    for (float** one : {&k, &v}) *one = arena.take<float>(B * Gd);
+    for (float** one : {&gate, &up}) *one = arena.take<float>(B * F);
+    rows_at_once = logit_rows(c, batch);
+    logits_rows = arena.take<float>(size_t(rows_at_once) * size_t(c.V));
+    most_likely = arena.take<int32_t>(1);
+    return arena.used;
 }
 
 size_t Transformer::arena_bytes_for(const Config& config, int context, int batch) {
-    return (arena_floats(config, batch) + size_t(context) * config.d) * sizeof(float);
+    return PassArrays().place(config, batch, nullptr) +
+           size_t(context) * size_t(config.d) * sizeof(float);
 }
 
 Transformer::Transformer(Model& owner, int context_size, int batch_size)
     : model(owner), batch(std::min(batch_size, context_size)), context(context_size) {
     const Config& c = model.config;
-    arena = Buffer(*model.backend, arena_floats(c, batch) * sizeof(float),
+    arena = Buffer(*model.backend, place(c, batch, nullptr),
                    format("the activations of %d tokens", batch).c_str());
+    place(c, batch, arena.data);
     rotation = Buffer(*model.backend, size_t(context) * c.d * sizeof(float),
                       format("the rotations of %d positions", context).c_str());
-    most_likely = Buffer(*model.backend, sizeof(int32_t), "the most likely token");
     frequencies = rope_frequencies(c);
-    rows_at_once = logit_rows(c, batch);
-
-    float* next = arena.f32();
-    auto rows = [&](size_t count, size_t width) {
-        float* first = next;
-        next += count * width;
-        return first;
-    };
-    size_t B = size_t(batch);
-    x = rows(B, c.D), xn = rows(B, c.D);
-    q = rows(B, size_t(c.H) * c.d), att = rows(B, size_t(c.H) * c.d);
-    k = rows(B, size_t(c.G) * c.d), v = rows(B, size_t(c.G) * c.d);
-    gate = rows(B, c.F), up = rows(B, c.F);
-    logits_rows = rows(size_t(rows_at_once), c.V);
 }
 
 // Angles pos · θ_j in double: at position 131,071 a float angle is off by 4e-3. Some positions ahead,
@@ -132,23 +126,23 @@ void Transformer::pass(KvCache& cache, std::span<const Token> ids, Then then) {
     if (ops.begin_step(step)) {
         ops.embed(x, model.embedding, step);
         for (int l = 0; l < model.config.L; l++) block(l, cache, step);
-        if (step.T == 1 && then != Then::Nothing) classify(0, 1);
+        if (step.T == 1 && then != Then::Nothing) classify(logits_rows, 0, 1);
         if (step.T == 1 && then == Then::Greedy) argmax();
     }
     ops.end_step();
     cache.used += step.T;
 }
 
-// logits_rows ← those of the batch's tokens first … first + count − 1.
-void Transformer::classify(int first, int count) {
+// logits (count, V) ← those of the batch's tokens first … first + count − 1.
+void Transformer::classify(float* logits, int first, int count) {
     Backend& ops = *model.backend;
     const Config& c = model.config;
     ops.rmsnorm(xn, x + size_t(first) * c.D, model.norm, c.norm_eps, count);
-    ops.matmul(logits_rows, xn, model.classifier, count, false);
+    ops.matmul(logits, xn, model.classifier, count, false);
 }
 
 void Transformer::argmax() {
-    model.backend->argmax(static_cast<int32_t*>(most_likely.data), logits_rows, 1, model.config.V);
+    model.backend->argmax(most_likely, logits_rows, 1, model.config.V);
 }
 
 // In batches; last(first, T) follows each with the first row of it that is wanted. The logits of a
@@ -170,23 +164,31 @@ void Transformer::forward(KvCache& cache, std::span<const Token> ids, float* log
     batches(cache, ids, wanted, Then::Logits, [&](int first, int T) {
         for (int rows; first < T; first += rows, logits += size_t(rows) * V) {
             rows = std::min(rows_at_once, T - first);
-            if (T > 1) classify(first, rows);
+            if (T > 1) classify(logits_rows, first, rows);
             model.backend->download(logits, logits_rows, size_t(rows) * V * sizeof(float));
         }
+    });
+}
+
+void Transformer::forward_on_backend(KvCache& cache, std::span<const Token> ids, float* logits,
+                                     int wanted) {
+    batches(cache, ids, wanted, Then::Nothing, [&](int first, int T) {
+        classify(logits, first, T - first);
+        logits += size_t(T - first) * size_t(model.config.V);
     });
 }
 
 void Transformer::forward_greedy(KvCache& cache, std::span<const Token> ids) {
     batches(cache, ids, 1, Then::Greedy, [&](int first, int T) {
         if (T == 1) return;
-        classify(first, 1);
+        classify(logits_rows, first, 1);
         argmax();
     });
 }
 
 Token Transformer::greedy() const {
     int32_t best = -1;
-    model.backend->download(&best, most_likely.data, sizeof best);
+    model.backend->download(&best, most_likely, sizeof best);
     check(best >= 0, "the model gives NaN: its weights are damaged");
     return best;
 }

@@ -18,9 +18,7 @@ struct Model {
     std::unique_ptr<Threads> threads;        // the process's one pool
     std::unique_ptr<Backend> backend;
 
-    struct Layer {
-        Weight attn_norm, wq, wk, wv, wo, ffn_norm, w_gate, w_up, w_down;
-    };
+    using Layer = LayerOf<Weight>;
     Weight embedding, norm, classifier;
     std::vector<Layer> layer;
 
@@ -28,8 +26,22 @@ struct Model {
     size_t weight_bytes_per_token() const;   // what one decode step reads of the weights
 };
 
-// The activations of one call of at most `batch` tokens, and the pass itself.
-struct Transformer {
+// The activations of one call of at most `batch` tokens.
+struct PassArrays {
+    float *x, *xn;            // (batch, D)      residual stream; its norm
+    float *q, *att;           // (batch, H, d)
+    float *k, *v;             // (batch, G, d)
+    float *gate, *up;         // (batch, F)
+    float* logits_rows;       // (rows_at_once, V)
+    int rows_at_once;
+    int32_t* most_likely;     // argmax of the last logits
+
+    // In `memory`, one after another; returns how many bytes that is.
+    size_t place(const Config& config, int batch, void* memory);
+};
+
+// The pass itself.
+struct Transformer : private PassArrays {
     Model& model;
     int batch;                // tokens a pass at most; longer prompts go in several
     int context;              // positions at most
@@ -40,6 +52,10 @@ struct Transformer {
     // Appends ids to the cache at its positions used, used + 1, …
     // logits: for the last `wanted` of them, (wanted, V) host memory; nothing is computed for the rest.
     void forward(KvCache& cache, std::span<const Token> ids, float* logits, int wanted);
+    // The same where the logits are to stay on the backend.
+    void forward_on_backend(KvCache& cache, std::span<const Token> ids,
+                            float* logits,   // (wanted, V)  the backend's memory
+                            int wanted);
     // Appends ids and keeps on the backend which token the last of them makes most likely; of a device
     // only that comes back, with greedy().
     void forward_greedy(KvCache& cache, std::span<const Token> ids);
@@ -50,13 +66,6 @@ struct Transformer {
 
   private:
     Buffer arena;
-    float *x, *xn;            // (batch, D)      residual stream; its norm
-    float *q, *att;           // (batch, H, d)
-    float *k, *v;             // (batch, G, d)
-    float *gate, *up;         // (batch, F)
-    float* logits_rows;       // (rows_at_once, V)
-    int rows_at_once;
-    Buffer most_likely;       // one int32: argmax of the last logits
     enum class Then { Nothing, Logits, Greedy };   // what follows a step of one token, captured with it
 
     Buffer rotation;          // (context, 2, d/2)  cosines, sines of each position, filled as visited
@@ -66,7 +75,7 @@ struct Transformer {
     void fill_rotation(int positions);
     void block(int l, KvCache& cache, const Step& step);
     void pass(KvCache& cache, std::span<const Token> ids, Then then);
-    void classify(int first, int count);
+    void classify(float* logits, int first, int count);
     void argmax();
     template <class Last>
     void batches(KvCache& cache, std::span<const Token> ids, int wanted, Then then,

@@ -1,10 +1,10 @@
 // Binding by name. One list says every tensor of a Llama: its name, where it goes, its shape.
 #include "model/weights.h"
 
-#include <bit>
 #include <set>
 
 #include "base/check.h"
+#include "base/hash.h"
 #include "base/json.h"
 
 namespace stief {
@@ -30,22 +30,26 @@ std::vector<Slot> slots(Weights& w, const Config& c) {
     std::string ffn = width + format(", intermediate_size %d", c.F);
 
     std::vector<Slot> all = {{"model.embed_tokens.weight", &w.embedding, {V, D}, vocabulary}};
-    for (int l = 0; l < c.L; l++) {
-        LayerWeights& layer = w.layer[size_t(l)];
-        std::string prefix = format("model.layers.%d.", l);
-        auto add = [&](const char* name, Tensor& tensor, Shape shape, const std::string& hint) {
-            all.push_back({prefix + name + ".weight", &tensor, std::move(shape), hint});
-        };
-        add("input_layernorm", layer.attn_norm, {D}, width);
-        add("self_attn.q_proj", layer.wq, {q, D}, heads);
-        add("self_attn.k_proj", layer.wk, {kv, D}, kv_heads);
-        add("self_attn.v_proj", layer.wv, {kv, D}, kv_heads);
-        add("self_attn.o_proj", layer.wo, {D, q}, heads);
-        add("post_attention_layernorm", layer.ffn_norm, {D}, width);
-        add("mlp.gate_proj", layer.w_gate, {F, D}, ffn);
-        add("mlp.up_proj", layer.w_up, {F, D}, ffn);
-        add("mlp.down_proj", layer.w_down, {D, F}, ffn);
-    }
+    struct Expected {
+        Shape shape;
+        const std::string& hint;
+    };
+    const LayerOf<Expected> of_layer = {.attn_norm = {{D}, width},
+                                        .wq = {{q, D}, heads},
+                                        .wk = {{kv, D}, kv_heads},
+                                        .wv = {{kv, D}, kv_heads},
+                                        .wo = {{D, q}, heads},
+                                        .ffn_norm = {{D}, width},
+                                        .w_gate = {{F, D}, ffn},
+                                        .w_up = {{F, D}, ffn},
+                                        .w_down = {{D, F}, ffn}};
+    for (int l = 0; l < c.L; l++)
+        for_each_weight(
+            [&](const char* name, Tensor& tensor, const Expected& expected) {
+                all.push_back({format("model.layers.%d.%s.weight", l, name), &tensor,
+                               expected.shape, expected.hint});
+            },
+            w.layer[size_t(l)], of_layer);
     all.push_back({"model.norm.weight", &w.norm, {D}, width});
     if (!c.tied_embeddings) all.push_back({"lm_head.weight", &w.classifier, {V, D}, vocabulary});
     return all;
@@ -81,22 +85,6 @@ void check_names(const SafeTensors& files, const std::vector<Slot>& expected, co
              extra.size() > 1 ? format(" (and %zu more)", extra.size() - 1).c_str() : "", c.L);
 }
 
-// FNV-1a over 64-bit words, finished as splitmix64 so that every bit reaches every other.
-struct Hash {
-    uint64_t state = 0xcbf29ce484222325u;
-
-    void add(uint64_t word) {
-        state = (state ^ word) * 0x100000001b3u;
-        state ^= state >> 32;
-    }
-    void add(double x) { add(std::bit_cast<uint64_t>(x)); }
-    uint64_t value() const {
-        uint64_t z = (state ^ (state >> 30)) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-        return z ^ (z >> 31);
-    }
-};
-
 // The first, the last and two more stretches of 64 bytes: four pages of a file, whatever its size.
 void add_samples(Hash& hash, const Tensor& tensor) {
     constexpr size_t PLACES = 4, STRETCH = 64;
@@ -131,9 +119,7 @@ void check_tied(const Weights& w, const Config& c) {
 std::vector<const Tensor*> all_tensors(const Weights& w) {
     std::vector<const Tensor*> all = {&w.embedding};
     for (const LayerWeights& l : w.layer)
-        for (const Tensor* t : {&l.attn_norm, &l.wq, &l.wk, &l.wv, &l.wo, &l.ffn_norm, &l.w_gate,
-                                &l.w_up, &l.w_down})
-            all.push_back(t);
+        for_each_weight([&](const char*, const Tensor& t) { all.push_back(&t); }, l);
     all.push_back(&w.norm);
     if (w.classifier.data != w.embedding.data) all.push_back(&w.classifier);
     return all;

@@ -10,17 +10,35 @@
 
 namespace stief {
 
-struct LayerWeights {
-    Tensor attn_norm;    // (D)        input_layernorm
-    Tensor wq;           // (H·d, D)   self_attn.q_proj
-    Tensor wk;           // (G·d, D)   self_attn.k_proj
-    Tensor wv;           // (G·d, D)   self_attn.v_proj
-    Tensor wo;           // (D, H·d)   self_attn.o_proj
-    Tensor ffn_norm;     // (D)        post_attention_layernorm
-    Tensor w_gate;       // (F, D)     mlp.gate_proj
-    Tensor w_up;         // (F, D)     mlp.up_proj
-    Tensor w_down;       // (D, F)     mlp.down_proj
+// One of each weight of a layer: tensors of the checkpoint, weights of a backend, shapes.
+template <class T>
+struct LayerOf {
+    T attn_norm;         // (D)        input_layernorm
+    T wq;                // (H·d, D)   self_attn.q_proj
+    T wk;                // (G·d, D)   self_attn.k_proj
+    T wv;                // (G·d, D)   self_attn.v_proj
+    T wo;                // (D, H·d)   self_attn.o_proj
+    T ffn_norm;          // (D)        post_attention_layernorm
+    T w_gate;            // (F, D)     mlp.gate_proj
+    T w_up;              // (F, D)     mlp.up_proj
+    T w_down;            // (D, F)     mlp.down_proj
 };
+using LayerWeights = LayerOf<Tensor>;
+
+// visit(name, …) for each weight, in the order above: its name in the checkpoint, and what each of the
+// layers has of it.
+template <class Visit, class... Layers>
+void for_each_weight(const Visit& visit, Layers&... layers) {
+    visit("input_layernorm", layers.attn_norm...);
+    visit("self_attn.q_proj", layers.wq...);
+    visit("self_attn.k_proj", layers.wk...);
+    visit("self_attn.v_proj", layers.wv...);
+    visit("self_attn.o_proj", layers.wo...);
+    visit("post_attention_layernorm", layers.ffn_norm...);
+    visit("mlp.gate_proj", layers.w_gate...);
+    visit("mlp.up_proj", layers.w_up...);
+    visit("mlp.down_proj", layers.w_down...);
+}
 
 struct Weights {
     SafeTensors files;

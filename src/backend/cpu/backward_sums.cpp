@@ -1,4 +1,4 @@
-// Copies and sums over activations, the score of predicted tokens, and the turn of the bases.
+// Copies and sums over activations, and the turn of the bases.
 // Twins: cuda/backward_sums.cu, cuda/cayley.cu.
 #include <algorithm>
 #include <cmath>
@@ -75,62 +75,6 @@ void CpuBackward::add_grams(std::span<const Gram> all) {
         const Gram& one = all[i];
         size_t d = size_t(one.d);
         add_gram(*one.sum, one.A, d, one.B, d, size_t(one.rows));
-    });
-}
-
-namespace {
-
-// ln Σ e^z and the index of the largest.
-struct Row {
-    double log_sum;
-    size_t top;
-};
-
-// Sums of at most 1024 terms in float, those in double: V = 128,256 terms.
-template <class F>
-double blocked_sum(size_t n, const F& term) {
-    double total = 0;
-    for (size_t begin = 0; begin < n; begin += 1024) {
-        Four sums = {};
-        size_t count = std::min<size_t>(1024, n - begin);
-        by_fours(count, [&](size_t i, size_t width) {
-            Four one = term(begin + i, width);
-            for (size_t j = width; j < 4; j++) one[j] = 0;
-            sums += one;
-        });
-        total += double(sum(sums));
-    }
-    return total;
-}
-
-Row read_row(const float* z, size_t V) {
-    size_t top = size_t(std::max_element(z, z + V) - z);
-    float most = z[top];
-    double sum =
-        blocked_sum(V, [&](size_t i, size_t width) { return exp(load(z + i, width) - most); });
-    return {double(most) + std::log(sum), top};
-}
-
-// Σ p (ln p − ln q) = Σ p (z_p − z_q) − (ln Σ e^z_p − ln Σ e^z_q)
-double divergence_of(const float* zp, const Row& p, const float* zq, const Row& q, size_t V) {
-    float log_sum = float(p.log_sum);
-    double sum = blocked_sum(V, [&](size_t i, size_t width) {
-        Four a = load(zp + i, width);
-        return exp(a - log_sum) * (a - load(zq + i, width));
-    });
-    return std::max(0.0, sum - p.log_sum + q.log_sum);
-}
-
-}  // namespace
-
-void CpuBackward::score(RowScore* out, const float* logits, const float* full, const int32_t* next,
-                        int rows, int V) {
-    size_t n = size_t(V);
-    threads.run(size_t(rows), [&](size_t i) {
-        const float *zq = logits + i * n, *zp = full + i * n;
-        Row q = read_row(zq, n), p = read_row(zp, n);
-        out[i] = {q.log_sum - double(zq[next[i]]), p.log_sum - double(zp[next[i]]),
-                  divergence_of(zp, p, zq, q, n), p.top == q.top};
     });
 }
 

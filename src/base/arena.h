@@ -1,0 +1,25 @@
+// Carves one piece of memory into arrays, from front to back, each on a boundary that vectors, cache
+// lines and matrix units take. Without memory it only counts, so that the lines which place the
+// arrays also say what they need.
+#pragma once
+#include <cstddef>
+
+namespace stief {
+
+struct Arena {
+    static constexpr size_t ALIGNED = 256;   // bytes
+
+    char* memory = nullptr;                  // aligned itself; null: every array is null
+    size_t used = 0;                         // bytes so far
+
+    explicit Arena(void* begin = nullptr) : memory(static_cast<char*>(begin)) {}
+
+    template <class T>
+    T* take(size_t n) {
+        T* array = memory ? reinterpret_cast<T*>(memory + used) : nullptr;
+        used += (n * sizeof(T) + ALIGNED - 1) / ALIGNED * ALIGNED;
+        return array;
+    }
+};
+
+}  // namespace stief
