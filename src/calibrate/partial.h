@@ -2,7 +2,7 @@
 // key of the run (its options, model and text). Layers do not depend on one another, so that a
 // resumed run gives the bases of an uninterrupted one to the last bit.
 //
-//     layers.N: "stief-partial 1\n", key (u64), hash of the rest (u64), doubles of put_layer()
+//     layers.N: "stief-partial 1\n", key (u64), hash of the rest (u64), doubles: partial.cpp's layer()
 #pragma once
 #include <string>
 
