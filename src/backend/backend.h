@@ -1,5 +1,5 @@
 // The seam: all that running a model asks of a backend. Memory, steps, the operations of the forward
-// pass with its cache, and one measurement; what calibration asks besides is in backward.h. The
+// pass with its cache, and what is measured of it; backward.h has what calibration asks besides. The
 // forward pass is written once, above this line; an operation stands here only when every backend
 // has it and one test drives them all over one table of shapes.
 //
