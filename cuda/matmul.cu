@@ -1,6 +1,6 @@
 // out = x wᵀ, and out = x w for gradients. One token of x wᵀ: inner products with the rows of w as
 // they lie, at the speed of memory. All else: cuBLAS, exact in f32 or, not exact, on tensor cores
-// with x rounded to bf16 where w is bf16, and to TF32 (10 bits) where it is not. Twin:
+// with x rounded to bf16 where w is bf16, and to TF32 (11 bits) where it is not. Twin:
 // src/backend/cpu/matmul.cpp.
 #include "cuda_backend.h"
 #include "dispatch.cuh"
