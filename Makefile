@@ -82,7 +82,7 @@ endif
 COMMA    := ,
 
 .SECONDARY:                       # keep what a rule made on its way
-.PHONY: all chat test gpu check fuzz neon tools ladder tables bench format clean help found floors FORCE
+.PHONY: all chat test gpu check fuzz neon tools ladder tables figures core bench format clean help found floors FORCE
 all: found stief
 
 found:
@@ -194,7 +194,7 @@ gpu: found $(BUILD)/run_tests    ## every test on a GPU, then under compute-sani
 floors:
 	@tools/floors.sh
 
-check: floors test               ## floors, tests, tests again under the sanitizers
+check: floors core test               ## floors, tests, tests again under the sanitizers
 	$(MAKE) CONFIG=sanitize build/sanitize/stief build/sanitize/run_tests \
 	    build/sanitize/run_simt
 	build/sanitize/run_tests $(TESTFLAGS)
@@ -251,8 +251,15 @@ LEARN    ?= ../shared/data/text/novels-train.txt
 MEASURE  ?= ../shared/data/text/novels-heldout.txt
 WIKITEXT ?= ../shared/data/text/wikitext2-test.txt
 C4       ?= ../shared/data/text/c4-sample.jsonl.gz
-tables: found stief              ## the README's tables: LEARN= MEASURE= WIKITEXT= C4= (a quarter of an hour)
+tables: found stief              ## measurements.md's tables, in 15 minutes: LEARN= MEASURE= WIKITEXT= C4=
 	tools/tables.sh ./stief models/parlour $(LEARN) $(MEASURE) $(WIKITEXT) $(C4)
+
+figures:                         ## the README's pictures (python3)
+	python3 -B tools/figure_key.py src/cache/key.svg
+	python3 -B tools/figure_kl.py tools/kl.json tools/kl.svg
+
+core:                            ## lines of the reading order and its minutes, and of every floor
+	@tools/core.sh
 
 bench: found stief               ## speed of the model that ships, as shares of the measured bandwidth
 	./stief bench models/parlour

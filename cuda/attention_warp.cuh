@@ -2,12 +2,12 @@
 //
 // The warps of a block share nothing but the queries and the basis: each takes every fourth step of
 // 16 positions, copies its rows on its own (cp.async, two or three steps at once, no barrier of the
-// block), and has its own running max and sum. A step, keys on the M side and 8 query heads on the
-// N side:
+// block), and has its own running max and sum. A step has its keys on the M side and 8 query heads
+// on the N side:
 //   keys after rotation    s = C (q Dᵀ)ᵀ: the latents as they lie are the fragments
 //   keys before rotation   the 16 keys are rebuilt, C D, and rotated by their distance from the
-//   step's
-//                          first position p, 0 … 15 (a table of the block); q is rotated back by p:
+//                          step's first position p, 0 … 15 (a table of the block); q is rotated
+//                          back by p:
 //                          q · R_{p+i} k = (R_pᵀ q) · (R_i k), since RoPE's angles are linear in
 //                          the position. A table row for each key would be d·4 bytes a key, more
 //                          than its latents; so it is one for 16.

@@ -1,4 +1,4 @@
-// README §2, all but its products with weights. Twin: src/backend/cpu/backward.cpp.
+// calibrate/README.md §2, all but its products with weights. Twin: src/backend/cpu/backward.cpp.
 #include "cuda_backward.h"
 #include "dispatch.cuh"
 

@@ -1,9 +1,9 @@
 // The CUDA backend: the operations of the seam on one NVIDIA GPU, in the same files as on the CPU.
 //
 // Weights are copied to the device when they are bound. Everything runs on one stream. A step of
-// one token with a replay number is captured as a graph when the number is new, and replayed
-// afterwards: kernels read the position and the tokens from device memory (pos, ids), where
-// begin_step puts them, and so does every operation outside of a capture.
+// one token with a replay number is issued when the number is new, captured as a graph when it
+// comes again, and replayed afterwards: kernels read the position and the tokens from device memory
+// (pos, ids), where begin_step puts them, and so does every operation outside of a capture.
 #pragma once
 #include <map>
 #include <vector>

@@ -1,5 +1,5 @@
-// A Llama in double precision, written from the equations, one token at a time, nothing shared with the
-// runtime but the reading of the tensors: what the forward pass is compared with.
+// A Llama in double precision, written from the equations, one token at a time: what the forward pass
+// is compared with. Shared with the runtime are only config, tensors and rotary frequencies.
 #pragma once
 #include <cmath>
 #include <cstring>

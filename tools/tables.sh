@@ -1,6 +1,6 @@
 #!/bin/sh
-# The README's tables of the low-rank cache. Learns bases from one text, measures them on texts that
-# none of them learned from (English novels, for parlour), and prints one table a part:
+# The tables of tools/measurements.md about the low-rank cache. Learns bases from one text, measures
+# them on texts that none learned from (English novels, for parlour), and prints one table a part:
 #   tools/tables.sh STIEF MODEL LEARN.txt MEASURE.txt [WIKITEXT.txt [C4.jsonl.gz]]
 # LEARN.txt may be there as LEARN.txt.xz. Bases and the JSON of every run go to build/tables.
 set -eu

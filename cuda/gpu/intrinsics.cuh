@@ -33,8 +33,8 @@ __device__ __forceinline__ char* dynamic_shared() {
     return memory;
 }
 
-// ---- conversions: base/bf16.h's on the host; the device's own, NaN made canonical, on the device
-// -------
+// ---- conversions -------------------------------------------------------------------------------
+// On the host those of base/bf16.h; on the device its own, NaN made canonical.
 
 __host__ __device__ __forceinline__ float to_float(bf16 h) {
 #ifdef __CUDA_ARCH__

@@ -1,6 +1,6 @@
 // The second seam: what calibration asks of a backend beside backend.h. The parts of a decoder
 // layer's way there and back that are no product with a weight, sums over activations, and the
-// retraction of its bases (README §2 and §3). A dz is ∂Δ/∂z.
+// retraction of its bases (calibrate/README.md §2 and §3). A dz is ∂Δ/∂z.
 //
 // Pointers are the backend's memory except where a comment says host. Sums are the same in every
 // run: their order never depends on threads or on what else a device does.

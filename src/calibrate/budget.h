@@ -1,4 +1,4 @@
-// From error curves to ranks: README §5, and EigenAttention's thresholds.
+// From error curves to ranks: README.md §5, and EigenAttention's thresholds.
 #pragma once
 #include "calibrate/layer_bases.h"
 

@@ -11,7 +11,7 @@
 namespace stief {
 
 // Sequences of T tokens, spread evenly over a text, each at a random offset of positions: attention
-// does not change under it, but keys after rotation do (README §3).
+// does not change under it, but keys after rotation do (README.md §3).
 struct Sequences {
     int T = 0;
     std::vector<std::vector<Token>> ids;

@@ -1,4 +1,4 @@
-// README §3: every step draws a mini-batch of sequences and one pair of ranks (r_K, r_V)
+// README.md §3: every step draws a mini-batch of sequences and one pair of ranks (r_K, r_V)
 // from the grid d/8 … 7d/8 for all heads, goes there and back once, and moves every basis of the
 // layer.
 //

@@ -1,10 +1,11 @@
-// The way back: README §2, from the top.
+// The way back: README.md §2, from the top.
 //
 //     dŶ = 2 (Ŷ − Y) · scale
 //     dh = dŶ W_down,  (dgate, dup) by silu(gate) ⊙ up,  dxn = dgate W_gate + dup W_up
 //     dx1 = dŶ + the norm's way back,  datt = dx1 W_o
-//     dP = dO ṽᵀ,  dS = P ⊙ (dP − rowsum(dP ⊙ P)) / √d,  dk̃ = dSᵀ q,  dṽ = Pᵀ dO     (m heads add
-//     up)
+//     dP = dO ṽᵀ,  dS = P ⊙ (dP − rowsum(dP ⊙ P)) / √d,  dk̃ = dSᵀ q,  dṽ = Pᵀ dO
+//
+// dk̃ and dṽ add up over the m query heads of a kv head.
 #include <cmath>
 
 #include "calibrate/layer_blocks.h"

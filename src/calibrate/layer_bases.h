@@ -61,15 +61,15 @@ LayerCuts cuts_at(const Config& config, const LayerBases& bases, const std::vect
 LayerBasis finished_layer(const Config& config, const LayerBases& bases, int l,
                           const std::vector<int>& rank_k, const std::vector<int>& rank_v);
 
-// Metrics and eigenbases: README §1. probed: where options.metric is "output".
+// Metrics and eigenbases: README.md §1. probed: where options.metric is "output".
 LayerBases warm_start_layer(Model& model, const Moments& moments, const OutputMoments& probed,
                             int l, bool rotated, const CalibrationOptions& options);
-// README §3. progress(): after every sequence there and back.
+// README.md §3. progress(): after every sequence there and back.
 void descend(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases, int l,
              const CalibrationOptions& options, const std::function<void()>& progress);
 // Δ_l of those cuts over the held-out sequences.
 double held_out_error(LayerPass& pass, const LayerInputs& inputs, int l, const LayerCuts& cuts);
-// README §4. Curves cost a pass over a sequence for each head, side and rank: with many
+// README.md §4. Curves cost a pass over a sequence for each head, side and rank: with many
 // heads fewer sequences must do, each a mean over hundreds of tokens.
 size_t curve_sequences(const Config& config, size_t held_out);
 void profile(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases, int l,

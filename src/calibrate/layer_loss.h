@@ -1,6 +1,5 @@
 // One decoder layer over one sequence with some heads' keys and values cut to their first
-// coordinates: its output, the relative error of that, and the way back to every head:
-// README §2.
+// coordinates: its output, the relative error of that, and the way back to the heads, README.md §2:
 //
 //     k̃ = k P,  P = S Q J_r Qᵀ S⁻¹        before rotation, or after it      ṽ = v P likewise
 //     Ŷ = layer(X; k̃, ṽ),  Δ = ‖Y − Ŷ‖² / ‖Y‖²,  AᵀB = S (kᵀ ∂Δ/∂k̃) S⁻¹  is what stiefel.h needs

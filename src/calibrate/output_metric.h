@@ -1,4 +1,4 @@
-// The metric of the layer's output, README §1: what a layer's output would suffer from a small
+// The metric of the layer's output, README.md §1: what a layer's output would suffer from a small
 // change of each key and value, estimated by random directions u of the output (Hutchinson 1990).
 //
 //     g_t = ∂⟨u, Y⟩/∂k̃_t,   E[g_tᵀ g_t] = J_tᵀ J_t,   J_t = ∂Y/∂k̃_t

@@ -1,4 +1,4 @@
-// Error against rank, README §4: Δ of each head's keys or values alone cut, on held-out
+// Error against rank, README.md §4: Δ of each head's keys or values alone cut, on held-out
 // sequences. What does not change is computed once: projections, and attention of the other heads.
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,4 @@
-// Convex hulls and the greedy path along them: README §5.
+// Convex hulls and the greedy path along them: README.md §5.
 #include "calibrate/rank_allocation.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// README §3. Unlike Li et al., who iterate to a fixed point, we solve for the retraction; and
+// README.md §3. Unlike Li et al., who iterate to a fixed point, we solve for the retraction; and
 // the momentum is not moved along with Q, but projected on the tangent space anew in each step.
 #include "calibrate/stiefel.h"
 

@@ -1,4 +1,4 @@
-// Metrics and eigenbases from second moments: README §1.
+// Metrics and eigenbases from second moments: README.md §1.
 #include "calibrate/warm_start.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Where descent starts, and the metric it works in: README §1. Everything is built from
+// Where descent starts, and the metric it works in: README.md §1. Everything is built from
 // second moments, d x d sums over tokens; means are never subtracted.
 //   identity metric   EigenAttention (arXiv 2408.05646): eigenvectors of Σ kᵀk
 //   query metric      eigenvectors of S (Σ kᵀk) S, what the layer does not look at is cut first

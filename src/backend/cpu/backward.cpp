@@ -1,4 +1,4 @@
-// README §2, all but its products with weights. Twin: cuda/backward.cu.
+// calibrate/README.md §2, all but its products with weights. Twin: cuda/backward.cu.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

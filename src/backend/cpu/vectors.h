@@ -1,5 +1,5 @@
-// Four floats at a time for the elementwise loops of the layer loss: 128-bit vectors are in every
-// x86-64 and aarch64, so that none has to be chosen. Private to src/calibrate.
+// Four floats at a time for the elementwise loops of backward.cpp and backward_sums.cpp: 128-bit
+// vectors are in every x86-64 and aarch64, so that none has to be chosen.
 #pragma once
 #include <cstddef>
 #include <cstdint>
