@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "forward/finite.h"
+
 namespace stief {
 
 Protocol::Name Protocol::parse(const std::string& name) {
@@ -106,7 +108,6 @@ struct Tally {
     size_t same_top = 0;
 
     void add(const Scored& one, bool compared) {
-        check(std::isfinite(one.loss), "the model gives no finite loss after %zu tokens", tested.n);
         tested.add(one.loss);
         if (!compared) return;
         reference.add(one.reference_loss);
@@ -132,6 +133,11 @@ void run(Runner& runner, std::span<const Token> ids, std::vector<float>& logits,
     logits.resize(size_t(wanted) * size_t(runner.transformer.model.config.V));
     runner.transformer.exact = runner.exact;
     runner.transformer.forward(runner.cache, ids, logits.data(), wanted);
+}
+
+[[noreturn]] void fail_not_finite(const Runner& runner, size_t after) {
+    fail("no finite loss after %zu tokens: %s", after,
+         why_not_finite(runner.transformer.model, runner.cache).c_str());
 }
 
 }  // namespace
@@ -174,7 +180,11 @@ Measured measure(Runner& tested, Runner* reference, std::span<const Token> ids,
                     score(logits.data() + row, reference ? logits_reference.data() + row : nullptr,
                           config.V, text[first + i + 1]);
             });
-            for (const Scored& one : scored) tally.add(one, reference != nullptr);
+            for (const Scored& one : scored) {
+                if (!std::isfinite(one.loss)) fail_not_finite(tested, tally.tested.n);
+                if (!std::isfinite(one.reference_loss)) fail_not_finite(*reference, tally.tested.n);
+                tally.add(one, reference != nullptr);
+            }
             done += size_t(wanted);
             if (progress) progress(done, total, std::exp(tally.tested.mean));
         }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "forward/finite.h"
+
 namespace stief {
 
 Model Model::open(const std::string& folder, const BackendOptions& options, int threads) {
@@ -187,7 +189,7 @@ void Transformer::forward_greedy(KvCache& cache, std::span<const Token> ids) {
 Token Transformer::greedy() const {
     int32_t best = -1;
     model.backend->download(&best, most_likely.data, sizeof best);
-    check(best >= 0, "the model gives NaN: its weights are damaged");
+    if (best < 0) throw NotFinite();
     return best;
 }
 
