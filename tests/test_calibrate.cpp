@@ -34,9 +34,10 @@ struct Tried {
         options.sinks = options.recent = 0;
     }
     std::string output() const { return scratch.path("out.bases"); }
+    Partial partial{output()};
     CalibrationResult run(const CalibrationProgress& progress = [](size_t, size_t,
                                                                    const std::string&) {}) {
-        return calibrate(model, text, options, output(), progress);
+        return calibrate(model, text, options, partial, progress);
     }
 };
 
@@ -76,7 +77,7 @@ TEST_CASE("every method and space keeps to its budget of bytes and opens again")
                     CHECK(double(result.bytes_per_token) <=
                           keep * double(result.full_bytes_per_token));
                     CHECK(result.bytes_per_token > 0);
-                    write_bases(result, tried.model, tried.text, tried.output());
+                    write_bases(result, tried.model, tried.text, tried.partial);
                     const Config& c = tried.model.config;
                     Bases bases =
                         Bases::open(tried.output(), c, tried.model.weights.fingerprint(c));
@@ -108,7 +109,7 @@ TEST_CASE("a run that is killed and resumed gives the bases of an uninterrupted 
     CalibrationResult result = killed.run();
     CHECK(result.resumed == 1);
     CHECK(same_bases(result.bases, want));
-    write_bases(result, killed.model, killed.text, killed.output());
+    write_bases(result, killed.model, killed.text, killed.partial);
     const Config& c = killed.model.config;
     uint64_t fingerprint = killed.model.weights.fingerprint(c);
     CHECK(same_bases(Bases::open(killed.output(), c, fingerprint), want));
@@ -267,12 +268,8 @@ TEST_CASE("too little text and too small a budget say what is missing") {
 
 TEST_CASE("an output that cannot be written is said before any work") {
     Tried tried;
-    auto never = [](size_t, size_t, const std::string&) { FAIL("work was done"); };
-    CHECK_THROWS_AS(
-        calibrate(tried.model, tried.text, tried.options, tried.scratch.path("no/out"), never),
-        Error);
-    CHECK_THROWS_AS(calibrate(tried.model, tried.text, tried.options, "/proc/out.bases", never),
-                    Error);
+    CHECK_THROWS_AS(Partial(tried.scratch.path("no/out")), Error);
+    CHECK_THROWS_AS(Partial("/proc/out.bases"), Error);
 }
 
 TEST_CASE("activations that do not fit in memory give the same floats from a file") {

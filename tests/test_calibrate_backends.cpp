@@ -23,7 +23,8 @@ CalibrationResult learn(const std::string& folder, const BackendOptions& backend
     options.held_out = 2, options.measured_windows = 2, options.keep = 0.5;
     options.sinks = options.recent = 0;
     Scratch scratch;
-    return calibrate(model, text, options, scratch.path("out"),
+    Partial partial(scratch.path("out"));
+    return calibrate(model, text, options, partial,
                      [](size_t, size_t, const std::string&) {});
 }
 

@@ -132,7 +132,7 @@ TEST_CASE("the terminal is given back when the program is ended or suspended") {
 TEST_CASE("through pipes every line is a message; a saved conversation goes on in the same words") {
     if (!can_run()) return;
     Scratch scratch;
-    std::string options = std::string(MODEL) + " --greedy", file = scratch.path("talk");
+    std::string options = std::string(MODEL) + " --greedy --commands", file = scratch.path("talk");
     const std::string first = "Good morning, my dear.\n", second = "Where is your brother?\n";
     Result both = run(options, first + "\n" + second, scratch);
     CHECK(both.status == 0);
@@ -156,7 +156,7 @@ TEST_CASE("what a person would be told ends a script: status 1 and one line") {
     size_t name = json.find("<|eot_id|>");
     REQUIRE(name != std::string::npos);
     std::ofstream(scratch.path("base/tokenizer.json")) << json.replace(name, 10, "<|nothing|>");
-    const std::string model = MODEL;
+    const std::string model = MODEL + std::string(" --commands");
     const struct { std::string options, input, message; } cases[] = {
         {model, "/what\n", "line 1 of standard input: /what is no command"},
         {model, "\n/load\n", "line 2 of standard input: /load needs"},
@@ -176,10 +176,59 @@ TEST_CASE("what a person would be told ends a script: status 1 and one line") {
     }
 }
 
+TEST_CASE("a line of a pipe is a message, also one that begins with a slash") {
+    if (!can_run()) return;
+    Scratch scratch;
+    std::string options = std::string(MODEL) + " --greedy --seed 1";
+    Result path = run(options, "/etc/hosts is missing, what now?\n/* c */ int x;\n", scratch);
+    CHECK(path.status == 0);
+    CHECK(path.err == "");
+    CHECK(std::count(path.out.begin(), path.out.end(), '\n') >= 2);
+    Result doubled = run(options + " --commands", "//etc/hosts is missing, what now?\n", scratch);
+    CHECK(path.out.starts_with(doubled.out));
+}
+
+TEST_CASE("--message sends one message, of several lines too, and prints its answer alone") {
+    if (!can_run()) return;
+    Scratch scratch;
+    std::string options = std::string(MODEL) + " --greedy";
+    Result given = run(options + " --message 'Good morning, my dear.'", "not read", scratch);
+    CHECK(given.status == 0);
+    CHECK(given.err == "");
+    CHECK(given.out == run(options, "Good morning, my dear.\n", scratch).out);
+    CHECK(run(options + " --message -", "Good morning, my dear.\n\n", scratch).out == given.out);
+    Result lines = run(options + " --message -", "Answer in one word.\nIs it raining?\n", scratch);
+    CHECK(lines.status == 0);
+    CHECK(lines.out != run(options, "Answer in one word.\n", scratch).out);
+    CHECK(run(options + " --message \"Answer in one word.\nIs it raining?\"", "", scratch).out ==
+          lines.out);
+    for (const char* empty : {" --message ''", " --message -"}) {
+        Result nothing = run(options + empty, "", scratch);
+        CHECK(nothing.status == 1);
+        CHECK(nothing.err == "error: --message: the message is empty\n");
+    }
+}
+
+TEST_CASE("a seed that was drawn is said and gives the same answer again") {
+    if (!can_run()) return;
+    Scratch scratch;
+    std::string options = std::string(MODEL) + " --temperature 1 --message Hello";
+    for (const char* how : {"", " --seed -1"}) {
+        Result drawn = run(options + how, "", scratch);
+        CHECK(drawn.status == 0);
+        REQUIRE(drawn.err.starts_with("seed "));
+        std::string seed = drawn.err.substr(5, drawn.err.find('\n') - 5);
+        Result again = run(options + " --seed " + seed, "", scratch);
+        CHECK(again.err == "");
+        CHECK(again.out == drawn.out);
+    }
+    CHECK(run(options + " --seed 18446744073709551615", "", scratch).status == 0);
+}
+
 TEST_CASE("an answer that the context cuts off is said to be, and nothing is forgotten") {
     if (!can_run()) return;
     Scratch scratch;
-    std::string options = std::string(MODEL) + " --temperature 3 --seed 2 --context 64";
+    std::string options = std::string(MODEL) + " --temperature 3 --seed 2 --context 64 --commands";
     Result result = run(options, "Good morning, my dear.\n/stats\n", scratch);
     CHECK(result.status == 0);
     CHECK(result.err.find("because the context is full") != std::string::npos);

@@ -6,6 +6,7 @@
 
 #include "base/file.h"
 #include "base/json.h"
+#include "model/sampling.h"
 #include "testing.h"
 
 using namespace stief;
@@ -72,7 +73,7 @@ TEST_CASE("config: what is absent is what transformers' LlamaConfig takes for it
     CHECK_FALSE(c.tied_embeddings);
     CHECK(c.bos == -1);
     CHECK(c.eos.empty());
-    CHECK(c.sampling.greedy);
+    CHECK(Sampling::open(c.folder).greedy);
     Config nulls = folder.open(folder.with(R"("head_dim": null, "num_key_value_heads": null,
         "rope_scaling": null, "eos_token_id": null, "quantization_config": null,
         "sliding_window": null)"));
@@ -113,16 +114,47 @@ TEST_CASE("config: end ids of both files are merged, sampling comes from generat
                                "temperature": 0.6, "top_p": 0.9, "top_k": 40, "min_p": 0.05})");
     CHECK(c.bos == 256);
     CHECK(c.eos == std::vector<Token>{257, 258, 259});
-    CHECK_FALSE(c.sampling.greedy);
-    CHECK(c.sampling.temperature == 0.6);
-    CHECK(c.sampling.top_k == 40);
-    CHECK(c.sampling.top_p == 0.9);
-    CHECK(c.sampling.min_p == 0.05);
+    Sampling how = Sampling::open(c.folder);
+    CHECK_FALSE(how.greedy);
+    CHECK(how.temperature == 0.6);
+    CHECK(how.top_k == 40);
+    CHECK(how.top_p == 0.9);
+    CHECK(how.min_p == 0.05);
+    CHECK(how.ignored == "");
     c = folder.open(folder.with(R"("eos_token_id": [1, 2])"),
                     R"({"bos_token_id": 9, "temperature": 0})");
     CHECK(c.bos == 9);
     CHECK(c.eos == std::vector<Token>{1, 2});
-    CHECK(c.sampling.greedy);
+    CHECK(Sampling::open(c.folder).greedy);
+}
+
+TEST_CASE("config: sampling that makes no sense is refused by who samples, and by nobody else") {
+    Folder folder;
+    for (const char* bad : {"\"temperature\": -1", "\"top_p\": 1.5", "\"top_k\": -2",
+                            "\"min_p\": 2", "\"do_sample\": 1"}) {
+        CAPTURE(bad);
+        Config c = folder.open(folder.with(""), format("{%s}", bad));
+        CHECK_THROWS_WITH_AS(Sampling::open(c.folder), doctest::Contains("generation_config.json: "),
+                             Error);
+    }
+    Config c = folder.open(folder.with(""), R"({"top_k": -1})");
+    CHECK(Sampling::open(c.folder).top_k == 0);
+}
+
+TEST_CASE("config: what generation_config.json asks for and nobody does is named") {
+    const struct { const char *file, *ignored; } cases[] = {
+        {R"({"repetition_penalty": 1.3, "num_beams": 1, "suppress_tokens": []})",
+         "repetition_penalty 1.3"},
+        {R"({"repetition_penalty": 1.0, "no_repeat_ngram_size": 3, "bad_words_ids": [[5]]})",
+         "no_repeat_ngram_size 3, bad_words_ids"},
+        {R"({"repetition_penalty": null, "forced_bos_token_id": 7, "max_length": 20})",
+         "forced_bos_token_id"},
+    };
+    Folder folder;
+    for (const auto& c : cases) {
+        CAPTURE(c.file);
+        CHECK(Sampling::open(folder.open(folder.with(""), c.file).folder).ignored == c.ignored);
+    }
 }
 
 TEST_CASE("config: what this runtime would compute wrongly is refused by name") {
@@ -206,10 +238,8 @@ TEST_CASE("config: impossible numbers are refused with their name") {
                             "num_attention_heads", "vocab_size"})
         CHECK_THROWS_WITH_AS(folder.open(folder.with(format("\"%s\": null", key))),
                              doctest::Contains(key), Error);
-    for (const char* bad : {"\"temperature\": -1", "\"top_p\": 1.5", "\"top_k\": -1",
-                            "\"min_p\": 2", "\"do_sample\": 1", "\"eos_token_id\": 300"})
-        CHECK_THROWS_WITH_AS(folder.open(folder.with(""), format("{%s}", bad)),
-                             doctest::Contains("generation_config.json: "), Error);
+    CHECK_THROWS_WITH_AS(folder.open(folder.with(""), R"({"eos_token_id": 300})"),
+                         doctest::Contains("generation_config.json: "), Error);
 }
 
 TEST_CASE("config: files that are no config are refused") {
@@ -262,7 +292,7 @@ TEST_CASE("config: the published configs of Llama 3, 3.1 and 3.2 open") {
         CHECK(c.rope_theta == 500000);
         CHECK(c.bos == 128000);
         CHECK(c.eos.size() >= 1);
-        CHECK(c.sampling.greedy == !has_generation);
+        CHECK(Sampling::open(c.folder).greedy == !has_generation);
         opened++;
     }
     CHECK(opened == 8);

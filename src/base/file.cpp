@@ -15,6 +15,8 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/descriptors.h"
+#include "base/signals.h"
 
 namespace stief {
 
@@ -32,12 +34,17 @@ struct Descriptor {
     }
 };
 
-size_t read_some(int fd, char* into, size_t room, const std::string& path) {
-    for (;;) {
-        ssize_t got = read(fd, into, room);
-        if (got >= 0) return size_t(got);
-        if (errno != EINTR) fail_errno("read", path);
-    }
+FileId id_of(const struct stat& status) {
+    return {uint64_t(status.st_dev), uint64_t(status.st_ino)};
+}
+
+int64_t modified_at(const struct stat& status) {
+#ifdef __APPLE__
+    const timespec& at = status.st_mtimespec;
+#else
+    const timespec& at = status.st_mtim;
+#endif
+    return int64_t(at.tv_sec) * 1'000'000'000 + at.tv_nsec;
 }
 
 }  // namespace
@@ -50,27 +57,43 @@ MappedFile::MappedFile(const std::string& path_) : path(path_) {
     if (fstat(file.fd, &status) != 0) fail_errno("open", path);
     check(!S_ISDIR(status.st_mode), "cannot read %s: it is a folder", path.c_str());
     check(S_ISREG(status.st_mode), "cannot read %s: it is not a regular file", path.c_str());
+    id = id_of(status), modified = modified_at(status);
     if (status.st_size == 0) return;          // mmap refuses a length of 0
     void* bytes = mmap(nullptr, size_t(status.st_size), PROT_READ, MAP_SHARED, file.fd, 0);
     if (bytes == MAP_FAILED) fail_errno("map", path);
     data = static_cast<const unsigned char*>(bytes);
     size = size_t(status.st_size);
+    remember_mapping(data, size, path);
 }
 
 MappedFile::~MappedFile() {
-    if (data) munmap(const_cast<unsigned char*>(data), size);
+    if (!data) return;
+    forget_mapping(data);
+    munmap(const_cast<unsigned char*>(data), size);
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
     : data(std::exchange(other.data, nullptr)),
       size(std::exchange(other.size, 0)),
-      path(std::move(other.path)) {}
+      path(std::move(other.path)),
+      id(other.id),
+      modified(other.modified) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
     std::swap(data, other.data);
     std::swap(size, other.size);
     std::swap(path, other.path);
+    std::swap(id, other.id);
+    std::swap(modified, other.modified);
     return *this;
+}
+
+void MappedFile::check_unchanged() const {
+    struct stat now;
+    if (stat(path.c_str(), &now) != 0 || id_of(now) != id) return;
+    check(size_t(now.st_size) == size && modified_at(now) == modified,
+          "%s was written to while it was being read: the result is of no one file; run again",
+          path.c_str());
 }
 
 bool file_exists(const std::string& path) {
@@ -81,6 +104,12 @@ bool file_exists(const std::string& path) {
 bool folder_exists(const std::string& path) {
     struct stat status;
     return stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode);
+}
+
+std::optional<FileId> file_id(const std::string& path) {
+    struct stat status;
+    if (stat(path.c_str(), &status) != 0) return {};
+    return id_of(status);
 }
 
 std::string join(const std::string& folder, const std::string& name) {
@@ -134,22 +163,29 @@ AtomicFile::AtomicFile(const std::string& path_) : path(behind_links(path_)) {
     int fd = -1;
     for (int attempt = 0; fd < 0 && attempt < 100; attempt++) {
         temporary = folder + format(".stief-%d-%u.tmp", int(getpid()), serial++);
+        forget_temporary(std::exchange(place, remember_temporary(temporary)));
         fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
         if (fd < 0 && errno != EEXIST) break;  // EEXIST: left behind by a process that was killed
     }
-    if (fd < 0) fail_errno("write", path);
+    if (fd < 0) {
+        int reason = errno;
+        forget_temporary(place);
+        errno = reason;
+        fail_errno("write", path);
+    }
     if (exists && fchmod(fd, status.st_mode & 0777) != 0) errno = 0;  // rights are a courtesy
     file = fdopen(fd, "wb");
     if (!file) {
         unlink(temporary.c_str());
+        forget_temporary(place);
         fail_errno("write", path);
     }
 }
 
 AtomicFile::~AtomicFile() {
-    if (!file) return;
-    std::fclose(file);
-    if (!temporary.empty()) unlink(temporary.c_str());
+    if (file) std::fclose(file);
+    if (file && !temporary.empty()) unlink(temporary.c_str());
+    forget_temporary(place);
 }
 
 void AtomicFile::write(const void* bytes, size_t size) {

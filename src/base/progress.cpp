@@ -2,23 +2,22 @@
 
 #include <unistd.h>
 
-#include <cstdio>
-
 #include "base/check.h"
+#include "base/descriptors.h"
 
 namespace stief {
 
 using Clock = std::chrono::steady_clock;
 
 Progress::Progress(std::string what, std::string counted, bool quiet)
-    : on(!quiet && isatty(STDERR_FILENO)),
+    : on(!quiet && obeys_escapes(STDERR_FILENO)),
       label(std::move(what)),
       unit(std::move(counted)),
       start(Clock::now()),
       last(start) {}
 
 void Progress::clear() {
-    if (shown) std::fputs("\r\033[K", stderr);
+    if (shown) write_stderr("\r\033[K");
     shown = false;
 }
 
@@ -30,9 +29,8 @@ void Progress::update(size_t done, size_t total, const std::string& extra) {
     double seconds = std::chrono::duration<double>(now - start).count();
     double rate = seconds > 0 ? double(done) / seconds : 0;
     std::string left = done ? human_time(double(total - done) / rate) : "?";
-    std::fprintf(stderr, "\r\033[K%s %zu/%zu %s · %.0f/s · %s left%s%s", label.c_str(), done, total,
-                 unit.c_str(), rate, left.c_str(), extra.empty() ? "" : " · ", extra.c_str());
-    std::fflush(stderr);
+    write_stderr(format("\r\033[K%s %zu/%zu %s · %.0f/s · %s left%s%s", label.c_str(), done, total,
+               unit.c_str(), rate, left.c_str(), extra.empty() ? "" : " · ", extra.c_str()));
 }
 
 std::string human_bytes(double bytes) {

@@ -103,7 +103,7 @@ void require_compression(const CalibrationOptions& o) {
 }  // namespace
 
 CalibrationResult calibrate(Model& model, const CalibrationText& text,
-                            const CalibrationOptions& options, const std::string& output,
+                            const CalibrationOptions& options, Partial& partial,
                             const CalibrationProgress& progress) {
     auto begin = std::chrono::steady_clock::now();
     CalibrationResult result;
@@ -112,7 +112,7 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
     require_budget(result, model.config);
     require_compression(options);
     CalibrationRun run(model, text, options, progress);
-    Partial partial(output, run.key(), options.resume);
+    partial.begin(run.key(), options.resume);
 
     learn_layers(run, partial, result);  // each: collect → warm start → descend → profile
     run.ticker.phase = "ranks and what they cost";
@@ -135,7 +135,7 @@ static uint64_t hash_of(const std::vector<Token>& ids) {
 }
 
 void write_bases(const CalibrationResult& result, const Model& model, const CalibrationText& text,
-                 const std::string& output) {
+                 Partial& partial) {
     Bases bases = result.bases;
     const CalibrationOptions& o = result.options;
     bases.metadata["model"] = model.config.folder;
@@ -152,9 +152,8 @@ void write_bases(const CalibrationResult& result, const Model& model, const Cali
     bases.metadata["perplexity"] = format("%.6g", result.measured.loss.perplexity);
     bases.metadata["kld_mean"] = format("%.6g", result.measured.divergence.mean);
     uint64_t fingerprint = model.weights.fingerprint(model.config);
-    bases.save(output, fingerprint);
-    Partial done{output, 0, true};
-    done.remove();
+    bases.save(partial.output, fingerprint);
+    partial.remove();
 }
 
 }  // namespace stief

@@ -6,6 +6,7 @@
 
 #include "calibrate/budget.h"
 #include "calibrate/end_to_end.h"
+#include "calibrate/partial.h"
 
 namespace stief {
 
@@ -39,13 +40,12 @@ struct CalibrationResult {
 using CalibrationProgress =
     std::function<void(size_t done, size_t total, const std::string& phase)>;
 
-// output: names the folder of the resumable state, removed once the result is complete by
-// write_bases().
+// partial: the folder of the resumable state.
 CalibrationResult calibrate(Model& model, const CalibrationText& text,
-                            const CalibrationOptions& options, const std::string& output,
+                            const CalibrationOptions& options, Partial& partial,
                             const CalibrationProgress& progress);
-// Writes the bases and removes the resumable state.
+// Writes the bases to partial.output and removes the resumable state.
 void write_bases(const CalibrationResult& result, const Model& model, const CalibrationText& text,
-                 const std::string& output);
+                 Partial& partial);
 
 }  // namespace stief

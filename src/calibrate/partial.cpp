@@ -1,7 +1,6 @@
 #include "calibrate/partial.h"
 
 #include <cstring>
-#include <filesystem>
 
 #include "base/file.h"
 #include "base/hash.h"
@@ -83,15 +82,6 @@ void layer(IO& io, LayerBases& b) {
 
 }  // namespace
 
-Partial::Partial(const std::string& output, uint64_t run, bool resume)
-    : folder(output + ".partial"), key(run) {
-    std::error_code failed;
-    if (!resume) std::filesystem::remove_all(folder, failed);
-    std::filesystem::create_directory(folder, failed);
-    check(!failed, "%s: cannot be made: %s", folder.c_str(), failed.message().c_str());
-    AtomicFile probe(join(folder, "probe"));  // an unwritable place is said now, not at the end
-}
-
 std::string Partial::path(int l) const {
     return join(folder, format("layers.%d", l));
 }
@@ -131,11 +121,6 @@ bool Partial::load(int l, const Config& config, LayerBases& bases) const {
     check(bases.k.size() == size_t(config.G), "%s: damaged; run again without --resume",
           path(l).c_str());
     return true;
-}
-
-void Partial::remove() const {
-    std::error_code ignored;  // what is left behind there is no harm
-    std::filesystem::remove_all(folder, ignored);
 }
 
 }  // namespace stief

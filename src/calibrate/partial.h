@@ -2,6 +2,7 @@
 // key of the run (its options, model and text). Layers do not depend on one another, so that a
 // resumed run gives the bases of an uninterrupted one to the last bit.
 //
+//     run:      "stief-partial 1\n": this folder is ours; locked (flock) by the run that works in it
 //     layers.N: "stief-partial 2\n", key (u64), hash of the rest (u64), doubles in the order in which
 //     partial.cpp visits a LayerBases
 #pragma once
@@ -12,18 +13,27 @@
 namespace stief {
 
 struct Partial {
-    std::string folder;
-    uint64_t key;
+    std::string output, folder;
+    uint64_t key = 0;                                        // of the run, from begin() on
 
-    // Makes the folder; without resume whatever an earlier run left there is removed. Error where
-    // it cannot be written, or where --resume finds layers of another run.
-    Partial(const std::string& output, uint64_t run, bool resume);
-    bool load(int l, const Config& config, LayerBases& bases) const;  // false: not there
+    // Makes the folder and locks it. Error where it cannot be written, is not one that a run made,
+    // or another run works in it; a run that died holds no lock.
+    explicit Partial(const std::string& output);
+    ~Partial();                                              // an empty folder is not left behind
+    Partial(const Partial&) = delete;
+
+    // Without resume removes the layers that an earlier run left.
+    void begin(uint64_t run, bool resume);
+    // False: not there. Error where the layer is damaged or of another run.
+    bool load(int l, const Config& config, LayerBases& bases) const;
     void save(int l, const LayerBases& bases) const;
-    void remove() const;  // at the end
+    // At the end: what this program wrote there, and the folder if nothing else is in it.
+    void remove();
 
   private:
+    int lock = -1;
     std::string path(int l) const;
+    void remove_own(bool all) const;               // all: the marker and the folder too
 };
 
 }  // namespace stief

@@ -1,6 +1,7 @@
 #include "commands/args.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdlib>
 
@@ -16,15 +17,21 @@ std::vector<Flag> flags(Args& a) {
          1},
         {"--echo", "", "generate", "print the text itself first", &a.echo},
         {"--system", "TEXT", "chat", "the system message", &a.system},
+        {"--message", "TEXT", "chat",
+         "one message and its answer; - takes all of standard input as the message", &a.message},
+        {"--commands", "", "chat",
+         "lines of standard input that begin with / are commands, as they are in a terminal",
+         &a.commands},
         {"--temperature", "X", "chat generate", "0: always the likeliest token", &a.temperature, 0,
          100},
-        {"--top-k", "N", "chat generate", "only the N likeliest tokens; 0: all", &a.top_k},
+        {"--top-k", "N", "chat generate", "only the N likeliest tokens; 0 or -1: all", &a.top_k,
+         -1},
         {"--top-p", "P", "chat generate", "only the likeliest tokens that make up P", &a.top_p, 0,
          1},
         {"--min-p", "P", "chat generate", "only tokens with P of the likeliest one's chance",
          &a.min_p, 0, 1},
         {"--greedy", "", "chat generate", "the same as --temperature 0", &a.greedy},
-        {"--seed", "N", "chat generate", "the same seed gives the same text", &a.seed},
+        {"--seed", "N", "chat generate", "the same seed gives the same text; -1: drawn, and said", &a.seed},
         {"--protocol", "NAME", "perplexity", "chunks (default), llama.cpp or strided", &a.protocol,
          0, 0, "chunks, llama.cpp, strided"},
         {"--stride", "N", "perplexity", "strided: windows begin every N tokens (default: half)",
@@ -56,8 +63,8 @@ std::vector<Flag> flags(Args& a) {
         {"--keys", "WHEN", "calibrate",
          "cut pre (default) or post rotation, or auto: what loses less", &a.keys, 0, 0,
          "pre, post, auto"},
-        {"--keep", "F", "calibrate", "fraction of the full cache's bytes (default 0.25)", &a.keep,
-         0, 1},
+        {"--keep", "F", "calibrate", "share of the full cache's bytes (default 25%)", &a.keep, 0,
+         1},
         {"--error-budget", "E", "calibrate", "relative output error of each layer", &a.error_budget,
          0, 1},
         {"--ppl-budget", "P%", "calibrate", "rise of the perplexity in per cent", &a.ppl_budget, 0,
@@ -70,7 +77,8 @@ std::vector<Flag> flags(Args& a) {
         {"--holdout", "FILE", "calibrate", "text to measure on (default: the last tenth)",
          &a.holdout},
         {"--resume", "", "calibrate", "continue after the last finished layer", &a.resume},
-        {"--seed", "N", "calibrate", "the same seed gives the same bases (default 1)", &a.seed},
+        {"--seed", "N", "calibrate", "the same seed gives the same bases (default 1; -1: drawn, and said)",
+         &a.seed},
         {"--decode", "", "tokenize", "ids to text", &a.decode},
         {"--special", "", "tokenize", "text may spell special tokens", &a.special},
         {"--backend", "NAME", "chat generate perplexity bench logits inspect calibrate",
@@ -137,22 +145,42 @@ static std::string nearest(const std::string& word, const std::vector<std::strin
                      "--help says more)");
 }
 
+// "a share from 0 to 1, or from 0% to 100%", "a whole number from 1 to 2147483647"
+static std::string bounds_of(const Flag& flag, bool integer, bool share) {
+    if (share) return "a share from 0 to 1, or from 0% to 100%";
+    return format("%s from %.0f to %.0f", integer ? "a whole number" : "a number", flag.low,
+                  flag.high);
+}
+
 static double parse_number(const std::string& text, const Flag& flag, bool integer,
                            const std::string& verb) {
     std::string number = text;
-    if (std::string(flag.value).ends_with('%') && number.ends_with('%')) number.pop_back();
+    bool share = !integer && flag.low == 0 && flag.high == 1, percent = number.ends_with('%');
+    bool takes_percent = share || std::string(flag.value).ends_with('%');
+    if (percent && takes_percent) number.pop_back();
     char* end = nullptr;
     double value = std::strtod(number.c_str(), &end);
+    if (share && percent) value /= 100;
     bool whole =
         !number.empty() && *end == 0 && number.find_first_not_of("0123456789+-.eE") == number.npos;
     if (!whole || (integer && value != std::floor(value)) || !(value >= flag.low) ||
         !(value <= flag.high))
-        usage_error(format("%s takes %s from %.0f%s, not '%s'", flag.name,
-                           integer ? "a whole number" : "a number", flag.low,
-                           flag.high < 2147483647 ? format(" to %.0f", flag.high).c_str() : "",
-                           text.c_str()),
+        usage_error(format("%s takes %s, not '%s'", flag.name,
+                           bounds_of(flag, integer, share).c_str(), text.c_str()),
                     verb);
     return value;
+}
+
+static Seed parse_seed(const std::string& text, const Flag& flag, const std::string& verb) {
+    Seed seed{true, text == "-1", 0};
+    auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed.value);
+    bool whole = error == std::errc() && end == text.data() + text.size();
+    if (!whole && !seed.drawn)
+        usage_error(format("%s takes a whole number from 0 to %llu, or -1 for one that is drawn, not "
+                           "'%s'",
+                           flag.name, static_cast<unsigned long long>(UINT64_MAX), text.c_str()),
+                    verb);
+    return seed;
 }
 
 static bool chooses(const std::string& choices, const std::string& word) {
@@ -164,6 +192,8 @@ static void store(const Flag& flag, const std::string& text, const std::string& 
         usage_error(format("%s takes one of %s, not '%s'", flag.name, flag.choices, text.c_str()),
                     verb);
     if (auto* s = std::get_if<std::string*>(&flag.target)) **s = text;
+    if (auto* s = std::get_if<std::optional<std::string>*>(&flag.target)) **s = text;
+    if (auto* s = std::get_if<Seed*>(&flag.target)) **s = parse_seed(text, flag, verb);
     if (auto* i = std::get_if<int*>(&flag.target)) **i = int(parse_number(text, flag, true, verb));
     if (auto* o = std::get_if<std::optional<int>*>(&flag.target))
         **o = int(parse_number(text, flag, true, verb));

@@ -1,5 +1,6 @@
 // The command line: one table of flags drives parsing, --help of each verb and the README.
 #pragma once
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <variant>
@@ -9,6 +10,12 @@
 
 namespace stief {
 
+// --seed: 0 … 2⁶⁴ − 1, or −1 for one that is drawn. Where it is not given, the verb decides.
+struct Seed {
+    bool given = false, drawn = false;
+    uint64_t value = 0;
+};
+
 struct Args {
     std::string verb, model;
     std::vector<std::string> rest;             // positional arguments after MODEL
@@ -17,7 +24,7 @@ struct Args {
     std::string backend = "auto", isa = "auto", cache, bases;
     int threads = 0, context = 0;
     bool exact = false, quiet = false, json = false, help = false;
-    int seed = -1;                             // −1: from the clock
+    Seed seed;
 
     // sampling: what generation_config.json says unless given
     std::optional<double> temperature, top_p, min_p;
@@ -26,7 +33,8 @@ struct Args {
 
     // one verb each
     std::string prompt, file, output, ids, ids_file, system, protocol = "chunks", compare;
-    bool echo = false, decode = false, special = false;
+    std::optional<std::string> message;
+    bool echo = false, decode = false, special = false, commands = false;
     int tokens = 256, stride = 0, chunks = 0;
     int bench_prompt = 512, bench_generate = 32, repeat = 5;
     std::vector<int> depths = {0};
@@ -44,8 +52,9 @@ struct Flag {
     const char* value;                         // "N", or "" for a switch
     const char* verbs;                         // "chat generate", or "*"
     const char* help;
+    // An optional double that ends at 1 is a share: "25%" is 0.25.
     std::variant<bool*, int*, std::optional<int>*, std::optional<double>*, std::string*,
-                 std::vector<int>*>
+                 std::optional<std::string>*, std::vector<int>*, Seed*>
         target;
     double low = 0, high = 2147483647;         // of a number
     const char* choices = nullptr;             // of a word: "f16, bf16, f32"; null: any

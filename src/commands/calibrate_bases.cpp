@@ -8,6 +8,7 @@
 #include "base/json_writer.h"
 #include "base/progress.h"
 #include "calibrate/report.h"
+#include "commands/outputs.h"
 #include "commands/session.h"
 
 namespace stief {
@@ -37,7 +38,11 @@ static CalibrationOptions options_of(const Args& args, const Config& config) {
           "--context %d, expected sequences of 8 to the model's %d positions", o.sequence,
           config.context);
     o.steps = args.steps;
-    o.seed = args.seed >= 0 ? uint64_t(args.seed) : 1;  // the same bases again, unless asked
+    o.seed = args.seed.given ? args.seed.value : 1;     // the same bases again, unless asked
+    if (args.seed.drawn) {
+        o.seed = draw_seed();
+        status(args, format("seed %llu", static_cast<unsigned long long>(o.seed)));
+    }
     o.resume = args.resume;
     if (!args.cache.empty()) o.cache = parse_cache_dtype(args.cache);
     return o;
@@ -155,8 +160,9 @@ int calibrate_bases(const Args& args) {
             "calibrate needs a place for the bases: stief calibrate MODEL FILE -o BASES");
     Config config = Config::open(args.model);
     CalibrationOptions options = options_of(args, config);
-    check(!folder_exists(args.output), "%s is a folder, expected a name for the bases",
-          args.output.c_str());
+    check_outputs({{{"-o", args.output}, Output::Bases}, {{"--report", args.report}, Output::Page}},
+                  {{"the text to learn from", args.rest[0]}, {"--holdout", args.holdout}}, args.model);
+    Partial partial(args.output);
     Model model = Model::open(args.model, backend_options(args), args.threads);
     model.backend->exact = args.exact;
     CalibrationText text = read_texts(args);
@@ -164,12 +170,13 @@ int calibrate_bases(const Args& args) {
     CalibrationResult result;
     {
         Progress progress("calibrate", "passes", args.quiet);
-        result = calibrate(model, text, options, args.output,
+        result = calibrate(model, text, options, partial,
                            [&](size_t done, size_t total, const std::string& phase) {
                                progress.update(done, total, phase);
                            });
     }
-    write_bases(result, model, text, args.output);
+    model.weights.files.check_unchanged();
+    write_bases(result, model, text, partial);
     if (!args.report.empty()) {
         AtomicFile page(args.report);
         page.write(report_html(result, config, text));

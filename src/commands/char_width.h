@@ -1,6 +1,6 @@
 // Columns that a character takes on a terminal: 0 for what combines with the one before, 2 for the
-// scripts of East Asia and for emoji, 1 for the rest. The ranges follow Unicode's East_Asian_Width
-// and General_Category (Mn, Me, Cf), joined across unassigned places and reduced to those in use.
+// scripts of East Asia and for emoji, 1 for the rest. Unicode's General_Category (Mn, Me, Cf) and
+// East_Asian_Width, in a table that tools/unicode_table.py writes.
 #pragma once
 
 namespace stief {

@@ -1,15 +1,18 @@
 // stief chat: a conversation. In a terminal with a prompt, commands and Ctrl-C; where standard
-// input is no terminal, every line is one message, and what a person would be told ends the program.
+// input is no terminal, every line is one message (a command only with --commands), and what a person
+// would be told ends the program. With --message one message and its answer.
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <new>
 
+#include "base/descriptors.h"
+#include "base/file.h"
 #include "base/progress.h"
 #include "base/utf8.h"
 #include "commands/char_width.h"
 #include "commands/dialogue.h"
+#include "commands/outputs.h"
 #include "commands/terminal.h"
 
 namespace stief {
@@ -20,11 +23,14 @@ struct Chat {
     const Args& args;
     Dialogue& dialogue;
     bool on_screen = isatty(STDOUT_FILENO);
+    bool commands = true;                      // lines that begin with / are commands
+    bool seed_said = false;
     bool warned = false;                       // that little of the context is left
 
     bool handle(const std::string& line);      // a message or a command; false: leave
     bool command(const std::string& line);
     void say(const std::string& text);
+    void say_seed();
     void after(Dialogue::End end);
     void show_last() const;
     void show_stats() const;
@@ -32,8 +38,7 @@ struct Chat {
 };
 
 static void note(const std::string& text) {
-    bool colour = isatty(STDERR_FILENO);
-    std::fprintf(stderr, colour ? "\033[2m%s\033[0m\n" : "%s\n", text.c_str());
+    write_stderr(format(styled(STDERR_FILENO) ? "\033[2m%s\033[0m\n" : "%s\n", text.c_str()));
 }
 
 // Without what a terminal would obey instead of showing; what is no UTF-8 becomes U+FFFD.
@@ -123,6 +128,7 @@ bool Chat::command(const std::string& line) {
         note("the system message from here on");
     }
     if (name == "/save") {
+        check_not_of_model(name, rest, args.model);
         dialogue.save(rest);
         note("saved in " + rest);
     }
@@ -147,12 +153,19 @@ void Chat::after(Dialogue::End end) {
     warned = dialogue.left() < dialogue.session.context / 10;
 }
 
+void Chat::say_seed() {
+    std::string seed = drawn_seed(args, dialogue.sampler);
+    if (!seed_said && !seed.empty()) status(args, seed);
+    seed_said = true;
+}
+
 void Chat::say(const std::string& text) {
     Utf8Stream stream;
     auto show = [&](const std::string& part) { print(on_screen ? printable(part) : part); };
     dialogue.show = [&](std::string_view bytes) { show(stream.push(bytes)); };
     Dialogue::End end = dialogue.say(text);
     show(stream.finish());
+    say_seed();
     if (end != Dialogue::End::Unsent) print("\n");
     after(end);
 }
@@ -160,8 +173,9 @@ void Chat::say(const std::string& text) {
 bool Chat::handle(const std::string& line) {
     std::string text = trimmed(line);
     if (text.empty()) return true;
-    if (text[0] == '/' && !text.starts_with("//")) return command(text);
-    say(text[0] == '/' ? text.substr(1) : text);
+    bool slash = commands && text[0] == '/';
+    if (slash && !text.starts_with("//")) return command(text);
+    say(slash ? text.substr(1) : text);
     return true;
 }
 
@@ -170,7 +184,7 @@ static void talk(Chat& chat) {
     chat.dialogue.stop = [&] { return terminal.interrupted(); };
     std::string line;
     for (bool more = true; more;) {
-        if (!terminal.read_line({format("You (%d%%)> ", chat.share()), true}, line)) break;
+        if (!terminal.read_line({format("You (%d%%)> ", chat.share()), styled(STDERR_FILENO)}, line)) break;
         terminal.begin_answer();
         try {
             more = chat.handle(line);
@@ -183,42 +197,48 @@ static void talk(Chat& chat) {
     }
 }
 
-// False at the end of standard input.
-static bool next_line(std::string& line, int number) {
-    line.clear();
-    int c;
-    while ((c = std::getchar()) != EOF && c != '\n') {
-        check(line.size() < LONGEST_LINE, "line %d of standard input is longer than %zu bytes",
-              number, LONGEST_LINE);
-        line += char(c);
-    }
-    check(!std::ferror(stdin), "cannot read standard input");
-    return c == '\n' || !line.empty();
-}
-
 static void answer_lines(Chat& chat) {
+    chat.commands = chat.args.commands;
+    LineReader reader;
     std::string line;
-    for (int number = 1; next_line(line, number); number++) try {
+    for (int number = 1; reader.next(line, LONGEST_LINE); number++) try {
             if (!chat.handle(line)) return;
         } catch (const Error& error) {
             fail("line %d of standard input: %s", number, error.what());
         }
 }
 
+// A text as $(command) gives it: without the ends of lines at its end.
+static std::string message_of(const Args& args) {
+    std::string text = *args.message == "-" ? read_text("-", LONGEST_LINE) : *args.message;
+    if (*args.message == "-") text.resize(text.find_last_not_of("\r\n") + 1);
+    check(!text.empty(), "--message: the message is empty");
+    return text;
+}
+
 int chat(const Args& args) {
+    if (args.message && args.commands) throw UsageError("--commands belongs to lines, not to --message");
+    std::string message = args.message ? message_of(args) : "";
     Session session(args);
     Tokenizer tokenizer = Tokenizer::open(args.model);
     Dialogue dialogue(session, tokenizer, args);
     Chat chat{args, dialogue};
+    if (args.message) {
+        chat.say(message);
+        return 0;
+    }
     if (!Terminal::present()) {
         answer_lines(chat);
         return 0;
     }
     const Model& model = session.model;
-    status(args, format("%s: %.3g million parameters, context %d, %s\n"
+    chat.seed_said = true;
+    std::string seed = drawn_seed(args, dialogue.sampler);
+    if (!seed.empty()) seed = ", " + seed;
+    status(args, format("%s: %.3g million parameters, context %d, %s%s\n"
                         "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves\n",
                         args.model.c_str(), double(model.weights.parameters()) / 1e6,
-                        session.context, model.backend->device.c_str()));
+                        session.context, model.backend->device.c_str(), seed.c_str()));
     talk(chat);
     return 0;
 }

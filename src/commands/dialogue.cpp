@@ -21,7 +21,7 @@ Dialogue::Dialogue(Session& owner, const Tokenizer& words, const Args& args)
     : session(owner),
       tokenizer(words),
       form(words),
-      sampler(sampling_of(args, owner.model.config), seed_of(args)),
+      sampler(sampler_of(args, owner.model.config)),
       system(args.system) {
     clear();
 }

@@ -30,7 +30,8 @@ int generate_text(const Args& args) {
           prompt.size(), session.context);
 
     if (args.echo) print(text);
-    Sampler sampler(sampling_of(args, config), seed_of(args));
+    Sampler sampler = sampler_of(args, config);
+    if (std::string seed = drawn_seed(args, sampler); !seed.empty()) status(args, seed);
     Utf8Stream stream;
     Generated done = generate(*session.transformer, *session.cache, sampler, prompt, args.tokens,
                               false, [&](Token id) {

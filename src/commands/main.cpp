@@ -1,13 +1,16 @@
 // stief VERB MODEL [options]. Exit status: 0 done; 1 the input or the machine failed, said in one line
 // that begins with "error:"; 2 wrong usage, with the line that would be right.
-#include <cstdio>
 #include <new>
 
+#include "base/descriptors.h"
+#include "base/signals.h"
 #include "commands/session.h"
 
 int main(int argc, char** argv) {
     using namespace stief;
     try {
+        open_standard_streams();
+        install_signal_handlers();
         std::vector<std::string> words(argv + 1, argv + argc);
         if (words.size() == 1 && words[0] == "--version") {
             print("stief " STIEF_VERSION "\n");
@@ -22,13 +25,13 @@ int main(int argc, char** argv) {
             if (args.verb == verb.name) return verb.run(args);
         return 2;
     } catch (const UsageError& error) {
-        std::fprintf(stderr, "error: %s\n", error.what());
+        write_stderr(format("error: %s\n", error.what()));
         return 2;
     } catch (const std::bad_alloc&) {
-        std::fprintf(stderr, "error: out of memory\n");
+        write_stderr("error: out of memory\n");
         return 1;
     } catch (const std::exception& error) {
-        std::fprintf(stderr, "error: %s\n", error.what());
+        write_stderr(format("error: %s\n", error.what()));
         return 1;
     }
 }

@@ -11,6 +11,7 @@
 #include "base/json_writer.h"
 #include "base/progress.h"
 #include "commands/session.h"
+#include "forward/finite.h"
 
 namespace stief {
 
@@ -115,6 +116,8 @@ int perplexity(const Args& args) {
                                progress.update(done, all, format("%.3f so far", so_far));
                            });
     }
+    expect_rows_that_fit(model, *session.cache);
+    model.weights.files.check_unchanged();
     double seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     size_t cache_bytes = session.cache->bytes_per_token();

@@ -1,10 +1,11 @@
 #include "commands/session.h"
 
+#include <unistd.h>
+
 #include <algorithm>
-#include <cerrno>
-#include <chrono>
-#include <cstdio>
-#include <cstring>
+#include <random>
+
+#include "base/descriptors.h"
 
 namespace stief {
 
@@ -65,29 +66,35 @@ uint64_t Session::meaning_of_rows() const {
     return bases ? bases->hash(hash) : hash;
 }
 
-Sampling sampling_of(const Args& args, const Config& config) {
-    Sampling how = config.sampling;
+uint64_t draw_seed() {
+    return std::random_device{}();
+}
+
+std::string drawn_seed(const Args& args, const Sampler& sampler) {
+    bool given = args.seed.given && !args.seed.drawn;
+    if (given || sampler.sampling.greedy || sampler.sampling.temperature == 0) return "";
+    return format("seed %llu", static_cast<unsigned long long>(sampler.seed));
+}
+
+Sampler sampler_of(const Args& args, const Config& config) {
+    Sampling how = Sampling::open(config.folder);
     if (args.temperature) how.greedy = *args.temperature == 0, how.temperature = *args.temperature;
-    if (args.top_k) how.top_k = *args.top_k;
+    if (args.top_k) how.top_k = std::max(0, *args.top_k);
     if (args.top_p) how.top_p = *args.top_p;
     if (args.min_p) how.min_p = *args.min_p;
     if (args.greedy) how.greedy = true;
-    return how;
-}
-
-uint64_t seed_of(const Args& args) {
-    if (args.seed >= 0) return uint64_t(args.seed);
-    return uint64_t(std::chrono::system_clock::now().time_since_epoch().count());
+    if (!how.ignored.empty())
+        status(args, "generation_config.json asks for what is not done here: " + how.ignored);
+    bool given = args.seed.given && !args.seed.drawn;
+    return Sampler(how, given ? args.seed.value : draw_seed());
 }
 
 void print(const std::string& text) {
-    bool ok =
-        std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && !std::fflush(stdout);
-    if (!ok) fail("cannot write to standard output: %s", std::strerror(errno));
+    write_all(STDOUT_FILENO, text, "standard output");
 }
 
 void status(const Args& args, const std::string& text) {
-    if (!args.quiet) std::fprintf(stderr, "%s\n", text.c_str());
+    if (!args.quiet) write_stderr(text + "\n");
 }
 
 }  // namespace stief

@@ -26,11 +26,14 @@ struct Session {
 
 DType parse_cache_dtype(const std::string& name);
 BackendOptions backend_options(const Args& args);
-// generation_config.json's defaults with the options over them; the seed from the clock unless given.
-Sampling sampling_of(const Args& args, const Config& config);
-uint64_t seed_of(const Args& args);
+// generation_config.json's defaults with the options over them; the seed is drawn unless given. What
+// the file asks for and nobody does is said on stderr.
+Sampler sampler_of(const Args& args, const Config& config);
+uint64_t draw_seed();
+// "seed 7" where it was drawn and is used, so that a run can be repeated; "" elsewhere.
+std::string drawn_seed(const Args& args, const Sampler& sampler);
 
-// Writes to stdout and flushes; a full disk or a closed pipe is an Error.
+// Writes to stdout; a full disk is an Error.
 void print(const std::string& text);
 // A line on stderr.
 void status(const Args& args, const std::string& text);

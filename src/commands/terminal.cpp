@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "base/descriptors.h"
 
 namespace stief {
 
@@ -24,6 +25,7 @@ static termios found, typing_mode, answering_mode;      // written before any ha
 static std::atomic<Mode> mode{Mode::Restored};
 static std::atomic<bool> interrupt_seen{false};
 static int screen = STDOUT_FILENO;                      // where the prompt is drawn
+static bool plain = false;                              // it obeys no escapes: lines as they are typed
 static int wake_up[2] = {-1, -1};                       // a pipe: a signal ends the wait for input
 static_assert(std::atomic<Mode>::is_always_lock_free && std::atomic<bool>::is_always_lock_free);
 
@@ -39,7 +41,7 @@ static void apply(Mode wanted) {
                               : wanted == Mode::Answering ? answering_mode
                                                           : found;
     tcsetattr(STDIN_FILENO, TCSANOW, &settings);
-    send(wanted == Mode::Restored ? PASTE_OFF : PASTE_ON);
+    if (!plain) send(wanted == Mode::Restored ? PASTE_OFF : PASTE_ON);
 }
 
 static void wake() {
@@ -87,20 +89,28 @@ static void on_stop(int signal_number) {
     errno = saved;
 }
 
-static void on_death(int signal_number) {
-    if (mode != Mode::Restored) apply(Mode::Restored);
-    raise_default(signal_number);
-}
+static void on_death(int signal_number, siginfo_t* info, void*);
 
 static constexpr struct {
     int number;
-    void (*handler)(int);
+    void (*handler)(int);                               // null: on_death
 } handlers[] = {
     {SIGINT, on_interrupt}, {SIGWINCH, on_resize}, {SIGCONT, on_continue}, {SIGTSTP, on_stop},
-    {SIGTERM, on_death},    {SIGHUP, on_death},    {SIGQUIT, on_death},    {SIGABRT, on_death},
-    {SIGBUS, on_death},
+    {SIGTERM, nullptr},     {SIGHUP, nullptr},     {SIGQUIT, nullptr},     {SIGABRT, nullptr},
+    {SIGBUS, nullptr},      {SIGPIPE, nullptr},
 };
 static struct sigaction handlers_before[std::size(handlers)];
+
+// The terminal first; then what is done where there is none. A fault comes again by itself, with its
+// address.
+static void on_death(int signal_number, siginfo_t* info, void*) {
+    if (mode != Mode::Restored) apply(Mode::Restored);
+    for (size_t i = 0; i < std::size(handlers); i++)
+        if (handlers[i].number == signal_number)
+            sigaction(signal_number, &handlers_before[i], nullptr);
+    bool fault = signal_number == SIGBUS && info->si_code > 0;
+    if (!fault) raise(signal_number);
+}
 
 // ---- the terminal -------------------------------------------------------------------------------
 
@@ -115,6 +125,7 @@ bool Terminal::present() {
 
 Terminal::Terminal() {
     screen = isatty(STDOUT_FILENO) ? STDOUT_FILENO : STDERR_FILENO;
+    plain = !obeys_escapes(screen);
     if (tcgetattr(STDIN_FILENO, &found) != 0) fail("no terminal: %s", std::strerror(errno));
     if (pipe(wake_up) != 0) fail("no pipe: %s", std::strerror(errno));
     for (int end : wake_up) {
@@ -129,10 +140,12 @@ Terminal::Terminal() {
     typing_mode = answering_mode;
     typing_mode.c_lflag &= ~tcflag_t(ISIG);
     typing_mode.c_iflag &= ~tcflag_t(IXON | BRKINT);
+    if (plain) answering_mode = typing_mode = found;
     for (size_t i = 0; i < std::size(handlers); i++) {
         struct sigaction action = {};
-        action.sa_handler = handlers[i].handler;
         action.sa_flags = SA_RESTART;                   // no write of an answer is cut short
+        if (handlers[i].handler) action.sa_handler = handlers[i].handler;
+        else action.sa_sigaction = on_death, action.sa_flags |= SA_SIGINFO;
         sigfillset(&action.sa_mask);
         sigaction(handlers[i].number, &action, &handlers_before[i]);
     }
@@ -147,16 +160,7 @@ Terminal::~Terminal() {
 }
 
 void Terminal::write(const std::string& text) {
-    for (size_t done = 0; done < text.size();) {
-        ssize_t count = ::write(screen, text.data() + done, text.size() - done);
-        if (count < 0 && errno == EAGAIN) {
-            pollfd room = {screen, POLLOUT, 0};
-            poll(&room, 1, -1);
-        } else if (count < 0 && errno != EINTR) {
-            fail("cannot write to the terminal: %s", std::strerror(errno));
-        }
-        if (count > 0) done += size_t(count);
-    }
+    write_all(screen, text, "the terminal");
 }
 
 void Terminal::draw(const Prompt& prompt) {
@@ -214,7 +218,33 @@ bool Terminal::process(const Prompt& prompt, LineEditor::Event& event) {
     return false;
 }
 
+// Without escapes: the terminal edits the line itself. A '\' at its end goes on with the next.
+bool Terminal::read_plain_line(const Prompt& prompt, std::string& line) {
+    interrupt_seen = false;
+    line.clear();
+    write(prompt.text);
+    for (int interrupts = 0;;) {
+        size_t end = typed.find('\n');
+        if (end != typed.npos) {
+            line += typed.substr(0, end);
+            typed.erase(0, end + 1);
+            if (!line.ends_with('\\')) return true;
+            line.back() = '\n';
+            write("... ");
+        } else if (!collect(-1)) {
+            write("\n");
+            return false;
+        }
+        if (interrupt_seen.exchange(false)) {
+            line.clear();
+            write(++interrupts > 1 ? "\nCtrl-D or /exit leaves\n" : "\n");
+            write(prompt.text);
+        }
+    }
+}
+
 bool Terminal::read_line(const Prompt& prompt, std::string& line) {
+    if (plain) return read_plain_line(prompt, line);
     change_to(Mode::Typing);
     interrupt_seen = false;
     view.forget();

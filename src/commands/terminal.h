@@ -1,6 +1,7 @@
 // The terminal of a conversation: raw while a line is typed; while an answer streams out, silent to
 // what is typed (kept for the next line) but alive to Ctrl-C. However the program ends or is
-// suspended, the terminal is given back as it was found.
+// suspended, the terminal is given back as it was found. One that obeys no escapes (TERM=dumb) stays as it
+// is, and edits its lines itself.
 #pragma once
 #include <string>
 
@@ -29,6 +30,7 @@ struct Terminal {
     KeyReader keys;
     std::string typed;                   // bytes that are read and not yet looked at
 
+    bool read_plain_line(const Prompt& prompt, std::string& line);
     void write(const std::string& text);
     void draw(const Prompt& prompt);
     bool collect(int milliseconds);      // false: the input has ended

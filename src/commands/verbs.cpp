@@ -4,7 +4,7 @@
 namespace stief {
 
 const std::vector<Verb> verbs = {
-    {"chat", "MODEL [options]", "a conversation in the terminal", 1, 1, chat},
+    {"chat", "MODEL [--message TEXT | < lines] [options]", "a conversation in the terminal", 1, 1, chat},
     {"generate", "MODEL [-p TEXT | -f FILE | < text] [-n N] [options]", "continues a text", 1, 1,
      generate_text},
     {"perplexity", "MODEL FILE [options]", "perplexity of a text, and what a cache costs", 2, 2,

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/json.h"
+#include "formats/model_folder.h"
 
 namespace stief {
 
@@ -151,10 +152,15 @@ SafeTensors SafeTensors::parse(std::string_view bytes, const std::string& path) 
 }
 
 SafeTensors SafeTensors::open_file(const std::string& path) {
+    expect_real_file(path);
     MappedFile file(path);
     SafeTensors result = parse(file.text(), path);
     result.files.push_back(std::move(file));
     return result;
+}
+
+void SafeTensors::check_unchanged() const {
+    for (const MappedFile& file : files) file.check_unchanged();
 }
 
 Tensor SafeTensors::take(const std::string& name, const Shape& shape,

@@ -36,6 +36,8 @@ struct SafeTensors {
     // tensor that is in another shard than the index says, in two, or in none is an Error by name.
     static SafeTensors open_folder(const std::string& folder);
 
+    // Error where a file was written to since it was opened.
+    void check_unchanged() const;
     bool has(const std::string& name) const { return tensors.count(name) != 0; }
     // The tensor as f32, f16 or bf16 of exactly this shape; otherwise an Error with both shapes.
     // hint: what the expectation comes from, "config.json says 8 kv heads of 128".

@@ -2,6 +2,7 @@
 // are two statements of the same fact; where they disagree, the checkpoint is two downloads mixed.
 #include "base/check.h"
 #include "base/json.h"
+#include "formats/model_folder.h"
 #include "formats/safetensors.h"
 
 namespace stief {
@@ -10,15 +11,6 @@ namespace {
 
 constexpr const char* SINGLE = "model.safetensors";
 constexpr const char* INDEX = "model.safetensors.index.json";
-
-[[noreturn]] void no_checkpoint(const std::string& folder) {
-    for (const char* other : {"pytorch_model.bin", "pytorch_model.bin.index.json",
-                              "consolidated.00.pth", "adapter_model.safetensors"})
-        if (file_exists(join(folder, other)))
-            fail("%s: no %s; %s is not read: save the model as safetensors", folder.c_str(), SINGLE,
-                 other);
-    fail("%s: neither %s nor %s is there", folder.c_str(), SINGLE, INDEX);
-}
 
 // tensor → shard, as the index has it.
 std::map<std::string, std::string> read_index(const std::string& path) {
@@ -42,10 +34,12 @@ std::map<std::string, std::string> read_index(const std::string& path) {
 }  // namespace
 
 SafeTensors SafeTensors::open_folder(const std::string& folder) {
-    if (!folder_exists(folder)) fail("%s: no such folder", folder.c_str());
+    expect_model_folder(folder);
+    expect_real_file(join(folder, SINGLE));
     if (file_exists(join(folder, SINGLE))) return open_file(join(folder, SINGLE));
     std::string index = join(folder, INDEX);
-    if (!file_exists(index)) no_checkpoint(folder);
+    expect_real_file(index);
+    if (!file_exists(index)) no_weights(folder);
 
     std::map<std::string, std::string> shard_of = read_index(index);
     std::map<std::string, int> shards;   // name → index into files
@@ -54,6 +48,7 @@ SafeTensors SafeTensors::open_folder(const std::string& folder) {
     SafeTensors all;
     for (auto& [shard, file] : shards) {
         std::string path = join(folder, shard);
+        expect_real_file(path);
         if (!file_exists(path))
             fail("%s: the shard %s that %s names is missing (is the download complete?)",
                  folder.c_str(), printable(shard).c_str(), INDEX);

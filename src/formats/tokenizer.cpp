@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/file.h"
+#include "formats/model_folder.h"
 #include "formats/pretokenize.h"
 #include "formats/tokenizer_files.h"
 #include "formats/unicode.h"
@@ -98,7 +99,10 @@ Tokenizer::~Tokenizer() = default;
 
 Tokenizer Tokenizer::open(const std::string& folder) {
     std::string json = join(folder, "tokenizer.json"), model = join(folder, "tokenizer.model");
+    expect_model_folder(folder);
+    for (const std::string& path : {json, model}) expect_real_file(path);
     if (file_exists(json)) return from_json(MappedFile(json).text(), json);
+    if (!file_exists(model) && !file_exists(join(folder, "config.json"))) no_config(folder);
     check(file_exists(model),
           "%s: no tokenizer.json and no tokenizer.model there; a model folder has one of them",
           folder.c_str());

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "forward/finite.h"
+
 namespace stief {
 
 static double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -22,6 +24,13 @@ Generated generate(Transformer& transformer, KvCache& cache, Sampler& sampler,
         if (greedy) transformer.forward_greedy(cache, ids);
         else transformer.forward(cache, ids, logits.data(), 1);
     };
+    auto draw = [&] {
+        try {
+            return greedy ? transformer.greedy() : sampler.pick(logits);
+        } catch (const NotFinite&) {
+            throw Error(why_not_finite(transformer.model, cache));
+        }
+    };
     Generated result{Stop::Limit, int(prompt.size()), 0, 0, 0};
 
     auto start = std::chrono::steady_clock::now();
@@ -30,7 +39,7 @@ Generated generate(Transformer& transformer, KvCache& cache, Sampler& sampler,
 
     start = std::chrono::steady_clock::now();
     while (result.tokens < limit) {
-        Token next = greedy ? transformer.greedy() : sampler.pick(logits);
+        Token next = draw();
         bool end = std::count(config.eos.begin(), config.eos.end(), next) > 0;
         if (cache.used == context) {
             result.why = Stop::Full;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "forward/finite.h"
+
 namespace stief {
 
 Protocol::Name Protocol::parse(const std::string& name) {
@@ -114,6 +116,11 @@ static void run(Runner& runner, std::span<const Token> ids, Buffer& logits, int 
     runner.transformer.forward_on_backend(runner.cache, ids, logits.f32(), wanted);
 }
 
+[[noreturn]] static void fail_not_finite(const Runner& runner, size_t after) {
+    fail("no finite loss after %zu tokens: %s", after,
+         why_not_finite(runner.transformer.model, runner.cache).c_str());
+}
+
 Measured measure(Runner& tested, Runner* reference, std::span<const Token> ids,
                  const Protocol& protocol,
                  const std::function<void(size_t, size_t, double)>& progress) {
@@ -153,7 +160,11 @@ Measured measure(Runner& tested, Runner* reference, std::span<const Token> ids,
             if (reference) run(*reference, part, logits_reference, wanted);
             ops.score(scores.data(), logits.f32(), reference ? logits_reference.f32() : nullptr,
                       text.data() + first + 1, wanted, config.V);
-            for (size_t i = 0; i < size_t(wanted); i++) tally.add(scores[i], reference != nullptr);
+            for (size_t i = 0; i < size_t(wanted); i++) {
+                if (!std::isfinite(scores[i].loss)) fail_not_finite(tested, tally.n);
+                if (!std::isfinite(scores[i].loss_full)) fail_not_finite(*reference, tally.n);
+                tally.add(scores[i], reference != nullptr);
+            }
             done += size_t(wanted);
             if (progress) progress(done, total, std::exp(tally.mean));
         }

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <cmath>
 
-#include "base/check.h"
+#include "forward/finite.h"
 
 namespace stief {
 
 Token Sampler::pick(std::span<float> logits) {
-    for (float z : logits) check(!std::isnan(z), "the model gives NaN: its weights are damaged");
+    for (float z : logits) if (std::isnan(z)) throw NotFinite();
     if (sampling.greedy || sampling.temperature == 0)
         return Token(std::max_element(logits.begin(), logits.end()) - logits.begin());
 

@@ -4,17 +4,19 @@
 #include <vector>
 
 #include "base/random.h"
-#include "model/config.h"
+#include "formats/tokenizer.h"
+#include "model/sampling.h"
 
 namespace stief {
 
 struct Sampler {
     Sampling sampling;
+    uint64_t seed;
     Random random;
 
-    Sampler(const Sampling& how, uint64_t seed) : sampling(how), random(seed) {}
+    Sampler(const Sampling& how, uint64_t start) : sampling(how), seed(start), random(start) {}
 
-    // Error where a logit is NaN (a damaged checkpoint); logits is used as scratch.
+    // NotFinite where a logit is NaN; logits is used as scratch.
     Token pick(std::span<float> logits);
 
   private:

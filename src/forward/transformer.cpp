@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/arena.h"
+#include "forward/finite.h"
 
 namespace stief {
 
@@ -189,7 +190,7 @@ void Transformer::forward_greedy(KvCache& cache, std::span<const Token> ids) {
 Token Transformer::greedy() const {
     int32_t best = -1;
     model.backend->download(&best, most_likely, sizeof best);
-    check(best >= 0, "the model gives NaN: its weights are damaged");
+    if (best < 0) throw NotFinite();
     return best;
 }
 

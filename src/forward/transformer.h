@@ -59,7 +59,7 @@ struct Transformer : private PassArrays {
     // Appends ids and keeps on the backend which token the last of them makes most likely; of a device
     // only that comes back, with greedy().
     void forward_greedy(KvCache& cache, std::span<const Token> ids);
-    Token greedy() const;     // Error where a logit was NaN
+    Token greedy() const;     // NotFinite where a logit was NaN
 
     size_t arena_bytes() const { return arena.bytes + rotation.bytes; }
     static size_t arena_bytes_for(const Config& config, int context, int batch);

@@ -1,4 +1,4 @@
-// From config.json and generation_config.json to a Config. Where a key is absent, the default is
+// From config.json, and the end ids of generation_config.json, to a Config. Where a key is absent, the default is
 // that of transformers' LlamaConfig, as long as a wrong guess could not go unnoticed. Rotary
 // embedding: rope.cpp.
 #include "model/config.h"
@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "formats/model_folder.h"
 #include "model/config_reader.h"
 
 namespace stief {
@@ -16,7 +17,7 @@ namespace {
 
 // Far above any Llama (405B: 126 layers, width 16384), far below where a product of two overflows.
 constexpr int64_t MAX_LAYERS = 4096, MAX_HEADS = 4096, MAX_HEAD_WIDTH = 4096, MAX_WIDTH = 1 << 20,
-                  MAX_FFN = 1 << 22, MAX_VOCABULARY = 1 << 24, MAX_CONTEXT = 1 << 28;
+                  MAX_FFN = 1 << 22, MAX_CONTEXT = 1 << 28;
 
 void check_architecture(const ConfigReader& json) {
     const Json* type = json.find("model_type");
@@ -47,6 +48,13 @@ void check_features(const ConfigReader& json) {
         fail("%s: the weights are quantised (%s), which is not supported; use the original model",
              json.at("quantization_config").c_str(),
              method && method->kind == Json::String ? printable(method->text).c_str() : "unknown");
+    }
+    if (const Json* mlx = json.find("quantization")) {
+        const Json* bits = mlx->find("bits");
+        fail("%s: the weights are quantised by MLX (%s bits), which is not supported; use the original "
+             "model",
+             json.at("quantization").c_str(),
+             bits && bits->kind == Json::Number ? printable(bits->text).c_str() : "some");
     }
     if (json.find("sliding_window") && json.flag("use_sliding_window", true))
         fail("%s is set: sliding windows are not supported", json.at("sliding_window").c_str());
@@ -99,33 +107,13 @@ void read_token_ids(Config& c, const ConfigReader& json) {
     for (const Json& id : eos->items) add(id);
 }
 
-// transformers' implicit top_k = 50 is not taken over: a filter that no file states surprises.
-void read_sampling(Sampling& s, const ConfigReader& json) {
-    s.greedy = !json.flag("do_sample", false);
-    s.temperature = json.number("temperature", 1, 0, 1000);
-    s.top_k = json.integer("top_k", 0, MAX_VOCABULARY, 0);
-    s.top_p = json.number("top_p", 1, 0, 1);
-    s.min_p = json.number("min_p", 0, 0, 1);
-    if (s.temperature == 0) s.greedy = true;
-}
-
-Json read_object(const std::string& path) {
-    constexpr size_t MAX_BYTES = 16 << 20;
-    Json json = Json::parse(read_text(path, MAX_BYTES), path);
-    if (json.kind != Json::Object)
-        fail("%s: expected an object, found %s", path.c_str(), name_of(json.kind));
-    return json;
-}
-
 }  // namespace
 
 Config Config::open(const std::string& folder) {
-    check(folder_exists(folder), "%s: no such folder (expected one as Hugging Face publishes it)",
-          folder.c_str());
+    expect_model_folder(folder);
     std::string path = join(folder, "config.json");
-    check(file_exists(path),
-          "%s: no config.json in it (expected a folder as Hugging Face publishes it)",
-          folder.c_str());
+    expect_real_file(path);
+    if (!file_exists(path)) no_config(folder);
     Config c;
     c.folder = folder;
     Json json = read_object(path);
@@ -136,12 +124,10 @@ Config Config::open(const std::string& folder) {
     read_rope(c, reader);
     read_token_ids(c, reader);
 
-    path = join(folder, "generation_config.json");
+    path = join(folder, GENERATION_CONFIG);
     if (!file_exists(path)) return c;
     Json generation = read_object(path);
-    ConfigReader generation_reader{generation, path};
-    read_token_ids(c, generation_reader);
-    read_sampling(c.sampling, generation_reader);
+    read_token_ids(c, ConfigReader{generation, path});
     return c;
 }
 

@@ -1,4 +1,4 @@
-// What config.json and generation_config.json say of a Llama 3, 3.1 or 3.2. No number that the
+// What config.json says of a Llama 3, 3.1 or 3.2, and generation_config.json of its end ids. No number that the
 // checkpoint states appears anywhere else in the code; what the runtime cannot honour is refused here.
 #pragma once
 #include <string>
@@ -15,13 +15,6 @@ struct RopeScaling {
     int original_context = 0;
 };
 
-struct Sampling {                  // generation_config.json's defaults; 0 or 1 switches a filter off
-    bool greedy = true;            // do_sample false or absent
-    double temperature = 1;
-    int top_k = 0;
-    double top_p = 1, min_p = 0;
-};
-
 struct Config {
     std::string folder;            // where it was read, for messages
     int L = 0, D = 0, F = 0, V = 0;
@@ -33,7 +26,6 @@ struct Config {
     bool tied_embeddings = false;  // lm_head is the embedding
     Token bos = -1;
     std::vector<Token> eos;        // every end id, of both files, without repetition
-    Sampling sampling;
 
     static Config open(const std::string& folder);
 };

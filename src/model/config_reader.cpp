@@ -1,8 +1,19 @@
 #include "model/config_reader.h"
 
 #include "base/check.h"
+#include "base/file.h"
+#include "formats/model_folder.h"
 
 namespace stief {
+
+Json read_object(const std::string& path) {
+    constexpr size_t MAX_BYTES = 16 << 20;
+    expect_real_file(path);
+    Json json = Json::parse(read_text(path, MAX_BYTES), path);
+    if (json.kind != Json::Object)
+        fail("%s: expected an object, found %s", path.c_str(), name_of(json.kind));
+    return json;
+}
 
 const Json& ConfigReader::need(const char* key) const {
     const Json* value = find(key);

@@ -7,6 +7,12 @@
 
 namespace stief {
 
+constexpr const char* GENERATION_CONFIG = "generation_config.json";
+constexpr int64_t MAX_VOCABULARY = 1 << 24;           // far above any Llama's
+
+// A file that holds one object, read whole.
+Json read_object(const std::string& path);
+
 struct ConfigReader {
     const Json& json;
     std::string where;                                // "config.json", "config.json: rope_scaling"

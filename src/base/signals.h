@@ -1,0 +1,26 @@
+// What a signal must not leave behind: temporary files, and an end without a word.
+//
+//   HUP INT QUIT TERM PIPE XCPU   temporary files are removed, then the signal does what it does
+//   XFSZ                          ignored: the write fails, and that is an Error
+//   BUS                           a mapped file became shorter: one error line, status 1
+//
+// Handlers only read what is registered here, and call what POSIX lets a handler call.
+#pragma once
+#include <cstddef>
+#include <string>
+
+namespace stief {
+
+// Once, in main(). A signal that the caller has switched off (nohup) stays so.
+void install_signal_handlers();
+
+// A file that is removed if a signal ends the program before forget_temporary(). Returns the place
+// to give back, −1 where none is free: then a signal leaves the file.
+int remember_temporary(const std::string& path);
+void forget_temporary(int place);
+
+// A mapping by the name of its file, so that a fault in it can be said.
+void remember_mapping(const void* begin, size_t size, const std::string& path);
+void forget_mapping(const void* begin);
+
+}  // namespace stief
