@@ -78,6 +78,7 @@ CudaBackend::CudaBackend(const BackendOptions& options) : impl(std::make_unique<
     name = "cuda";
     device = describe(properties);
     copies_weights = true;
+    widest_head = WIDEST_HEAD;
     multiprocessors = properties.multiProcessorCount;
     shared_limit = properties.sharedMemPerBlockOptin;
     CUDA_CHECK(cudaStreamCreateWithFlags(&queue, cudaStreamNonBlocking));

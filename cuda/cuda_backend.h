@@ -14,6 +14,7 @@
 namespace stief {
 
 struct CudaBackend final : Backend {
+    static constexpr int WIDEST_HEAD = 256;  // attention_plain.cuh keeps a row of values in registers
     cudaStream_t queue = nullptr;  // the one stream of everything
     cublasHandle_t cublas = nullptr;
     int multiprocessors = 0;
