@@ -1,4 +1,4 @@
-// The retraction of README §3 (8) for many bases at once: with the skew X = τ/2 W
+// The retraction of README §3 (9) for many bases at once: with the skew X = τ/2 W
 //     Q ← (I + X)⁻¹ (I − X) Q = 2 (I + X)⁻¹ Q − Q
 //     Q ← Q − ½ Q (QᵀQ − I)                                            one Newton-Schulz step
 //

@@ -5,8 +5,7 @@
 
 namespace stief {
 
-// ---- kernels
-// --------------------------------------------------------------------------------------
+// ---- kernels -----------------------------------------------------------------------------------
 
 // Words on their way to the device as the argument of a kernel: ordered like any other work,
 // without a copy that would have to wait for its host memory.
@@ -22,8 +21,7 @@ __global__ void set_words(int32_t* to, Words words) {
     if (i < words.count) to[words.first + i] = words.word[i];
 }
 
-// ---- launchers
-// ------------------------------------------------------------------------------------
+// ---- launchers ---------------------------------------------------------------------------------
 
 constexpr int MOST_IDS = 1 << 18;  // tokens of one step
 constexpr size_t MOST_GRAPHS = 16;
@@ -107,10 +105,9 @@ void* CudaBackend::alloc(size_t bytes, const char* what) {
     drop_capture();
     size_t free = available();
     if (bytes > free)
-        fail(
-            "%s needs %.2f GiB, %.2f GiB of the device's memory are available; use a smaller "
-            "--context",
-            what, double(bytes) * 0x1p-30, double(free) * 0x1p-30);
+        fail("%s needs %.2f GiB, %.2f GiB of the device's memory are available; use a smaller "
+             "--context",
+             what, double(bytes) * 0x1p-30, double(free) * 0x1p-30);
     void* memory = nullptr;
     CUDA_CHECK(cudaMalloc(&memory, bytes ? bytes : 1));
     CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, queue));

@@ -7,8 +7,7 @@
 
 namespace stief {
 
-// ---- device helpers
-// -------------------------------------------------------------------------------
+// ---- device helpers ----------------------------------------------------------------------------
 
 // sum_r += x[lane's part] · row_r for R rows of K elements, by the lanes of one warp. ALIGNED: rows
 // begin at multiples of 16 bytes and K is whole loads. A lane has UNROLL · R loads of 16 bytes in
@@ -46,8 +45,7 @@ __device__ __forceinline__ void dot_rows(float (&sum)[R], const float* x, const 
     for (int r = 0; r < R; r++) sum[r] = warp_sum(sum[r]);
 }
 
-// ---- kernels
-// --------------------------------------------------------------------------------------
+// ---- kernels -----------------------------------------------------------------------------------
 
 constexpr int MOST_PROJECTIONS = 3, MATVEC_BLOCK = 256, MATVEC_WARPS = MATVEC_BLOCK / WARP;
 
@@ -109,8 +107,7 @@ __global__ void convert_kernel(To* to, const From* from, size_t n) {
     if (i < n) to[i] = to_element<To>(to_float(from[i]));
 }
 
-// ---- launchers
-// ------------------------------------------------------------------------------------
+// ---- launchers ---------------------------------------------------------------------------------
 
 template <class To, class From>
 static void convert(CudaBackend& gpu, To* to, const From* from, size_t n) {

@@ -1,6 +1,7 @@
-// The seam: all that a backend does. Memory, the operations of a decoder block, its cache, and the
-// begin and end of a step. The forward pass is written once, above this line; an operation stands
-// here only when every backend has it and one test drives them all over one table of shapes.
+// The seam: all that running a model asks of a backend. Memory, the begin and end of a step, the
+// operations of a decoder block and its cache, the score of its predictions, and what bench reads.
+// The passes above it (forward/, calibrate/) are written once for all backends; what learning asks
+// besides is in backward.h. Every operation has one test that drives all backends (tests/backends.h).
 //
 // Activations are float32. Pointers are the backend's own memory (from alloc) except where a comment
 // says host. Outputs never overlap inputs unless they are one pointer where the equation says so.

@@ -213,8 +213,7 @@ int bench(const Args& args) {
     if (!args.context) opened.context = std::min(std::max(needed, 1), config.context);
     check(needed <= opened.context,
           "the tests reach position %d, the context ends at %d: use a smaller --prompt, --generate "
-          "or "
-          "--depth, or a larger --context",
+          "or --depth, or a larger --context",
           needed, opened.context);
     Bench bench(opened);
     std::vector<Row> rows;
