@@ -11,7 +11,7 @@
 namespace stief {
 
 constexpr int PLAIN_ROWS = 16, PLAIN_KEYS = 16, PLAIN_BLOCK = PLAIN_ROWS * PLAIN_KEYS;
-constexpr int PLAIN_WIDTH = 256;  // the widest head
+constexpr int PLAIN_WIDTH = CudaBackend::WIDEST_HEAD;
 
 enum class Seen { Exact, Cut, Either };
 

@@ -101,6 +101,8 @@ static void head_product(CudaBackend& gpu, float* out, const float* in, const Ca
 // One token: two launches, which turn queries and values themselves. More: q Dᵀ, attention, out D.
 void CudaBackend::attend(float* out, const float* q, const float* rotation, const CacheLayer& cache,
                          const Step& step) {
+    check(cache.d <= WIDEST_HEAD, "--backend cuda: heads of %d coordinates, expected at most %d",
+          cache.d, WIDEST_HEAD);
     if (step.T == 1) return attend_one(*this, out, q, rotation, cache);
     if (step.T == 0) return;
     if (cache.rotated && cache.k[0].decode_t) {

@@ -76,6 +76,7 @@ CudaBackend::CudaBackend(const BackendOptions& options) : impl(std::make_unique<
     name = "cuda";
     device = describe(properties);
     copies_weights = true;
+    widest_head = WIDEST_HEAD;
     multiprocessors = properties.multiProcessorCount;
     shared_limit = properties.sharedMemPerBlockOptin;
     CUDA_CHECK(cudaStreamCreateWithFlags(&queue, cudaStreamNonBlocking));
@@ -104,10 +105,9 @@ void* CudaBackend::alloc(size_t bytes, const char* what) {
     drop_capture();
     size_t free = available();
     if (bytes > free)
-        fail(
-            "%s needs %.2f GiB, %.2f GiB of the device's memory are available; use a smaller "
-            "--context",
-            what, double(bytes) * 0x1p-30, double(free) * 0x1p-30);
+        fail("%s needs %.2f GiB, %.2f GiB of the device's memory are available; use a smaller "
+             "--context",
+             what, double(bytes) * 0x1p-30, double(free) * 0x1p-30);
     void* memory = nullptr;
     CUDA_CHECK(cudaMalloc(&memory, bytes ? bytes : 1));
     CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, queue));

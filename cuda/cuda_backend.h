@@ -1,9 +1,9 @@
 // The CUDA backend: the operations of the seam on one NVIDIA GPU, in the same files as on the CPU.
 //
-// Weights are copied to the device when they are bound. Everything runs on one stream. A step of
-// one token with a replay number is issued when the number is new, captured as a graph when it
-// comes again, and replayed afterwards: kernels read the position and the tokens from device memory
-// (pos, ids), where begin_step puts them, and so does every operation outside of a capture.
+// Weights are copied to the device when they are bound. Everything runs on one stream. A step with a
+// replay number is issued as any other the first time, captured as a graph the second time, when every
+// kernel is loaded and all scratch is there, and replayed from then on. So kernels read the position
+// and the tokens from device memory (pos, ids), where begin_step puts them, captured or not.
 #pragma once
 #include <map>
 #include <vector>
@@ -14,6 +14,7 @@
 namespace stief {
 
 struct CudaBackend final : Backend {
+    static constexpr int WIDEST_HEAD = 256;  // attention_plain.cuh keeps a row of values in registers
     cudaStream_t queue = nullptr;  // the one stream of everything
     cublasHandle_t cublas = nullptr;
     int multiprocessors = 0;

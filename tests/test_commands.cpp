@@ -1,4 +1,6 @@
 // The program from outside: what is typed, what comes out, the exit status.
+#include <cmath>
+
 #include <cstring>
 
 #include "base/json.h"
@@ -145,7 +147,7 @@ TEST_CASE("perplexity, inspect and bench print one JSON object and nothing else 
     Json json = Json::parse(ran.out, "stdout");
     for (const char* key :
          {"perplexity", "stderr", "tokens", "context", "seconds", "cache_bytes_per_token",
-          "perplexity_full", "kld_mean", "kld_p99", "kld_max", "same_top"}) {
+          "perplexity_full", "kld_mean", "kld_p99", "kld_max", "same_top", "compressed_share"}) {
         CAPTURE(std::string(key));
         REQUIRE(json.find(key) != nullptr);
         CHECK(json.find(key)->kind == Json::Number);
@@ -166,6 +168,12 @@ TEST_CASE("perplexity, inspect and bench print one JSON object and nothing else 
     REQUIRE(measured.find("rows")->items[0].find("share_of_matrix_rate") != nullptr);
     CHECK(measured.find("rows")->items[1].find("share_of_matrix_rate") == nullptr);
     CHECK(measured.find("rows")->items[2].find("resident_bytes")->number("") > 0);
+    for (const Json& row : measured.find("rows")->items) {  // the share is of the bound that is shown
+        double share = row.find("share_of_bandwidth")->number(""), gbs = row.find("gbs")->number("");
+        double bound = measured.find("bandwidth_gbs")->number("");
+        CHECK(std::abs(share * bound / gbs - 1) <= 1e-6);
+        CHECK(row.find("above_bandwidth")->flag("") == (share > 1));
+    }
 }
 
 TEST_SUITE_END();

@@ -1,7 +1,7 @@
-// The seam: all that running a model asks of a backend. Memory, steps, the operations of the forward
-// pass with its cache, and what is measured of it; backward.h has what calibration asks besides. The
-// forward pass is written once, above this line; an operation stands here only when every backend
-// has it and one test drives them all over one table of shapes.
+// The seam: all that running a model asks of a backend. Memory, the begin and end of a step, the
+// operations of a decoder block and its cache, the score of its predictions, and what bench reads.
+// The passes above it (forward/, calibrate/) are written once for all backends; what learning asks
+// besides is in backward.h. Every operation has one test that drives all backends (tests/backends.h).
 //
 // Activations are float32. Pointers are the backend's own memory (from alloc) except where a comment
 // says host. Outputs never overlap inputs unless they are one pointer where the equation says so.
@@ -82,6 +82,7 @@ struct Backend {
     std::string name;             // "cpu", "cuda"
     std::string device;           // "avx512, 2 threads"
     bool copies_weights = false;  // bind() takes memory of the device
+    int widest_head = 1 << 20;    // coordinates of a head that attend() covers at most
     // float32 in every product; otherwise, in products of more than one token, a matrix unit may take x
     // rounded to bf16 where w is bf16, and x and an f32 w rounded to TF32's 11 bits where it is not; and
     // attention over 16-bit rows may round to their type. May be changed between steps.

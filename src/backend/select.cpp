@@ -9,9 +9,8 @@ std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options);  // c
 std::unique_ptr<Backward> make_cuda_backward(Backend& backend);             // cuda/backward.cu
 #else
 static std::unique_ptr<Backend> make_cuda_backend(const BackendOptions&) {
-    fail(
-        "--backend cuda: this build has no CUDA; build it where nvcc is found (see make's first "
-        "lines)");
+    fail("--backend cuda: this build has no CUDA; build it where nvcc is found (the first lines of "
+         "make say so)");
 }
 static std::unique_ptr<Backward> make_cuda_backward(Backend& backend) {
     fail("--backend %s: this build has no CUDA", backend.name.c_str());

@@ -16,8 +16,8 @@ struct CalibrationRun {
     Model& model;
     const CalibrationText& text;
     const CalibrationOptions& options;
-    Sequences learn, held_out,
-        windows;  // windows: the first of the held-out text, one after another
+    Sequences learn, held_out;
+    Sequences windows;  // the first of the held-out text, one after another
     std::vector<float> rotation;
     LayerPass pass;
     Ticker ticker;

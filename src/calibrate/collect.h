@@ -10,16 +10,17 @@
 
 namespace stief {
 
-// Sequences of T tokens, spread evenly over a text, each at a random offset of positions: attention
-// does not change under it, but keys after rotation do (README.md §3).
+// Sequences of T tokens of a text.
 struct Sequences {
     int T = 0;
-    std::vector<std::vector<Token>> ids;
-    std::vector<int> pos;
+    std::vector<std::vector<Token>> ids;  // (count, T)
+    std::vector<int> pos;                 // (count)  position of each one's first token
 
     size_t count() const { return ids.size(); }
     Step step(size_t s) const { return {pos[s], T}; }
 };
+// Spread evenly over the text, each from a random position on: attention does not change under such an
+// offset, but keys after rotation do, and their bases must serve all positions.
 Sequences cut_sequences(std::span<const Token> ids, int T, size_t at_most, int context,
                         Random& random);
 

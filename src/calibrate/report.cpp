@@ -166,20 +166,16 @@ std::string report_html(const CalibrationResult& r, const Config& c, const Calib
             "</h1><p class=\"soft\">stief " STIEF_VERSION " calibrate</p>" + figures(r, c, text);
     html +=
         "<h2>What a smaller cache costs</h2><p>Held-out text, no exact window. The eigenbases are "
-        "what "
-        "the descent starts from, given ranks by the same allocation.</p>" +
+        "what the descent starts from, given ranks by the same allocation.</p>" +
         legend({{0, "learned bases"}, {1, "eigenbases"}, {2, "full cache"}}) + size_charts(r);
     html +=
         "<h2>Ranks</h2><p>What the budget bought: the coordinates that each head keeps of its keys "
-        "and "
-        "values, the layer's output error at these ranks, and w, the damage that a unit of the "
-        "layer's "
-        "error does to the prediction.</p>" +
+        "and values, the layer's output error at these ranks, and w, the damage that a unit of the "
+        "layer's error does to the prediction.</p>" +
         heat_map(r, c);
     html +=
         "<h2>Error against rank</h2><p>‖Y − Ŷ‖ / ‖Y‖ of a layer's output on held-out sequences "
-        "when "
-        "one head's keys or values alone are cut to a rank.</p>" +
+        "when one head's keys or values alone are cut to a rank.</p>" +
         legend({{0, "keys, a line a head"}, {1, "values"}}) + error_charts(r);
     html +=
         "<h2>Descent</h2><p>The same error with every head cut to one rank, keys and values.</p>" +

@@ -39,8 +39,7 @@ std::vector<Flag> flags(Args& a) {
         {"--chunks", "N", "perplexity", "at most N windows", &a.chunks, 1},
         {"--compare", "HOW", "perplexity",
          "KL divergence from the model run with HOW: exact (f32 activations and cache), f32, f16, "
-         "bf16 "
-         "(that cache)",
+         "bf16 (that cache)",
          &a.compare, 0, 0, "exact, f32, f16, bf16"},
         {"--prompt", "N", "bench", "tokens of prefill (default 512)", &a.bench_prompt, 2},
         {"--generate", "N", "bench", "tokens of decode at each depth (default 32)",

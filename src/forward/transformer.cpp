@@ -15,6 +15,9 @@ Model Model::open(const std::string& folder, const BackendOptions& options, int 
     model.threads = std::make_unique<Threads>(threads);
     model.backend = make_backend(options, *model.threads);
     Backend& backend = *model.backend;
+    check(model.config.d <= backend.widest_head,
+          "%s: its heads have %d coordinates, attention on %s covers %d at most; use --backend cpu",
+          folder.c_str(), model.config.d, backend.name.c_str(), backend.widest_head);
     size_t needed = model.weights.bytes(), available = backend.available();
     if (backend.copies_weights && needed > available)
         fail("%s: its weights need %.2f GiB, %.2f GiB of the device's memory are free; use "

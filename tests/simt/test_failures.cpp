@@ -43,6 +43,26 @@ TEST_CASE("no driver, an old one, no device, an old device: one line each, and a
     CHECK(open_device()->name == "cuda");
 }
 
+TEST_CASE("heads wider than attention covers are refused where a model is opened, and by attend") {
+    const int widest = open_device()->widest_head;
+    for (int d : {widest, widest + 2}) {
+        Scratch scratch;
+        write_tiny_model({.why = "", .L = 1, .H = 1, .G = 1, .d = d}, scratch.folder.string());
+        CHECK_NOTHROW(Model::open(scratch.folder.string(), {.name = "cpu"}, 1));
+        if (d <= widest)
+            CHECK_NOTHROW(Model::open(scratch.folder.string(), {.name = "cuda"}, 1));
+        else
+            CHECK_THROWS_WITH_AS(Model::open(scratch.folder.string(), {.name = "cuda"}, 1),
+                                 doctest::Contains("covers 256 at most; use --backend cpu"), Error);
+    }
+    CacheLayer wide;
+    wide.d = widest + 2, wide.H = wide.G = 1;
+    for (int T : {1, 2})
+        CHECK_THROWS_WITH_AS(open_device()->attend(nullptr, nullptr, nullptr, wide, {0, T}),
+                             doctest::Contains("heads of 258 coordinates, expected at most 256"),
+                             Error);
+}
+
 TEST_CASE("weights that do not fit are refused before any is copied") {
     Scratch scratch;
     write_tiny_model({.why = ""}, scratch.folder.string());

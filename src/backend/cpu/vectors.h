@@ -1,4 +1,4 @@
-// Four floats at a time for the elementwise loops of backward.cpp and backward_sums.cpp: 128-bit
+// Four floats at a time for the loops of score.cpp and of the way back (backward*.cpp): 128-bit
 // vectors are in every x86-64 and aarch64, so that none has to be chosen.
 #pragma once
 #include <cstddef>
