@@ -147,8 +147,8 @@ static std::string nearest(const std::string& word, const std::vector<std::strin
 
 static std::string bounds_of(const Flag& flag, bool integer, bool share) {
     if (share) return "a share from 0 to 1, or from 0% to 100%";
-    return format("%s from %.0f to %.0f", integer ? "a whole number" : "a number", flag.low,
-                  flag.high);
+    const char* kind = integer ? "a whole number" : "a number";
+    return format("%s from %.0f to %.0f", kind, flag.low, flag.high);
 }
 
 static double parse_number(const std::string& text, const Flag& flag, bool integer,
@@ -174,8 +174,7 @@ static Seed parse_seed(const std::string& text, const Flag& flag, const std::str
     Seed seed{true, text == "-1", 0};
     const char* last = text.data() + text.size();
     auto [end, error] = std::from_chars(text.data(), last, seed.value);
-    bool whole = error == std::errc() && end == last;
-    if (!whole && !seed.drawn)
+    if ((error != std::errc() || end != last) && !seed.drawn)
         usage_error(format("%s takes a whole number from 0 to 18446744073709551615, or -1 for one that "
                            "is drawn, not '%s'", flag.name, text.c_str()),
                     verb);
