@@ -29,7 +29,9 @@ struct TerminalSession {
     std::string seen;                           // since the last expect()
     termios before = {};
 
-    explicit TerminalSession(std::vector<std::string> words);
+    // term, no_color: the program's TERM and NO_COLOR; "": not set.
+    explicit TerminalSession(std::vector<std::string> words, const std::string& term = "xterm",
+                             const std::string& no_color = "");
     ~TerminalSession();
     void send(const std::string& keys);
     bool read_more(int milliseconds);           // false: nothing came
@@ -38,7 +40,8 @@ struct TerminalSession {
     bool terminal_restored() const;
 };
 
-inline TerminalSession::TerminalSession(std::vector<std::string> words) {
+inline TerminalSession::TerminalSession(std::vector<std::string> words, const std::string& term,
+                                        const std::string& no_color) {
     screen = posix_openpt(O_RDWR | O_NOCTTY);
     if (screen < 0 || grantpt(screen) != 0 || unlockpt(screen) != 0) return;
     std::string name = ptsname(screen);
@@ -57,6 +60,8 @@ inline TerminalSession::TerminalSession(std::vector<std::string> words) {
         for (int fd : {0, 1, 2}) dup2(terminal, fd);
         if (terminal > 2) close(terminal);
         close(screen);
+        for (auto [variable, value] : {std::pair{"TERM", &term}, std::pair{"NO_COLOR", &no_color}})
+            value->empty() ? unsetenv(variable) : setenv(variable, value->c_str(), 1);
         execv(path.c_str(), arguments.data());
         _exit(127);
     }

@@ -134,6 +134,48 @@ TEST_CASE("resuming with other options, or from a damaged layer, is refused") {
     CHECK_THROWS_WITH_AS(tried.run(), doctest::Contains("damaged"), Error);
 }
 
+TEST_CASE("a folder of that name which no run made is refused, and nothing in it is removed") {
+    Scratch scratch;
+    std::string output = scratch.path("b"), folder = output + ".partial";
+    std::filesystem::create_directories(folder + "/mine");
+    CHECK_THROWS_WITH_AS(Partial{output}, doctest::Contains("was not made by stief calibrate"), Error);
+    CHECK(folder_exists(folder + "/mine"));
+    std::filesystem::remove_all(folder);
+    {
+        Partial partial(output);
+        std::filesystem::create_directories(folder + "/layers.0.mine");
+        for (const char* name : {"notes", "layers.", "layers.1x", "layers.7"})
+            AtomicFile(join(folder, name)).commit();
+        partial.begin(1, false);
+        CHECK(!file_exists(folder + "/layers.7"));
+        AtomicFile(folder + "/layers.8").commit();
+        partial.remove();
+    }
+    for (const char* name : {"notes", "layers.", "layers.1x"})
+        CHECK(file_exists(join(folder, name)));
+    CHECK(folder_exists(folder + "/layers.0.mine"));
+    for (const char* name : {"layers.8", "run"}) CHECK(!file_exists(join(folder, name)));
+}
+
+TEST_CASE("two runs on one output: the second is refused, until the first is gone") {
+    Scratch scratch;
+    std::string output = scratch.path("b"), folder = output + ".partial";
+    {
+        Partial first(output);
+        AtomicFile(folder + "/layers.0").commit();
+        CHECK_THROWS_WITH_AS(Partial{output}, doctest::Contains("another run is working there"), Error);
+        CHECK(file_exists(folder + "/layers.0"));
+    }
+    CHECK(file_exists(folder + "/layers.0"));             // the lock went with the run, its layers not
+    {
+        Partial again(output);
+        again.begin(1, false);
+    }
+    CHECK(!folder_exists(folder));                        // nothing in it that is worth keeping
+    AtomicFile(output + ".partial").commit();
+    CHECK_THROWS_AS(Partial{output}, Error);              // a file
+}
+
 TEST_CASE("an error budget is met by every layer, measured") {
     for (const char* method : {"stiefel", "eigen"})
         for (double budget : {0.02, 0.1, 0.3}) {

@@ -189,7 +189,9 @@ TEST_CASE("the history keeps what was sent, and what was being typed") {
 TEST_CASE("wide characters take two columns, combining ones none") {
     const struct { char32_t c; int width; } cases[] = {
         {'a', 1}, {0xe9, 1}, {0x301, 0}, {0x200d, 0}, {0x2014, 1}, {0x3042, 2}, {0x65e5, 2},
-        {0xac00, 2}, {0xff21, 2}, {0xfe0f, 0}, {0x1f600, 2}, {0x20000, 2}, {0x2603, 1}};
+        {0xac00, 2}, {0xff21, 2}, {0xfe0f, 0}, {0x1f600, 2}, {0x20000, 2}, {0x2603, 1},
+        {0xdd2, 0}, {0x7a6, 0}, {0x103a, 0}, {0xf71, 0}, {0xb3f, 0}, {0xcbf, 0},   // vowel signs
+        {0x903, 1}, {0xad, 1}, {0x600, 1}, {0x1160, 0}, {0x1f1e6, 1}, {0x1f9ff, 2}, {0x10ffff, 1}};
     for (const auto& c : cases) {
         CAPTURE(uint32_t(c.c));
         CHECK(char_width(c.c) == c.width);

@@ -129,6 +129,50 @@ TEST_CASE("the terminal is given back when the program is ended or suspended") {
     CHECK(session->terminal_restored());
 }
 
+TEST_CASE("a terminal that obeys no escapes gets none, NO_COLOR none that are bold or dim") {
+    if (!can_run()) return;
+    for (const char* term : {"dumb", ""}) {
+        CAPTURE(std::string(term));
+        TerminalSession s({"stief", "chat", MODEL, "--temperature", "3", "--seed", "1"}, term);
+        if (s.child < 0) return skip("no pseudo-terminal");
+        std::string all;
+        auto expect = [&](const std::string& text) {
+            size_t found;
+            while ((found = s.seen.find(text)) == s.seen.npos)
+                REQUIRE(s.read_more(LONG * 1000));
+            all += s.seen.substr(0, found + text.size());
+            s.seen.erase(0, found + text.size());
+        };
+        expect("You (0%)> ");
+        s.send("Good evening,\\\nsir.\n");
+        expect("... ");
+        while (s.seen.size() < 40) REQUIRE(s.read_more(LONG * 1000));   // it streams
+        s.send("\x03");
+        expect("(stopped)");
+        s.send("/bogus\n");
+        expect("no command");
+        expect("> ");
+        s.send("half a line\x03");
+        expect("> ");
+        s.send("/stats\n");
+        expect("of 2048 positions used");
+        expect("> ");
+        s.send("\x04");
+        CHECK(s.wait() == 0);
+        CHECK((all + s.seen).find('\033') == std::string::npos);
+        CHECK(s.terminal_restored());
+    }
+    TerminalSession s({"stief", "chat", MODEL}, "xterm", "1");
+    if (s.child < 0) return skip("no pseudo-terminal");
+    while (s.seen.find("You (0%)> ") == std::string::npos) REQUIRE(s.read_more(LONG * 1000));
+    s.send("/bogus\r");
+    while (s.seen.find("no command") == std::string::npos) REQUIRE(s.read_more(LONG * 1000));
+    for (const char* style : {"\033[1m", "\033[2m", "\033[0m"})
+        CHECK(s.seen.find(style) == std::string::npos);
+    s.send("\x04");
+    CHECK(s.wait() == 0);
+}
+
 TEST_CASE("through pipes every line is a message; a saved conversation goes on in the same words") {
     if (!can_run()) return;
     Scratch scratch;

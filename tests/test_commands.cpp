@@ -50,6 +50,12 @@ TEST_CASE("wrong usage exits with 2 and the line that would be right") {
         {"generate models/parlour --top-p 1.5", "from 0 to 1"},
         {"generate models/parlour --temperature nan", "number"},
         {"generate models/parlour --greedy=yes", "takes no value"},
+        {"generate models/parlour --seed -2", "from 0 to 18446744073709551615, or -1"},
+        {"generate models/parlour --seed 18446744073709551616", "18446744073709551615"},
+        {"calibrate models/parlour x -o y --keep 250%", "from 0% to 100%, not '250%'"},
+        {"calibrate models/parlour x -o y --keep 25", "from 0 to 1, or from 0% to 100%"},
+        {"generate models/parlour --temperature 5%", "a number from 0 to 100"},
+        {"chat models/parlour --message a --commands", "--commands belongs to lines"},
         {"generate models/parlour extra", "one argument too many"},
         {"generate models/parlour -p a -f b", "give one of them"},
         {"perplexity models/parlour", "too few arguments"},
@@ -69,6 +75,42 @@ TEST_CASE("wrong usage exits with 2 and the line that would be right") {
         CAPTURE(ran.err);
         CHECK(ran.err.find(c.says) != ran.err.npos);
     }
+}
+
+TEST_CASE("shares may be per cent, seeds have 64 bits, -1 stands for what is not fixed") {
+    auto parsed = [](std::vector<std::string> more) {
+        std::vector<std::string> words = {more[0], "M"};
+        if (more[0] == "calibrate") words.insert(words.end(), {"T", "-o", "b"});
+        words.insert(words.end(), more.begin() + 1, more.end());
+        return parse_args(words);
+    };
+    CHECK(parsed({"calibrate", "--keep", "25%"}).keep == 0.25);
+    CHECK(parsed({"calibrate", "--keep=0.25"}).keep == 0.25);
+    CHECK(parsed({"calibrate", "--keep", "100%", "--error-budget", "5%"}).error_budget == 0.05);
+    CHECK(parsed({"calibrate", "--ppl-budget", "1%"}).ppl_budget == 1);
+    CHECK(parsed({"generate", "--top-p", "90%"}).top_p == 0.9);
+    CHECK(parsed({"generate", "--top-k", "-1"}).top_k == -1);
+    Seed largest = parsed({"generate", "--seed", "18446744073709551615"}).seed;
+    CHECK((largest.given && !largest.drawn && largest.value == UINT64_MAX));
+    CHECK(parsed({"generate", "--seed", "-1"}).seed.drawn);
+    CHECK(!parsed({"generate"}).seed.given);
+}
+
+TEST_CASE("sampling that generation_config.json gets wrong stops only who samples") {
+    Scratch scratch;
+    std::filesystem::copy("models/parlour", scratch.path("m"));
+    std::ofstream(scratch.path("m/generation_config.json")) << R"({"top_p": 7})";
+    std::string model = scratch.path("m");
+    CHECK(run("inspect " + model).status == 0);
+    CHECK(run("tokenize " + model + " a").status == 0);
+    CHECK(run("logits " + model + " --ids 1 -o " + scratch.path("o")).status == 0);
+    CHECK(run("generate " + model + " -p a -n 1").err.find("top_p") != std::string::npos);
+    std::ofstream(scratch.path("m/generation_config.json"))
+        << R"({"top_k": -1, "repetition_penalty": 1.3})";
+    Ran ran = run("generate " + model + " -p a -n 3 --greedy");
+    CHECK(ran.status == 0);
+    CHECK(ran.err.find("repetition_penalty 1.3") != std::string::npos);
+    CHECK(ran.err.find("repetition") == ran.err.rfind("repetition"));
 }
 
 TEST_CASE("what the machine or a file gets wrong exits with 1 and one line") {

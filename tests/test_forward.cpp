@@ -3,6 +3,7 @@
 
 #include "base/file.h"
 #include "commands/ids.h"
+#include "forward/finite.h"
 #include "forward/generate.h"
 #include "forward/perplexity.h"
 #include "backends.h"
@@ -267,6 +268,57 @@ TEST_CASE("every backend gives the same logits and the same greedy text") {
         CHECK(greedy_text(model, true) == text);
         CHECK(greedy_text(model, false) == text);
     }
+}
+
+// Multiplies a tensor of a float32 checkpoint in its file.
+static void scale(const std::string& folder, const std::string& tensor, float factor) {
+    std::string path = folder + "/model.safetensors";
+    TensorInfo info = SafeTensors::open_file(path).tensors.at(tensor);
+    std::string bytes = read_text(path);
+    for (size_t at = info.offset; at < info.offset + info.bytes; at += sizeof(float)) {
+        float x;
+        std::memcpy(&x, &bytes[at], sizeof x);
+        x *= factor;
+        std::memcpy(&bytes[at], &x, sizeof x);
+    }
+    std::ofstream(path, std::ios::binary) << bytes;
+}
+
+TEST_CASE("values too large for an f16 cache are told from damaged weights, on every backend") {
+    const float infinity = std::numeric_limits<float>::infinity();
+    const struct { const char* tensor; float factor; DType cache; const char* message; } cases[] = {
+        {"model.layers.1.self_attn.v_proj.weight", 1e7f, DType::F16, "layer 1 are too large"},
+        {"model.layers.0.self_attn.k_proj.weight", 1e7f, DType::F16, "layer 0 are too large"},
+        {"model.layers.1.self_attn.v_proj.weight", 1e7f, DType::BF16, ""},
+        {"model.layers.1.self_attn.v_proj.weight", infinity, DType::F16, "weights are damaged"},
+        {"model.layers.0.mlp.down_proj.weight", NaN, DType::F16, "weights are damaged"},
+        {"model.layers.0.mlp.down_proj.weight", 1, DType::F16, ""},
+    };
+    for (const Variant& variant : groups())
+        for (const auto& c : cases) {
+            CAPTURE(c.tensor);
+            CAPTURE(c.factor);
+            Scratch scratch;
+            write_tiny_model({.why = "overflow"}, scratch.folder.string());
+            scale(scratch.folder.string(), c.tensor, c.factor);
+            Model model = open_model(scratch.folder.string(), variant);
+            CAPTURE(variant.group);
+            Transformer transformer(model, 16);
+            std::vector<Token> ids = {1, 2, 3};
+            for (bool greedy : {true, false}) {
+                KvCache cache(*model.backend, model.config, 16, c.cache);
+                Sampler sampler({.greedy = greedy}, 1);
+                std::string said;
+                try {
+                    generate(transformer, cache, sampler, ids, 4, false, [](Token) { return true; });
+                    expect_rows_that_fit(model, cache);
+                } catch (const Error& error) {
+                    said = error.what();
+                }
+                CAPTURE(said);
+                CHECK((*c.message ? said.find(c.message) != said.npos : said.empty()));
+            }
+        }
 }
 
 TEST_SUITE_END();

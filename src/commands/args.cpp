@@ -144,11 +144,10 @@ static std::string nearest(const std::string& word, const std::vector<std::strin
                      "--help says more)");
 }
 
-// "a share from 0 to 1, or from 0% to 100%", "a whole number from 1 to 2147483647"
 static std::string bounds_of(const Flag& flag, bool integer, bool share) {
     if (share) return "a share from 0 to 1, or from 0% to 100%";
-    return format("%s from %.0f to %.0f", integer ? "a whole number" : "a number", flag.low,
-                  flag.high);
+    const char* kind = integer ? "a whole number" : "a number";
+    return format("%s from %.0f to %.0f", kind, flag.low, flag.high);
 }
 
 static double parse_number(const std::string& text, const Flag& flag, bool integer,
@@ -172,12 +171,11 @@ static double parse_number(const std::string& text, const Flag& flag, bool integ
 
 static Seed parse_seed(const std::string& text, const Flag& flag, const std::string& verb) {
     Seed seed{true, text == "-1", 0};
-    auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed.value);
-    bool whole = error == std::errc() && end == text.data() + text.size();
-    if (!whole && !seed.drawn)
-        usage_error(format("%s takes a whole number from 0 to %llu, or -1 for one that is drawn, not "
-                           "'%s'",
-                           flag.name, static_cast<unsigned long long>(UINT64_MAX), text.c_str()),
+    const char* last = text.data() + text.size();
+    auto [end, error] = std::from_chars(text.data(), last, seed.value);
+    if ((error != std::errc() || end != last) && !seed.drawn)
+        usage_error(format("%s takes a whole number from 0 to 18446744073709551615, or -1 for one that "
+                           "is drawn, not '%s'", flag.name, text.c_str()),
                     verb);
     return seed;
 }

@@ -219,8 +219,8 @@ static std::string message_of(const Args& args) {
 int chat(const Args& args) {
     if (args.message && args.commands) throw UsageError("--commands belongs to lines, not to --message");
     std::string message = args.message ? message_of(args) : "";
-    Session session(args);
     Tokenizer tokenizer = Tokenizer::open(args.model);
+    Session session(args);
     Dialogue dialogue(session, tokenizer, args);
     Chat chat{args, dialogue};
     if (args.message) {

@@ -1,6 +1,6 @@
-// From config.json, and the end ids of generation_config.json, to a Config. Where a key is absent, the default is
-// that of transformers' LlamaConfig, as long as a wrong guess could not go unnoticed. Rotary
-// embedding: rope.cpp.
+// From config.json, and the end ids of generation_config.json, to a Config. Where a key is absent,
+// the default is that of transformers' LlamaConfig, as long as a wrong guess could not go unnoticed.
+// Rotary embedding: rope.cpp.
 #include "model/config.h"
 
 #include <algorithm>

@@ -1,5 +1,6 @@
-// What config.json says of a Llama 3, 3.1 or 3.2, and generation_config.json of its end ids. No number that the
-// checkpoint states appears anywhere else in the code; what the runtime cannot honour is refused here.
+// What config.json says of a Llama 3, 3.1 or 3.2, and generation_config.json of its end ids. No number
+// that the checkpoint states appears anywhere else in the code; what the runtime cannot honour is
+// refused here.
 #pragma once
 #include <string>
 #include <vector>
