@@ -65,7 +65,7 @@ TEST_CASE("a conversation comes back as it was saved, into a cache of any size t
     Saved saved;
     for (int capacity : {5, 9, 40}) {
         KvCache cache = saved.cache(capacity);
-        Conversation talk = load_conversation(saved.path, cache, MODEL, VOCABULARY);
+        Conversation talk = load_conversation(saved.path, cache, MODEL, VOCABULARY, "llama3");
         CHECK(talk.ids == saved.talk.ids);
         REQUIRE(talk.messages.size() == saved.talk.messages.size());
         for (size_t i = 0; i < talk.messages.size(); i++) {
@@ -85,7 +85,7 @@ TEST_CASE("a saved conversation with any byte changed, missing or added is refus
     auto refused = [&](const std::string& bytes) {
         put_bytes(saved.path, bytes);
         try {
-            load_conversation(saved.path, cache, MODEL, VOCABULARY);
+            load_conversation(saved.path, cache, MODEL, VOCABULARY, "llama3");
         } catch (const Error& error) {
             return std::string(error.what()).find('\n') == std::string::npos;
         }
@@ -108,7 +108,7 @@ TEST_CASE("a saved conversation with any byte changed, missing or added is refus
     CHECK(cache.used == 5);
     CHECK(rows_of(cache) == before);
     put_bytes(saved.path, good);
-    CHECK_NOTHROW(load_conversation(saved.path, cache, MODEL, VOCABULARY));
+    CHECK_NOTHROW(load_conversation(saved.path, cache, MODEL, VOCABULARY, "llama3"));
 }
 
 TEST_CASE("a conversation of another model, cache or vocabulary is refused by name") {
@@ -117,19 +117,19 @@ TEST_CASE("a conversation of another model, cache or vocabulary is refused by na
     saved.config.G = 4;
     KvCache more_heads = saved.cache();
     using doctest::Contains;
-    CHECK_THROWS_WITH_AS(load_conversation(saved.path, cache, MODEL + 1, VOCABULARY),
+    CHECK_THROWS_WITH_AS(load_conversation(saved.path, cache, MODEL + 1, VOCABULARY, "llama3"),
                          Contains("another model"), Error);
-    CHECK_THROWS_WITH_AS(load_conversation(saved.path, other, MODEL, VOCABULARY),
+    CHECK_THROWS_WITH_AS(load_conversation(saved.path, other, MODEL, VOCABULARY, "llama3"),
                          Contains("--cache f16"), Error);
-    CHECK_THROWS_WITH_AS(load_conversation(saved.path, small, MODEL, VOCABULARY),
+    CHECK_THROWS_WITH_AS(load_conversation(saved.path, small, MODEL, VOCABULARY, "llama3"),
                          Contains("--context 5"), Error);
-    CHECK_THROWS_WITH_AS(load_conversation(saved.path, more_heads, MODEL, VOCABULARY),
+    CHECK_THROWS_WITH_AS(load_conversation(saved.path, more_heads, MODEL, VOCABULARY, "llama3"),
                          Contains("another cache"), Error);
-    CHECK_THROWS_WITH_AS(load_conversation(saved.path, cache, MODEL, 999), Contains("token 999"),
+    CHECK_THROWS_WITH_AS(load_conversation(saved.path, cache, MODEL, 999, "llama3"), Contains("token 999"),
                          Error);
-    CHECK_THROWS_AS(load_conversation(saved.scratch.path("none"), cache, MODEL, VOCABULARY), Error);
+    CHECK_THROWS_AS(load_conversation(saved.scratch.path("none"), cache, MODEL, VOCABULARY, "llama3"), Error);
     put_bytes(saved.path, "What is this?");
-    CHECK_THROWS_WITH_AS(load_conversation(saved.path, cache, MODEL, VOCABULARY),
+    CHECK_THROWS_WITH_AS(load_conversation(saved.path, cache, MODEL, VOCABULARY, "llama3"),
                          Contains("no saved conversation"), Error);
 }
 
