@@ -174,6 +174,8 @@ TEST_CASE("added tokens are names: they may spell what the vocabulary spells, an
     CHECK(strips.encode("b <r> \t<l> <l>b") == std::vector<Token>{'b', ' ', 259, 258, 258, 'b'});
     CHECK(strips.encode("<r> !x") == std::vector<Token>{259, 260, 'x'});
     CHECK(strips.encode("b <s> b", true) == std::vector<Token>{'b', 261, 'b'});
+    CHECK(with(R"([{"id": 258, "content": "\t", "lstrip": true, "rstrip": true}])").encode("a\t\tb") ==
+          std::vector<Token>{'a', 258, 'b'});                          // nothing is left for the second
     CHECK(strips.encode("\xe3\x80<l>") == std::vector<Token>{0xe3, 0x80, 258});
 }
 

@@ -83,7 +83,9 @@ static size_t space_before(std::string_view text) {
 }
 
 // Cuts text at the added tokens of one set; what is between them is searched for those of the next.
-// A token that takes in the space around it takes none that an earlier one has.
+// A token that takes in the space before it takes none that an earlier one has, and is nothing where
+// no character is left for it; one that begins in space that an earlier one took is found all the
+// same, and the text goes on behind it. All as tokenizers has it.
 void Tokenizer::Tables::encode(std::vector<Token>& out, std::string_view text, bool parse_special,
                                size_t set) const {
     if (set == added.size()) return encode_plain(out, text);
@@ -93,10 +95,10 @@ void Tokenizer::Tables::encode(std::vector<Token>& out, std::string_view text, b
         if (added[set].begins[uint8_t(text[at])]) token = added[set].longest_at(text.substr(at));
         size_t after = at + (token ? token->content.size() : 1);
         if (token && (parse_special || !token->special)) {
-            size_t from = std::max(begin, token->lstrip ? space_before(text.substr(0, at)) : at);
-            encode(out, text.substr(begin, from - begin), parse_special, set + 1);
-            out.push_back(token->id);
-            begin = token->rstrip ? skip(text, after, CharClass::Space) : after;
+            size_t from = token->lstrip ? std::max(begin, space_before(text.substr(0, at))) : at;
+            size_t to = token->rstrip ? skip(text, after, CharClass::Space) : after;
+            if (from > begin) encode(out, text.substr(begin, from - begin), parse_special, set + 1);
+            if (from < to) out.push_back(token->id), begin = to;
         }
         at = after;
     }
