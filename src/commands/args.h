@@ -32,8 +32,8 @@ struct Args {
     bool greedy = false;
 
     // one verb each
-    std::string prompt, file, output, ids, ids_file, system, protocol = "chunks", compare;
-    std::optional<std::string> message;
+    std::optional<std::string> prompt, system, message;   // may be given and empty
+    std::string file, output, ids, ids_file, protocol = "chunks", compare, chat_form, date;
     bool echo = false, decode = false, special = false, commands = false;
     int tokens = 256, stride = 0, chunks = 0;
     int bench_prompt = 512, bench_generate = 32, repeat = 5;

@@ -6,6 +6,7 @@
 #include <random>
 
 #include "base/descriptors.h"
+#include "formats/chat.h"
 
 namespace stief {
 
@@ -76,7 +77,7 @@ std::string drawn_seed(const Args& args, const Sampler& sampler) {
     return format("seed %llu", static_cast<unsigned long long>(sampler.seed));
 }
 
-Sampler sampler_of(const Args& args, const Config& config) {
+Sampler sampler_of(const Args& args, const Config& config, const Tokenizer& tokenizer) {
     Sampling how = Sampling::open(config.folder);
     if (args.temperature) how.greedy = *args.temperature == 0, how.temperature = *args.temperature;
     if (args.top_k) how.top_k = std::max(0, *args.top_k);
@@ -86,7 +87,18 @@ Sampler sampler_of(const Args& args, const Config& config) {
     if (!how.ignored.empty())
         status(args, "generation_config.json asks for what is not done here: " + how.ignored);
     bool given = args.seed.given && !args.seed.drawn;
-    return Sampler(how, given ? args.seed.value : draw_seed());
+    Sampler sampler(how, given ? args.seed.value : draw_seed());
+    std::vector<bool> drawable(size_t(config.V));
+    for (Token id = 0; id < config.V; id++) drawable[size_t(id)] = tokenizer.has(id);
+    bool all = std::find(drawable.begin(), drawable.end(), false) == drawable.end();
+    if (!all) sampler.drawable = std::move(drawable);
+    return sampler;
+}
+
+std::vector<Token> ends_of(const Config& config, const Tokenizer& tokenizer) {
+    std::vector<Token> ends = end_tokens(tokenizer);
+    ends.insert(ends.end(), config.eos.begin(), config.eos.end());
+    return ends;
 }
 
 void print(const std::string& text) {

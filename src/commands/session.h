@@ -26,12 +26,14 @@ struct Session {
 
 DType parse_cache_dtype(const std::string& name);
 BackendOptions backend_options(const Args& args);
-// generation_config.json's defaults with the options over them; the seed is drawn unless given. What
-// the file asks for and nobody does is said on stderr.
-Sampler sampler_of(const Args& args, const Config& config);
+// generation_config.json's defaults with the options over them; the seed is drawn unless given; only
+// ids that have a token are drawn. What the file asks for and nobody does is said on stderr.
+Sampler sampler_of(const Args& args, const Config& config, const Tokenizer& tokenizer);
 uint64_t draw_seed();
 // "seed 7" where it was drawn and is used, so that a run can be repeated; "" elsewhere.
 std::string drawn_seed(const Args& args, const Sampler& sampler);
+// Every id that ends a text: those that the config lists, and those that are made for it.
+std::vector<Token> ends_of(const Config& config, const Tokenizer& tokenizer);
 
 // Writes to stdout; a full disk is an Error.
 void print(const std::string& text);

@@ -13,6 +13,7 @@ struct Sampler {
     Sampling sampling;
     uint64_t seed;
     Random random;
+    std::vector<bool> drawable;    // by id; empty: every id. A padded embedding has ids without token
 
     Sampler(const Sampling& how, uint64_t start) : sampling(how), seed(start), random(start) {}
 
