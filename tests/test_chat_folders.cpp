@@ -139,15 +139,17 @@ TEST_CASE("BOS comes from the tokenizer, and a prompt may spell it") {
     std::ofstream(text) << std::string(4000, 'a') + " word.\n";
     for (const char* how : {" --context 32 --chunks 2", " --protocol llama.cpp --context 32 --chunks 2"}) {
         auto measured = [&](const std::string& model) {
-            std::string json = run("perplexity '" + model + "' '" + text + "' --quiet --json" + how).out;
+            std::string words = "perplexity '" + model + "' '" + text + "' --quiet --json" + how;
+            std::string json = run(words).out;
             return Json::parse(json, "stdout").find("perplexity")->number("perplexity");
         };
         CHECK(measured(copy.path) == measured("models/parlour"));
     }
     std::string generate = "generate models/parlour --greedy -n 4 --quiet --special -p ";
     CHECK(run(generate + "'<|begin_of_text|>The'").out == run(generate + "The").out);
-    Ran spelt = run("generate models/parlour --greedy -n 30 --quiet --special", "<|start_header_id|>"
-                    "user<|end_header_id|>\n\nHello<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n");
+    Ran spelt = run("generate models/parlour --greedy -n 30 --quiet --special",
+                    "<|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|>"
+                    "<|start_header_id|>assistant<|end_header_id|>\n\n");
     CHECK(spelt.out == run("chat models/parlour --greedy --quiet", HELLO).out);
 }
 

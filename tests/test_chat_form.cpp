@@ -266,7 +266,9 @@ TEST_CASE("SmolLM2's folder gives the reference ids of texts and of a conversati
           "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging "
           "Face<|im_end|>\n<|im_start|>user\n Hi\n<|im_end|>\n<|im_start|>assistant\n");
     CHECK(ids_of(chat, {{"user", "Hello, world!"}}) ==
-          std::vector<Token>{1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712, 8182, 2, 198, 1, 4093, 198, 19556, 28, 905, 17, 2, 198, 1, 520, 9531, 198});
+          std::vector<Token>{1,    9690, 198, 2683,  359,   253, 5356, 5646, 11173, 3365, 3511, 308,
+                             34519, 28,  7018, 411,  407,   19712, 8182, 2, 198,  1,    4093, 198,
+                             19556, 28,  905,  17,   2,     198,   1,    520, 9531, 198});
     if (vectors.empty()) return skip("needs ../shared/models/smollm2");
     std::istringstream lines(read_text(vectors));
     size_t count = 0;

@@ -34,7 +34,8 @@ TokenizerConfig TokenizerConfig::open(const std::string& folder) {
         Json json = Json::parse(read_text(path, MAX_BYTES), path);
         if (json.kind != Json::Object)
             fail("%s: expected an object, found %s", path.c_str(), name_of(json.kind));
-        if (const Json* add = json.find("add_bos_token")) config.add_bos = add->flag(path + ": add_bos_token");
+        if (const Json* add = json.find("add_bos_token"))
+            config.add_bos = add->flag(path + ": add_bos_token");
         if (const Json* add = json.find("add_eos_token"))
             check(!add->flag(path + ": add_eos_token"),
                   "%s: add_eos_token is true: a token behind every text is not supported",
