@@ -63,7 +63,7 @@ void copy_async_wait(size_t unfinished) {
     auto& groups = copies[threadIdx.x].groups;
     for (; groups.size() > unfinished; groups.pop_front())
         for (const Copy& copy : groups.front()) {
-            if (copy.from) watch(copy.from, copy.count, Access::Read, copy.code);
+            if (copy.from) watch(copy.from, copy.count, Access::CopySource, copy.code);
             watch(copy.to, copy.count, Access::CopyEnd, copy.code);
             std::memcpy(copy.to, &copy.bytes, copy.count);
         }

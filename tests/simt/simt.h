@@ -121,10 +121,11 @@ enum class Access : uint8_t {
     Read,
     Write,
     Atomic,
-    CopyBegin,  // cp.async: its destination may change from now on
-    CopyEnd,    // and has changed: the thread has waited for it
-    Matrix,     // ldmatrix: a lane names 16 bytes,
-    Fragment,   // and receives its part of them, which the named rows are counted for
+    CopyBegin,   // cp.async: its destination may change from now on
+    CopyEnd,     // and has changed: the thread has waited for it
+    CopySource,  // what it reads, until then
+    Matrix,      // ldmatrix: a lane names 16 bytes,
+    Fragment,    // and receives its part of them, which the named rows are counted for
 };
 // Threads by their number in the block that is being played; code: the address that follows the
 // access or its call.

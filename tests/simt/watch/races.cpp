@@ -136,8 +136,8 @@ void RaceChecker::touch(Cell& cell, const Now& now) {
     }
     if (!ordered(cell, now))
         report(now, cell.writer, cell.write_phase, cell.write_code, cell.write_kind);
-    bool reads =
-        now.kind == Access::Read || now.kind == Access::Matrix || now.kind == Access::Fragment;
+    bool reads = now.kind == Access::Read || now.kind == Access::CopySource ||
+                 now.kind == Access::Matrix || now.kind == Access::Fragment;
     if (reads) return read(cell, now);
 
     if (cell.read_phase == phase) {
