@@ -54,6 +54,7 @@ struct CpuBackend final : Backend {
     }
 
   private:
+    void prepare(const CacheLayer& cache);  // the layouts that its threads will look up
     const float* latent_queries(const float* q, const CacheLayer& cache, int T);
     void attend_one(float* out, const float* q, const float* rotation, const CacheLayer& cache, int S);
     void attend_tiles(float* out, const float* q, const float* rotation, const CacheLayer& cache,
