@@ -3,7 +3,9 @@
 #include <algorithm>
 
 #include "cache/kv_cache.h"
+#include "forward/transformer.h"
 #include "backends.h"
+#include "tiny_model.h"
 
 using namespace stief;
 using namespace stief::testing;
@@ -201,6 +203,96 @@ TEST_CASE("attention over codes and ages is its definition in f32, whatever was 
 TEST_CASE("attention over codes and ages is its definition to 16 bits, whatever was appended together") {
     for (const Case& c : cases)
         for (DType dtype : {DType::F16, DType::BF16}) check_case(c, dtype, false, {1, 31, c.S});
+}
+
+TEST_CASE("a packed cache takes what its formats say, every age counted") {
+    const Case& c = cases[4];  // three ages, sinks
+    Config config;
+    config.L = 1, config.H = c.H, config.G = c.G, config.d = c.d;
+    Bases bases = bases_of(c);
+    Lab lab({"cpu", {"cpu", "auto"}, 1, {}});
+    KvCache cache(*lab.backend, config, 200, DType::F16, &bases, 16);
+    CHECK(cache.bytes() == KvCache::bytes_for(config, 200, DType::F16, &bases, 16));
+    CHECK(cache.bytes_per_token() == bases.bytes_per_token(DType::F16));
+    size_t rows = 0, blocks = 0;
+    for (const std::vector<HeadBasis>* side : {&bases.layer[0].k, &bases.layer[0].v})
+        for (const HeadBasis& head : *side) {
+            std::vector<std::pair<RowFormat, int>> stores = {{RowFormat::whole(64), 4 + 0 + 16}};
+            for (size_t i = 0; i < 4; i++)
+                stores.push_back({head.format[i], i < 3 ? c.ages[i] + 16 : 200});
+            for (size_t i = 0; i < stores.size(); i++) {
+                bool again = false;  // in an older store, where those rows lie as well
+                for (size_t j = i + 1; j < stores.size(); j++)
+                    again |= stores[j].first == stores[i].first;
+                if (!again) rows += stores[i].first.bytes(DType::F16) * size_t(stores[i].second);
+                blocks += !again;
+            }
+        }
+    CHECK(cache.rows.bytes >= rows + 64);
+    CHECK(cache.rows.bytes < rows + 64 + 64 * blocks);
+}
+
+TEST_CASE("a packed cache that was saved goes on with the same bits, and at another context") {
+    const Case& c = cases[2];  // a window, an age
+    Config config;
+    config.L = 1, config.H = c.H, config.G = c.G, config.d = c.d;
+    Bases bases = bases_of(c);
+    size_t width = size_t(c.d), G = size_t(c.G), H = size_t(c.H);
+    Floats q = normals(size_t(c.S) * H * width, 1), k = normals(size_t(c.S) * G * width, 2);
+    Floats v = normals(size_t(c.S) * G * width, 3), rotation = rotations(c.S, c.d);
+    Lab lab({"cpu", {"cpu", "auto"}, 2, {}});
+    for (int stop : {5, 70}) {  // before any ring is full, and after all are
+        auto attend = [&](KvCache& cache, int pos, int end) {
+            Floats out(size_t(end - pos) * H * width, NaN);
+            Step step{pos, end - pos};
+            lab.backend->append(cache.layer[0], k.data() + size_t(pos) * G * width,
+                                v.data() + size_t(pos) * G * width, step);
+            lab.backend->attend(out.data(), q.data() + size_t(pos) * H * width, rotation.data(),
+                                cache.layer[0], step);
+            return out;
+        };
+        KvCache one(*lab.backend, config, c.S, DType::F16, &bases, 20);
+        for (int pos = 0; pos < stop; pos += 5) attend(one, pos, pos + 5);
+        one.used = stop;
+        std::vector<char> saved(one.snapshot_bytes(stop));
+        one.save(saved.data());
+        KvCache other(*lab.backend, config, c.S + 100, DType::F16, &bases, 20);
+        REQUIRE(other.snapshot_bytes(stop) == saved.size());
+        other.load(saved.data(), stop);
+        CHECK(same_bits(attend(one, stop, stop + 20), attend(other, stop, stop + 20)));
+    }
+}
+
+TEST_CASE("rotated codes without bases: eight bits are near the plain cache, four less so") {
+    Scratch scratch;
+    write_tiny_model({.why = "", .d = 16}, scratch.folder.string());
+    Model model = Model::open(scratch.folder.string(), {"cpu", "auto"}, 2);
+    std::vector<Token> ids;
+    for (int i = 0; i < 100; i++) ids.push_back(Token(3 + i * 7 % 50));
+    auto run = [&](const Bases* bases) {
+        KvCache cache(*model.backend, model.config, 100, DType::F16, bases, 64);
+        Transformer transformer(model, 100, 64);
+        transformer.exact = true;
+        Floats logits(ids.size() * size_t(model.config.V), NaN);
+        transformer.forward(cache, ids, logits.data(), int(ids.size()));
+        return logits;
+    };
+    Floats plain = run(nullptr);
+    auto error = [&](const std::vector<int>& ages, const std::vector<int>& bits) {
+        Bases bases = Bases::uniform(model.config, ages, bits);
+        bases.sinks = bases.recent = 0;
+        CHECK(bases.bytes_per_token(DType::F16) ==
+              size_t(model.config.L) * 4 * (size_t(bits.back()) * 16 / 8 + 1));
+        return nmse(run(&bases), plain);
+    };
+    double q8 = error({}, {8}), q4 = error({}, {4}), aged = error({40}, {8, 4});
+    CHECK(q8 <= 1e-4);
+    CHECK(q8 < aged);
+    CHECK(aged < q4);
+    CHECK(q4 <= 1e-1);
+    Config odd = model.config;
+    odd.d = 20;
+    CHECK_THROWS_WITH_AS(Bases::uniform(odd, {}, {4}), doctest::Contains("groups of 8"), Error);
 }
 
 TEST_SUITE_END();
