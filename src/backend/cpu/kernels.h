@@ -84,6 +84,13 @@ struct Kernels {
 
 extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_neon;
 
+void unpack_rows_vbmi(float* out, size_t out_stride, const void* rows, const RowLayout& layout,
+                      int count);
+void coded_scores_vbmi(float* out, size_t out_stride, const float* q, size_t q_stride,
+                       const void* rows, const RowLayout& layout, int m, int count);
+void coded_accumulate_vbmi(float* acc, size_t acc_stride, const float* p, size_t p_stride,
+                           const void* rows, const RowLayout& layout, int m, int count);
+
 void product_pairs_amx(float* out, size_t out_stride, const void* x, size_t x_stride,
                        const void* panels, int T, int n, int k, bool add);
 void split_f16_amx(void* out, size_t out_stride, const void* rows, int count, int r);
