@@ -93,6 +93,22 @@ struct V {
         }
     }
 
+    // out (8) ← step (code − middle) of one group (coded_impl.h)
+    template <class Table>
+    static void levels(float* out, const char* from, const Table& table, float step) {
+        for (int n = 0; n < 8; n += 4) {
+            I words;
+            for (int i = 0; i < 4; i++) {
+                uint32_t word;
+                __builtin_memcpy(&word, from + table.spread[4 * (n + i)], 4);
+                words[i] = int32_t(word >> table.shift[n + i]);
+            }
+            F level = __builtin_convertvector(words & table.mask, F) - table.middle;
+            level *= step;
+            __builtin_memcpy(out + n, &level, sizeof level);
+        }
+    }
+
     static void transpose(F (&a)[4]) {
         for (int i = 0; i < 4; i++)
             for (int j = 0; j < i; j++) {
