@@ -262,6 +262,47 @@ TEST_CASE("weighted sums of rows of mixed widths are those of what unpack_row re
     });
 }
 
+TEST_CASE("keys rebuilt from rows of mixed widths are products with what unpack_row reads") {
+    for_all([](const Kernels& kernels, const Case& one, DType dtype) {
+        if (!kernels.coded_product) return;
+        for (int d : {8, 64, 80, 128})
+            for (int count : {1, 4, 16, 37}) {
+                CAPTURE(d);
+                CAPTURE(count);
+                Rows rows(one, dtype, count, 89);
+                Floats c = rows.pack();
+                size_t n = size_t(count), kept = rows.kept(), width = size_t(d), stride = width + 3;
+                Floats D = normals(kept * width, 90), out(n * stride, NaN);
+                std::vector<char> panel(code_panel_bytes(rows.layout, d));
+                kernels.code_panel(panel.data(), D.data(), rows.layout, d);
+                kernels.coded_product(out.data(), stride, rows.row(0), panel.data(), rows.layout,
+                                      count, d);
+                CHECK(untouched(out, stride, width));
+                double worst = 0;
+                for (size_t j = 0; j < width; j++) {
+                    double unit = 0;
+                    for (size_t i = 0; i < kept; i++)
+                        unit = std::max(unit, std::abs(double(D[i * width + j])) *
+                                                  rows.top_step(i) / 32767);
+                    for (size_t s = 0; s < n; s++) {
+                        double sum = 0, sizes = 0, levels = 0;
+                        for (size_t i = 0; i < kept; i++) {
+                            double ci = double(c[s * kept + i]);
+                            double term = double(D[i * width + j]) * ci;
+                            sum += term, sizes += std::abs(term);
+                            if (rows.top_step(i) > 0) levels += std::abs(ci) / rows.top_step(i);
+                        }
+                        double error = std::abs(double(out[s * stride + j]) - sum);
+                        double bound = unit / 2 * levels + 0x1p-20 * sizes;
+                        if (!(error <= bound)) worst = std::max(worst, error / bound);
+                        if (std::isnan(error)) worst = INFINITY;
+                    }
+                }
+                CHECK(worst <= 1);
+            }
+    });
+}
+
 TEST_CASE("weights that are zero, infinite or not numbers are no integers' overflow") {
     for (const Kernels* kernels : tables()) {
         CAPTURE(kernels->name);

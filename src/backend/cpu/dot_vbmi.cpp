@@ -16,6 +16,7 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include "backend/cpu/coded_impl.h"
+#include "backend/cpu/product_impl.h"
 #include "backend/cpu/vector_avx512.h"
 
 namespace stief {
@@ -315,7 +316,150 @@ void store_levels(float* to, __m512i code, __m512 middle, __m512 step, __mmask16
     _mm512_mask_storeu_ps(to, some, _mm512_mul_ps(step, level));
 }
 
+// Keys rebuilt: 16 rows become words 2 level' (at most 255), (16, codes).
+template <class Rows>
+__m512 unpack_words(int16_t* words, const Rows& rows, const RowLayout& layout) {
+    __m512i x[4];
+    for (int w = 0; w < layout.windows; w++) {
+        const RowLayout::Window& window = layout.window[w];
+        unroll<4>([&]<int j>() { x[j] = load_lanes(rows, j, window.offset); });
+        for (int g = window.first; g < window.end; g++) {
+            const RowLayout::WindowGroup& table = layout.in_window[g];
+            __m512i spread = four_times(table.spread), shift = four_times(table.shift);
+            __m512i mask = four_times(table.mask);
+            __m512i middle = _mm512_set1_epi16(int16_t(256 - (256 >> layout.group[g].bits)));
+            unroll<4>([&]<int j>() {
+                __m512i bytes = _mm512_shuffle_epi8(x[j], spread);
+                __m512i code = _mm512_and_si512(_mm512_multishift_epi64_epi8(shift, bytes), mask);
+                code = _mm512_sub_epi16(_mm512_slli_epi16(code, 1), middle);
+                unroll<4>([&]<int L>() {
+                    _mm_storeu_si128(
+                        reinterpret_cast<__m128i*>(words + (4 * L + j) * layout.codes + 8 * g),
+                        _mm512_extracti32x4_epi32(code, L));
+                });
+            });
+        }
+    }
+    return scales_of(x, layout.scale_at, layout.rho);
+}
+
+// Where a panel's parts are.
+struct CodePanel {
+    size_t columns;
+    float* unit;                             // (columns)
+    char* n;                                 // (codes / 2, columns, 2) 16-bit integers
+    float* whole;                            // (whole, columns)
+
+    CodePanel(const void* panel, const RowLayout& layout, int d)
+        : columns((size_t(d) + 15) / 16 * 16),
+          unit(static_cast<float*>(const_cast<void*>(panel))),
+          n(reinterpret_cast<char*>(unit + columns)),
+          whole(reinterpret_cast<float*>(n + size_t(layout.codes) * columns * 2)) {}
+};
+
+// out (4, n <= 16 C) ← unit ρ Σ_i words_i n_i, of it the first `count` rows.
+template <int C>
+void product_tile(float* out, size_t out_stride, const int16_t* words, const CodePanel& panel,
+                  const float* rho, size_t column, int codes, int count, int n) {
+    __m512i sum[4][C];
+    unroll<4 * C>([&]<int i>() { sum[i / C][i % C] = _mm512_setzero_si512(); });
+    const char* at = panel.n + column * 4;
+    for (int i = 0; i < codes; i += 2, at += panel.columns * 4) {
+        __m512i D[C];
+        unroll<C>([&]<int c>() { D[c] = _mm512_loadu_si512(at + 64 * c); });
+        unroll<4>([&]<int t>() {
+            int pair;
+            __builtin_memcpy(&pair, words + t * codes + i, 4);
+            __m512i x = _mm512_set1_epi32(pair);
+            unroll<C>([&]<int c>() { sum[t][c] = _mm512_dpwssd_epi32(sum[t][c], D[c], x); });
+        });
+    }
+    unroll<4 * C>([&]<int i>() {
+        constexpr int t = i / C, c = i % C;
+        if (t >= count) return;
+        __m512 unit = _mm512_loadu_ps(panel.unit + column + 16 * c);
+        __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[t][c]),
+                                 _mm512_mul_ps(unit, _mm512_set1_ps(rho[t])));
+        int left = n - 16 * c;
+        float* to = out + size_t(t) * out_stride + 16 * c;
+        if (left >= 16) _mm512_storeu_ps(to, y);
+        else _mm512_mask_storeu_ps(to, V::first(left), y);
+    });
+}
+
+// Of up to 16 rows that were unpacked.
+void product_sixteen(float* out, size_t out_stride, const int16_t* words, const CodePanel& panel,
+                     const float* rho, int codes, int count, int d) {
+    for (int t = 0; t < count; t += 4, out += 4 * out_stride, words += 4 * codes, rho += 4)
+        for (int c = 0; c < d; c += 64) {
+            int n = d - c < 64 ? d - c : 64;
+            auto some = n > 48   ? product_tile<4>
+                        : n > 32 ? product_tile<3>
+                        : n > 16 ? product_tile<2>
+                                 : product_tile<1>;
+            some(out + c, out_stride, words, panel, rho, size_t(c), codes, count - t, n);
+        }
+}
+
 }  // namespace
+
+// Each column of Δ' D / 2 in the unit that its largest element asks for, or the largest sum.
+void code_panel_vbmi(void* memory, const float* D, const RowLayout& layout, int d) {
+    constexpr float LIMIT = 8.4e6f;          // · 255 < 2³¹, with ½ for the rounding of 2048
+    CodePanel panel(memory, layout, d);
+    for (int c = 0; c < d; c += 16) {
+        __mmask16 some = d - c >= 16 ? 0xffff : V::first(d - c);
+        auto row = [&](int i) { return _mm512_maskz_loadu_ps(some, D + size_t(i) * size_t(d) + c); };
+        auto scaled = [&](int i) {
+            float step = layout.step[i] * layout.half[i] / 256;
+            return _mm512_mul_ps(row(layout.whole + i), _mm512_set1_ps(step));
+        };
+        for (int i = 0; i < layout.whole; i++)
+            _mm512_storeu_ps(panel.whole + size_t(i) * panel.columns + c, row(i));
+        __m512 most = _mm512_setzero_ps(), sum = most;
+        for (int i = 0; i < layout.codes; i++) {
+            __m512 size = _mm512_abs_ps(scaled(i));
+            most = _mm512_max_ps(size, most), sum = _mm512_add_ps(sum, size);
+        }
+        __m512 unit = _mm512_max_ps(_mm512_mul_ps(most, _mm512_set1_ps(1 / LARGEST)),
+                                    _mm512_mul_ps(sum, _mm512_set1_ps(1 / LIMIT)));
+        __mmask16 used = _mm512_cmp_ps_mask(unit, _mm512_set1_ps(0x1p-120f), _CMP_GE_OQ);
+        __m512 inverse = _mm512_maskz_div_ps(used, _mm512_set1_ps(1), unit);
+        __mmask16 bad = _mm512_cmp_ps_mask(sum, _mm512_set1_ps(__builtin_inff()), _CMP_NLT_UQ);
+        unit = _mm512_mask_mov_ps(_mm512_maskz_mov_ps(used, unit), bad,
+                                  _mm512_set1_ps(__builtin_nanf("")));
+        _mm512_storeu_ps(panel.unit + c, unit);
+        char* to = panel.n + size_t(c) * 4;
+        for (int i = 0; i < layout.codes; i += 2, to += panel.columns * 4) {
+            __m512i first = _mm512_cvtps_epi32(_mm512_mul_ps(scaled(i), inverse));
+            __m512i second = _mm512_cvtps_epi32(_mm512_mul_ps(scaled(i + 1), inverse));
+            first = _mm512_and_si512(first, _mm512_set1_epi32(0xffff));
+            _mm512_storeu_si512(to, _mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
+        }
+    }
+}
+
+void coded_product_vbmi(float* out, size_t out_stride, const void* rows, const void* memory,
+                        const RowLayout& layout, int count, int d) {
+    constexpr int LANES = V::W * V::COLUMNS;
+    alignas(64) int16_t words[16 * RowLayout::MOST];
+    alignas(64) float rho[16], wide[RowLayout::MOST];
+    const char* at = static_cast<const char*>(rows);
+    CodePanel panel(memory, layout, d);
+    for (int s = 0; s < count; s += 16, out += 16 * out_stride, at += 16 * layout.bytes) {
+        int some = count - s < 16 ? count - s : 16;
+        Last all;
+        for (int i = 0; i < 16; i++) all.all[i] = at + size_t(i < some ? i : 0) * layout.bytes;
+        if (layout.groups) _mm512_store_ps(rho, unpack_words(words, all, layout));
+        product_sixteen(out, out_stride, words, panel, rho, layout.codes, some, d);
+        for (int t = 0; t < some && layout.whole; t++) {
+            widen_any<V>(wide, all.all[t], size_t(layout.whole), layout.dtype);
+            for (int c = 0; c < d; c += LANES)
+                product<V>(out + size_t(t) * out_stride + c, out_stride, wide, 0, panel.whole + c,
+                           panel.columns, 1, d - c < LANES ? d - c : LANES, layout.whole, true);
+        }
+    }
+}
 
 void unpack_rows_vbmi(float* out, size_t out_stride, const void* rows, const RowLayout& layout,
                       int count) {

@@ -70,6 +70,8 @@ static std::vector<const Kernels*> find_tables() {
         table.unpack_rows = unpack_rows_vbmi;
         table.coded_scores = coded_scores_vbmi;
         table.coded_accumulate = coded_accumulate_vbmi;
+        table.code_panel = code_panel_vbmi;
+        table.coded_product = coded_product_vbmi;
         return table;
     }();
     static const Kernels amx = [] {

@@ -179,6 +179,8 @@ constexpr Kernels make_table(const char* name) {
         .unpack_rows = unpack_rows<V>,
         .coded_scores = coded_scores<V>,
         .coded_accumulate = coded_accumulate<V>,
+        .code_panel = nullptr,
+        .coded_product = nullptr,
         .turned_scores = turned_scores<V>,
         .largest = largest<V>,
         .exp_sum = exp_sum<V>,
