@@ -8,7 +8,7 @@ namespace {
 
 struct V {
     // 6 tokens × 2 vectors: 12 sums, 2 vectors of weights, 1 of x, of 16 registers
-    static constexpr int W = 8, COLUMNS = 2, TOKENS = 6;
+    static constexpr int W = 8, COLUMNS = 2, TOKENS = 6, REGISTERS = 16;
     using F = __m256;
     typedef uint64_t Words __attribute__((vector_size(32)));
 

@@ -8,7 +8,7 @@ namespace {
 
 struct V {
     // 10 tokens × 2 vectors: 20 sums, 2 vectors of weights, and x, of 32 registers
-    static constexpr int W = 4, COLUMNS = 2, TOKENS = 10;
+    static constexpr int W = 4, COLUMNS = 2, TOKENS = 10, REGISTERS = 32;
     using F = float32x4_t;
     typedef uint64_t Words __attribute__((vector_size(16)));
 

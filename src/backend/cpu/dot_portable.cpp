@@ -7,7 +7,7 @@ namespace stief {
 namespace {
 
 struct V {
-    static constexpr int W = 4, COLUMNS = 2, TOKENS = 4;
+    static constexpr int W = 4, COLUMNS = 2, TOKENS = 4, REGISTERS = 16;
     typedef float F __attribute__((vector_size(16)));
     typedef int32_t I __attribute__((vector_size(16)));
     typedef uint64_t Words __attribute__((vector_size(16)));

@@ -10,7 +10,7 @@ namespace {
 struct V {
     // 12 tokens × 2 vectors: 24 sums, 2 vectors of weights, and x broadcast from memory, of 32
     // registers
-    static constexpr int W = 16, COLUMNS = 2, TOKENS = 12;
+    static constexpr int W = 16, COLUMNS = 2, TOKENS = 12, REGISTERS = 32;
     using F = __m512;
     typedef uint64_t Words __attribute__((vector_size(64)));
 
