@@ -37,9 +37,10 @@ endif
 
 # The inner products, each file with the instructions it is named after (chosen at start-up).
 ifeq ($(ARCH),x86_64)
-KERNELS  := portable avx2 avx512 amx
+KERNELS  := portable avx2 avx512 vbmi amx
 ISA_avx2   := -mavx2 -mfma -mf16c
 ISA_avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma -mf16c -mavx2 -mprefer-vector-width=512
+ISA_vbmi   := $(ISA_avx512) -mavx512vbmi -mavx512vnni
 ISA_amx    := $(ISA_avx512) -mamx-tile -mamx-bf16
 else ifeq ($(ARCH),aarch64)
 KERNELS  := portable neon

@@ -8,17 +8,32 @@ namespace {
 
 constexpr int CODED_TILE = 4096;             // floats: rows that are unpacked at once
 
-// out (8) ← step (code − middle) of one group. The first four codes lie in the lower 32 bits, the
-// last four in as many from bit 4 b on: a vector of words shifted by their own distances.
-inline void unpack_group(float* out, const char* from, int bits, float step) {
-    uint64_t word;
-    __builtin_memcpy(&word, from, 8);
-    uint32_t low = uint32_t(word), high = uint32_t(word >> (4 * bits)), mask = (1u << bits) - 1;
-    float middle = 0.5f * float(mask);
-    uint32_t code[8] = {low, low, low, low, high, high, high, high};
-    for (uint32_t n = 0; n < 8; n++) code[n] = code[n] >> (n % 4 * uint32_t(bits)) & mask;
-    for (int n = 0; n < 8; n++) out[n] = step * (float(int(code[n])) - middle);
-}
+// How a group of b bits is taken apart: code n is in the 32 bits from byte n b / 8 on, n b % 8 bits
+// up; spread brings those bytes into 8 words.
+struct GroupTable {
+    alignas(32) uint8_t spread[32];
+    alignas(32) int32_t shift[8];
+    int32_t mask;
+    float middle;
+};
+
+struct GroupTables {
+    GroupTable of[9];                        // by b
+
+    constexpr GroupTables() : of() {
+        for (int b = 1; b <= 8; b++) {
+            for (int n = 0; n < 8; n++) {
+                of[b].shift[n] = n * b % 8;
+                // the highest byte is never needed, and may not be one of the 8
+                for (int byte = 0; byte < 4; byte++)
+                    of[b].spread[4 * n + byte] = uint8_t(n * b / 8 + (byte < 3 ? byte : 0));
+            }
+            of[b].mask = (1 << b) - 1;
+            of[b].middle = 0.5f * float(of[b].mask);
+        }
+    }
+};
+constexpr GroupTables GROUPS;
 
 template <class V>
 void widen_any(float* out, const void* in, size_t n, DType dtype) {
@@ -37,7 +52,7 @@ void unpack_rows(float* out, size_t out_stride, const void* rows, const RowLayou
         float rho = layout.rho[uint8_t(row[layout.bytes - 1])], *to = out + layout.whole;
         for (int g = 0; g < layout.groups; g++, to += 8) {
             const RowLayout::Group& group = layout.group[g];
-            unpack_group(to, row + group.offset, group.bits, rho * group.step);
+            V::levels(to, row + group.offset, GROUPS.of[group.bits], rho * group.step);
         }
     }
 }
@@ -108,62 +123,99 @@ struct CodedRow {
     int filled;
 };
 
-template <class V>
-float scale_cost(const CodedRow& row, int scale) {
+// cost (N) ← what each of N scales costs; ∞ where there is no such scale.
+template <class V, int N>
+void scale_costs(float* cost, const CodedRow& row, const int* scale) {
     const RowLayout& layout = row.layout;
-    auto rho = V::set1(layout.rho[scale]), inverse_rho = V::set1(layout.rho[256 - scale]);
-    auto middle = V::set1(0.5f), sum = V::zero();
+    typename V::F sum[N];
+    float rho[N], inverse_rho[N];
+    unroll<N>([&]<int k>() {
+        int s = scale[k] < 0 ? 0 : scale[k] > 255 ? 255 : scale[k];
+        sum[k] = V::zero(), rho[k] = layout.rho[s], inverse_rho[k] = layout.rho[256 - s];
+    });
     for (size_t i = 0; i < size_t(row.filled); i += V::W) {
         auto at = [&](const float* p) { return load<V, DType::F32>(p, i, V::W); };
-        auto x = at(row.x), inverse = V::mul(at(layout.inverse), inverse_rho);
-        auto level = V::add(cell_of<V>(V::mul(x, inverse), at(layout.half)), middle);
-        auto error = V::sub(V::mul(V::mul(rho, at(layout.step)), level), x);
-        sum = V::add(sum, V::mul(V::mul(at(row.weight), error), error));
+        auto x = at(row.x), w = at(row.weight), half = at(layout.half), step = at(layout.step);
+        auto in_steps = V::mul(x, at(layout.inverse));
+        unroll<N>([&]<int k>() {
+            auto cell = cell_of<V>(V::mul(in_steps, V::set1(inverse_rho[k])), half);
+            auto level = V::add(cell, V::set1(0.5f));
+            auto error = V::sub(V::mul(V::mul(V::set1(rho[k]), step), level), x);
+            sum[k] = V::fma(V::mul(w, error), error, sum[k]);
+        });
     }
-    return V::sum(sum);
+    unroll<N>([&]<int k>() {
+        cost[k] = scale[k] < 0 || scale[k] > 255 ? __builtin_inff() : V::sum(sum[k]);
+    });
+}
+
+// The root of the weighted mean square. In double where f32's squares could overflow or vanish.
+template <class V>
+double weighted_rms(const CodedRow& row) {
+    auto squares = V::zero(), weights = V::zero();
+    for (size_t i = 0; i < size_t(row.filled); i += V::W) {
+        auto x = load<V, DType::F32>(row.x, i, V::W), w = load<V, DType::F32>(row.weight, i, V::W);
+        squares = V::fma(V::mul(w, x), x, squares), weights = V::add(weights, w);
+    }
+    double square = double(V::sum(squares)), all = double(V::sum(weights));
+    if (square > 1e-20 && square < 1e20 && all > 1e-20) return __builtin_sqrt(square / all);
+    square = all = 0;
+    for (int i = 0; i < row.layout.codes; i++) {
+        double x = double(row.x[i]), w = double(row.weight[i]);
+        square += w * x * x, all += w;
+    }
+    return __builtin_sqrt(square / all);
 }
 
 // As search_scale of row_format.cpp.
 template <class V>
 int search_scale(const CodedRow& row) {
-    double square = 0, all = 0;
-    for (int i = 0; i < row.layout.codes; i++) {
-        double x = double(row.x[i]), w = double(row.weight[i]);
-        square += w * x * x, all += w;
-    }
-    double rms = __builtin_sqrt(square / all), exponent = rms > 0 ? 255 : 0;
+    double rms = weighted_rms<V>(row), exponent = rms > 0 ? 255 : 0;
     if (rms > 0 && rms < __builtin_inf()) exponent = 8 * __builtin_log2(rms) + 128;
     int start = exponent < 0 ? 0 : exponent > 255 ? 255 : int(exponent + 0.5), best = start;
-    float least = __builtin_inff();
-    auto offer = [&](int scale) {
-        if (scale < 0 || scale > 255) return;
-        float cost = scale_cost<V>(row, scale);
-        if (cost < least) least = cost, best = scale;
+    float least = __builtin_inff(), cost[7];
+    auto offer = [&](const int* scale, int n) {
+        for (int i = 0; i < n; i++) {        // nothing to predict
+            bool better = cost[i] < least;
+            least = better ? cost[i] : least, best = better ? scale[i] : best;
+        }
     };
-    for (int away : {0, -8, -4, 4, 8, 12, 16}) offer(start + away);
-    for (int near : {2, 1}) {
-        int middle = best;
-        offer(middle - near), offer(middle + near);
+    int far[7] = {start, start - 8, start - 4, start + 4, start + 8, start + 12, start + 16};
+    scale_costs<V, 7>(cost, row, far);
+    offer(far, 7);
+    for (int away : {2, 1}) {
+        int near[2] = {best - away, best + away};
+        scale_costs<V, 2>(cost, row, near);
+        offer(near, 2);
     }
     return best;
 }
 
 template <class V>
-void pack_codes(char* to, const CodedRow& row, float* codes) {
+void pack_codes(char* to, const CodedRow& row) {
     const RowLayout& layout = row.layout;
+    alignas(64) float cells[RowLayout::FILL];
     int scale = search_scale<V>(row);
     auto inverse_rho = V::set1(layout.rho[256 - scale]);
-    for (size_t i = 0; i < size_t(row.filled); i += V::W) {
-        auto half = load<V, DType::F32>(layout.half, i, V::W);
-        auto inverse = V::mul(load<V, DType::F32>(layout.inverse, i, V::W), inverse_rho);
-        auto cell = cell_of<V>(V::mul(load<V, DType::F32>(row.x, i, V::W), inverse), half);
-        store<V, DType::F32>(codes, i, V::W, V::add(cell, half));
-    }
-    for (int g = 0; g < layout.groups; g++, codes += 8) {
-        int bits = layout.group[g].bits;
-        uint64_t word = 0;
-        for (int n = 0; n < 8; n++) word |= uint64_t(int(codes[n])) << (n * bits);
-        __builtin_memcpy(to + layout.group[g].offset, &word, size_t(bits));
+    for (int g = 0; g < layout.groups; g += RowLayout::FILL / 8) {
+        for (size_t n = 0; n < RowLayout::FILL; n += V::W) {
+            size_t i = size_t(g) * 8 + n;
+            auto half = load<V, DType::F32>(layout.half, i, V::W);
+            auto x = V::mul(load<V, DType::F32>(row.x, i, V::W),
+                            load<V, DType::F32>(layout.inverse, i, V::W));
+            store<V, DType::F32>(cells, n, V::W,
+                                 V::add(cell_of<V>(V::mul(x, inverse_rho), half), half));
+        }
+        int32_t code[RowLayout::FILL];
+        for (int n = 0; n < RowLayout::FILL; n++) code[n] = int32_t(cells[n]);
+        for (int at = g; at < g + 2 && at < layout.groups; at++) {
+            const int32_t* c = code + 8 * (at - g);
+            int b = layout.group[at].bits;
+            uint32_t low = uint32_t(c[0] | c[1] << b) | uint32_t(c[2] | c[3] << b) << 2 * b;
+            uint32_t high = uint32_t(c[4] | c[5] << b) | uint32_t(c[6] | c[7] << b) << 2 * b;
+            uint64_t word = low | uint64_t(high) << 4 * b;
+            __builtin_memcpy(to + layout.group[at].offset, &word, size_t(b));
+        }
     }
     to[layout.bytes - 1] = char(scale);
 }
@@ -171,7 +223,7 @@ void pack_codes(char* to, const CodedRow& row, float* codes) {
 template <class V>
 void pack_rows(void* rows, const float* x, size_t x_stride, const float* weight,
                const RowLayout& layout, int count) {
-    alignas(64) float coded[RowLayout::MOST], codes[RowLayout::MOST], weights[RowLayout::MOST];
+    alignas(64) float coded[RowLayout::MOST], weights[RowLayout::MOST];
     int filled = (layout.codes + RowLayout::FILL - 1) / RowLayout::FILL * RowLayout::FILL;
     for (int i = 0; i < filled; i++) {
         coded[i] = 0;
@@ -185,7 +237,7 @@ void pack_rows(void* rows, const float* x, size_t x_stride, const float* weight,
         else narrow<V, DType::BF16>(to, x, n);
         if (!layout.groups) continue;
         __builtin_memcpy(coded, x + n, size_t(layout.codes) * 4);
-        pack_codes<V>(to, {layout, coded, weights, filled}, codes);
+        pack_codes<V>(to, {layout, coded, weights, filled});
     }
 }
 

@@ -123,8 +123,11 @@ template <class V>
 void turned_scores(float* out, size_t out_stride, const float* q, size_t q_stride, const float* x,
                    const float* angle, int m, int count, size_t half) {
     for (int h = 0; h < m;) {
-        int M = m - h >= 4 ? 4 : m - h >= 2 ? 2 : 1;
-        auto some = M == 4 ? turned_heads<V, 4> : M == 2 ? turned_heads<V, 2> : turned_heads<V, 1>;
+        int M = m - h >= 4 ? 4 : m - h;
+        auto some = M == 4   ? turned_heads<V, 4>
+                    : M == 3 ? turned_heads<V, 3>
+                    : M == 2 ? turned_heads<V, 2>
+                             : turned_heads<V, 1>;
         some(out + size_t(h) * out_stride, out_stride, q + size_t(h) * q_stride, q_stride, x, angle,
              count, half);
         h += M;
@@ -179,6 +182,8 @@ constexpr Kernels make_table(const char* name) {
         .unpack_rows = unpack_rows<V>,
         .coded_scores = coded_scores<V>,
         .coded_accumulate = coded_accumulate<V>,
+        .code_panel = nullptr,
+        .coded_product = nullptr,
         .turned_scores = turned_scores<V>,
         .largest = largest<V>,
         .exp_sum = exp_sum<V>,

@@ -46,7 +46,6 @@ RowLayout::RowLayout(const RowFormat& form, DType type)
 // The fewest windows from left to right; the scale counts as one byte of a group.
 void RowLayout::make_windows() {
     constexpr uint32_t SIZE = 16;
-    constexpr uint8_t ZERO = 0x80;                  // a shuffle's index of nothing
     scale_at = 0;
     for (int g = 0; g <= groups && groups > 0; g++) {
         bool scale = g == groups;
@@ -63,9 +62,9 @@ void RowLayout::make_windows() {
         WindowGroup table;
         for (size_t byte = 0; byte < SIZE; byte++) {
             size_t code = byte / 2, b = size_t(group[g].bits), from = byte % 8;
-            table.spread[byte] = from < b ? uint8_t(first - in.offset + from) : ZERO;
-            table.shift[byte] = uint8_t(code * b);
-            table.mask[byte] = byte % 2 ? 0 : uint8_t((1 << b) - 1);
+            table.spread[byte] = from < b ? uint8_t(first - in.offset + from) : N;
+            table.shift[byte] = uint8_t((code * b + b) % 64 + 64 - 8) % 64;
+            table.mask[byte] = byte % 2 ? 0 : uint8_t(256 - (256 >> b));
         }
         window_groups.push_back(table);
     }

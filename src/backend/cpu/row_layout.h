@@ -2,7 +2,8 @@
 // pack and unpack. Plain members only: the kernels' files may call no inline function of a header.
 //
 // Two ways through the codes of many rows at once, both without a branch for the width:
-//   windows   16 bytes of a row, a lane of 128 bits each; a group becomes 8 words of its lane
+//   windows   16 bytes of a row, a lane of 128 bits each; a group becomes 8 words of its lane,
+//             each code at the top of the word's lower byte: 2^(8 − b) code
 //   blocks    32 bytes of a row, two rows a register; 16 coordinates become pairs of words, the
 //             lower of the first row and the upper of the second
 // In both a shuffle of bytes (spread) brings the bytes of some codes into each 64 bits, a shift for
@@ -15,15 +16,24 @@
 namespace stief {
 
 struct RowLayout {
-    static constexpr int MOST = 4096;        // coordinates kept
+    static constexpr int MOST = 2048;        // coordinates kept
     static constexpr int FILL = 16;          // tables of coordinates are filled to multiples
     static constexpr size_t SLACK = 64;      // bytes beyond the last row that may be read
+
+    static constexpr uint8_t N = 0x80;       // a shuffle's index of nothing
 
     struct Group {                           // 8 codes
         uint32_t offset;                     // bytes from the row's begin
         int bits;
         float step;                          // Δ_b
     };
+    // Of the jth register of four, the lane's scale as its jth word of 32 bits; or its place into it.
+    static constexpr uint8_t SCALE_SPREAD[4][16] = {
+        {0, N, N, N, N, N, N, N, N, N, N, N, N, N, N, N},
+        {N, N, N, N, 0, N, N, N, N, N, N, N, N, N, N, N},
+        {N, N, N, N, N, N, N, N, 0, N, N, N, N, N, N, N},
+        {N, N, N, N, N, N, N, N, N, N, N, N, 0, N, N, N}};
+
     struct Window {
         uint32_t offset;
         int first, end;                      // groups whose bytes lie in it

@@ -138,8 +138,9 @@ void scores_apart(float* out, size_t out_stride, const float* q, size_t q_stride
     const char* at = static_cast<const char*>(rows);
     bool is_short = r <= 2 * V::W;
     for (int h = 0; h < m;) {
-        int M = m - h >= 4 ? 4 : m - h >= 2 ? 2 : 1;
+        int M = m - h >= 4 ? 4 : m - h;
         auto some = M == 4   ? (is_short ? score_short_heads<V, E, 4> : score_heads<V, E, 4>)
+                    : M == 3 ? (is_short ? score_short_heads<V, E, 3> : score_heads<V, E, 3>)
                     : M == 2 ? (is_short ? score_short_heads<V, E, 2> : score_heads<V, E, 2>)
                              : score_heads<V, E, 1>;
         some(out + size_t(h) * out_stride, out_stride, q + size_t(h) * q_stride, q_stride, at, row,
@@ -203,10 +204,12 @@ void weigh_heads(float* acc, size_t acc_stride, const float* p, size_t p_stride,
 template <class V, DType E>
 void accumulate_apart(float* acc, size_t acc_stride, const float* p, size_t p_stride,
                       const void* rows, size_t row, int m, int count, int r) {
+    constexpr int MOST = 4 * 4 + 4 + 1 <= V::REGISTERS ? 4 : 2;   // sums, a row and a weight
     const char* at = static_cast<const char*>(rows);
     for (int h = 0; h < m;) {
-        int M = m - h >= 4 ? 4 : m - h >= 2 ? 2 : 1;
-        auto some = M == 4   ? weigh_heads<V, E, 4>
+        int M = m - h >= MOST ? MOST : m - h;
+        auto some = M == 4   ? weigh_heads<V, E, MOST>
+                    : M == 3 ? weigh_heads<V, E, MOST == 4 ? 3 : MOST>
                     : M == 2 ? weigh_heads<V, E, 2>
                              : weigh_heads<V, E, 1>;
         some(acc + size_t(h) * acc_stride, acc_stride, p + size_t(h) * p_stride, p_stride, at, row,
