@@ -72,6 +72,7 @@ void elements() {
     Output q(lab, T * H * d, normals(T * H * d, 1)), k(lab, T * G * d, normals(T * G * d, 2));
     lab.backend->rope(q.data(), k.data(), lab.in(table), H, G, d, step);
     lab.backend->rope(q.data(), nullptr, lab.in(table), H, G, d, step);
+    lab.backend->rope(q.data(), nullptr, lab.in(table), 2 * H, 0, 20, step);
     lab.backend->swiglu(q.data(), lab.in(normals(T * H * d, 3)), T, H * d);
     const float* logits = lab.in(normals(T * V, 4));
     Output best(lab, T);
@@ -184,7 +185,7 @@ std::vector<Scene> all_scenes() {
             all.push_back({format("products %s, N %d, K %d", name_of(dtype), N, K),
                            [=] { products(dtype, N, K); }});
     for (DType dtype : dtypes)
-        for (int D : {256, 515, 2048})
+        for (int D : {256, 515, 2048, 4096})
             all.push_back(
                 {format("norm and embed %s, D %d", name_of(dtype), D), [=] { rows(dtype, D); }});
     all.push_back({"rope, swiglu, argmax, stream", elements});
