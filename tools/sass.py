@@ -22,10 +22,11 @@ from pathlib import Path
 
 REGISTERS = 65536  # of a multiprocessor, sm_80 to sm_90
 VECTOR = r"LDG\.E.*\.128"
+WEIGHTS = r"LDG\.E\.NA\.128"  # load_16_stream
 # kernel, what its hottest loop has ahead of its arithmetic, at least how many of them
 AHEAD = [
-    (r"matvec_kernel<.*, true>", VECTOR, 4),
-    (r"gated_kernel<.*, true>", VECTOR, 4),
+    (r"matvec_kernel<.*, true>", WEIGHTS, 4),
+    (r"gated_kernel<.*, true>", WEIGHTS, 4),
     (r"attend_one_tensor<", r"LDSM", 1),
     (r"attend_tiles_tensor_kernel<", r"LDSM", 1),
 ]
