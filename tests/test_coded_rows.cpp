@@ -141,8 +141,9 @@ TEST_CASE("rows pack to the same bytes as pack_row's but at the edges of cells")
             for (float& w : weight) w *= w;
             const float* priced = weighted ? weight.data() : nullptr;
             for (size_t s = 0; s < COUNT; s++) {
-                std::copy_n(&want.c[s * kept], kept, &x[s * stride]);
-                pack_row(want.row(int(s)), &want.c[s * kept], priced, want.layout.format, dtype);
+                const float* c = want.c.data() + s * kept;
+                std::copy_n(c, kept, x.data() + s * stride);
+                pack_row(want.row(int(s)), c, priced, want.layout.format, dtype);
             }
             kernels.pack_rows(got.row(0), x.data(), stride, priced, got.layout, COUNT);
             size_t different = 0, bytes = COUNT * want.layout.bytes;

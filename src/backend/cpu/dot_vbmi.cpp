@@ -5,7 +5,7 @@
 // Scores. q_i Δ_i becomes an integer, n_i = round(q_i Δ'_i / u), Δ' the step of a code at the top of
 // its byte. u is so large that no |n_i| exceeds 32767 and no sum 31 bits; sums are exact, and
 //     |error| <= ½ u ρ Σ_i |level'_i|,   level' = (c / ρ) / Δ', at most 127½
-// With u = max_i |q_i Δ'_i| / 32767, as it is for up to 500 coordinates: 2⁻¹⁶ of the sum that would
+// With u = max_i |q_i Δ'_i| / 32767, as it is for up to 512 coordinates: 2⁻¹⁶ of the sum that would
 // be if every coordinate had the largest q_i Δ'_i.
 //
 // Weighted sums. In tiles of 256 rows p_s ρ_s becomes n_s = round(p_s ρ_s / u), u = max_s |p_s ρ_s|
@@ -31,8 +31,8 @@ __m512i four_times(const void* at) {
     return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(at)));
 }
 
-// x (n <= MOST) / unit as 16-bit integers and their unit; NaN where x is not finite. LIMIT: |Σ| of
-// integers times 127½ must stay below 2³¹.
+// The unit of some numbers, so large that none exceeds 16 bits in it nor their sum `limit`; NaN
+// where one of them is not finite.
 struct Fixed {
     float unit, inverse;
 
@@ -57,7 +57,7 @@ struct Query {
 };
 
 Query fix_query(int16_t* n, const float* q, const RowLayout& layout) {
-    constexpr float LIMIT = 1.68e7f;         // · 127½ < 2³¹, with ½ for the rounding of 4096
+    constexpr float LIMIT = 1.68e7f;         // · 127½ < 2³¹, with ½ for the rounding of 2048
     alignas(64) float scaled[RowLayout::MOST];
     __m512 largest = _mm512_setzero_ps(), sum = largest;
     for (int i = 0; i < layout.codes; i += 16) {

@@ -27,7 +27,7 @@ struct RowLayout {
         int bits;
         float step;                          // Δ_b
     };
-    // Of the jth register of four, the lane's scale as its jth word of 32 bits; or its place into it.
+    // Shuffles that put a lane's scale into its jth 32 bits; the scale's place is to be or'ed in.
     static constexpr uint8_t SCALE_SPREAD[4][16] = {
         {0, N, N, N, N, N, N, N, N, N, N, N, N, N, N, N},
         {N, N, N, N, 0, N, N, N, N, N, N, N, N, N, N, N},
