@@ -28,7 +28,8 @@ HeadBasis random_basis(int d, int r, Random& random, bool orthonormal) {
         S(i, i) = 0.5 + 1.5 * random.uniform();
         S_inverse(i, i) = 1 / S(i, i);
     }
-    return {r, to_floats(Q), to_floats(times(S, Q)), to_floats(times(transpose(Q), S_inverse))};
+    return HeadBasis::whole(r, to_floats(Q), to_floats(times(S, Q)),
+                            to_floats(times(transpose(Q), S_inverse)));
 }
 
 struct Case {
@@ -104,7 +105,7 @@ struct Decoded {
         for (int row = 0; row < c.S * c.G; row++)
             for (bool whole : {true, false}) {
                 const HeadBasis& head = basis[size_t(row % c.G)];
-                Doubles one = through(&x[size_t(row * c.d)], head, whole ? c.d : head.r, c.d, dtype);
+                Doubles one = through(&x[size_t(row * c.d)], head, whole ? c.d : head.format[0].kept(), c.d, dtype);
                 if (rotation) rotate_double(one, &(*rotation)[size_t(row / c.G * c.d)]);
                 (whole ? exact : cut).push_back(one);
             }
@@ -324,13 +325,13 @@ TEST_CASE("a bases file comes back as it was, and every damage is one clear erro
     CHECK(again.sinks == 2);
     CHECK(again.recent == 33);
     CHECK(again.metadata.at("method") == "stiefel");
-    CHECK(again.coordinates_per_token() == bases.coordinates_per_token());
+    CHECK(again.bytes_per_token(DType::F16) == bases.bytes_per_token(DType::F16));
     for (size_t l = 0; l < bases.layer.size(); l++) {
         CHECK(again.layer[l].rotated == bases.layer[l].rotated);
         for (size_t g = 0; g < bases.layer[l].k.size(); g++) {
             CHECK(again.layer[l].k[g].encode == bases.layer[l].k[g].encode);
             CHECK(again.layer[l].v[g].decode == bases.layer[l].v[g].decode);
-            CHECK(again.layer[l].v[g].r == bases.layer[l].v[g].r);
+            CHECK(again.layer[l].v[g].format == bases.layer[l].v[g].format);
         }
     }
 
@@ -353,12 +354,12 @@ TEST_CASE("a bases file comes back as it was, and every damage is one clear erro
         {"NaN in a basis", "not orthonormal", [](Bases& b) { b.layer[1].v[1].q[0] = NaN; }},
         {"decode that is no inverse", "not the inverse",
          [](Bases& b) { b.layer[0].v[0].decode[0] += 1; }},
-        {"a rank beyond the width", "ranks_k", [](Bases& b) { b.layer[0].k[0].r = 12; }},
-        {"a negative rank", "ranks_v", [](Bases& b) { b.layer[0].v[0].r = -4; }},
+        {"a rank beyond the width", "formats_k", [](Bases& b) { b.layer[0].k[0].format[0].count[0] = 12; }},
+        {"a count of no sense", "formats_v", [](Bases& b) { b.layer[0].v[0].format[0].count[0] = uint16_t(-4); }},
         {"a rank that is no multiple of 4", "multiple of 4",
-         [](Bases& b) { b.layer[0].v[0].r = 3; }},
+         [](Bases& b) { b.layer[0].v[0].format[0].count[0] = 3; }},
         {"a layer too few", "keys of layer 1", [](Bases& b) { b.layer.pop_back(); }},
-        {"a head too many", "ranks_k", [](Bases& b) { b.layer[0].k.push_back(b.layer[0].k[0]); }},
+        {"a head too many", "formats_k", [](Bases& b) { b.layer[0].k.push_back(b.layer[0].k[0]); }},
     };
     for (const Damage& damage : damages) {
         CAPTURE(std::string(damage.why));

@@ -17,7 +17,7 @@ static HeadBasis random_basis(int d, int r, Random& random) {
     Matrix A(static_cast<size_t>(d), static_cast<size_t>(d));
     for (double& x : A.data) x = random.normal();
     Matrix Q = qr(A).Q;
-    return {r, to_floats(Q), to_floats(Q), to_floats(transpose(Q))};
+    return HeadBasis::whole(r, to_floats(Q), to_floats(Q), to_floats(transpose(Q)));
 }
 
 static void run(int argc, char** argv) {

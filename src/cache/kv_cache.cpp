@@ -32,7 +32,7 @@ size_t KvCache::bytes_for(const Config& c, int capacity, DType dtype, const Base
     for (const LayerBasis& layer : bases->layer)
         for (const std::vector<HeadBasis>* side : {&layer.k, &layer.v})
             for (const HeadBasis& head : *side)
-                bytes += head_bytes(head.r, c.d, capacity, exact_rows, dtype);
+                bytes += head_bytes(head.format.back().kept(), c.d, capacity, exact_rows, dtype);
     return bytes;
 }
 
@@ -73,7 +73,7 @@ KvCache::KvCache(Backend& backend, const Config& c, int positions, DType type, c
     int ring = bases ? ring_rows(*bases, batch) : 0, exact_rows = ring ? bases->sinks + ring : 0;
     auto head = [&](const HeadBasis* from, bool key) {
         CacheRows one;
-        one.r = from ? from->r : c.d;
+        one.r = from ? from->format.back().kept() : c.d;
         one.data = blocks.take(block_bytes(size_t(capacity), one.r, dtype));
         if (one.r < c.d && exact_rows)
             one.exact = blocks.take(block_bytes(size_t(exact_rows), c.d, dtype));
