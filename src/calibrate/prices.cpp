@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <unordered_map>
 
 #include "base/limits.h"
 
@@ -18,6 +19,19 @@ PriceSamples::PriceSamples(const Config& c, size_t of_tokens, const std::string&
       tokens(of_tokens),
       d(size_t(c.d)),
       data(units * 2 * tokens * d, folder, too_large(units * 2 * tokens * d)) {}
+
+// The first layer's keys before rotation and its values are functions of the token alone: equal
+// tokens of a sequence are rounded to the same error, and what is asked of it is the sum of what is
+// asked of each. It goes to the first of them.
+static void join_equal_tokens(float* g, const std::vector<Token>& ids, size_t first, size_t d) {
+    std::unordered_map<Token, size_t> seen;
+    for (size_t t = 0; t + first < ids.size(); t++) {
+        size_t one = seen.emplace(ids[t + first], t).first->second;
+        if (one == t) continue;
+        for (size_t i = 0; i < d; i++) g[one * d + i] += g[t * d + i];
+        std::fill_n(g + t * d, d, 0.0f);
+    }
+}
 
 void collect_samples(ModelBackward& model, const Sequences& sequences, PriceSamples& samples,
                      const std::vector<LayerCuts>& cuts, int sinks, uint64_t seed,
@@ -35,6 +49,9 @@ void collect_samples(ModelBackward& model, const Sequences& sequences, PriceSamp
                 float* to = (gradient ? samples.g(unit) : samples.k(unit)) + at * samples.d;
                 std::copy_n(rows.data() + size_t(g) * each + first * samples.d,
                             (T - first) * samples.d, to);
+                bool of_the_token = l == 0 && (values || !cuts[0].rotated);
+                if (gradient && of_the_token)
+                    join_equal_tokens(to, sequences.ids[s], first, samples.d);
             }
         };
         model.run(sequences.ids[s], sequences.step(s), cuts, seeds.next(), [&](int l) {
