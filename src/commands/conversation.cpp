@@ -12,7 +12,7 @@ namespace stief {
 static_assert(std::endian::native == std::endian::little, "the format is what memory holds");
 
 static constexpr char MAGIC[] = {'S', 'T', 'I', 'E', 'F', 'T', 'L', 'K'};
-static constexpr uint32_t VERSION = 1;
+static constexpr uint32_t VERSION = 2;
 
 struct Head {
     char magic[8];
@@ -43,16 +43,25 @@ struct Checksum {
     }
 };
 
-// What says which bytes are which: the ranks of every head and the exact window.
+// What says which bytes are which: the stores of every head, and who sees them.
 static uint64_t shape_of(const KvCache& cache) {
     Checksum hash;
     for (const CacheLayer& layer : cache.layer) {
-        for (int number : {layer.d, int(layer.rotated), layer.sinks, layer.recent, layer.ring})
-            hash.word(uint64_t(number));
+        hash.word(uint64_t(layer.d)), hash.word(layer.rotated);
         for (const std::vector<CacheRows>* side : {&layer.k, &layer.v}) {
             hash.word(side->size());
-            for (const CacheRows& head : *side) hash.word(uint64_t(head.r));
+            for (const CacheRows& head : *side)
+                for (const RowStore& store : head.store) {
+                    hash.word(store.data != nullptr);
+                    for (int number : {store.bytes, store.fixed, store.ring})
+                        hash.word(uint64_t(number));
+                    for (uint16_t n : store.format.count) hash.word(n);
+                }
         }
+        for (const Seen& seen : layer.seen)
+            for (const Stretch& one : seen)
+                for (int number : {one.first, one.end, one.lo, one.hi, one.k, one.v})
+                    hash.word(uint64_t(number));
     }
     return hash.h;
 }

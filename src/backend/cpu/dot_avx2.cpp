@@ -29,6 +29,9 @@ struct V {
     static F round(F x) {
         return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     }
+    static F floor(F x) {
+        return _mm256_round_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    }
     // Two factors: 2^n alone would leave the range before the product does. |n| <= 254.
     static F times_power_of_2(F x, F n) {
         __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);

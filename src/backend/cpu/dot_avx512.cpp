@@ -34,6 +34,7 @@ struct V {
     static F larger(F a, F b) { return _mm512_max_ps(a, b); }
     static F smaller(F a, F b) { return _mm512_min_ps(a, b); }
     static F round(F x) { return _mm512_roundscale_ps(x, 0x08); }    // to nearest, quietly
+    static F floor(F x) { return _mm512_roundscale_ps(x, 0x09); }    // down, quietly
     static F times_power_of_2(F x, F n) { return _mm512_scalef_ps(x, n); }
     static float sum(F x) { return _mm512_reduce_add_ps(x); }
     // out (4) = the sums of four vectors

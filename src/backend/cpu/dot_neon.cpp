@@ -27,6 +27,7 @@ struct V {
     static F larger(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
     static F smaller(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
     static F round(F x) { return vrndnq_f32(x); }
+    static F floor(F x) { return vrndmq_f32(x); }
     // Two factors: 2^n alone would leave the range before the product does. |n| <= 254.
     static F times_power_of_2(F x, F n) {
         int32x4_t whole = vcvtq_s32_f32(n), half = vshrq_n_s32(whole, 1);

@@ -30,6 +30,10 @@ struct V {
         F magic = set1(12582912.0f);
         return (x + magic) - magic;
     }
+    static F floor(F x) {
+        F near = round(x);
+        return near + __builtin_convertvector(near > x, F);    // true is −1
+    }
     // Two factors: 2^n alone would leave the range before the product does. |n| <= 254.
     static F times_power_of_2(F x, F n) {
         I whole = __builtin_convertvector(n == n ? n : zero(), I), half = whole >> 1;
