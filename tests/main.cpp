@@ -1,5 +1,6 @@
 // The test program. Options of its own: --gpu makes a missing device a failure, so that a machine with
-// a GPU cannot pass by skipping; everything else is doctest's (-ts=cache, -tc="*name*").
+// a GPU cannot pass by skipping; --smollm2=FOLDER says where SmolLM2-135M-Instruct lies; everything
+// else is doctest's (-ts=cache, -tc="*name*").
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <unistd.h>
 
@@ -16,6 +17,12 @@ static int skips = 0;
 std::string shared(const std::string& path) {
     std::string full = "../shared/" + path;
     return std::filesystem::exists(full) ? full : "";
+}
+
+static std::string smollm2_option;
+
+std::string smollm2() {
+    return smollm2_option.empty() ? shared("models/smollm2/built") : smollm2_option;
 }
 
 void skip(const std::string& why) {
@@ -77,6 +84,8 @@ static bool gpu_answers() {
 
 int main(int argc, char** argv) {
     using namespace stief::testing;
+    for (int i = 1; i < argc; i++)
+        if (std::string(argv[i]).starts_with("--smollm2=")) smollm2_option = argv[i] + 10;
     doctest::Context context(argc, argv);
     int status = context.run();
     if (context.shouldExit()) return status;

@@ -71,7 +71,7 @@ TEST_CASE("a person talks, interrupts, pastes, resizes, saves, loads and leaves"
     for (int i = 0; paste.size() < 10000; i++) paste += "This is line " + std::to_string(i) + ".\n";
     paste.resize(10000, 'x');
     Tokenizer tokenizer = Tokenizer::open(MODEL);
-    ChatTemplate form(tokenizer);
+    ChatTemplate form(tokenizer, chat_form(MODEL, tokenizer, "", ""));
     size_t tokens = form.message("user", paste).size() + form.answer_header().size();
     s.send("\033[200~" + paste + "\033[201~\r");
     s.expect("takes " + std::to_string(tokens) + " tokens");        // so all of it has arrived

@@ -1,4 +1,5 @@
 // A saved conversation: what was saved comes back, and nothing that is not what was saved does.
+#include <cstring>
 #include <fstream>
 
 #include "base/random.h"
@@ -65,7 +66,7 @@ TEST_CASE("a conversation comes back as it was saved, into a cache of any size t
     Saved saved;
     for (int capacity : {5, 9, 40}) {
         KvCache cache = saved.cache(capacity);
-        Conversation talk = load_conversation(saved.path, cache, MODEL, VOCABULARY);
+        Conversation talk = load_conversation(saved.path, cache, MODEL, VOCABULARY, "llama3");
         CHECK(talk.ids == saved.talk.ids);
         REQUIRE(talk.messages.size() == saved.talk.messages.size());
         for (size_t i = 0; i < talk.messages.size(); i++) {
@@ -85,7 +86,7 @@ TEST_CASE("a saved conversation with any byte changed, missing or added is refus
     auto refused = [&](const std::string& bytes) {
         put_bytes(saved.path, bytes);
         try {
-            load_conversation(saved.path, cache, MODEL, VOCABULARY);
+            load_conversation(saved.path, cache, MODEL, VOCABULARY, "llama3");
         } catch (const Error& error) {
             return std::string(error.what()).find('\n') == std::string::npos;
         }
@@ -108,7 +109,7 @@ TEST_CASE("a saved conversation with any byte changed, missing or added is refus
     CHECK(cache.used == 5);
     CHECK(rows_of(cache) == before);
     put_bytes(saved.path, good);
-    CHECK_NOTHROW(load_conversation(saved.path, cache, MODEL, VOCABULARY));
+    CHECK_NOTHROW(load_conversation(saved.path, cache, MODEL, VOCABULARY, "llama3"));
 }
 
 TEST_CASE("a conversation of another model, cache or vocabulary is refused by name") {
@@ -117,20 +118,57 @@ TEST_CASE("a conversation of another model, cache or vocabulary is refused by na
     saved.config.G = 4;
     KvCache more_heads = saved.cache();
     using doctest::Contains;
-    CHECK_THROWS_WITH_AS(load_conversation(saved.path, cache, MODEL + 1, VOCABULARY),
+    CHECK_THROWS_WITH_AS(load_conversation(saved.path, cache, MODEL + 1, VOCABULARY, "llama3"),
                          Contains("another model"), Error);
-    CHECK_THROWS_WITH_AS(load_conversation(saved.path, other, MODEL, VOCABULARY),
+    CHECK_THROWS_WITH_AS(load_conversation(saved.path, other, MODEL, VOCABULARY, "llama3"),
                          Contains("--cache f16"), Error);
-    CHECK_THROWS_WITH_AS(load_conversation(saved.path, small, MODEL, VOCABULARY),
+    CHECK_THROWS_WITH_AS(load_conversation(saved.path, small, MODEL, VOCABULARY, "llama3"),
                          Contains("--context 5"), Error);
-    CHECK_THROWS_WITH_AS(load_conversation(saved.path, more_heads, MODEL, VOCABULARY),
+    CHECK_THROWS_WITH_AS(load_conversation(saved.path, more_heads, MODEL, VOCABULARY, "llama3"),
                          Contains("another cache"), Error);
-    CHECK_THROWS_WITH_AS(load_conversation(saved.path, cache, MODEL, 999), Contains("token 999"),
+    CHECK_THROWS_WITH_AS(load_conversation(saved.path, cache, MODEL, 999, "llama3"), Contains("token 999"),
                          Error);
-    CHECK_THROWS_AS(load_conversation(saved.scratch.path("none"), cache, MODEL, VOCABULARY), Error);
+    CHECK_THROWS_AS(load_conversation(saved.scratch.path("none"), cache, MODEL, VOCABULARY, "llama3"), Error);
     put_bytes(saved.path, "What is this?");
-    CHECK_THROWS_WITH_AS(load_conversation(saved.path, cache, MODEL, VOCABULARY),
+    CHECK_THROWS_WITH_AS(load_conversation(saved.path, cache, MODEL, VOCABULARY, "llama3"),
                          Contains("no saved conversation"), Error);
+}
+
+TEST_CASE("a conversation is in its form, and one of version 1 in Llama 3's") {
+    Saved saved;
+    KvCache cache = saved.filled(2);
+    saved.talk.form = "chatml";
+    save_conversation(saved.path, saved.talk, cache, MODEL);
+    CHECK(load_conversation(saved.path, cache, MODEL, VOCABULARY, "chatml").form == "chatml");
+    CHECK_THROWS_WITH_AS(load_conversation(saved.path, cache, MODEL, VOCABULARY, "llama3"),
+                         doctest::Contains("--template chatml"), Error);
+
+    // Version 1: no form in front of the messages.
+    std::string bytes = bytes_of(saved.path);
+    size_t text = 56 + 5 * 4;
+    bytes.erase(text, 4 + 6);
+    bytes[8] = 1;
+    bytes[40] = char(bytes[40] - 10);                      // bytes of text
+    uint64_t h = 0x9e3779b97f4a7c15u;                      // the checksum, part by part
+    auto word = [&](uint64_t w) {
+        h = (h ^ w) * 0xff51afd7ed558ccdu;
+        h ^= h >> 32;
+    };
+    size_t text_bytes = uint8_t(bytes[40]), at = 0;
+    for (size_t size : {size_t(56), size_t(20), text_bytes, bytes.size() - 8 - text - text_bytes}) {
+        for (; size >= 8; size -= 8, at += 8) {
+            uint64_t w;
+            std::memcpy(&w, bytes.data() + at, 8);
+            word(w);
+        }
+        for (; size > 0; size--) word(uint8_t(bytes[at++]));
+    }
+    std::memcpy(bytes.data() + at, &h, 8);
+    put_bytes(saved.path, bytes);
+    Conversation old = load_conversation(saved.path, cache, MODEL, VOCABULARY, "llama3");
+    CHECK(old.form == "llama3");
+    CHECK(old.messages.size() == 3);
+    CHECK(old.messages[1].text == "Hello.");
 }
 
 TEST_CASE("saving replaces a conversation, and no other file") {

@@ -244,7 +244,7 @@ TEST_CASE("every backend gives the same logits and the same greedy text") {
         transformer.exact = exact;
         Sampler sampler({.greedy = true}, 1);
         std::vector<Token> text;
-        generate(transformer, cache, sampler, prompt, 12, false,
+        generate(transformer, cache, sampler, prompt, 12, {},
                  [&](Token id) { return text.push_back(id), true; });
         return text;
     };

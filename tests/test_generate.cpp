@@ -32,7 +32,7 @@ std::vector<Token> greedy(Model& model, const std::vector<Token>& prompt, int n)
     Transformer transformer(model, 256);
     Sampler sampler(Sampling{}, 0);
     std::vector<Token> ids;
-    generate(transformer, cache, sampler, prompt, n, false, [&](Token id) {
+    generate(transformer, cache, sampler, prompt, n, model.config.eos, [&](Token id) {
         ids.push_back(id);
         return true;
     });
@@ -168,28 +168,60 @@ TEST_CASE("the shipped model continues a text as the reference does, token for t
 TEST_CASE("the shipped model answers as the reference does and stops at its end of turn") {
     Model model = open_model("models/parlour");
     Tokenizer tokenizer = Tokenizer::open("models/parlour");
-    ChatTemplate chat(tokenizer);
-    std::vector<Token> prompt = {chat.begin_of_text};
+    ChatTemplate chat(tokenizer, chat_form("models/parlour", tokenizer, "", ""));
+    std::vector<Token> prompt = chat.opening("You are a kind old sailor.");
     auto add = [&](const std::vector<Token>& ids) {
         prompt.insert(prompt.end(), ids.begin(), ids.end());
     };
-    add(chat.message("system", "You are a kind old sailor."));
     add(chat.message("user", "Good evening! Shall we go out?"));
     add(chat.answer_header());
     CHECK(tokenizer.decode(greedy(model, prompt, 50)) == "Yes, I shall go to the station.");
+}
+
+TEST_CASE("ids without a token are never drawn, however likely") {
+    for (bool greedy : {false, true}) {
+        Sampling how;
+        how.greedy = greedy;
+        Sampler sampler(how, 1);
+        sampler.drawable = {true, false, true, true, false};
+        std::vector<int> drawn(5);
+        for (int i = 0; i < 2000; i++) {
+            std::vector<float> logits = {1.0f, 9.0f, 2.0f, 1.5f, 30.0f};
+            drawn[size_t(sampler.pick(logits))]++;
+        }
+        CHECK(drawn[1] + drawn[4] == 0);
+        CHECK((greedy ? drawn[2] == 2000 : drawn[0] > 0 && drawn[2] > 0 && drawn[3] > 0));
+    }
+}
+
+TEST_CASE("the likeliest token of a pass is the likeliest one that may be drawn") {
+    Scratch scratch;
+    write_tiny_model({.why = ""}, scratch.folder.string());
+    Model model = open_model(scratch.folder.string());
+    std::vector<Token> prompt = {3, 4, 5}, all = greedy(model, prompt, 1), made;
+    KvCache cache(*model.backend, model.config, 64, DType::F16);
+    Transformer transformer(model, 64);
+    Sampler sampler(Sampling{}, 0);
+    sampler.drawable.assign(size_t(model.config.V), true);
+    sampler.drawable[size_t(all[0])] = false;
+    generate(transformer, cache, sampler, prompt, 30, {}, [&](Token id) {
+        made.push_back(id);
+        return true;
+    });
+    CHECK(made.size() == 30);
+    CHECK(std::count(made.begin(), made.end(), all[0]) == 0);
 }
 
 TEST_CASE("generation stops at the context's end and leaves what it gave in the cache") {
     Scratch scratch;
     write_tiny_model({.why = "", .context = 64}, scratch.folder.string());
     Model model = open_model(scratch.folder.string());
-    model.config.eos.clear();
     KvCache cache(*model.backend, model.config, 20, DType::F32);
     Transformer transformer(model, 20);
     Sampler sampler(Sampling{}, 0);
     std::vector<Token> prompt(5, 3);
     int given = 0;
-    Generated done = generate(transformer, cache, sampler, prompt, 1000, true, [&](Token) {
+    Generated done = generate(transformer, cache, sampler, prompt, 1000, {}, [&](Token) {
         given++;
         return true;
     });
@@ -203,14 +235,14 @@ TEST_CASE("perplexity agrees with an independent implementation's to four digits
     if (text.empty()) return skip("needs ../shared/data/text");
     Model model = open_model("models/parlour");
     Tokenizer tokenizer = Tokenizer::open("models/parlour");
-    std::vector<Token> ids = {model.config.bos};
-    for (Token id : tokenizer.encode(read_text(text).substr(0, 100000))) ids.push_back(id);
+    std::vector<Token> ids = tokenizer.encode_document(read_text(text).substr(0, 100000));
+    Token bos = tokenizer.bos();
     // The values are for the first 40 windows, which lie well within 100,000 bytes.
     const struct {
         Protocol protocol;
         double perplexity, standard_error;
     } cases[] = {{{Protocol::Chunks, 512, 0, 40}, 34.90403170668554, 0.6226500197691555},
-                 {{Protocol::LlamaCpp, 512, 0, 40}, 33.1173461530996, 0.8293776309900638},
+                 {{Protocol::LlamaCpp, 512, 0, 40, bos}, 33.1173461530996, 0.8293776309900638},
                  {{Protocol::Strided, 512, 256, 40}, 33.6604518589273, 0.8353397153444406}};
     KvCache cache(*model.backend, model.config, 512, DType::F32);
     Transformer transformer(model, 512);

@@ -70,6 +70,7 @@ TEST_CASE("safetensors: tensors are found where their offsets say, in any order 
     CHECK(st.tensors["s"].shape.empty());
     CHECK(st.tensors["e"].bytes == 0);
     CHECK(parse(file_of("{}", 0)).tensors.empty());
+    CHECK(parse(file_of("{\"__metadata__\": null}", 0)).metadata.empty());
 }
 
 TEST_CASE("safetensors: a file that breaks a rule of the format is refused with the reason") {

@@ -4,7 +4,6 @@
 
 #include "base/file.h"
 #include "base/random.h"
-#include "formats/chat.h"
 #include "formats/pretokenize.h"
 #include "formats/unicode.h"
 #include "testing.h"
@@ -18,10 +17,10 @@ namespace {
 
 const std::string PARLOUR = "models/parlour";
 
-std::vector<std::string> pieces(std::string_view text) {
+std::vector<std::string> pieces(std::string_view text, Splitter splitter = llama3_piece_end) {
     std::vector<std::string> out;
     for (size_t begin = 0, end; begin < text.size(); begin = end) {
-        end = piece_end(text, begin);
+        end = splitter(text, begin);
         REQUIRE(end > begin);
         REQUIRE(end <= text.size());
         out.emplace_back(text.substr(begin, end - begin));
@@ -139,6 +138,59 @@ TEST_CASE("text is split as the pattern splits it") {
     for (const auto& c : cases) CHECK(pieces(c.text) == c.want);
 }
 
+TEST_CASE("SmolLM's text is split at every digit, and between digits as GPT-2 splits it") {
+    const struct { const char* text; std::vector<std::string> want; } cases[] = {
+        {"Hello, world!", {"Hello", ",", " world", "!"}},
+        {"it's I'VE 'sall they'll", {"it", "'s", " I", "'", "VE", " '", "sall", " they", "'ll"}},
+        {"''s 's", {"''", "s", " '", "s"}},
+        {"a12 3", {"a", "1", "2", " ", "3"}},
+        {"x  12  y", {"x", "  ", "1", "2", " ", " y"}},
+        {"  two  \n\n b \n", {" ", " two", "  \n\n", " b", " \n"}},
+        {"a\n", {"a", "\n"}},
+        {"\u00a0x \u2003 y", {"\u00a0", "x", " \u2003", " y"}},
+        {"٣Ⅷ½x²", {"٣", "Ⅷ", "½", "x", "²"}},
+        {"!?\n\n!", {"!?", "\n", "\n", "!"}},
+        {"a\u0301b", {"a", "\u0301", "b"}},
+        {"é\U00011de3 \U00011de3", {"é", "\U00011de3", " ", "\U00011de3"}},
+        {" \xff\xfez", {" \xff\xfe", "z"}}};
+    for (const auto& c : cases) CHECK(pieces(c.text, gpt2_piece_end) == c.want);
+}
+
+TEST_CASE("every text is cut completely by either splitter, and its digits one by one") {
+    Random random(11);
+    for (int i = 0; i < 400; i++) {
+        std::string text, all;
+        for (size_t n = random.below(60); n > 0; n--) text += " \n'sl12a\xc3\xa9!\xff"[random.below(13)];
+        for (Splitter splitter : {llama3_piece_end, gpt2_piece_end}) {
+            all.clear();
+            for (const std::string& piece : pieces(text, splitter)) all += piece;
+            CHECK(all == text);
+        }
+        for (const std::string& piece : pieces(text, gpt2_piece_end))
+            CHECK((piece.size() == 1 || piece.find_first_of("12") == piece.npos));
+    }
+}
+
+TEST_CASE("a byte that the vocabulary lacks gives no token, or the unknown one") {
+    std::string json = tokenizer_json({{"a", "b"}, {"ab", "c"}}), without = json;
+    size_t at = without.find("\"x\":120,");
+    REQUIRE(at != without.npos);
+    without.erase(at, 8);
+    Tokenizer tokenizer = Tokenizer::from_json(without, "test");
+    CHECK(tokenizer.encode("axb") == std::vector<Token>{256});       // neighbours without it
+    CHECK(tokenizer.encode("x").empty());
+    CHECK(tokenizer.encode("").empty());
+    std::string text(100, 'x');                                      // longer than a short piece
+    CHECK(tokenizer.encode(text).empty());
+    CHECK(tokenizer.encode(text + "a" + text + "bc") == std::vector<Token>{257});
+    std::string stated = without;
+    stated.insert(stated.find("\"byte_fallback\""), "\"unk_token\": \"y\", ");
+    CHECK(Tokenizer::from_json(stated, "test").encode("axxb") ==
+          std::vector<Token>{'a', 'y', 'y', 'b'});
+    stated.insert(stated.find("\"byte_fallback\""), "\"fuse_unk\": true, ");
+    CHECK_THROWS_WITH_AS(Tokenizer::from_json(stated, "test"), doctest::Contains("fuse_unk"), Error);
+}
+
 TEST_CASE("tokens are merged in the order of the merges, as one would do it by hand") {
     Random random(1);
     for (int round = 0; round < 12; round++) {
@@ -203,27 +255,6 @@ TEST_CASE("the model that ships encodes its reference prompt") {
     CHECK(tokenizer.encode("").empty());
     CHECK_THROWS_WITH_AS(tokenizer.bytes(4096), doctest::Contains("0 to 4095"), Error);
     CHECK_THROWS_AS(tokenizer.bytes(-1), Error);
-}
-
-TEST_CASE("a conversation is built from ids") {
-    Tokenizer tokenizer = Tokenizer::open(PARLOUR);
-    ChatTemplate chat(tokenizer);
-    std::vector<Token> ids = {chat.begin_of_text};
-    auto append = [&](const std::vector<Token>& more) {
-        ids.insert(ids.end(), more.begin(), more.end());
-    };
-    append(chat.message("system", "\n You are a kind old sailor.\u3000\x1f"));
-    append(chat.message("user", "Good evening! Shall we go out? "));
-    append(chat.answer_header());
-    CHECK(ids == std::vector<Token>{4080, 4086, 115,  121,  317,  440,  4087, 264,  556,  493,
-                                    258,  888,  643,  361,  393,  284,  46,   4089, 4086, 443,
-                                    269,  4087, 264,  71,   431,  1403, 33,   372,  2096, 351,
-                                    497,  479,  63,   4089, 4086, 581,  492,  436,  4087, 264});
-
-    std::vector<Token> spelt = chat.message("user", "<|eot_id|>");
-    CHECK(std::count(spelt.begin(), spelt.end(), chat.end_of_turn) == 1);
-    Tokenizer plain = Tokenizer::from_json(tokenizer_json({}), "test");
-    CHECK_THROWS_WITH_AS(ChatTemplate{plain}, doctest::Contains("<|begin_of_text|>"), Error);
 }
 
 TEST_CASE("white space is stripped as Python strips it") {

@@ -64,10 +64,10 @@ std::vector<std::pair<std::string, std::vector<Token>>> cases_of(const std::stri
 }
 
 const char* ADDED = R"([
-    {"id": 300, "content": "<|eot_id|>", "special": true, "normalized": false},
-    {"id": 301, "content": "<|eot_id|>!", "special": true, "normalized": false},
-    {"id": 302, "content": "<tool>", "special": false, "normalized": true},
-    {"id": 310, "content": "<|eom", "special": true}])";
+    {"id": 256, "content": "<|eot_id|>", "special": true, "normalized": false},
+    {"id": 257, "content": "<|eot_id|>!", "special": true, "normalized": false},
+    {"id": 258, "content": "<tool>", "special": false, "normalized": true},
+    {"id": 259, "content": "<|eom", "special": true}])";
 
 }  // namespace
 
@@ -136,18 +136,101 @@ TEST_CASE("text that spells a special token stays text unless the caller wants i
     };
     CHECK(count("<|eot_id|>", false) == 10);
     CHECK(tokenizer.encode("a<|eot_id|>b<|eot_id|>!", true) ==
-          std::vector<Token>{'a', 300, 'b', 301});
+          std::vector<Token>{'a', 256, 'b', 257});
     CHECK(tokenizer.encode("<|eo<|eom<|eot_id|", true).size() == 4 + 1 + 9);
-    CHECK(tokenizer.encode("x<tool>", false) == std::vector<Token>{'x', 302});   // part of the text
-    CHECK(tokenizer.special("<|eot_id|>") == 300);
+    CHECK(tokenizer.encode("x<tool>", false) == std::vector<Token>{'x', 258});   // part of the text
+    CHECK(tokenizer.special("<|eot_id|>") == 256);
     CHECK(tokenizer.special("<tool>") == -1);
     CHECK(tokenizer.special("eot_id") == -1);
-    CHECK(tokenizer.is_special(310));
-    CHECK(!tokenizer.is_special(302));
+    CHECK(tokenizer.is_special(259));
+    CHECK(!tokenizer.is_special(258));
     CHECK(!tokenizer.is_special(1 << 30));
-    CHECK(tokenizer.size() == 311);
-    CHECK(tokenizer.bytes(310) == "<|eom");
-    CHECK_THROWS_WITH_AS(tokenizer.bytes(305), doctest::Contains("token 305"), Error);
+    CHECK(tokenizer.size() == 260);
+    CHECK(tokenizer.bytes(259) == "<|eom");
+    CHECK_THROWS_WITH_AS(tokenizer.bytes(260), doctest::Contains("token 260"), Error);
+}
+
+// The ids are those of tokenizers 0.23.3 for these files.
+TEST_CASE("added tokens are names: they may spell what the vocabulary spells, and take in space") {
+    const std::string merges = tokenizer_json({{" ", "a"}, {"b", "c"}});
+    auto with = [&](const char* added) {
+        return Tokenizer::from_json(replaced(merges, "\"added_tokens\": []",
+                                             std::string("\"added_tokens\": ") + added), "test");
+    };
+    Tokenizer same = with(R"([{"id": 258, "content": " a"}, {"id": 257, "content": "bc"}])");
+    CHECK(same.encode("x a abc") == std::vector<Token>{'x', 258, 258, 257});
+    CHECK(same.bytes(256) == " a");
+    CHECK(same.bytes(258) == " a");
+    Tokenizer byte = with(R"([{"id": 233, "content": "é"}])");        // the entry of byte 0xe9
+    CHECK(byte.encode("é") == std::vector<Token>{233});
+    CHECK(byte.bytes(233) == "\xe9");
+    CHECK(with(R"([{"id": 258, "content": ""}, {"id": 258, "content": "<y>"}])").size() == 259);
+    CHECK(with(R"([{"id": 258, "content": "<y>"}, {"id": 258, "content": "<y>"}])").size() == 259);
+
+    Tokenizer strips = with(R"([{"id": 258, "content": "<l>", "lstrip": true},
+        {"id": 259, "content": "<r>", "rstrip": true}, {"id": 260, "content": " !"},
+        {"id": 261, "content": "<s>", "special": true, "lstrip": true, "rstrip": true}])");
+    CHECK(strips.encode("b \n\u3000<l> b") == std::vector<Token>{'b', 258, ' ', 'b'});
+    CHECK(strips.encode("b <r> \t<l> <l>b") == std::vector<Token>{'b', ' ', 259, 258, 258, 'b'});
+    CHECK(strips.encode("<r> !x") == std::vector<Token>{259, 260, 'x'});
+    CHECK(strips.encode("b <s> b", true) == std::vector<Token>{'b', 261, 'b'});
+    CHECK(with(R"([{"id": 258, "content": "\t", "lstrip": true, "rstrip": true}])").encode("a\t\tb") ==
+          std::vector<Token>{'a', 258, 'b'});                          // nothing is left for the second
+    CHECK(strips.encode("\xe3\x80<l>") == std::vector<Token>{0xe3, 0x80, 258});
+}
+
+TEST_CASE("what changes no id is accepted as the reference accepts it") {
+    const std::string good = tokenizer_json({{"a", "b"}, {"b", "c"}});
+    const std::vector<Token> want = Tokenizer::from_json(good, "f").encode("abc babc");
+    const struct { const char *from, *to; } cases[] = {
+        {"\"normalizer\": null", "\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": []}"},
+        {"\"normalizer\": null, ", ""},
+        {"\"Isolated\", \"invert\": false", "\"Removed\", \"invert\": true"},
+        {"\"ab\":256", "\"\":300, \"日本 x\":301, \"ab\":256"},
+        {"\"byte_fallback\"", "\"dropout\": null, \"unk_token\": \"none\", \"byte_fallback\""},
+        {"{\"normalizer\"", "\xef\xbb\xbf{\"normalizer\""}};
+    for (const auto& c : cases) {
+        std::string other = replaced(good, c.from, c.to);
+        CAPTURE(c.to);
+        REQUIRE(other != good);
+        CHECK(Tokenizer::from_json(other, "f").encode("abc babc") == want);
+    }
+    // Of a merge that is listed twice the later rank holds: "bc" comes first now.
+    std::string twice = replaced(good, "[\"b\",\"c\"]", "[\"b\",\"c\"],[\"a\",\"b\"]");
+    CHECK(Tokenizer::from_json(twice, "f").encode("abc") == std::vector<Token>{'a', 257});
+    CHECK(Tokenizer::from_json(good, "f").encode("abc") == std::vector<Token>{256, 'c'});
+}
+
+TEST_CASE("BOS is what the tokenizer puts in front of a text, once") {
+    JsonOptions options;
+    options.added = ADDED;
+    const std::string plain = tokenizer_json({}, options);
+    const std::string post = R"("post_processor": {"type": "Sequence", "processors": [
+        {"type": "ByteLevel"}, {"type": "TemplateProcessing",
+        "special_tokens": {"<|eot_id|>": {"ids": [256]}},
+        "single": [{"SpecialToken": {"id": "<|eot_id|>"}}, {"Sequence": {"id": "A"}}]}]}, )";
+    const std::string with = replaced(plain, "\"decoder\"", post + "\"decoder\"");
+    Scratch scratch;
+    auto bos = [&](const std::string& tokenizer, const std::string& config) {
+        write(scratch.path("tokenizer.json"), tokenizer);
+        write(scratch.path("tokenizer_config.json"), config);
+        return Tokenizer::open(scratch.folder.string()).bos();
+    };
+    CHECK(bos(plain, "{}") == -1);
+    CHECK(bos(with, "{}") == 256);
+    CHECK(bos(with, R"({"add_bos_token": null})") == 256);
+    CHECK(bos(with, R"({"add_bos_token": false, "bos_token": "<|eot_id|>"})") == -1);
+    CHECK(bos(plain, R"({"add_bos_token": true, "bos_token": {"content": "<|eom"}})") == 259);
+    CHECK(bos(plain, R"({"add_bos_token": true, "bos_token": null})") == -1);
+    CHECK_THROWS_WITH_AS(bos(plain, R"({"add_bos_token": true, "bos_token": "<none>"})"),
+                         doctest::Contains("<none>"), Error);
+
+    Tokenizer tokenizer = Tokenizer::from_json(with, "test");
+    CHECK(tokenizer.encode_document("a") == std::vector<Token>{256, 'a'});
+    CHECK(tokenizer.encode_document("") == std::vector<Token>{256});
+    CHECK(tokenizer.encode_document("<|eot_id|>a", true) == std::vector<Token>{256, 'a'});
+    CHECK(Tokenizer::from_json(plain, "test").encode_document("a") == std::vector<Token>{'a'});
+    CHECK(Tokenizer::from_tiktoken(tiktoken_model({}), "test").bos() == 256);
 }
 
 TEST_CASE("a stream never prints half a character") {
@@ -179,7 +262,9 @@ TEST_CASE("a stream never prints half a character") {
 
 TEST_CASE("a tokenizer.json that asks for something else is refused by name") {
     const std::string good = tokenizer_json({{"a", "b"}, {"ab", "c"}});
-    const std::string one = R"("added_tokens": [{"id": 400, "content": "<x>"})";
+    const std::string one = R"("added_tokens": [{"id": 258, "content": "<x>"})";
+    const std::string post = R"("post_processor": {"type": "TemplateProcessing",
+        "special_tokens": {"a": {"ids": [97]}}, "single": [)";
     const struct { const char *from, *to, *message; } cases[] = {
         {"\"BPE\"", "\"Unigram\"", "model.type: expected \"BPE\", found \"Unigram\""},
         {"\"type\": \"BPE\",", "", "model.type: expected \"BPE\", found nothing"},
@@ -195,6 +280,8 @@ TEST_CASE("a tokenizer.json that asks for something else is refused by name") {
         {"\"normalizer\": null", "\"normalizer\": {\"type\": \"NFC\"}",
          "normalizer: expected null"},
         {"{1,3}", "", "pre_tokenizer.pretokenizers[0].pattern.Regex: expected"},
+        {"\"Split\"", "\"Punctuation\"", "pretokenizers[0].type: expected \"Split\""},
+        {"\"Split\"", "\"Digits\"", "individual_digits: expected true"},
         {"Isolated", "Removed", "behavior: expected \"Isolated\", found \"Removed\""},
         {"\"use_regex\": false", "\"use_regex\": true", "use_regex: expected false"},
         {"\"add_prefix_space\": false, ", "", "add_prefix_space: expected false"},
@@ -203,31 +290,35 @@ TEST_CASE("a tokenizer.json that asks for something else is refused by name") {
         {"\"ab\":256", "\"ab\":2147483648", "model.vocab: expected an integer"},
         {"\"ab\":256", "\"ab\":-1", "model.vocab: expected an integer"},
         {"\"ab\":256", "\"ab\":\"256\"", "model.vocab: expected a number, found a string"},
-        {"\"ab\":256", "\"a b\":256", "\"a b\" does not spell bytes"},
+        {"\"ab\":256", "\"a b\":256", "merges[0]: \"a\" and \"b\""},
         {"\"ab\":256", "\"axb\":256", "merges[0]: \"a\" and \"b\""},
         {"[\"a\",\"b\"]", "[\"a\",\"q\"]", "merges[0]: \"a\" and \"q\""},
         {"[\"a\",\"b\"]", "[\"a\"]", "merges[0]: expected \"left right\""},
-        {"[\"a\",\"b\"]", "[\"a\",\"b\"],[\"a\",\"b\"]",
-         "merges[1]: \"a\" and \"b\" have been merged"},
-        {"\"c\":99,", "", "no token for byte 0x63"},
         {"added_tokens\": []", "added_tokens\": [{\"id\": 400}]",
          "added_tokens[0].content: expected"},
         {"added_tokens\": []", "added_tokens\": 5", "added_tokens: expected an array"},
-        {"\"added_tokens\": []", "ONE, {\"id\": 401, \"content\": \"<x>\"}]",
-         "[1]: \"<x>\" is there twice"},
-        {"\"added_tokens\": []", "ONE, {\"id\": 400, \"content\": \"<y>\"}]",
-         "[1]: \"<y>\" has id 400"},
+        {"\"added_tokens\": []", "ONE, {\"id\": 259, \"content\": \"<x>\"}]",
+         "[1]: \"<x>\" has id 259, but it is there twice"},
+        {"\"added_tokens\": []", "ONE, {\"id\": 258, \"content\": \"<x>\", \"rstrip\": true}]",
+         "it is there twice, with other options"},
+        {"\"added_tokens\": []", "ONE, {\"id\": 300, \"content\": \"<y>\"}]",
+         "would give it 259"},
+        {"\"added_tokens\": []", "ONE, {\"id\": 258, \"content\": \"<y>\"}]",
+         "[1]: \"<y>\" has id 258"},
         {"\"added_tokens\": []", "ONE, {\"id\": 3, \"content\": \"<y>\"}]",
          "[1]: \"<y>\" has id 3"},
         {"\"added_tokens\": []", "ONE, {\"id\": 5, \"content\": \"ab\"}]", "[1]: \"ab\" has id 5"},
         {"\"added_tokens\": []", "ONE, {\"id\": 99999, \"content\": \"<y>\"}]",
          "expected an integer from 0"},
-        {"\"added_tokens\": []", "ONE, {\"id\": 5, \"content\": \"\"}]", "content: is empty"},
-        {"\"added_tokens\": []", "ONE, {\"id\": 5, \"content\": \"y\", \"lstrip\": true}]",
-         "lstrip: expected"}};
+        {"\"added_tokens\": []", "ONE, {\"id\": 5, \"content\": \"y\", \"single_word\": true}]",
+         "single_word: \"y\""},
+        {"\"decoder\"", "\"post_processor\": {\"type\": \"BertProcessing\"}, \"decoder\"",
+         "post_processor.type: expected"},
+        {"\"decoder\"", "POST{\"Sequence\": {}}, {\"SpecialToken\": {\"id\": \"a\"}}]}, \"decoder\"",
+         "0 tokens before a text and 1 behind it"}};
     CHECK_NOTHROW(Tokenizer::from_json(good, "f"));
     for (const auto& c : cases) {
-        std::string bad = replaced(good, c.from, replaced(c.to, "ONE", one));
+        std::string bad = replaced(good, c.from, replaced(replaced(c.to, "ONE", one), "POST", post));
         CAPTURE(c.message);
         REQUIRE(bad != good);
         CHECK_THROWS_WITH_AS(Tokenizer::from_json(bad, "f"), doctest::Contains(c.message), Error);

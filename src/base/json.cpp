@@ -249,6 +249,7 @@ struct Parser {
 }  // namespace
 
 Json Json::parse(std::string_view text, const std::string& where, int max_depth) {
+    text = without_bom(text);
     Parser parser{text, where, max_depth, 0, {}, {}};
     size_t valid = utf8_end(text);
     if (valid < text.size())

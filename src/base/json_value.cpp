@@ -27,7 +27,7 @@ static void expect(const Json& json, Json::Kind kind, const std::string& where) 
 
 const Json* Json::find(std::string_view key) const {
     for (const Member& member : members)
-        if (member.key == key) return &member.value;
+        if (member.key == key) return member.value.kind == Null ? nullptr : &member.value;
     return nullptr;
 }
 

@@ -26,6 +26,12 @@ inline size_t utf8_length(std::string_view text, size_t i) {
     return follows(1) && follows(2) && follows(3) ? 4 : 0;
 }
 
+// Without the byte order mark that some editors put in front of UTF-8.
+inline std::string_view without_bom(std::string_view text) {
+    if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);
+    return text;
+}
+
 inline void append_utf8(std::string& out, uint32_t c) {
     if (c < 0x80) {
         out += char(c);

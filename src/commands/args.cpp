@@ -16,6 +16,10 @@ std::vector<Flag> flags(Args& a) {
          1},
         {"--echo", "", "generate", "print the text itself first", &a.echo},
         {"--system", "TEXT", "chat", "the system message", &a.system},
+        {"--template", "NAME", "chat",
+         "llama3, llama3.1 or chatml, whatever chat template the folder states", &a.chat_form, 0, 0,
+         "llama3, llama3.1, chatml"},
+        {"--date", "DATE", "chat", "what a template takes for today, as \"26 Jul 2024\"", &a.date},
         {"--temperature", "X", "chat generate", "0: always the likeliest token", &a.temperature, 0,
          100},
         {"--top-k", "N", "chat generate", "only the N likeliest tokens; 0: all", &a.top_k},
@@ -72,7 +76,7 @@ std::vector<Flag> flags(Args& a) {
         {"--resume", "", "calibrate", "continue after the last finished layer", &a.resume},
         {"--seed", "N", "calibrate", "the same seed gives the same bases (default 1)", &a.seed},
         {"--decode", "", "tokenize", "ids to text", &a.decode},
-        {"--special", "", "tokenize", "text may spell special tokens", &a.special},
+        {"--special", "", "generate tokenize", "text may spell special tokens", &a.special},
         {"--backend", "NAME", "chat generate perplexity bench logits inspect calibrate",
          "auto (default), cpu or cuda", &a.backend, 0, 0, "auto, cpu, cuda"},
         {"--isa", "NAME", "chat generate perplexity bench logits inspect calibrate",
@@ -163,7 +167,11 @@ static void store(const Flag& flag, const std::string& text, const std::string& 
     if (flag.choices && !chooses(flag.choices, text))
         usage_error(format("%s takes one of %s, not '%s'", flag.name, flag.choices, text.c_str()),
                     verb);
-    if (auto* s = std::get_if<std::string*>(&flag.target)) **s = text;
+    if (auto* s = std::get_if<std::string*>(&flag.target)) {
+        if (text.empty()) usage_error(format("%s needs %s, not ''", flag.name, flag.value), verb);
+        **s = text;
+    }
+    if (auto* s = std::get_if<std::optional<std::string>*>(&flag.target)) **s = text;
     if (auto* i = std::get_if<int*>(&flag.target)) **i = int(parse_number(text, flag, true, verb));
     if (auto* o = std::get_if<std::optional<int>*>(&flag.target))
         **o = int(parse_number(text, flag, true, verb));

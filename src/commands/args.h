@@ -25,7 +25,8 @@ struct Args {
     bool greedy = false;
 
     // one verb each
-    std::string prompt, file, output, ids, ids_file, system, protocol = "chunks", compare;
+    std::optional<std::string> prompt, system;         // may be given and empty
+    std::string file, output, ids, ids_file, protocol = "chunks", compare, chat_form, date;
     bool echo = false, decode = false, special = false;
     int tokens = 256, stride = 0, chunks = 0;
     int bench_prompt = 512, bench_generate = 32, repeat = 5;
@@ -45,7 +46,7 @@ struct Flag {
     const char* verbs;                         // "chat generate", or "*"
     const char* help;
     std::variant<bool*, int*, std::optional<int>*, std::optional<double>*, std::string*,
-                 std::vector<int>*>
+                 std::optional<std::string>*, std::vector<int>*>
         target;
     double low = 0, high = 2147483647;         // of a number
     const char* choices = nullptr;             // of a word: "f16, bf16, f32"; null: any

@@ -116,8 +116,12 @@ bool Chat::command(const std::string& line) {
         dialogue.clear();
         note("a new conversation");
     }
-    if (takes_text && rest.empty())
-        note(dialogue.system.empty() ? "no system message" : printable(dialogue.system));
+    if (takes_text && rest.empty()) {
+        const std::optional<std::string>& own = dialogue.form.form.default_system;
+        note(dialogue.system ? printable(*dialogue.system)
+             : own           ? printable(*own) + " (the model's own)"
+                             : "no system message");
+    }
     if (takes_text && !rest.empty()) {
         dialogue.set_system(rest);
         note("the system message from here on");

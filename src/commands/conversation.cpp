@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "base/file.h"
+#include "base/json.h"
 
 namespace stief {
 
@@ -70,11 +71,17 @@ static bool begins_with_magic(const MappedFile& file) {
     return file.size >= sizeof MAGIC && !std::memcmp(file.data, MAGIC, sizeof MAGIC);
 }
 
-static std::string pack(const std::vector<Message>& messages) {
+static std::string pack(const Conversation& talk) {
     std::string packed;
-    for (const Message& one : messages) {
-        uint32_t sizes[] = {uint32_t(one.role.size()), uint32_t(one.text.size())};
-        packed.append(reinterpret_cast<const char*>(sizes), sizeof sizes);
+    auto number = [&](size_t n) {
+        uint32_t word = uint32_t(n);
+        packed.append(reinterpret_cast<const char*>(&word), sizeof word);
+    };
+    number(talk.form.size());
+    packed += talk.form;
+    for (const Message& one : talk.messages) {
+        number(one.role.size());
+        number(one.text.size());
         packed += one.role + one.text;
     }
     return packed;
@@ -88,7 +95,7 @@ void save_conversation(const std::string& path, const Conversation& talk, const 
         check(old.size == 0 || begins_with_magic(old),
               "%s exists and is no conversation; choose another name", path.c_str());
     }
-    std::string text = pack(talk.messages);
+    std::string text = pack(talk);
     size_t row_bytes = cache.snapshot_bytes(cache.used);
     auto rows = std::make_unique_for_overwrite<char[]>(row_bytes);
     cache.save(rows.get());
@@ -118,8 +125,8 @@ static Head checked_head(const MappedFile& file, const std::string& path) {
     check(file.size >= sizeof head + sizeof(uint64_t), "%s is cut short: %zu bytes", name,
           file.size);
     std::memcpy(&head, file.data, sizeof head);
-    check(head.version == VERSION, "%s is of version %u, this program reads version %u", name,
-          head.version, VERSION);
+    check(head.version >= 1 && head.version <= VERSION,
+          "%s is of version %u, this program reads versions up to %u", name, head.version, VERSION);
 
     size_t rest = file.size - sizeof head - sizeof(uint64_t), ids = size_t(head.positions) * 4;
     bool fits = ids <= rest && head.text_bytes <= rest - ids &&
@@ -136,28 +143,32 @@ static Head checked_head(const MappedFile& file, const std::string& path) {
     return head;
 }
 
-static std::vector<Message> unpack(const char* next, size_t size, uint32_t count,
-                                   const char* name) {
-    std::vector<Message> messages;
+// Form and messages.
+static void unpack(Conversation& talk, const char* next, const Head& head, const char* name) {
+    size_t size = head.text_bytes;
     auto take = [&](size_t bytes) {
         check(bytes <= size, "%s is damaged: its messages are longer than their part", name);
         const char* taken = next;
         next += bytes, size -= bytes;
         return taken;
     };
-    for (uint32_t i = 0; i < count; i++) {
-        uint32_t sizes[2];
-        std::memcpy(sizes, take(sizeof sizes), sizeof sizes);
-        const char* role = take(sizes[0]);
-        const char* text = take(sizes[1]);
-        messages.push_back({std::string(role, sizes[0]), std::string(text, sizes[1])});
+    auto number = [&] {
+        uint32_t word;
+        std::memcpy(&word, take(sizeof word), sizeof word);
+        return size_t(word);
+    };
+    auto text = [&](size_t bytes) { return std::string(take(bytes), bytes); };
+    if (head.version > 1) talk.form = text(number());
+    for (uint32_t i = 0; i < head.messages; i++) {
+        size_t role_bytes = number(), text_bytes = number();
+        std::string role = text(role_bytes);
+        talk.messages.push_back({std::move(role), text(text_bytes)});
     }
     check(size == 0, "%s is damaged: its messages are shorter than their part", name);
-    return messages;
 }
 
 Conversation load_conversation(const std::string& path, KvCache& cache, uint64_t model,
-                               int vocabulary) {
+                               int vocabulary, const std::string& form) {
     MappedFile file(path);
     Head head = checked_head(file, path);
     const char* name = path.c_str();
@@ -183,8 +194,10 @@ Conversation load_conversation(const std::string& path, KvCache& cache, uint64_t
     for (Token id : talk.ids)
         check(id >= 0 && id < vocabulary, "%s is damaged: token %d of %d", name, id, vocabulary);
     next += talk.ids.size() * sizeof(Token);
-    talk.messages =
-        unpack(reinterpret_cast<const char*>(next), head.text_bytes, head.messages, name);
+    unpack(talk, reinterpret_cast<const char*>(next), head, name);
+    check(talk.form == form, "%s is written in the form %s, this conversation in "
+          "%s: stief chat --template %s goes on with it", name, printable(talk.form).c_str(),
+          form.c_str(), printable(talk.form).c_str());
     cache.load(next + head.text_bytes, int(head.positions));
     return talk;
 }

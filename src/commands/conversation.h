@@ -1,13 +1,14 @@
 // A conversation on disk, so that it goes on without the model reading it again. Little-endian:
 //
 //     "STIEFTLK"            magic
-//     u32 version = 1       u32 dtype of the rows (0 f32, 1 f16, 2 bf16)
+//     u32 version = 2       u32 dtype of the rows (0 f32, 1 f16, 2 bf16)
 //     u64 model             fingerprint of the weights, config and bases
 //     u64 shape             hash of the cache's ranks and window
 //     u32 positions         u32 messages
 //     u64 bytes of text     u64 bytes of rows
 //     i32 × positions       the ids in the cache
-//     messages × { u32 bytes of role, u32 bytes of text, role, text }       "bytes of text" in all
+//     u32 bytes of form, form: of the template; version 1 has neither, it is llama3
+//     messages × { u32 bytes of role, u32 bytes of text, role, text }   from "form" on "bytes of text"
 //     rows                  as KvCache::save gives them
 //     u64 checksum          of everything before it
 //
@@ -29,6 +30,7 @@ struct Message {
 };
 
 struct Conversation {
+    std::string form = "llama3";       // ChatForm::name: what the ids are written in
     std::vector<Message> messages;
     std::vector<Token> ids;            // (cache.used)  what the cache holds, BOS first
 };
@@ -39,8 +41,8 @@ void save_conversation(const std::string& path, const Conversation& talk, const 
                        uint64_t model);
 
 // Fills the cache and returns the rest; an Error leaves the cache as it was. vocabulary: ids are
-// below it.
+// below it. form: what it must be written in.
 Conversation load_conversation(const std::string& path, KvCache& cache, uint64_t model,
-                               int vocabulary);
+                               int vocabulary, const std::string& form);
 
 }  // namespace stief

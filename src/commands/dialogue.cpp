@@ -20,15 +20,12 @@ static void append(std::vector<Token>& to, const std::vector<Token>& more) {
 Dialogue::Dialogue(Session& owner, const Tokenizer& words, const Args& args)
     : session(owner),
       tokenizer(words),
-      form(words),
-      sampler(sampling_of(args, owner.model.config), seed_of(args)),
-      system(args.system) {
+      form(words, chat_form(args.model, words, args.chat_form, args.date)),
+      sampler(sampler_of(args, owner.model.config, words)),
+      system(args.system),
+      ends(ends_of(owner.model.config, words)) {
+    ends.push_back(form.end_of_turn);
     clear();
-}
-
-std::vector<Token> Dialogue::opening() const {
-    if (talk.ids.empty()) return {form.begin_of_text};
-    return {};
 }
 
 void Dialogue::require_room(size_t tokens, int answer, const char* what) const {
@@ -71,10 +68,10 @@ bool Dialogue::feed(std::span<const Token> ids, bool stoppable) {
 void Dialogue::clear() {
     Conversation before = std::move(talk);
     int used = session.cache->used;
-    talk = {};
+    talk = {form.form.name, {}, {}};
     session.cache->used = 0;
     try {
-        if (!system.empty()) set_system(system);
+        if (system) set_system(std::string(*system));
     } catch (...) {
         talk = std::move(before);
         session.cache->used = used;
@@ -84,7 +81,7 @@ void Dialogue::clear() {
 
 void Dialogue::set_system(const std::string& text) {
     if (talk.messages.size() == 1 && talk.messages[0].role == "system") {   // nothing was said yet
-        std::string before = std::exchange(system, text);
+        std::optional<std::string> before = std::exchange(system, text);
         try {
             return clear();
         } catch (...) {
@@ -92,8 +89,7 @@ void Dialogue::set_system(const std::string& text) {
             throw;
         }
     }
-    std::vector<Token> ids = opening();
-    append(ids, form.message("system", text));
+    std::vector<Token> ids = talk.ids.empty() ? form.opening(text) : form.message("system", text);
     require_room(ids.size(), LEAST_ANSWER, "system message");
     int before = session.cache->used;
     try {
@@ -106,7 +102,7 @@ void Dialogue::set_system(const std::string& text) {
     system = text;
 }
 
-// The answer to what ids ask, all into the cache but its end of turn.
+// The answer to what ids ask, all into the cache but its end.
 Dialogue::End Dialogue::answer(const std::vector<Token>& ids, std::string& text) {
     last = {};
     double start = now();
@@ -116,7 +112,7 @@ Dialogue::End Dialogue::answer(const std::vector<Token>& ids, std::string& text)
     double head_seconds = now() - start;
 
     append(talk.ids, {ids.end() - ptrdiff_t(tail), ids.end()});
-    int limit = left() - int(tail) - 1;                                  // 1: the end of turn
+    int limit = left() - int(tail + form.answer_end().size());
     auto sink = [&](Token id) {
         talk.ids.push_back(id);
         text += tokenizer.bytes(id);
@@ -124,24 +120,25 @@ Dialogue::End Dialogue::answer(const std::vector<Token>& ids, std::string& text)
         return !(stop && stop());
     };
     Generated made = generate(*session.transformer, *session.cache, sampler, all_ids.last(tail),
-                              limit, false, sink);
+                              limit, ends, sink);
     last = {int(ids.size()), made.tokens, head_seconds + made.prompt_seconds, made.seconds};
     if (made.why == Stop::EndOfText) return End::Turn;
     return made.why == Stop::Asked ? End::Stopped : End::Full;
 }
 
 Dialogue::End Dialogue::say(const std::string& text) {
-    std::vector<Token> ids = opening();
+    std::vector<Token> ids, end_ids = form.answer_end();
+    if (talk.ids.empty()) ids = form.opening();
     append(ids, form.message("user", text));
     append(ids, form.answer_header());
-    require_room(ids.size(), LEAST_ANSWER + 1, "message");
+    require_room(ids.size(), LEAST_ANSWER + int(end_ids.size()), "message");
 
     int before = session.cache->used;
     std::string answered;
     End end = End::Unsent;
     try {
         end = answer(ids, answered);
-        if (end != End::Unsent) feed({&form.end_of_turn, 1}, false);
+        if (end != End::Unsent) feed(end_ids, false);
     } catch (...) {
         undo(before);
         throw;
@@ -164,9 +161,10 @@ void Dialogue::save(const std::string& path) const {
 
 void Dialogue::load(const std::string& path) {
     talk = load_conversation(path, *session.cache, session.meaning_of_rows(),
-                             session.model.config.V);
+                             session.model.config.V, form.form.name);
     bool has_system = !talk.messages.empty() && talk.messages[0].role == "system";
-    system = has_system ? talk.messages[0].text : "";
+    system.reset();
+    if (has_system) system = talk.messages[0].text;
 }
 
 }  // namespace stief

@@ -26,7 +26,8 @@ struct Dialogue {
     ChatTemplate form;
     Sampler sampler;
     Conversation talk;
-    std::string system;                // the system message that clear() begins with; may be empty
+    std::optional<std::string> system; // what clear() begins with; none: the template's own, if any
+    std::vector<Token> ends;           // what ends an answer
     Pace last, all;                    // of the last answer, of all since the start
 
     std::function<bool()> stop;                        // asked often: should the answer end here?
@@ -45,7 +46,6 @@ struct Dialogue {
     void load(const std::string& path);
 
   private:
-    std::vector<Token> opening() const;
     void undo(int used);
     void require_room(size_t tokens, int answer, const char* what) const;
     bool feed(std::span<const Token> ids, bool stoppable);

@@ -13,27 +13,27 @@ static const char* why(Stop stop) {
 }
 
 int generate_text(const Args& args) {
-    if (!args.prompt.empty() && !args.file.empty())
+    if (args.prompt && !args.file.empty())
         throw UsageError("-p and -f are two texts; give one of them");
     Tokenizer tokenizer = Tokenizer::open(args.model);
     std::string text =
-        !args.prompt.empty() ? args.prompt : read_text(args.file.empty() ? "-" : args.file);
+        args.prompt ? *args.prompt : read_text(args.file.empty() ? "-" : args.file);
     Session session(args);
     const Config& config = session.model.config;
 
-    std::vector<Token> prompt;
-    if (config.bos >= 0) prompt.push_back(config.bos);
-    for (Token id : tokenizer.encode(text)) prompt.push_back(id);
+    std::vector<Token> prompt = tokenizer.encode_document(text, args.special);
+    // The config's BOS is what a model begins with where it is given nothing, as transformers has it.
+    if (prompt.empty() && config.bos >= 0) prompt.push_back(config.bos);
     check(!prompt.empty(), "nothing to continue: the text is empty and the model has no BOS token");
     check(int(prompt.size()) < session.context,
           "the text has %zu tokens, the context %d: shorten it or use a larger --context",
           prompt.size(), session.context);
 
     if (args.echo) print(text);
-    Sampler sampler(sampling_of(args, config), seed_of(args));
+    Sampler sampler = sampler_of(args, config, tokenizer);
     Utf8Stream stream;
     Generated done = generate(*session.transformer, *session.cache, sampler, prompt, args.tokens,
-                              false, [&](Token id) {
+                              ends_of(config, tokenizer), [&](Token id) {
                                   print(stream.push(tokenizer.bytes(id)));
                                   return true;
                               });

@@ -31,14 +31,6 @@ static Protocol protocol_of(const Args& args) {
     return protocol;
 }
 
-// The text's tokens with BOS in front.
-static std::vector<Token> read_tokens(const Args& args, const Config& config) {
-    Tokenizer tokenizer = Tokenizer::open(args.model);
-    std::vector<Token> ids;
-    if (config.bos >= 0) ids.push_back(config.bos);
-    for (Token id : tokenizer.encode(read_text(args.rest[0]))) ids.push_back(id);
-    return ids;
-}
 
 // What the model is compared with: with bases, unless --compare says otherwise, the full cache.
 static std::string reference_name(const Args& args) {
@@ -87,7 +79,11 @@ int perplexity(const Args& args) {
     protocol.stride = std::min(protocol.stride, protocol.context);
     opened.context = protocol.context;
 
-    std::vector<Token> ids = read_tokens(args, config);
+    Tokenizer tokenizer = Tokenizer::open(args.model);
+    std::vector<Token> ids = tokenizer.encode_document(read_text(args.rest[0]));
+    protocol.bos = tokenizer.bos();
+    if (protocol.name == Protocol::LlamaCpp && protocol.bos < 0)
+        status(args, "the tokenizer puts no BOS in front of a text: windows keep their first token");
     Session session(opened);
     Model& model = session.model;
     Runner tested{*session.transformer, *session.cache, args.exact};

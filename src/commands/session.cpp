@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <cstring>
 
+#include "formats/chat.h"
+
 namespace stief {
 
 DType parse_cache_dtype(const std::string& name) {
@@ -78,6 +80,21 @@ Sampling sampling_of(const Args& args, const Config& config) {
 uint64_t seed_of(const Args& args) {
     if (args.seed >= 0) return uint64_t(args.seed);
     return uint64_t(std::chrono::system_clock::now().time_since_epoch().count());
+}
+
+Sampler sampler_of(const Args& args, const Config& config, const Tokenizer& tokenizer) {
+    Sampler sampler(sampling_of(args, config), seed_of(args));
+    std::vector<bool> drawable(size_t(config.V));
+    for (Token id = 0; id < config.V; id++) drawable[size_t(id)] = tokenizer.has(id);
+    bool all = std::find(drawable.begin(), drawable.end(), false) == drawable.end();
+    if (!all) sampler.drawable = std::move(drawable);
+    return sampler;
+}
+
+std::vector<Token> ends_of(const Config& config, const Tokenizer& tokenizer) {
+    std::vector<Token> ends = end_tokens(tokenizer);
+    ends.insert(ends.end(), config.eos.begin(), config.eos.end());
+    return ends;
 }
 
 void print(const std::string& text) {

@@ -29,6 +29,10 @@ BackendOptions backend_options(const Args& args);
 // generation_config.json's defaults with the options over them; the seed from the clock unless given.
 Sampling sampling_of(const Args& args, const Config& config);
 uint64_t seed_of(const Args& args);
+// Both of them, drawing only ids that have a token.
+Sampler sampler_of(const Args& args, const Config& config, const Tokenizer& tokenizer);
+// Every id that ends a text: those that the config lists, and those that are made for it.
+std::vector<Token> ends_of(const Config& config, const Tokenizer& tokenizer);
 
 // Writes to stdout and flushes; a full disk or a closed pipe is an Error.
 void print(const std::string& text);

@@ -3,7 +3,6 @@
 #include "formats/bpe.h"
 
 #include <bit>
-#include <cassert>
 #include <functional>
 #include <queue>
 #include <utility>
@@ -19,13 +18,13 @@ static uint64_t pair_of(Token left, Token right) {
     return uint64_t(uint32_t(left)) << 32 | uint32_t(right);
 }
 
-Bpe::Bpe(Vocabulary v, size_t merges)
+Bpe::Bpe(Vocabulary v, size_t merges, Token unknown)
     : vocabulary(std::move(v)),
       slots(std::bit_ceil(merges + merges / 2 + 2), Slot{EMPTY, {NO_MERGE, -1}}) {
     for (size_t b = 0; b < 256; b++) {
         char c = char(b);
         byte[b] = vocabulary.find({&c, 1});
-        assert(byte[b] >= 0);
+        if (byte[b] < 0) byte[b] = unknown;
     }
 }
 
@@ -38,11 +37,8 @@ size_t Bpe::slot_of(uint64_t pair) const {
     return i;
 }
 
-bool Bpe::add(Token left, Token right, Merge merge) {
-    Slot& slot = slots[slot_of(pair_of(left, right))];
-    if (slot.pair != EMPTY) return false;
-    slot = {pair_of(left, right), merge};
-    return true;
+void Bpe::add(Token left, Token right, Merge merge) {
+    slots[slot_of(pair_of(left, right))] = {pair_of(left, right), merge};
 }
 
 Bpe::Merge Bpe::find(Token left, Token right) const {
@@ -61,8 +57,9 @@ void Bpe::encode(std::vector<Token>& out, std::string_view piece) const {
 void Bpe::encode_short(std::vector<Token>& out, std::string_view piece) const {
     std::array<Token, SHORT> token;
     std::array<Merge, SHORT> merge;
-    size_t n = piece.size();
-    for (size_t i = 0; i < n; i++) token[i] = byte[uint8_t(piece[i])];
+    size_t n = 0;
+    for (char c : piece)
+        if (Token one = byte[uint8_t(c)]; one >= 0) token[n++] = one;
     for (size_t i = 0; i + 1 < n; i++) merge[i] = find(token[i], token[i + 1]);
 
     while (n > 1) {
@@ -90,9 +87,12 @@ void Bpe::encode_long(std::vector<Token>& out, std::string_view piece) const {
     };
     check(piece.size() < 0xffffffffu, "text: a word of %zu bytes, expected at most 4 GB",
           piece.size());
-    uint32_t n = uint32_t(piece.size());
-    std::vector<Link> link(n);
-    for (uint32_t i = 0; i < n; i++) link[i] = {byte[uint8_t(piece[i])], i - 1, i + 1};
+    std::vector<Link> link;
+    link.reserve(piece.size());
+    for (char c : piece)
+        if (Token one = byte[uint8_t(c)]; one >= 0)
+            link.push_back({one, uint32_t(link.size()) - 1, uint32_t(link.size()) + 1});
+    uint32_t n = uint32_t(link.size());
 
     std::vector<uint64_t> entries;
     for (uint32_t i = 0; i + 1 < n; i++) {

@@ -17,13 +17,14 @@ struct Bpe {
     };
     static constexpr uint32_t NO_MERGE = 0xffffffffu;     // a rank
 
-    // vocabulary: all 256 single bytes are tokens. merges: how many will be added.
-    Bpe(Vocabulary vocabulary, size_t merges);
+    // merges: how many will be added. unknown: the token of a byte that vocabulary lacks; −1: such a
+    // byte gives none, and its neighbours become each other's.
+    Bpe(Vocabulary vocabulary, size_t merges, Token unknown = -1);
 
     Vocabulary vocabulary;
     bool whole_first = false;                             // a piece that is a token is not merged
 
-    bool add(Token left, Token right, Merge merge);       // false where the pair has one
+    void add(Token left, Token right, Merge merge);       // in the place of one that the pair has
     Merge find(Token left, Token right) const;            // rank NO_MERGE: none
 
     void encode(std::vector<Token>& out, std::string_view piece) const;
@@ -33,7 +34,7 @@ struct Bpe {
         uint64_t pair;
         Merge merge;
     };
-    std::array<Token, 256> byte;                          // the token of each byte
+    std::array<Token, 256> byte;                          // the token of each byte, or −1
     std::vector<Slot> slots;                              // open addressing, a power of two
 
     size_t slot_of(uint64_t pair) const;

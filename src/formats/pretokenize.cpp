@@ -1,4 +1,4 @@
-// The alternatives of the pattern, in their order; the first that matches takes the piece:
+// Llama 3. The alternatives of the pattern, in their order; the first that matches takes the piece:
 //   1  (?i:'s|'t|'re|'ve|'m|'ll|'d)      2  [^\r\n\p{L}\p{N}]?\p{L}+     3  \p{N}{1,3}
 //   4   ?[^\s\p{L}\p{N}]+[\r\n]*         5  \s*[\r\n]+                   6  \s+(?!\S)    7  \s+
 #include "formats/pretokenize.h"
@@ -11,16 +11,6 @@ namespace {
 
 bool is_newline(uint32_t code) {
     return code == '\r' || code == '\n';
-}
-
-// Skips characters of one class, at most limit of them.
-size_t skip(std::string_view text, size_t at, CharClass kind, size_t limit = size_t(-1)) {
-    for (; limit > 0 && at < text.size(); limit--) {
-        Character c = character_at(text, at);
-        if (c.kind != kind) break;
-        at += c.length;
-    }
-    return at;
 }
 
 size_t skip_newlines(std::string_view text, size_t at) {
@@ -60,7 +50,7 @@ size_t space_end(std::string_view text, size_t start) {
 
 }  // namespace
 
-size_t piece_end(std::string_view text, size_t start) {
+size_t llama3_piece_end(std::string_view text, size_t start) {
     Character c = character_at(text, start);
     size_t next = start + c.length;
 

@@ -141,6 +141,7 @@ SafeTensors SafeTensors::parse(std::string_view bytes, const std::string& path) 
     SafeTensors result;
     for (const auto& [name, value] : json.members) {
         std::string where = path + ": " + printable(name);
+        if (name == "__metadata__" && value.kind == Json::Null) continue;
         if (name == "__metadata__") result.metadata = read_metadata(value, where);
         else result.tensors[name] = tensor_info(value, where);
     }

@@ -7,7 +7,8 @@
 
 #include "base/check.h"
 #include "base/file.h"
-#include "formats/pretokenize.h"
+#include "base/json.h"
+#include "formats/tokenizer_config.h"
 #include "formats/tokenizer_files.h"
 #include "formats/unicode.h"
 
@@ -43,6 +44,8 @@ struct AddedSet {
 
 struct Tokenizer::Tables {
     Bpe bpe;
+    Splitter piece_end;
+    Token bos;
     std::array<AddedSet, 2> added;                        // looked for one after the other
     std::vector<bool> special;                            // by id
     std::map<std::string, Token, std::less<>> special_id;
@@ -53,7 +56,8 @@ struct Tokenizer::Tables {
     void encode_plain(std::vector<Token>& out, std::string_view text) const;
 };
 
-Tokenizer::Tables::Tables(TokenizerFile&& file) : bpe(std::move(file.bpe)) {
+Tokenizer::Tables::Tables(TokenizerFile&& file)
+    : bpe(std::move(file.bpe)), piece_end(file.piece_end), bos(file.bos) {
     special.resize(size_t(bpe.vocabulary.size));
     std::sort(file.added.begin(), file.added.end(),
               [](const AddedToken& a, const AddedToken& b) { return a.content < b.content; });
@@ -65,7 +69,23 @@ Tokenizer::Tables::Tables(TokenizerFile&& file) : bpe(std::move(file.bpe)) {
     }
 }
 
+// The white space at the end of text begins here.
+static size_t space_before(std::string_view text) {
+    size_t at = text.size();
+    while (at > 0) {
+        size_t last = at - 1;
+        while (last > 0 && at - last < 4 && (uint8_t(text[last]) & 0xc0) == 0x80) last--;
+        Character c = character_at(text, last);
+        if (c.kind != CharClass::Space || last + c.length != at) break;
+        at = last;
+    }
+    return at;
+}
+
 // Cuts text at the added tokens of one set; what is between them is searched for those of the next.
+// A token that takes in the space before it takes none that an earlier one has, and is nothing where
+// no character is left for it; one that begins in space that an earlier one took is found all the
+// same, and the text goes on behind it. All as tokenizers has it.
 void Tokenizer::Tables::encode(std::vector<Token>& out, std::string_view text, bool parse_special,
                                size_t set) const {
     if (set == added.size()) return encode_plain(out, text);
@@ -75,9 +95,10 @@ void Tokenizer::Tables::encode(std::vector<Token>& out, std::string_view text, b
         if (added[set].begins[uint8_t(text[at])]) token = added[set].longest_at(text.substr(at));
         size_t after = at + (token ? token->content.size() : 1);
         if (token && (parse_special || !token->special)) {
-            encode(out, text.substr(begin, at - begin), parse_special, set + 1);
-            out.push_back(token->id);
-            begin = after;
+            size_t from = token->lstrip ? std::max(begin, space_before(text.substr(0, at))) : at;
+            size_t to = token->rstrip ? skip(text, after, CharClass::Space) : after;
+            if (from > begin) encode(out, text.substr(begin, from - begin), parse_special, set + 1);
+            if (from < to) out.push_back(token->id), begin = to;
         }
         at = after;
     }
@@ -98,11 +119,21 @@ Tokenizer::~Tokenizer() = default;
 
 Tokenizer Tokenizer::open(const std::string& folder) {
     std::string json = join(folder, "tokenizer.json"), model = join(folder, "tokenizer.model");
-    if (file_exists(json)) return from_json(MappedFile(json).text(), json);
-    check(file_exists(model),
-          "%s: no tokenizer.json and no tokenizer.model there; a model folder has one of them",
-          folder.c_str());
-    return from_tiktoken(MappedFile(model).text(), model);
+    if (!file_exists(json)) {
+        check(file_exists(model),
+              "%s: no tokenizer.json and no tokenizer.model there; a model folder has one of them",
+              folder.c_str());
+        return from_tiktoken(MappedFile(model).text(), model);
+    }
+    Tokenizer tokenizer = from_json(MappedFile(json).text(), json);
+    TokenizerConfig config = TokenizerConfig::open(folder);
+    if (!config.add_bos) return tokenizer;
+    Token bos = *config.add_bos ? tokenizer.special(config.bos_token) : -1;
+    if (*config.add_bos && bos < 0 && !config.bos_token.empty())
+        fail("%s: add_bos_token, but the tokenizer has no special token %s", folder.c_str(),
+             quote(config.bos_token).c_str());
+    tokenizer.tables->bos = bos;
+    return tokenizer;
 }
 
 Tokenizer Tokenizer::from_json(std::string_view text, const std::string& where) {
@@ -120,8 +151,15 @@ std::vector<Token> Tokenizer::encode(std::string_view text, bool parse_special) 
     return ids;
 }
 
+std::vector<Token> Tokenizer::encode_document(std::string_view text, bool parse_special) const {
+    std::vector<Token> ids = encode(text, parse_special);
+    bool begins = tables->bos < 0 || (parse_special && !ids.empty() && ids[0] == tables->bos);
+    if (!begins) ids.insert(ids.begin(), tables->bos);
+    return ids;
+}
+
 std::string_view Tokenizer::bytes(Token id) const {
-    check(tables->bpe.vocabulary.has(id),
+    check(has(id),
           "token %d: the tokenizer has ids from 0 to %d and no such one", id, size() - 1);
     return tables->bpe.vocabulary.bytes(id);
 }
@@ -130,6 +168,14 @@ std::string Tokenizer::decode(const std::vector<Token>& ids) const {
     std::string text;
     for (Token id : ids) text += bytes(id);
     return text;
+}
+
+Token Tokenizer::bos() const {
+    return tables->bos;
+}
+
+bool Tokenizer::has(Token id) const {
+    return tables->bpe.vocabulary.has(id);
 }
 
 Token Tokenizer::special(std::string_view name) const {

@@ -1,5 +1,5 @@
-// Llama 3's tokenizer: split by the model's pattern, then byte-level BPE in rank order.
-// Reads Hugging Face's tokenizer.json or a tiktoken tokenizer.model; both give the same ids.
+// The tokenizers of Llama 3 and of SmolLM: split by the model's rule, then byte-level BPE in rank
+// order. Reads Hugging Face's tokenizer.json or a tiktoken tokenizer.model, to the same ids.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -13,8 +13,9 @@ namespace stief {
 using Token = int32_t;
 
 struct Tokenizer {
-    // From the folder's tokenizer.json or, where there is none, tokenizer.model. Error where there
-    // is neither, or the file asks for what this tokenizer does not do (another model, pattern, …).
+    // From the folder's tokenizer.json or, where there is none, tokenizer.model; add_bos_token of
+    // tokenizer_config.json is heard. Error where there is neither, or the file asks for what this
+    // tokenizer does not do (another model, pattern, …).
     static Tokenizer open(const std::string& folder);
     // The same from the bytes of either file; where: its name, for messages.
     static Tokenizer from_json(std::string_view text, const std::string& where);
@@ -24,16 +25,22 @@ struct Tokenizer {
     Tokenizer& operator=(Tokenizer&&) noexcept;
     ~Tokenizer();
 
-    // text → ids. Any bytes; invalid UTF-8 survives a round trip. Text never becomes a special
-    // token unless parse_special. No BOS is added.
+    // text → ids. Any bytes; invalid UTF-8 survives a round trip, as long as the vocabulary has all
+    // bytes: one that it lacks gives no token. Text never becomes a special token unless
+    // parse_special. No BOS is added.
     std::vector<Token> encode(std::string_view text, bool parse_special = false) const;
+    // The same as what a model is given to go on with: behind BOS, where there is one. A text that
+    // spells it itself has it once.
+    std::vector<Token> encode_document(std::string_view text, bool parse_special = false) const;
 
     // The bytes of one token; a special token gives its name ("<|eot_id|>").
     // An id outside the vocabulary is an Error.
     std::string_view bytes(Token id) const;
     std::string decode(const std::vector<Token>& ids) const;
 
+    Token bos() const;                              // what begins a document, or −1
     Token special(std::string_view name) const;     // id of "<|eot_id|>", or −1
+    bool has(Token id) const;
     bool is_special(Token id) const;
     int size() const;                               // one more than the largest id
 

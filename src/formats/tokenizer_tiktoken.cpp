@@ -1,9 +1,11 @@
 // tiktoken's tokenizer.model: a line a token, its bytes in base64 and its rank, which is its id.
 // Merges are not stated but follow: two neighbours merge where their bytes together are a token, in
-// the order of that token's rank. Special tokens are not stated either: Meta's code names them.
+// the order of that token's rank. Special tokens are not stated either: Meta's code names them,
+// the first of them begins every text, and the split is that of Llama 3.
 #include <charconv>
 
 #include "base/check.h"
+#include "base/utf8.h"
 #include "formats/tokenizer_files.h"
 
 namespace stief {
@@ -112,8 +114,7 @@ std::vector<AddedToken> special_tokens(Token first) {
     return added;
 }
 
-}  // namespace
-
+// Every byte must be a token, or there would be texts without an encoding.
 void check_bytes(const Vocabulary& vocabulary, const std::string& where) {
     for (int b = 0; b < 256; b++) {
         char c = char(b);
@@ -123,8 +124,10 @@ void check_bytes(const Vocabulary& vocabulary, const std::string& where) {
     }
 }
 
+}  // namespace
+
 TokenizerFile read_tiktoken(std::string_view text, const std::string& where) {
-    Vocabulary vocabulary = read_lines(text, where);
+    Vocabulary vocabulary = read_lines(without_bom(text), where);
     check_bytes(vocabulary, where);
 
     size_t pairs = 0;
@@ -138,7 +141,7 @@ TokenizerFile read_tiktoken(std::string_view text, const std::string& where) {
 
     std::vector<AddedToken> added = special_tokens(first_special);
     for (const AddedToken& token : added) bpe.vocabulary.add_name(token.id, token.content);
-    return {std::move(bpe), std::move(added)};
+    return {std::move(bpe), llama3_piece_end, std::move(added), first_special};
 }
 
 }  // namespace stief

@@ -57,6 +57,15 @@ Character character_at(std::string_view text, size_t at) {
     return {code, length, search(code)};
 }
 
+size_t skip(std::string_view text, size_t at, CharClass kind, size_t limit) {
+    for (; limit > 0 && at < text.size(); limit--) {
+        Character c = character_at(text, at);
+        if (c.kind != kind) break;
+        at += c.length;
+    }
+    return at;
+}
+
 size_t unfinished_tail(std::string_view text) {
     for (size_t n = 1; n <= 3 && n <= text.size(); n++) {
         std::string start(text.substr(text.size() - n));

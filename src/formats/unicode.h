@@ -1,4 +1,4 @@
-// Characters of a text and the three classes by which Llama 3's pattern splits: \p{L}, \p{N}, \s.
+// Characters of a text and the three classes by which tokenizers split: \p{L}, \p{N}, \s.
 // A byte that begins no character is one of its own, of no class: any text can be walked through.
 #pragma once
 #include <cstddef>
@@ -21,6 +21,9 @@ CharClass class_of(uint32_t code);
 
 // The character at text[at], at < text.size().
 Character character_at(std::string_view text, size_t at);
+
+// The end of the run of characters of one class that begins at text[at], at most limit of them.
+size_t skip(std::string_view text, size_t at, CharClass kind, size_t limit = size_t(-1));
 
 // How many of the last bytes begin a character that the next bytes could complete: 0 … 3.
 size_t unfinished_tail(std::string_view text);

@@ -10,13 +10,14 @@ static double seconds_since(std::chrono::steady_clock::time_point start) {
 }
 
 Generated generate(Transformer& transformer, KvCache& cache, Sampler& sampler,
-                   std::span<const Token> prompt, int limit, bool keep_end,
+                   std::span<const Token> prompt, int limit, std::span<const Token> ends,
                    const std::function<bool(Token)>& sink) {
     check(!prompt.empty(), "nothing to continue: the prompt has no tokens");
     const Config& config = transformer.model.config;
     int context = std::min(cache.capacity, transformer.context);
-    // Greedy: the most likely token alone comes back from a device.
-    bool greedy = sampler.sampling.greedy || sampler.sampling.temperature == 0;
+    // Greedy: the most likely token alone comes back from a device, where any of them may be drawn.
+    bool greedy = (sampler.sampling.greedy || sampler.sampling.temperature == 0) &&
+                  sampler.drawable.empty();
     std::vector<float> logits(greedy ? 0 : size_t(config.V));
     auto feed = [&](std::span<const Token> ids) {
         if (greedy) transformer.forward_greedy(cache, ids);
@@ -31,13 +32,12 @@ Generated generate(Transformer& transformer, KvCache& cache, Sampler& sampler,
     start = std::chrono::steady_clock::now();
     while (result.tokens < limit) {
         Token next = greedy ? transformer.greedy() : sampler.pick(logits);
-        bool end = std::count(config.eos.begin(), config.eos.end(), next) > 0;
+        bool end = std::count(ends.begin(), ends.end(), next) > 0;
         if (cache.used == context) {
             result.why = Stop::Full;
             break;
         }
         if (end) {
-            if (keep_end) transformer.forward(cache, {&next, 1}, nullptr, 0);
             result.why = Stop::EndOfText;
             break;
         }

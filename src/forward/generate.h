@@ -18,10 +18,10 @@ struct Generated {
 
 // Feeds prompt to the cache, then adds up to `limit` tokens, each given to sink as soon as it is drawn.
 // sink returns false to stop. A token that was given to sink is in the cache when this returns (so that
-// the next call continues the text), also where the caller stopped; an end id is not given to sink but
-// is put into the cache where `keep_end` (a dialogue needs its end of turn).
+// the next call continues the text), also where the caller stopped; one of `ends` is neither given to
+// sink nor put into the cache.
 Generated generate(Transformer& transformer, KvCache& cache, Sampler& sampler,
-                   std::span<const Token> prompt, int limit, bool keep_end,
+                   std::span<const Token> prompt, int limit, std::span<const Token> ends,
                    const std::function<bool(Token)>& sink);
 
 }  // namespace stief

@@ -35,7 +35,7 @@ std::vector<Window> windows(const Protocol& protocol, size_t tokens) {
         size_t end = std::min(begin + N, tokens);
         bool whole = end - begin == N;
         if (protocol.name == Protocol::LlamaCpp) {
-            if (whole) all.push_back({begin, end, begin + N / 2 + 1, true});
+            if (whole) all.push_back({begin, end, begin + N / 2 + 1, protocol.bos >= 0});
         } else if (whole || begin == 0) {
             // A last window that is not whole is left out, as the papers do, unless it is the only
             // one.
@@ -153,7 +153,7 @@ Measured measure(Runner& tested, Runner* reference, std::span<const Token> ids,
     for (const Window& window : all) {
         std::vector<Token> text(ids.begin() + ptrdiff_t(window.begin),
                                 ids.begin() + ptrdiff_t(window.end));
-        if (window.bos) text[0] = config.bos;
+        if (window.bos) text[0] = protocol.bos;
         tested.cache.used = 0;
         if (reference) reference->cache.used = 0;
 

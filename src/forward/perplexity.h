@@ -2,7 +2,8 @@
 //
 //   chunks     non-overlapping windows of N tokens, every next token scored, BOS only where the text
 //              begins (GPTQ, Palu, EigenAttention)
-//   llama.cpp  windows of N, the first token replaced by BOS, only positions from the middle on scored
+//   llama.cpp  windows of N, the first token replaced by BOS (where the tokenizer puts one in front
+//              of a text), only positions from the middle on scored
 //   strided    windows of N that begin every `stride` tokens; a window scores what no earlier one did
 //              (Hugging Face's recipe)
 //
@@ -23,6 +24,7 @@ struct Protocol {
     int context = 2048;
     int stride = 0;                // Strided only
     int limit = 0;                 // windows at most; 0: all
+    Token bos = -1;                // LlamaCpp only: what begins a window; −1: its own first token
 
     static Protocol::Name parse(const std::string& name);
 };
@@ -58,7 +60,7 @@ struct Measured {
     Divergence divergence;         // KL(reference ‖ under test)
 };
 
-// ids: the whole text with BOS in front. reference may be null. progress(tokens done, tokens in all,
+// ids: the whole text, behind its BOS. reference may be null. progress(tokens done, tokens in all,
 // perplexity so far). Memory does not grow with the text but for 4 bytes a scored token (p99).
 Measured measure(Runner& tested, Runner* reference, std::span<const Token> ids,
                  const Protocol& protocol,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "base/check.h"
 
@@ -9,6 +10,8 @@ namespace stief {
 
 Token Sampler::pick(std::span<float> logits) {
     for (float z : logits) check(!std::isnan(z), "the model gives NaN: its weights are damaged");
+    for (size_t i = 0; i < drawable.size(); i++)
+        if (!drawable[i]) logits[i] = -std::numeric_limits<float>::infinity();
     if (sampling.greedy || sampling.temperature == 0)
         return Token(std::max_element(logits.begin(), logits.end()) - logits.begin());
 

@@ -11,6 +11,7 @@ namespace stief {
 struct Sampler {
     Sampling sampling;
     Random random;
+    std::vector<bool> drawable;    // by id; empty: every id. A padded embedding has ids without token
 
     Sampler(const Sampling& how, uint64_t seed) : sampling(how), random(seed) {}
 

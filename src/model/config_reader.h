@@ -1,4 +1,4 @@
-// Reading an object of config.json: a member that is null counts as absent, as transformers has it.
+// Reading an object of config.json: numbers in their bounds, and what is missing named.
 #pragma once
 #include <string>
 
@@ -13,10 +13,7 @@ struct ConfigReader {
 
     std::string at(const char* key) const { return where + ": " + key; }
 
-    const Json* find(const char* key) const {
-        const Json* value = json.find(key);
-        return value && value->kind != Json::Null ? value : nullptr;
-    }
+    const Json* find(const char* key) const { return json.find(key); }
     const Json& need(const char* key) const;          // Error where it is absent
 
     int integer(const char* key, int64_t low, int64_t high) const;
