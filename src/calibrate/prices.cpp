@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "base/limits.h"
+#include "calibrate/rank_allocation.h"
 
 namespace stief {
 
@@ -122,9 +123,10 @@ void reorder(PricedUnit& unit, const Matrix& E, const Matrix& D) {
     size_t d = E.rows;
     std::vector<size_t> order(d);
     std::iota(order.begin(), order.end(), 0);
+    const std::vector<double>& price = unit.how.coded ? unit.noise : unit.dropped;
     std::stable_sort(order.begin(), order.end(),
-                     [&](size_t a, size_t b) { return unit.noise[a] > unit.noise[b]; });
-    PricedUnit sorted{Matrix(d, d), {}, {}, {}, {}};
+                     [&](size_t a, size_t b) { return price[a] > price[b]; });
+    PricedUnit sorted{unit.how, Matrix(d, d), {}, {}, {}, {}};
     Matrix e(d, d), dec(d, d);
     for (size_t j = 0; j < d; j++) {
         for (size_t i = 0; i < d; i++) {
@@ -141,14 +143,15 @@ void reorder(PricedUnit& unit, const Matrix& E, const Matrix& D) {
 
 }  // namespace
 
-PricedUnit price_unit(const PriceSamples& samples, size_t index, Covariance which) {
+PricedUnit price_unit(const PriceSamples& samples, size_t index, const Pricing& how) {
     size_t n = samples.tokens, d = samples.d;
     const float *k = samples.k(index), *g = samples.g(index);
-    Matrix energy(d, d), moment = moment_of(g, k, n, d, which);
+    Matrix energy(d, d), moment = moment_of(g, k, n, d, how.covariance);
     add_gram(energy, g, d, g, d, n);
     require_finite(moment, "second moments");
     Metric metric = metric_of(energy);
     PricedUnit unit;
+    unit.how = how;
     unit.Q = warm_start(moment, metric).vectors;
     Matrix E = encode(unit.Q, metric), D = decode(unit.Q, metric);
     std::vector<float> c = product(k, n, E);
@@ -169,6 +172,13 @@ void price_again(PricedUnit& unit, const PriceSamples& samples, size_t index) {
     set_prices(unit, product(samples.k(index), n, E), product(samples.g(index), n, transpose(D)), n,
                d);
     reorder(unit, E, D);
+}
+
+std::vector<float> weights_of(const PricedUnit& unit) {
+    std::vector<float> weight;
+    double most = unit.noise.empty() || unit.noise[0] <= 0 ? 1 : unit.noise[0];
+    for (double n : unit.noise) weight.push_back(float(std::max(n / most, 1e-6)));
+    return weight;
 }
 
 namespace {
@@ -216,16 +226,21 @@ RowFormat format_at(const std::vector<int>& widths, size_t d) {
     return format;
 }
 
-std::vector<float> weights_of(const PricedUnit& unit) {
-    std::vector<float> weight;
-    double most = unit.noise.empty() || unit.noise[0] <= 0 ? 1 : unit.noise[0];
-    for (double n : unit.noise) weight.push_back(float(std::max(n / most, 1e-6)));
-    return weight;
-}
-
 }  // namespace
 
+static Choices ranks_of(const PricedUnit& unit, int d, DType dtype) {
+    Choices all;
+    for (int r = 0; r < d + RANK_STEP; r += RANK_STEP) {
+        RowFormat format = RowFormat::whole(std::min(r, d));
+        double error = 0;
+        for (size_t i = size_t(format.kept()); i < size_t(d); i++) error += unit.dropped[i];
+        all.push_back({format.bytes(dtype), error, format});
+    }
+    return all;
+}
+
 Choices formats_of(const PricedUnit& unit, const PriceSamples& samples, size_t index, DType dtype) {
+    if (!unit.how.coded) return ranks_of(unit, int(samples.d), dtype);
     size_t d = samples.d, n, groups = d / ROW_GROUP;
     std::vector<float> c = sampled_rows(unit, samples.k(index), samples.tokens, d, n);
     auto D = distortions(c, n, d, weights_of(unit), dtype);

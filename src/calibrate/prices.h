@@ -36,27 +36,36 @@ void collect_samples(ModelBackward& model, const Sequences& sequences, PriceSamp
                      const std::vector<LayerCuts>& cuts, int sinks, uint64_t seed,
                      const std::function<void()>& progress);
 
-// One head's keys or values in its basis: coordinates of unit spread, the most dearly priced first.
+enum class Covariance { Weighted, Plain };  // C = Σ ‖g‖² kᵀk | Σ kᵀk
+
+struct Pricing {
+    Covariance covariance = Covariance::Weighted;
+    bool coded = true;  // coordinates are rounded to few bits; else stored as elements or dropped
+};
+
+// One head's keys or values in its basis: coordinates of unit spread, the most dearly priced first:
+// by noise where they are coded, else by what dropping them costs.
 struct PricedUnit {
+    Pricing how;
     Matrix Q;                            // (d, d)
     std::vector<float> encode, decode;   // (d, d)  E = S Q / σ, D = σ Qᵀ S⁻¹
     std::vector<double> dropped, noise;  // (d)  a_i, n_i in nats a token
 };
 
-enum class Covariance { Weighted, Plain };  // C = Σ ‖g‖² kᵀk | Σ kᵀk
-
 // The basis: eigenvectors of S C S with S² = Σ gᵀg.
-PricedUnit price_unit(const PriceSamples& samples, size_t unit, Covariance which);
+PricedUnit price_unit(const PriceSamples& samples, size_t unit, const Pricing& how);
 // The same unit's prices by other samples, in the basis that it has.
 void price_again(PricedUnit& priced, const PriceSamples& samples, size_t unit);
 
 // Every format on the unit's own greedy path from nothing to whole rows, priced by what the
-// quantiser does to the unit's rows.
+// quantiser does to the unit's rows; where nothing is coded, every rank in steps of 4.
 Choices formats_of(const PricedUnit& unit, const PriceSamples& samples, size_t index, DType dtype);
 // ½ mean_s (g_s · e_s)² of the unit's rows through pack and unpack.
 double price_of(const PricedUnit& unit, const PriceSamples& samples, size_t index,
                 const RowFormat& format, DType dtype);
 
+// What an error in each stored coordinate costs, relative to the dearest: pack_row's weight.
+std::vector<float> weights_of(const PricedUnit& unit);
 Cut cut_of(const PricedUnit& unit, const RowFormat& format);
 
 }  // namespace stief
