@@ -8,7 +8,7 @@ set -eu
 stief=$1 model=$2 learn=$3 measure=$4 sizes=$5 other=${6:-}
 out=build/bits
 mkdir -p $out
-number() { grep -o "\"$1\": [0-9.e+-]*" $out/$2.json | tail -n 1 | sed 's/.*: //'; }
+number() { grep -o "\"$1\": [0-9.e+-]*" $out/$2.json | $3 -n 1 | sed 's/.*: //'; }
 short() { LC_ALL=C awk -v x="$(number "$@")" 'BEGIN { printf "%#.3g", x }'; }
 
 head="| bits an element | predicted | KL divergence | perplexity | full cache | time |"
@@ -19,14 +19,13 @@ for bits in $sizes; do
     keep=$(LC_ALL=C awk -v b="$bits" 'BEGIN { print b / 16 }')
     "$stief" calibrate "$model" "$learn" -o $out/$bits.bases --holdout "$measure" --keep "$keep" \
         --window 4,0 --json --quiet > $out/$bits.json
-    row="| $(short bits_per_element $bits) | $(grep -o '"kld_predicted": [0-9.e+-]*' \
-        $out/$bits.json | head -n 1 | sed 's/.*: //') | $(short kld_mean $bits) |"
-    row="$row $(short perplexity $bits) | $(short perplexity_full $bits) |"
-    row="$row $(number seconds $bits | cut -d. -f1) s |"
+    row="| $(short bits_per_element $bits head) | $(short kld_predicted $bits head) |"
+    row="$row $(short kld_mean $bits tail) | $(short perplexity $bits tail) |"
+    row="$row $(short perplexity_full $bits tail) | $(number seconds $bits tail | cut -d. -f1) s |"
     if [ -n "$other" ]; then
         "$stief" perplexity "$model" "$other" --bases $out/$bits.bases --context 512 --chunks 16 \
             --json --quiet > $out/$bits.other.json
-        row="$row $(short kld_mean $bits.other) |"
+        row="$row $(short kld_mean $bits.other tail) |"
     fi
     echo "$row"
 done

@@ -185,7 +185,8 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const std::
         correct(c, learnt, cuts_of(run, priced, formats), formats, corrected);
         Formats other = corrected.within(budget);
         double now = divergence(corrected, other);
-        if (now < best) best = now, priced = std::move(corrected), formats = std::move(other);
+        if (!(now < best)) break;
+        best = now, priced = std::move(corrected), formats = std::move(other);
     }
     clock.phase("layers alone");
 
