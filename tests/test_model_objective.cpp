@@ -1,6 +1,7 @@
 // Formats by prices of the model's own prediction: the allocation, and calibrate --objective model.
 #include "calibrate/allocation.h"
 #include "calibrate/calibrate.h"
+#include "calibrate/partial.h"
 #include "calibrate/prices.h"
 #include "tiny_model.h"
 
@@ -40,8 +41,9 @@ struct Tried {
         options.measured_windows = 4, options.keep = 0.25;
         options.sinks = 4, options.recent = 0;
     }
+    Partial partial{scratch.path("out")};
     CalibrationResult run() {
-        return calibrate(model, text, options, scratch.path("out"),
+        return calibrate(model, text, options, partial,
                          [](size_t, size_t, const std::string&) {});
     }
 };
@@ -97,7 +99,7 @@ TEST_CASE("calibrate by prices keeps to its bytes, and what it measured is what 
                 CHECK(result.bases.bytes_per_token(DType::F16) == result.bytes_per_token);
                 if (keep == 1) CHECK(result.measured.divergence.mean <= 1e-4);
                 std::string path = tried.scratch.path("out");
-                write_bases(result, tried.model, tried.text, path);
+                write_bases(result, tried.model, tried.text, tried.partial);
                 const Config& c = tried.model.config;
                 Bases bases = Bases::open(path, c, tried.model.weights.fingerprint(c));
                 CHECK(bases.hash(1) == result.bases.hash(1));

@@ -84,9 +84,9 @@ std::vector<std::array<double, 2>> EndToEnd::each_alone(const std::vector<LayerC
                 for (Cut& other : values ? alone.k : alone.v) other = {};
                 forward(alone);
                 run(s, int(l) + 1, nullptr);
-                std::vector<RowScore> scores;
-                score(s, scores);
-                all[l][values] += mean(column(scores, &RowScore::divergence)) / double(count);
+                Tally tally;
+                score(s, tally);
+                all[l][values] += tally.result().divergence.mean / double(count);
             }
             forward(LayerCuts(pass.c, cuts[l].rotated));
         }
