@@ -87,6 +87,10 @@ struct Backend {
     // rounded to bf16 where w is bf16, and x and an f32 w rounded to TF32's 11 bits where it is not; and
     // attention over 16-bit rows may round to their type. May be changed between steps.
     bool exact = false;
+    // A step of T tokens gives what T steps of one token give, to the last bit: sums in their order,
+    // attention divided as each token alone would have it. Steps of at most most_singly tokens.
+    bool singly = false;
+    int most_singly = 1;
 
     virtual ~Backend() = default;
 

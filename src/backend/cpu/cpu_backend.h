@@ -57,12 +57,15 @@ struct CpuBackend final : Backend {
 
   private:
     const float* latent_queries(const float* q, const CacheLayer& cache, int T);
-    void attend_one(float* out, const float* q, const float* rotation, const CacheLayer& cache, int S);
+    void attend_singly(float* out, const float* q, const float* rotation, const CacheLayer& cache,
+                       const Step& step);
+    void attend_alike(float* out, const float* q, const float* rotation, const CacheLayer& cache,
+                      const Step& step);
     void attend_tiles(float* out, const float* q, const float* rotation, const CacheLayer& cache,
                       const Step& step);
     void decode_values(float* out, const CacheLayer& cache, int T);
 
-    std::vector<float> partials;        // of decode attention: (splits, H, d + 2)
+    std::vector<float> partials;        // of decode attention: (T, splits, H, d + 2)
     std::vector<float> latents;         // queries in the keys' coordinates: (T, H, d)
 };
 
