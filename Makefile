@@ -82,7 +82,8 @@ endif
 COMMA    := ,
 
 .SECONDARY:                       # keep what a rule made on its way
-.PHONY: all chat test gpu check fuzz neon tools ladder tables figures core bench format clean help found floors FORCE
+.PHONY: all chat test race counts sass gpu check fuzz neon tools ladder tables figures core bench format clean help
+.PHONY: found floors FORCE
 all: found stief
 
 found:
@@ -180,6 +181,41 @@ $(BUILD)/run_simt: $(SIMT_OBJ) $(SIMT_TESTS:%=$(BUILD)/tests/%.o) \
 	@echo "  link $@"
 	$(Q)$(CXX) $^ $(LINK) -o $@
 
+# The same with every load and store of a kernel seen: -fsanitize=thread without its runtime, whose
+# calls tests/simt/watch answers. No SRA: a float4 stays one load of 16 bytes. Linked without -pie, so
+# that addr2line knows an address as it is.
+WATCH_FLAGS := -O1 -g -fsanitize=thread $(if $(findstring clang,$(CXX)),,-fno-tree-sra)
+WATCHED  := $(BUILD)/watch/tests/simt/watch/scenes.o $(CUDA_SRC:%.cu=$(BUILD)/watch/%.o) \
+            $(patsubst %,$(BUILD)/tests/simt/watch/%.o,counts names races tsan) \
+            $(patsubst %,$(BUILD)/tests/simt/%.o,async cublas fiber memory runtime simt stream warp) \
+            $(BUILD)/simt/src/backend/select.o $(BUILD)/tests/backends.o \
+            $(BUILD)/tests/simt/variants.o $(filter-out $(BUILD)/src/backend/select.o,$(LIB_OBJ))
+
+$(BUILD)/watch/cuda/%.o: cuda/%.cu $(BUILD)/flags
+	@mkdir -p $(@D)
+	@echo "  c++  $< (watched)"
+	$(Q)$(CXX) $(SIMT) $(WATCH_FLAGS) -x c++ -c $< -o $@
+
+$(BUILD)/watch/tests/%.o: tests/%.cpp $(BUILD)/flags | $(BUILD)/doctest.found
+	@mkdir -p $(@D)
+	@echo "  c++  $< (watched)"
+	$(Q)$(CXX) $(SIMT) $(WATCH_FLAGS) -c $< -o $@
+
+$(BUILD)/run_race: $(patsubst %,$(BUILD)/watch/tests/simt/watch/test_%.o,race counts) \
+                   $(BUILD)/tests/main.o $(WATCHED)
+	@echo "  link $@"
+	$(Q)$(CXX) $^ $(LINK) -no-pie -o $@
+
+$(BUILD)/counts: $(BUILD)/tests/simt/watch/counts_table.o $(WATCHED)
+	@echo "  link $@"
+	$(Q)$(CXX) $^ $(LINK) -no-pie -o $@
+
+race: found $(BUILD)/run_race    ## no kernel has a race, and each of its barriers is needed
+	$(BUILD)/run_race $(filter-out --gpu,$(TESTFLAGS))
+
+counts: found $(BUILD)/counts    ## how kernels meet memory: conflicts of banks, sectors a request
+	$(BUILD)/counts
+
 test: found stief $(BUILD)/run_tests $(BUILD)/run_simt   ## every test (TESTFLAGS=... goes to both programs)
 	$(RUNNER) $(BUILD)/run_tests $(TESTFLAGS)
 	$(RUNNER) $(BUILD)/run_simt $(filter-out --gpu,$(TESTFLAGS))
@@ -194,7 +230,7 @@ gpu: found $(BUILD)/run_tests    ## every test on a GPU, then under compute-sani
 floors:
 	@tools/floors.sh
 
-check: floors core test               ## floors, tests, tests again under the sanitizers
+check: floors core test race     ## floors, tests, races, tests again under the sanitizers
 	$(MAKE) CONFIG=sanitize build/sanitize/stief build/sanitize/run_tests \
 	    build/sanitize/run_simt
 	build/sanitize/run_tests $(TESTFLAGS)
@@ -266,7 +302,7 @@ bench: found stief               ## speed of the model that ships, as shares of 
 
 format:                          ## clang-format over the sources
 	clang-format -i $(wildcard src/*/*.h src/*/*.cpp src/backend/cpu/*.h src/backend/cpu/*.cpp \
-	    tests/*.h tests/*.cpp tests/*/*.cpp tests/simt/*.h tests/simt/*.cuh tools/*.cpp \
+	    tests/*.h tests/*.cpp tests/*/*.cpp tests/simt/*.h tests/simt/*.cuh tests/simt/watch/*.* tools/*.cpp \
 	    cuda/*.cu cuda/*.cuh cuda/*.h cuda/gpu/*.cuh tools/ladder/*.cu tools/ladder/*.cuh)
 
 clean:                           ## remove everything that was built
@@ -275,4 +311,6 @@ clean:                           ## remove everything that was built
 help:                            ## this list
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
--include $(OBJECTS:.o=.d) $(TEST_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(SIMT_OBJ:.o=.d)
+-include $(OBJECTS:.o=.d) $(TEST_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(SIMT_OBJ:.o=.d) $(WATCHED:.o=.d) \
+    $(patsubst %,$(BUILD)/%.d,watch/tests/simt/watch/test_race \
+    watch/tests/simt/watch/test_counts tests/simt/watch/counts_table)

@@ -119,7 +119,7 @@ struct PlainTile {
         for (int n = 0; n < PLAIN_WIDTH / 16; n++) acc[n] *= keep;
 
         bool either = seen == Seen::Either && v.exact;
-        __syncthreads();  // the last tile's weights were read
+        // The last tile's weights were read before the barriers of load().
         p[row * PLAIN_KEYS + lane] = either && !near ? 0 : weight;
         cut[row * PLAIN_KEYS + lane] = near ? 0 : weight;
         add_values(p, seen != Seen::Cut, first, count);

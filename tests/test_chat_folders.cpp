@@ -86,7 +86,7 @@ TEST_CASE("a folder without a known template is refused, and talks where one is 
 TEST_CASE("a saved conversation goes on in its own form only") {
     if (!can_run()) return;
     Copy copy;
-    std::string talk = copy.scratch.path("talk"), chat = "chat '" + copy.path + "' --greedy --quiet";
+    std::string talk = copy.scratch.path("talk"), chat = "chat '" + copy.path + "' --greedy --quiet --commands";
     REQUIRE(run(chat, HELLO + "/save " + talk + "\n").status == 0);
     Ran other = run(chat + " --template llama3.1 --date '1 Jan 2030'", "/load " + talk + "\n");
     CHECK(other.status == 1);
@@ -104,7 +104,8 @@ TEST_CASE("ChatML begins with its own system message, and is saved and goes on")
              "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}{{ '<|im_start|>"
              "system\nYou are Kit.<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + m['role'] + '\n' + "
              "m['content'] + '<|im_end|>' + '\n'}}{% endfor %}{{ '<|im_start|>assistant\n' }}");
-    std::string chat = "chat '" + copy.path + "' --greedy --context 160", talk = copy.scratch.path("t");
+    std::string chat = "chat '" + copy.path + "' --greedy --context 160 --commands";
+    std::string talk = copy.scratch.path("t");
     // The model has not learnt to end these turns: an answer fills the context.
     Ran both = run(chat, "/system\n/system Be brief.\n/save " + talk + "\nWho are you?\n");
     CHECK(both.status == 0);

@@ -310,7 +310,7 @@ TEST_CASE("values too large for an f16 cache are told from damaged weights, on e
                 Sampler sampler({.greedy = greedy}, 1);
                 std::string said;
                 try {
-                    generate(transformer, cache, sampler, ids, 4, false, [](Token) { return true; });
+                    generate(transformer, cache, sampler, ids, 4, {}, [](Token) { return true; });
                     expect_rows_that_fit(model, cache);
                 } catch (const Error& error) {
                     said = error.what();

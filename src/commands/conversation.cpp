@@ -98,8 +98,8 @@ static Head checked_head(const MappedFile& file, const std::string& path) {
     check(file.size >= sizeof head + sizeof(uint64_t), "%s is cut short: %zu bytes", name,
           file.size);
     std::memcpy(&head, file.data, sizeof head);
-    check(head.version >= 1 && head.version <= VERSION,
-          "%s is of version %u, this program reads versions up to %u", name, head.version, VERSION);
+    check(head.version == VERSION, "%s is of version %u, this program reads version %u", name,
+          head.version, VERSION);
 
     size_t rest = file.size - sizeof head - sizeof(uint64_t), ids = size_t(head.positions) * 4;
     bool fits = ids <= rest && head.text_bytes <= rest - ids &&
@@ -132,7 +132,7 @@ static void unpack(Conversation& talk, const char* next, const Head& head, const
         return size_t(word);
     };
     auto text = [&](size_t bytes) { return std::string(take(bytes), bytes); };
-    if (head.version > 1) talk.form = text(number());
+    talk.form = text(number());
     for (uint32_t i = 0; i < head.messages; i++) {
         size_t role_bytes = number(), text_bytes = number();
         std::string role = text(role_bytes);

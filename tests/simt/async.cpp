@@ -12,6 +12,7 @@ uint4 load_16(const void* global) {
         fail("%s: 16-byte load from %p, which is not aligned", simt::where().c_str(), global);
     if (!simt::fits(global, 16))
         fail("%s: 16-byte load past the end of its allocation", simt::where().c_str());
+    simt::watch(global, 16, simt::Access::Read, SIMT_CODE);
     uint4 x;
     std::memcpy(&x, global, 16);
     return x;
@@ -23,6 +24,7 @@ struct Copy {
     void* to;
     uint4 bytes;  // read when the copy was begun
     size_t count;
+    const void *from, *code;  // from: null where not valid
 };
 struct Copies {
     std::vector<Copy> open;  // not committed yet
@@ -43,8 +45,10 @@ void copy_async(void* shared, const void* global, size_t bytes, bool valid) {
              global);
     if (valid && !fits(global, bytes))
         fail("%s: cp.async past the end of its allocation", where().c_str());
+    if (valid) watch(global, bytes, Access::Read, SIMT_CODE);
+    watch(shared, bytes, Access::CopyBegin, SIMT_CODE);
     std::memset(shared, 0xFF, bytes);
-    Copy copy{shared, {}, bytes};
+    Copy copy{shared, {}, bytes, valid ? global : nullptr, SIMT_CODE};
     if (valid) std::memcpy(&copy.bytes, global, bytes);
     copies[threadIdx.x].open.push_back(copy);
 }
@@ -58,7 +62,11 @@ void copy_async_commit() {
 void copy_async_wait(size_t unfinished) {
     auto& groups = copies[threadIdx.x].groups;
     for (; groups.size() > unfinished; groups.pop_front())
-        for (const Copy& copy : groups.front()) std::memcpy(copy.to, &copy.bytes, copy.count);
+        for (const Copy& copy : groups.front()) {
+            if (copy.from) watch(copy.from, copy.count, Access::CopySource, copy.code);
+            watch(copy.to, copy.count, Access::CopyEnd, copy.code);
+            std::memcpy(copy.to, &copy.bytes, copy.count);
+        }
 }
 
 }  // namespace simt

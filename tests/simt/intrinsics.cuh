@@ -11,9 +11,6 @@
 
 // ---- threads of a block -----------------------------------------------------------------------
 
-extern uint3 threadIdx, blockIdx;
-extern dim3 blockDim, gridDim;
-
 inline void __syncthreads(stief::simt::Site site = stief::simt::Site::current()) {
     stief::simt::barrier(site);
 }
@@ -99,7 +96,8 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate,
 }
 
 template <class T>
-T atomicAdd(T* sum, std::type_identity_t<T> x) {
+__attribute__((no_sanitize("thread"), noinline)) T atomicAdd(T* sum, std::type_identity_t<T> x) {
+    stief::simt::watch(sum, sizeof(T), stief::simt::Access::Atomic, SIMT_CODE);
     T before = *sum;
     *sum = before + x;
     return before;
@@ -127,7 +125,7 @@ template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, int block, size_t shared_bytes,
             cudaStream_t stream, Args&&... args) {
     std::tuple<Params...> copies(static_cast<Params>(args)...);
-    simt::launch(grid, block, shared_bytes, stream,
+    simt::launch(grid, block, shared_bytes, stream, reinterpret_cast<const void*>(kernel),
                  [kernel, copies] { std::apply(kernel, copies); });
     CUDA_CHECK(cudaGetLastError());
 }

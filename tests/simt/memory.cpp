@@ -63,6 +63,7 @@ void release(void* memory, bool verified) {
         ~Freed() { std::free(memory); }
     } freed{static_cast<char*>(memory) - (allocation.sentinels ? ALIGNMENT : 0)};
     total[int(allocation.kind)] -= allocation.bytes;
+    if (watcher && allocation.kind == Kind::Device) watcher->released(memory);
     allocations().erase(found);
     if (verified) verify(uintptr_t(memory), allocation);
 }
@@ -86,6 +87,12 @@ static auto find(const void* address) {
 bool is_device(const void* address) {
     auto found = find(address);
     return found != allocations().end() && found->second.kind == Kind::Device;
+}
+
+Range device_range(const void* address) {
+    auto found = find(address);
+    if (found == allocations().end() || found->second.kind != Kind::Device) return {};
+    return {reinterpret_cast<char*>(found->first), found->second.bytes};
 }
 
 bool fits(const void* address, size_t bytes) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstdint>
 #include <cstring>
 #include <exception>
 #include <numeric>
@@ -68,6 +69,13 @@ static bool same(const Site& a, const Site& b) {
 char* shared_memory() {
     return block.shared;
 }
+size_t shared_size() {
+    return block.shared_bytes;
+}
+bool watched(const void* address) {
+    const Fiber& fiber = block.threads[block.current].fiber;
+    return block.playing && uintptr_t(address) - uintptr_t(fiber.stack) >= fiber.stack_bytes;
+}
 bool in_shared(const void* address, size_t bytes) {
     const char* p = static_cast<const char*>(address);
     return p >= block.shared && p + bytes <= block.shared + block.shared_bytes;
@@ -108,6 +116,7 @@ static bool open_barrier() {
     if (block.alive == 0) return false;
     if (block.at_barrier == block.alive) {
         block.at_barrier = 0;
+        if (watcher) watcher->barrier(block.first_site);
         for (unsigned i = 0; i < block.count; i++)
             if (block.threads[i].state == State::AtBarrier) make_ready(i);
         // The order begins anew: not with the warp that came last.
@@ -199,6 +208,13 @@ static void complete(Warp& warp, unsigned base, unsigned mask) {
                  at(other.site).c_str(), other.mask);
         operands[lowest(rest)] = other.operands;
     }
+    if (watcher) {
+        check(me.combine || mask == warp.alive,
+              "%s: __syncwarp of a part of the warp at %s: the watcher knows only whole ones",
+              where().c_str(), at(me.site).c_str());
+        watcher->meeting(base / LANES);
+        if (!me.combine) watcher->warp_barrier(base / LANES, me.site);
+    }
     if (me.combine) me.combine(operands, mask);
     warp.at_exchange &= ~mask;
     for (unsigned rest = mask; rest; rest &= rest - 1) make_ready(base + unsigned(lowest(rest)));
@@ -240,6 +256,7 @@ static void play_block(size_t shared_bytes) {
     block.current = threadIdx.x = first;
     block.warps[first / LANES].ready &= ~(1u << first % LANES);
     block.playing = true;
+    if (watcher) watcher->begin_block(block.count);
     switch_to(player_fiber(), block.threads[first].fiber, false);
     block.playing = false;
     forget_copies(block.count);
@@ -251,8 +268,10 @@ static void play_block(size_t shared_bytes) {
     release(block.shared);
 }
 
-void play(dim3 grid, unsigned count, size_t shared_bytes, const std::function<void()>& kernel) {
+void play(dim3 grid, unsigned count, size_t shared_bytes, const std::function<void()>& kernel,
+          const void* function) {
     check(!block.playing, "simt: a launch inside a kernel");
+    if (watcher) watcher->begin_launch(function);
     gridDim = grid, blockDim = dim3(count);
     block.count = count, block.warp_count = (count + LANES - 1) / LANES;
     block.kernel = &kernel;
@@ -268,6 +287,7 @@ void play(dim3 grid, unsigned count, size_t shared_bytes, const std::function<vo
                     unsigned(one / grid.x / grid.y)};
         play_block(shared_bytes);
     }
+    if (watcher) watcher->end_launch();
 }
 
 }  // namespace stief::simt

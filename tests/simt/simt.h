@@ -6,10 +6,10 @@
 // address sanitizer), missing barriers (results that change with the order), missing waits and
 // reads of what was never written (NaN), divergent barriers and exchanges (an Error that names
 // block and thread).
-// What it cannot prove: speed; real asynchrony (a stream does its work at once); races inside one
-// run of a thread from switch to switch; the memory model (a missing __threadfence, blocks that
-// wait for each other); that the PTX in cuda/gpu does what the plain code here does; the rounding
-// of a tensor core. Those need a GPU, compute-sanitizer and its racecheck.
+// With a Watcher every access besides (watch/): races that no order of threads shows.
+// What it cannot prove: speed; the memory model between blocks (a missing __threadfence, blocks
+// that wait for each other); that the PTX in cuda/gpu does what the plain code here does; the
+// rounding of a tensor core. Those need a GPU and compute-sanitizer.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -17,6 +17,9 @@
 #include <functional>
 
 #include "base/check.h"
+
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
 
 namespace stief::simt {
 
@@ -73,17 +76,23 @@ void release(void* memory, bool verify = true);  // throws where a sentinel was 
 void check_memory();                             // the same for everything allocated now
 size_t allocated(Kind kind);                     // bytes
 bool is_device(const void* address);             // inside a cudaMalloc
+struct Range {
+    char* first = nullptr;  // null: in no allocation
+    size_t bytes = 0;
+};
+Range device_range(const void* address);  // the cudaMalloc that the address lies in
 // Whether address + bytes lies in the allocation that address lies in; true outside of all of them.
 bool fits(const void* address, size_t bytes);
 
 // ---- the player -------------------------------------------------------------------------------
 
 // Calls kernel once for every thread of the grid. Throws what a thread throws, and Error for a
-// deadlock.
-void play(dim3 grid, unsigned block, size_t shared_bytes, const std::function<void()>& kernel);
+// deadlock. function: the kernel's address, for who watches; null: a test's own.
+void play(dim3 grid, unsigned block, size_t shared_bytes, const std::function<void()>& kernel,
+          const void* function = nullptr);
 
 // What <<<>>> does: enqueues the playing, or sets the error that cudaGetLastError returns.
-void launch(dim3 grid, int block, size_t shared_bytes, cudaStream_t stream,
+void launch(dim3 grid, int block, size_t shared_bytes, cudaStream_t stream, const void* function,
             std::function<void()> kernel);
 
 // Runs work now, or records it where the stream is being captured.
@@ -106,8 +115,43 @@ void barrier(const Site& site);
 using Combine = void (*)(void** operands, unsigned mask);
 void meet(unsigned mask, void* operands, Combine combine, const Site& site);
 
+// ---- who sees what threads do (watch/) ---------------------------------------------------------
+
+enum class Access : uint8_t {
+    Read,
+    Write,
+    Atomic,
+    CopyBegin,   // cp.async: its destination may change from now on
+    CopyEnd,     // and has changed: the thread has waited for it
+    CopySource,  // what it reads, until then
+    Matrix,      // ldmatrix: a lane names 16 bytes,
+    Fragment,    // and receives its part of them, which the named rows are counted for
+};
+// Threads by their number in the block that is being played; code: the address that follows the
+// access or its call.
+struct Watcher {
+    virtual ~Watcher() = default;
+    virtual void begin_launch(const void* function) = 0;
+    virtual void begin_block(unsigned threads) = 0;
+    virtual void access(unsigned thread, const void* address, size_t bytes, Access kind,
+                        const void* code) = 0;
+    virtual void barrier(const Site& site) = 0;  // every thread is at it
+    // All lanes that have not returned are at a __syncwarp.
+    virtual void warp_barrier(unsigned warp, const Site& site) = 0;
+    virtual void meeting(unsigned warp) = 0;       // at any exchange: orders nothing
+    virtual void end_launch() = 0;                 // may throw what was found
+    virtual void released(const void* first) = 0;  // a cudaMalloc's memory
+};
+inline Watcher* watcher = nullptr;
+bool watched(const void* address);  // in a kernel, and not a thread's own variable
+inline void watch(const void* address, size_t bytes, Access kind, const void* code) {
+    if (watcher && watched(address)) watcher->access(threadIdx.x, address, bytes, kind, code);
+}
+#define SIMT_CODE __builtin_return_address(0)
+
 // The running block's dynamic shared memory, and whether [address, address + bytes) lies in it.
 char* shared_memory();
+size_t shared_size();
 bool in_shared(const void* address, size_t bytes);
 
 // A fiber's own copies that are under way (async.cpp).

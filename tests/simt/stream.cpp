@@ -72,7 +72,7 @@ void enqueue(cudaStream_t stream, std::function<void()> work) {
     work();
 }
 
-void launch(dim3 grid, int count, size_t shared_bytes, cudaStream_t stream,
+void launch(dim3 grid, int count, size_t shared_bytes, cudaStream_t stream, const void* function,
             std::function<void()> kernel) {
     statistics.launches++;
     if (failure(Call::Launch) != cudaSuccess) return;
@@ -83,8 +83,8 @@ void launch(dim3 grid, int count, size_t shared_bytes, cudaStream_t stream,
         result(possible ? cudaErrorInvalidValue : cudaErrorInvalidConfiguration);
         return;
     }
-    enqueue(stream, [grid, count, shared_bytes, kernel = std::move(kernel)] {
-        play(grid, unsigned(count), shared_bytes, kernel);
+    enqueue(stream, [grid, count, shared_bytes, function, kernel = std::move(kernel)] {
+        play(grid, unsigned(count), shared_bytes, kernel, function);
     });
 }
 

@@ -74,19 +74,27 @@ struct Rows {
     const void* row;
     int count;
     bool transposed;
+    const void* code;
 };
 
 static void load_rows(void** lanes, unsigned) {
+    unsigned first = threadIdx.x - lane();
     for (int lane = 0; lane < 32; lane++) {
         const Rows& mine = *static_cast<Rows*>(lanes[lane]);
         int g = lane / 4, t = lane % 4;
+        if (watcher && lane < 8 * mine.count)
+            watcher->access(first + unsigned(lane), mine.row, 16, Access::Matrix, mine.code);
         for (int i = 0; i < mine.count; i++) {
             uint16_t pair[2];
             for (int half = 0; half < 2; half++) {
                 int row = mine.transposed ? 2 * t + half : g;
                 int column = mine.transposed ? g : 2 * t + half;
                 const void* from = static_cast<Rows*>(lanes[8 * i + row])->row;
-                pair[half] = static_cast<const uint16_t*>(from)[column];
+                const uint16_t* element = static_cast<const uint16_t*>(from) + column;
+                if (watcher)
+                    watcher->access(first + unsigned(lane), element, 2, Access::Fragment,
+                                    mine.code);
+                pair[half] = *element;
             }
             mine.r[i] = pair[0] | uint32_t(pair[1]) << 16;
         }
@@ -97,7 +105,7 @@ void load_matrices(uint32_t* r, int count, bool transposed, const void* row, con
     if (int(lane()) < 8 * count && (uintptr_t(row) % 16 || !in_shared(row, 16)))
         fail("%s: ldmatrix at %s:%u from %p: expected 16 aligned bytes of shared memory",
              where().c_str(), site.file, site.line, row);
-    Rows mine{r, row, count, transposed};
+    Rows mine{r, row, count, transposed, SIMT_CODE};
     // A count and a direction are an instruction of their own: the lanes must agree on them.
     static constexpr Combine combine[4] = {
         [](void** lanes, unsigned mask) { load_rows(lanes, mask); },

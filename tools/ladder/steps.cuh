@@ -41,9 +41,8 @@ __global__ void naive_kernel(float* out, CacheView cache, const float* q, const 
         acc *= keep;
         if (j < v.r) acc += weight * to_float(row_of<E>(cache, v, false, s)[j]);
     }
-    __syncthreads();  // c was read
-    if (j < d) c[j] = acc / sum;
-    __syncthreads();  // and holds the merged values
+    if (j < d) c[j] = acc / sum;  // c was read before the barriers of block_sum
+    __syncthreads();              // it holds the merged values
     if (j >= d) return;
     float x = v.decode ? 0 : c[j];
     for (int i = 0; v.decode && i < v.r; i++) x = fmaf(c[i], v.decode[i * d + j], x);

@@ -1,0 +1,217 @@
+#include "scenes.h"
+
+#include "../../../tools/ladder/steps.cuh"
+#include "backend/backward.h"
+#include "backends.h"
+#include "cache/kv_cache.h"
+#include "matrices.h"
+
+namespace stief::testing {
+
+namespace {
+
+const Variant PLAYED{"cuda, played", {"cuda", "auto"}, 1, {}, true};
+
+// Weights at an aligned address (bind copies them to one).
+struct Weights {
+    Elements elements;
+    Weight weight;
+    Weights(Lab& lab, DType dtype, int N, int K, uint64_t seed)
+        : elements(normals(size_t(N) * size_t(K), seed), dtype),
+          weight(lab.weight(elements, N, K)) {}
+};
+
+// (S, 2, d/2)
+Floats rotations(int S, int d) {
+    Floats table;
+    for (int s = 0; s < S; s++)
+        for (int j = 0; j < d; j++) {
+            double angle = 0.3 * s / (j % (d / 2) + 1);
+            table.push_back(float(j < d / 2 ? std::cos(angle) : std::sin(angle)));
+        }
+    return table;
+}
+
+// ---- operations of one token or a few ----------------------------------------------------------
+
+// N: so few rows that a warp takes one, or so many that it takes two. K odd: rows are not aligned.
+void products(DType dtype, int N, int K) {
+    Lab lab(PLAYED);
+    Weights a(lab, dtype, N, K, 1), b(lab, dtype, 9, K, 2), c(lab, dtype, 17, K, 3);
+    const float* x = lab.in(normals(size_t(3 * K), 4));
+    Output out(lab, size_t(N + 26) * 3);
+    float* to = out.data();
+    Projection all[] = {{to, a.weight}, {to + N, b.weight}, {to + N + 9, c.weight}};
+    for (bool add : {false, true}) lab.backend->matmul(all, x, 1, add);
+    lab.backend->gated(to, to + N, x, a.weight, a.weight, 1);
+    lab.backend->gated(to, to + 3 * N / 2, x, b.weight, b.weight, 3);
+    lab.backend->matmul(to, x, a.weight, 3, false);
+    lab.backend->matmul_transposed(to, lab.in(normals(size_t(3 * N), 5)), a.weight, 1);
+    out.values();
+}
+
+void rows(DType dtype, int D) {
+    constexpr int V = 40, T = 3;
+    Lab lab(PLAYED);
+    Weights norm(lab, dtype, D, 1, 1), table(lab, dtype, V, D, 2);
+    const int32_t ids[T] = {7, 0, 39};
+    Step step{5, T, ids};
+    lab.backend->begin_step(step);
+    Output out(lab, size_t(T * D));
+    lab.backend->embed(out.data(), table.weight, step);
+    lab.backend->rmsnorm(out.data(), lab.in(normals(size_t(T * D), 3)), norm.weight, 1e-5f, T);
+    out.values();
+}
+
+void elements() {
+    constexpr int T = 3, H = 4, G = 2, d = 64, V = 3001;
+    Lab lab(PLAYED);
+    Step step{5, T};
+    lab.backend->begin_step(step);
+    Floats table = rotations(8, d);
+    Output q(lab, T * H * d, normals(T * H * d, 1)), k(lab, T * G * d, normals(T * G * d, 2));
+    lab.backend->rope(q.data(), k.data(), lab.in(table), H, G, d, step);
+    lab.backend->rope(q.data(), nullptr, lab.in(table), H, G, d, step);
+    lab.backend->swiglu(q.data(), lab.in(normals(T * H * d, 3)), T, H * d);
+    const float* logits = lab.in(normals(T * V, 4));
+    Output best(lab, T);
+    lab.backend->argmax(reinterpret_cast<int32_t*>(best.data()), logits, T, V);
+    lab.backend->stream(logits, T * V * sizeof(float) - 3);
+    q.values();
+}
+
+// ---- the cache ---------------------------------------------------------------------------------
+
+struct Shape {
+    int H, G, d, rank;
+    bool rotated;
+    int recent;  // of the exact window; 0: there is none
+    std::string name() const {
+        return format("d %d, %d heads of %d, rank %d, keys %s rotation, window %d", d, H, G, rank,
+                      rotated ? "after" : "before", recent);
+    }
+};
+
+Bases bases_of(const Config& config, const Shape& shape) {
+    Bases bases = Bases::identity(config, shape.rank);
+    Random random(4);
+    Matrix Q = random_orthogonal(size_t(shape.d), random);
+    for (std::vector<HeadBasis>* side : {&bases.layer[0].k, &bases.layer[0].v})
+        for (HeadBasis& head : *side)
+            head.encode = to_floats(Q), head.decode = to_floats(transpose(Q));
+    bases.layer[0].rotated = shape.rotated;
+    bases.sinks = shape.recent ? 4 : 0, bases.recent = shape.recent;
+    return bases;
+}
+
+// Appends S tokens together, attends from the last 20; appends and attends from one more.
+void attention(const Shape& shape, DType dtype, bool ladder) {
+    constexpr int S = 170, LAST = 20;
+    Lab lab(PLAYED);
+    Config config;
+    config.L = 1, config.H = shape.H, config.G = shape.G, config.d = shape.d;
+    Bases bases = bases_of(config, shape);
+    KvCache cache(*lab.backend, config, S + 1, dtype, &bases, S);
+    const CacheLayer& layer = cache.layer[0];
+    size_t d = size_t(shape.d), kv = size_t(shape.G) * d, q = size_t(shape.H) * d;
+    const float* k = lab.in(normals((S + 1) * kv, 1));
+    const float* v = lab.in(normals((S + 1) * kv, 2));
+    const float* queries = lab.in(normals(LAST * q, 3));
+    Floats table = rotations(S + 1, shape.d);
+    const float* rotation = lab.in(table);
+    Output out(lab, LAST * q);
+    auto append = [&](const Step& step) {
+        lab.step(step);
+        size_t from = size_t(step.pos) * kv;
+        lab.backend->append(layer, k + from, v + from, step);
+    };
+    append({0, S});
+    Step last{S - LAST, LAST}, one{S, 1};
+    lab.step(last);
+    lab.backend->attend(out.data(), queries, rotation, layer, last);
+    append(one);
+    lab.backend->attend(out.data(), queries, rotation, layer, one);
+    for (const ladder::StepOfLadder& step : ladder::STEPS)
+        if (ladder)
+            step.run(static_cast<CudaBackend&>(*lab.backend), out.data(), queries, rotation, layer);
+    out.values();
+}
+
+// ---- calibration -------------------------------------------------------------------------------
+
+void backward() {
+    constexpr int T = 5, m = 2, S = 70, d = 40, F = 96, V = 900;
+    Lab lab(PLAYED);
+    auto ops = make_backward(*lab.backend);
+    auto random = [&](int n, uint64_t seed) { return lab.in(normals(size_t(n), seed)); };
+    Output p(lab, T * m * S, normals(T * m * S, 1)), x(lab, T * F), y(lab, T * F);
+    ops->causal_softmax(p.data(), T, m, S, S - T, 0.2f);
+    const float* dout = random(T * m * d, 3);
+    ops->causal_softmax_backward(p.data(), random(T * m * S, 2), dout, dout, T, m, S, S - T, d, 1);
+    const float* z = random(T * F, 4);
+    ops->swiglu_backward(x.data(), y.data(), z, z, z, T, F);
+    for (DType dtype : {DType::F32, DType::F16, DType::BF16}) {
+        Weights w(lab, dtype, F, 1, 5);
+        ops->rmsnorm_backward(x.data(), z, z, w.weight, 1e-5f, T);
+    }
+    Step step{2, T};
+    lab.step(step);
+    Floats angles = rotations(T + 2, d);
+    ops->rope_backward(p.data(), lab.in(angles), m, d, step);
+    ops->add(x.data(), z, T * F);
+    ops->scaled_difference(x.data(), z, y.data(), 0.5f, T * F);
+    ops->squared_distance(z, y.data(), T * F);
+    Matrix sum(d, d), other(d, d);
+    Gram grams[] = {{&sum, z, z, T, d}, {&other, random(70 * d, 6), random(70 * d, 7), 70, d}};
+    ops->add_grams(grams);
+    const float* logits = random(2 * V, 8);
+    RowScore scores[2];
+    const int32_t next[] = {3, 899};
+    ops->score(scores, logits, random(2 * V, 9), next, 2, V);
+    Random numbers(10);
+    Matrix Q = random_orthogonal(d, numbers), W = random_matrix(d, d, numbers);
+    for (size_t i = 0; i < d; i++)
+        for (size_t j = 0; j <= i; j++) W(i, j) = i == j ? 0 : -W(j, i);
+    Turn turns[] = {{&Q, &W, 0.1}};
+    ops->cayley(turns);
+}
+
+std::vector<Scene> all_scenes() {
+    std::vector<Scene> all;
+    const DType dtypes[] = {DType::BF16, DType::F16, DType::F32};
+    for (DType dtype : dtypes)
+        for (auto [N, K] : {std::pair{40, 256}, {40, 77}, {140, 256}, {140, 77}})
+            all.push_back({format("products %s, N %d, K %d", name_of(dtype), N, K),
+                           [=] { products(dtype, N, K); }});
+    for (DType dtype : dtypes)
+        for (int D : {256, 515, 2048})
+            all.push_back(
+                {format("norm and embed %s, D %d", name_of(dtype), D), [=] { rows(dtype, D); }});
+    all.push_back({"rope, swiglu, argmax, stream", elements});
+    all.push_back({"calibration", backward});
+    auto add = [&](DType dtype, const Shape& shape, bool ladder = false) {
+        all.push_back({format("attention %s, %s", name_of(dtype), shape.name().c_str()),
+                       [=] { attention(shape, dtype, ladder); }});
+    };
+    for (bool rotated : {true, false}) {
+        // A warp takes several steps with exact rows; without a window several truncated ones.
+        add(DType::BF16, {8, 8, 64, 16, rotated, 150});
+        add(DType::F16, {8, 8, 64, 16, rotated, 0}, true);
+        for (DType dtype : {DType::BF16, DType::F16})
+            for (int d : {128, 64})
+                for (int H : {8, 20})  // of 2: one tile of query heads, two
+                    add(dtype, {H, 2, d, d == 128 ? d / 4 : d / 4 + 4, rotated, H == 8 ? 40 : 0});
+        for (DType dtype : dtypes)  // a width of head that tensor cores do not serve
+            add(dtype, {6, 2, 40, dtype == DType::F32 ? 40 : 12, rotated, 40});
+    }
+    return all;
+}
+
+}  // namespace
+
+const std::vector<Scene>& scenes() {
+    static const std::vector<Scene> all = all_scenes();
+    return all;
+}
+
+}  // namespace stief::testing
