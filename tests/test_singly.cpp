@@ -1,6 +1,7 @@
 // Several tokens in one step that come out as each alone would: what verifying a draft rests on.
 #include "cache/kv_cache.h"
 #include "forward/transformer.h"
+#include "reference.h"
 #include "tiny_model.h"
 
 using namespace stief;
@@ -59,12 +60,12 @@ TEST_CASE("tokens that come together singly have the logits of single steps, to 
     };
     for (const auto& c : cases) {
         Scratch folder;
-        write_tiny_model(c.model, folder.path);
+        write_tiny_model(c.model, folder.folder.string());
         for (const std::string& isa : cpu_isas())
             for (int threads : {1, 2}) {
                 CAPTURE(std::string(c.model.why));
                 CAPTURE(isa);
-                Model model = Model::open(folder.path, BackendOptions{"cpu", isa}, threads);
+                Model model = Model::open(folder.folder.string(), BackendOptions{"cpu", isa}, threads);
                 const Config& config = model.config;
                 std::vector<Token> ids = random_ids(c.prompt + c.tokens, config.V, 3);
                 std::optional<Bases> bases;

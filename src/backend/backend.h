@@ -98,6 +98,9 @@ struct Backend {
     virtual size_t available() const = 0;                       // bytes that alloc can give
     virtual void* alloc(size_t bytes, const char* what) = 0;    // zeroed; Error if it does not fit, said
     virtual void release(void* memory, size_t bytes) = 0;       //   before allocating
+    // For rows that are read once in many tokens: host memory, which a device reads where it lies, or,
+    // with a path, a new file of no name that is gone when it is released or the process ends.
+    virtual void* alloc_cold(size_t bytes, const char* what, const std::string& path) = 0;
     virtual Weight bind(const Tensor& tensor) = 0;              // (N, K) or (N); CPU: the mapped bytes
     virtual void upload(void* to, const void* host, size_t bytes) = 0;
     virtual void download(void* host, const void* from, size_t bytes) = 0;

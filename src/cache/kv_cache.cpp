@@ -59,14 +59,16 @@ static const float* upload_matrix(Backend& backend, Carver& memory, const std::v
 }
 
 KvCache::KvCache(Backend& backend, const Config& c, int positions, DType type, const Bases* bases,
-                 int batch)
+                 int batch, const std::string* cold)
     : capacity(positions), dtype(type) {
     size_t floats = bases ? size_t(c.L * c.G) * 5 * size_t(c.d) * size_t(c.d) + SLACK : 0;
     size_t table = 2 * size_t(c.G) * sizeof(CacheRows), tables = size_t(c.L) * table;
     size_t total = bytes_for(c, positions, type, bases, batch) - tables;
     heads = Buffer(backend, tables, "the KV cache's table of heads");
-    rows = Buffer(backend, total - floats * sizeof(float),
-                  format("the KV cache of %d positions in %s", positions, name_of(type)).c_str());
+    std::string what = format("the KV cache of %d positions in %s", positions, name_of(type));
+    size_t row_bytes = total - floats * sizeof(float);
+    rows = cold ? Buffer::cold(backend, row_bytes, what.c_str(), *cold)
+                : Buffer(backend, row_bytes, what.c_str());
     if (bases) matrices = Buffer(backend, floats * sizeof(float), "the bases of the KV cache");
     Carver blocks{static_cast<char*>(rows.data)}, basis{static_cast<char*>(matrices.data)};
 
