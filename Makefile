@@ -37,9 +37,10 @@ endif
 
 # The inner products, each file with the instructions it is named after (chosen at start-up).
 ifeq ($(ARCH),x86_64)
-KERNELS  := portable avx2 avx512 amx
+KERNELS  := portable avx2 avx512 vbmi amx
 ISA_avx2   := -mavx2 -mfma -mf16c
 ISA_avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma -mf16c -mavx2 -mprefer-vector-width=512
+ISA_vbmi   := $(ISA_avx512) -mavx512vbmi -mavx512vnni
 ISA_amx    := $(ISA_avx512) -mamx-tile -mamx-bf16
 else ifeq ($(ARCH),aarch64)
 KERNELS  := portable neon
@@ -154,8 +155,8 @@ $(BUILD)/run_tests: $(LIB_OBJ) $(TEST_OBJ) $(CUDA_OBJ)
 
 # The CUDA code played on the CPU: the harness, the .cu files and select.cpp compiled against it, and
 # those of the tests that take a Backend.
-SIMT_TESTS := main backends test_ops test_score test_attention test_cache test_forward test_backward \
-              test_backward_sums test_layer_loss test_calibrate_backends
+SIMT_TESTS := main backends test_ops test_score test_attention test_cache test_cache_rows test_forward \
+              test_backward test_backward_sums test_layer_loss test_calibrate_backends
 SIMT     := $(FLAGS) $(CXXFLAGS) -Wno-unknown-pragmas -Itests/simt -Icuda -Itests $(DOCTEST_DIR:%=-I%)
 SIMT_OBJ := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/simt/*.cpp)) \
             $(CUDA_SRC:%.cu=$(BUILD)/simt/%.o) \
@@ -220,6 +221,23 @@ test: found stief $(BUILD)/run_tests $(BUILD)/run_simt   ## every test (TESTFLAG
 	$(RUNNER) $(BUILD)/run_tests $(TESTFLAGS)
 	$(RUNNER) $(BUILD)/run_simt $(filter-out --gpu,$(TESTFLAGS))
 
+# What nvcc makes of the kernels. Without cuobjdump only what ptxas says of them.
+SASS_ARCH := 80 90
+SASS_FLAGS := -std=c++20 -O3 --expt-relaxed-constexpr -ccbin $(CXX) -Xptxas -v -Isrc -Icuda -Icuda/gpu
+define SASS_RULE
+$(BUILD)/sass/%.sm_$1.cubin: cuda/%.cu $(wildcard cuda/*.cuh cuda/*.h cuda/gpu/*.cuh)
+	@mkdir -p $$(@D)
+	@test -n "$(NVCC)" || { echo "error: make sass needs nvcc" >&2; exit 1; }
+	@echo "  nvcc $$< (sm_$1)"
+	$(Q)$(NVCC) $(SASS_FLAGS) -cubin -arch=sm_$1 $$< -o $$@ 2> $$(@:.cubin=.log) || \
+	    { cat $$(@:.cubin=.log) >&2; exit 1; }
+endef
+$(foreach a,$(SASS_ARCH),$(eval $(call SASS_RULE,$a)))
+
+CUBINS   := $(foreach a,$(SASS_ARCH),$(CUDA_SRC:cuda/%.cu=$(BUILD)/sass/%.sm_$a.cubin))
+sass: $(CUBINS)                  ## registers, spills, loads in flight of every kernel (nvcc, cuobjdump)
+	python3 tools/sass.py $(BUILD)/sass $(SASS_ARCH)
+
 # What the harness cannot prove: the tests on a device, and the sanitizer's view of memory and of races.
 GPU_SUITES := backend,cache
 gpu: found $(BUILD)/run_tests    ## every test on a GPU, then under compute-sanitizer
@@ -230,7 +248,7 @@ gpu: found $(BUILD)/run_tests    ## every test on a GPU, then under compute-sani
 floors:
 	@tools/floors.sh
 
-check: floors core test race     ## floors, tests, races, tests again under the sanitizers
+check: floors core test race $(if $(NVCC),sass)   ## floors, tests, races, tests again under the sanitizers
 	$(MAKE) CONFIG=sanitize build/sanitize/stief build/sanitize/run_tests \
 	    build/sanitize/run_simt
 	build/sanitize/run_tests $(TESTFLAGS)

@@ -72,6 +72,22 @@ __device__ __forceinline__ void unpack(float (&x)[16 / sizeof(E)], uint4 bytes) 
     }
 }
 
+// Four elements at an address that whole_4 is true of, in one load.
+template <class E>
+__device__ __forceinline__ float4 load_4(const E* x) {
+    if constexpr (sizeof(E) == 4) {
+        return *reinterpret_cast<const float4*>(x);
+    } else {
+        uint2 bits = *reinterpret_cast<const uint2*>(x);
+        float2 low = unpack2<E>(bits.x), high = unpack2<E>(bits.y);
+        return make_float4(low.x, low.y, high.x, high.y);
+    }
+}
+template <class E>
+bool whole_4(const E* x) {
+    return reinterpret_cast<uintptr_t>(x) % (4 * sizeof(E)) == 0;
+}
+
 // Σ x over the lanes of a warp, the same to all.
 template <class T>
 __device__ __forceinline__ T warp_sum(T x) {

@@ -27,6 +27,7 @@ __global__ void set_words(int32_t* to, Words words) {
 
 constexpr int MOST_IDS = 1 << 18;  // tokens of one step
 constexpr size_t MOST_GRAPHS = 16;
+constexpr size_t MOST_LANDING = size_t(4) << 20;  // bytes: a few rows of logits
 constexpr size_t RESERVE = size_t(256) << 20;  // left for cuBLAS, graphs and the driver
 
 struct CudaBackend::Impl {
@@ -35,6 +36,8 @@ struct CudaBackend::Impl {
     std::vector<void*> cold;   // of alloc_cold: the host's
     void* scratch[int(Scratch::Count)] = {};
     size_t scratch_bytes[int(Scratch::Count)] = {};
+    void* landing = nullptr;  // pinned: what is downloaded arrives here
+    size_t landing_bytes = 0;
 
     // A step is issued when its number is new, captured when it comes again, then replayed: by then
     // every kernel is loaded and all scratch is there.
@@ -94,6 +97,7 @@ CudaBackend::~CudaBackend() {
     for (const Impl::Graph& one : impl->graphs)
         if (one.exec) cudaGraphExecDestroy(one.exec);
     for (void* memory : impl->owned) cudaFree(memory);
+    if (impl->landing) cudaFreeHost(impl->landing);
     if (cublas) cublasDestroy(cublas);
     if (queue) cudaStreamDestroy(queue);
 }
@@ -158,11 +162,24 @@ void CudaBackend::upload(void* to, const void* host, size_t bytes) {
     CUDA_CHECK(cudaStreamSynchronize(queue));
 }
 
+// Logits of every step come this way: into pinned memory a copy is one transfer, into any other the
+// driver copies by pieces of its own. Where none can be pinned, and for what is long, that will do.
 void CudaBackend::download(void* host, const void* from, size_t bytes) {
     drop_capture();
     if (!bytes) return;
-    CUDA_CHECK(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, queue));
+    if (bytes <= MOST_LANDING && bytes > impl->landing_bytes) {
+        if (impl->landing) cudaFreeHost(impl->landing);
+        impl->landing = nullptr, impl->landing_bytes = 0;
+        if (cudaMallocHost(&impl->landing, std::bit_ceil(bytes)) == cudaSuccess)
+            impl->landing_bytes = std::bit_ceil(bytes);
+        else
+            impl->landing = nullptr, cudaGetLastError();
+    }
+    bool lands = bytes <= impl->landing_bytes;
+    CUDA_CHECK(cudaMemcpyAsync(lands ? impl->landing : host, from, bytes, cudaMemcpyDeviceToHost,
+                               queue));
     CUDA_CHECK(cudaStreamSynchronize(queue));
+    if (lands) std::memcpy(host, impl->landing, bytes);
 }
 
 // Powers of two, so that outgrown blocks add up to no more than the last.

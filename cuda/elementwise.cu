@@ -7,13 +7,22 @@
 
 namespace stief {
 
-// grid T, block 256
-template <class E>
-__global__ void embed_kernel(float* out, const E* table, const int32_t* ids, int D) {
+constexpr int EMBED_BLOCK = 256;
+
+// grid (T, pieces of EMBED_BLOCK · EACH elements), block 256: a thread has EACH elements beside each
+// other. EACH = 4: D is a multiple of 4, and table and out begin at multiples of 4 elements.
+template <class E, int EACH>
+__global__ void __launch_bounds__(EMBED_BLOCK)
+    embed_kernel(float* out, const E* table, const int32_t* ids, int D) {
     size_t t = blockIdx.x;
-    const E* row = table + size_t(ids[t]) * size_t(D);
-    for (int i = int(threadIdx.x); i < D; i += int(blockDim.x))
-        out[t * size_t(D) + size_t(i)] = to_float(row[i]);
+    int i = (int(blockIdx.y) * EMBED_BLOCK + int(threadIdx.x)) * EACH;
+    if (i >= D) return;
+    const E* from = table + size_t(ids[t]) * size_t(D) + i;
+    float* to = out + t * size_t(D) + i;
+    if constexpr (EACH == 4)
+        *reinterpret_cast<float4*>(to) = load_4(from);
+    else
+        *to = to_float(*from);
 }
 
 // One thread an element.
@@ -73,9 +82,14 @@ __global__ void stream_kernel(uint64_t* sums, const char* memory, size_t bytes) 
 }
 
 void CudaBackend::embed(float* out, const Weight& table, const Step& step) {
+    int D = table.K;
     for_dtype(table.dtype, [&]<class E>(E) {
-        launch(embed_kernel<E>, dim3(unsigned(step.T)), 256, 0, queue, out,
-               static_cast<const E*>(table.data), ids, table.K);
+        const E* rows = static_cast<const E*>(table.data);
+        bool whole = D % 4 == 0 && whole_4(out) && whole_4(rows);
+        int each = EMBED_BLOCK * (whole ? 4 : 1);
+        launch(whole ? embed_kernel<E, 4> : embed_kernel<E, 1>,
+               dim3(unsigned(step.T), unsigned((D + each - 1) / each)), EMBED_BLOCK, 0, queue, out,
+               rows, ids, D);
     });
 }
 

@@ -10,8 +10,9 @@ namespace stief {
 // ---- device helpers ----------------------------------------------------------------------------
 
 // sum_r += x[lane's part] · row_r for R rows of K elements, by the lanes of one warp. ALIGNED: rows
-// begin at multiples of 16 bytes and K is whole loads. A lane has UNROLL · R loads of 16 bytes in
-// flight.
+// begin at multiples of 16 bytes and K is whole loads. A lane has UNROLL · R = 4 loads of weights and
+// two of x in flight, 16 bytes each: see make sass, which demands four. The compiler keeps them only
+// where the kernel is bound to 64 registers: four blocks of 256 threads a multiprocessor.
 template <class E, int R, bool ALIGNED>
 __device__ __forceinline__ void dot_rows(float (&sum)[R], const float* x, const E* const (&rows)[R],
                                          int K) {
@@ -61,7 +62,7 @@ struct Matrices {
 // out_j (+)= w_j · x. grid: a warp for R rows. Reads every weight once, N·K·size bytes; x comes
 // from the first cache.
 template <class E, int R, bool ALIGNED>
-__global__ void __launch_bounds__(MATVEC_BLOCK)
+__global__ void __launch_bounds__(MATVEC_BLOCK, 4)
     matvec_kernel(Matrices<E> all, const float* x, int K, bool add) {
     int unit = int(blockIdx.x) * MATVEC_WARPS + int(threadIdx.x) / WARP;
     float* out = all.out[0];
@@ -90,7 +91,7 @@ __global__ void __launch_bounds__(MATVEC_BLOCK)
 
 // gate_j ← silu(w_gate,j · x) (w_up,j · x). grid: a warp for one row of each.
 template <class E, bool ALIGNED>
-__global__ void __launch_bounds__(MATVEC_BLOCK)
+__global__ void __launch_bounds__(MATVEC_BLOCK, 4)
     gated_kernel(float* gate, const float* x, const E* w_gate, const E* w_up, int N, int K) {
     int j = int(blockIdx.x) * MATVEC_WARPS + int(threadIdx.x) / WARP;
     if (j >= N) return;

@@ -72,4 +72,12 @@ inline void check_everywhere(const Doubles& want, double tolerance, const Floats
         want, [=](const Lab&) { return tolerance; }, before, operation);
 }
 
+// Rows of r elements, one a position.
+inline CacheRows whole_rows(void* data, int r, DType dtype) {
+    CacheRows one;
+    one.width = r;
+    one.store[0] = {data, RowFormat::whole(r), int(size_t(r) * size_of(dtype)), 0, 0};
+    return one;
+}
+
 }  // namespace stief::testing

@@ -32,13 +32,17 @@ struct TestCache {
             for (Elements& one : *from) {
                 int r = int(one.values.size() / size_t(layer.capacity));
                 size_t bytes = one.values.size() * size_of(one.dtype);
-                to->push_back({const_cast<void*>(lab.bytes(one.data(), bytes)), r});
+                to->push_back(
+                    whole_rows(const_cast<void*>(lab.bytes(one.data(), bytes)), r, one.dtype));
             }
         std::vector<CacheRows> both = layer.k;
         both.insert(both.end(), layer.v.begin(), layer.v.end());
         lab.held.emplace_back(*lab.backend, both.size() * sizeof(CacheRows), "a table of rows");
         lab.backend->upload(lab.held.back().data, both.data(), lab.held.back().bytes);
         layer.rows = static_cast<const CacheRows*>(lab.held.back().data);
+        layer.seen.assign(size_t(layer.G), Seen::all_of(0));
+        layer.seen_rows = static_cast<const Seen*>(
+            lab.bytes(layer.seen.data(), layer.seen.size() * sizeof(Seen)));
         return layer;
     }
     // Back from the lab's memory.
@@ -46,7 +50,7 @@ struct TestCache {
         for (auto [from, to] : {std::pair{&layer.k, &k}, std::pair{&layer.v, &v}})
             for (size_t g = 0; g < from->size(); g++)
                 if (lab.device())
-                    lab.backend->download((*to)[g].data(), (*from)[g].data,
+                    lab.backend->download((*to)[g].data(), (*from)[g].store[0].data,
                                           (*to)[g].values.size() * size_of(layer.dtype));
     }
     static Elements rows(int r, int S, int extra, DType dtype, uint64_t seed) {

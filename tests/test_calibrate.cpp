@@ -49,7 +49,7 @@ bool same_bases(const Bases& a, const Bases& b) {
         for (auto side : {&LayerBasis::k, &LayerBasis::v})
             for (size_t g = 0; g < (a.layer[l].*side).size(); g++) {
                 const HeadBasis &x = (a.layer[l].*side)[g], &y = (b.layer[l].*side)[g];
-                same = same && x.r == y.r && same_bits(x.q, y.q) && same_bits(x.encode, y.encode) &&
+                same = same && x.format == y.format && same_bits(x.q, y.q) && same_bits(x.encode, y.encode) &&
                        same_bits(x.decode, y.decode);
             }
     return same;
@@ -81,7 +81,7 @@ TEST_CASE("every method and space keeps to its budget of bytes and opens again")
                     const Config& c = tried.model.config;
                     Bases bases =
                         Bases::open(tried.output(), c, tried.model.weights.fingerprint(c));
-                    CHECK(bases.coordinates_per_token() * 2 == result.bytes_per_token);
+                    CHECK(bases.bytes_per_token(DType::F16) == result.bytes_per_token);
                     CHECK(!folder_exists(tried.output() + ".partial"));
                     bool whole = result.bytes_per_token == result.full_bytes_per_token;
                     if (whole) CHECK(result.measured.divergence.mean <= 1e-4);  // an f16 cache

@@ -162,8 +162,9 @@ TEST_CASE("rebuilt keys are c[:r] D[:r], to what two bf16 hold or to f32") {
                         for (size_t j = 0; j < d; j++)
                             want[s * d + j] += rows.values[s * r + i] * double(decode[i * d + j]);
                 CacheLayer layer{.dtype = dtype, .capacity = c.count, .H = 1, .G = 1, .d = c.d,
-                                 .k = {}, .v = {}, .rotated = false};
-                CacheRows head{.data = rows.data(), .r = c.r, .decode = decode.data()};
+                                 .k = {}, .v = {}, .seen = {}, .rotated = false};
+                CacheRows head = whole_rows(rows.data(), c.r, dtype);
+                head.decode = decode.data();
                 bool pairs = !exact && dtype != DType::F32;
                 check_on_cpus(want, pairs ? TOL_PAIRS : TOL_F32,
                               [&](Backend& backend, float* out) {
@@ -172,7 +173,8 @@ TEST_CASE("rebuilt keys are c[:r] D[:r], to what two bf16 hold or to f32") {
                                      size_t bytes = RebuiltKeys::bytes(cpu, layer, head);
                                      std::vector<char> scratch(bytes);
                                      RebuiltKeys keys(cpu, layer, head, scratch.data());
-                                     keys.rebuild(out, {0, c.count, rows.data(), c.r});
+                                     keys.rebuild(out, {0, c.count, static_cast<char*>(rows.data()),
+                                                        head.store[0]});
                                  });
             }
 }
@@ -187,13 +189,15 @@ TEST_CASE("attention over rebuilt keys is the exact one to what two bf16 hold") 
             CAPTURE(name_of(dtype));
             CAPTURE(T);
             CacheLayer layer{.dtype = dtype, .capacity = S, .H = H, .G = G, .d = d,
-                             .k = {}, .v = {}, .rotated = false};
+                             .k = {}, .v = {}, .seen = {}, .rotated = false};
+            layer.seen.assign(G, Seen::all_of(0));
             std::vector<Elements> rows;
             for (int g = 0; g < 2 * G; g++)
                 rows.emplace_back(normals(size_t(S * r), uint64_t(92 + g)), dtype);
             for (size_t g = 0; g < G; g++) {
-                layer.k.push_back({.data = rows[g].data(), .r = r, .decode = decode.data()});
-                layer.v.push_back({.data = rows[G + g].data(), .r = r, .decode = decode.data()});
+                layer.k.push_back(whole_rows(rows[g].data(), r, dtype));
+                layer.v.push_back(whole_rows(rows[G + g].data(), r, dtype));
+                layer.k[g].decode = layer.v[g].decode = decode.data();
             }
             Floats q = normals(size_t(T * H * d), 96), exact(q.size());
             Threads threads(2);

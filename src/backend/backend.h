@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/cache_layer.h"
 #include "base/tensor.h"
 #include "base/threads.h"
 
@@ -41,31 +42,6 @@ struct Step {
     uint64_t replay = 0;
 };
 
-// One kv head's keys or values in one layer: for each position the first r coordinates c[:r] of a row,
-// c = k E, and of the exact window's positions all d of them.
-struct CacheRows {
-    void* data = nullptr;              // (capacity, r) of the cache's dtype
-    int r = 0;
-    void* exact = nullptr;             // (sinks + ring, d); null where r = d: every row is exact
-    const float* encode = nullptr;     // (d, d) E; null: the identity, as are decode and decode_t
-    const float* decode = nullptr;     // (d, d) D = E⁻¹
-    const float* decode_t = nullptr;   // (d, d) Dᵀ          (64 floats may be read beyond each)
-};
-
-// What attention reads of one layer. Rows are stored by head, so that a head's scan is contiguous.
-// A token at position p sees a row s exactly where s < sinks or p − s < recent, else truncated,
-// whatever tokens were appended together. Exact rows: s < sinks at s, others at sinks + (s − sinks) %
-// ring; the ring holds `recent` rows and those of one call.
-struct CacheLayer {
-    DType dtype = DType::F16;
-    int capacity = 0;                  // positions that fit
-    int H = 0, G = 0, d = 0;
-    std::vector<CacheRows> k, v;       // (G)
-    bool rotated = true;               // keys are stored after rotation ("post"); else before ("pre")
-    int sinks = 0, recent = 0, ring = 0;
-    const CacheRows* rows = nullptr;   // (2, G)  k, then v once more, in the backend's memory
-};
-
 // What two models make of the token that follows: −ln q(next) and −ln p(next), KL(p ‖ q), and
 // whether both think the same token most likely. Without a model to compare with, loss alone.
 struct RowScore {
@@ -83,6 +59,7 @@ struct Backend {
     std::string device;           // "avx512, 2 threads"
     bool copies_weights = false;  // bind() takes memory of the device
     int widest_head = 1 << 20;    // coordinates of a head that attend() covers at most
+    bool codes = true;            // append and attend take rows with codes, not only whole ones
     // float32 in every product; otherwise, in products of more than one token, a matrix unit may take x
     // rounded to bf16 where w is bf16, and x and an f32 w rounded to TF32's 11 bits where it is not; and
     // attention over 16-bit rows may round to their type. May be changed between steps.
@@ -144,14 +121,15 @@ struct Backend {
                        const Weight& w_gate,    // (F, K)
                        const Weight& w_up,      // (F, K)
                        int T) = 0;
-    // Stores the T new rows of every kv head at their positions: encoded, truncated to r coordinates
-    // and rounded to the cache's dtype; where there is a window, all d of them there too.
+    // Stores the T new rows of every kv head at their positions: encoded, c = k E, and packed into
+    // each of the head's stores.
     virtual void append(const CacheLayer& cache,
                         const float* k,         // (T, G, d)  rotated where cache.rotated
                         const float* v,         // (T, G, d)
                         const Step& step) = 0;
     // out_h = Σ_s softmax_s(q_h · k̃_s / √d) ṽ_s over the positions s ≤ the token's own, where
-    // k̃_s = c_s[:r] D[:r] (rotated to position s where the keys are stored before rotation). Online
+    // k̃_s = c̃_s D (rotated to position s where the keys are stored before rotation), c̃_s the row that
+    // the token sees, unpacked, and whatever tokens were appended together. Online
     // softmax over tiles of positions: memory does not grow with the context (Dao et al. 2022).
     virtual void attend(float* out,             // (T, H, d)
                         const float* q,         // (T, H, d)  rotated

@@ -1,47 +1,81 @@
 // The bases of the low-rank cache: for every layer and kv head an invertible change of coordinates
-// of its keys and of its values, and how many of the new coordinates are kept.
+// of its keys and of its values, and how the new coordinates are stored.
 //
-//     c = k E   encode, most important coordinate first          E = S Q   (d, d)
-//     k ≈ c[:r] D[:r]   keep the first r                         D = E⁻¹   (d, d)
+//     c = k E   encode, most important coordinate first     E = S Q diag(1/σ)    (d, d)
+//     k ≈ c̃ D   c̃ = c through its format, 0 beyond          D = E⁻¹              (d, d)
+//
+// Q is orthonormal, S the metric, σ the spread of each coordinate (all 1 where nothing is coded).
+// A token at position p sees a row s whole where s < sinks or p − s < recent, else in format[i] for
+// the first i with p − s < ages[i], and in the last format beyond all ages.
 //
 // A bases file is a safetensors file with, for each layer l and side s in {k, v},
 //     layers.l.s.q   layers.l.s.encode   layers.l.s.decode       (G, d, d) f32
-// and metadata: format "stief-bases", version, the model's fingerprint, ranks_k and ranks_v (JSON,
-// [[r of each head] of each layer]), keys ("pre" or "post" for each layer), window, and what
-// calibrate measured. Loading checks every shape, QᵀQ = I, E D = I, the ranks and the fingerprint.
+//     layers.l.s.weight                                          (G, d) f32
+// and metadata: format "stief-bases", version 2, the model's fingerprint, formats_k and formats_v
+// (JSON, [[[[coordinates at each width] of each age] of each head] of each layer]), ages (JSON),
+// keys ("pre" or "post" for each layer), window, and what calibrate measured. Version 1 has ranks_k
+// and ranks_v instead ([[r of each head] of each layer]: r elements and no codes), no ages and no
+// weights. Loading checks every shape, QᵀQ = I, E D = I, the formats and the fingerprint.
 #pragma once
 #include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
 
+#include "backend/row_format.h"
+#include "formats/safetensors.h"
 #include "model/config.h"
 
 namespace stief {
 
+constexpr size_t MOST_AGES = 4;
+
 struct HeadBasis {
-    int r = 0;                             // coordinates kept: a multiple of 4, 0 … d
+    std::vector<RowFormat> format;  // (ages + 1)  of each age, the youngest first; last: beyond all
+    std::vector<float> weight;      // (d)  cost of a unit error in each coordinate, for the encoder
     std::vector<float> q, encode, decode;  // (d, d)
+
+    // One format for all ages: r elements and no codes.
+    static HeadBasis whole(int r, std::vector<float> q, std::vector<float> encode,
+                           std::vector<float> decode);
 };
 
 struct LayerBasis {
     bool rotated = true;          // keys are stored after rotation ("post")
     std::vector<HeadBasis> k, v;  // (G)
+
+    size_t bytes(DType dtype) const;  // of a position beyond the window and all ages
 };
 
 struct Bases {
     std::vector<LayerBasis> layer;  // (L)
+    std::vector<int> ages;          // distances, ascending, all > recent; none: one format
     int sinks = 4, recent = 64;     // the exact window: first and most recent tokens
     std::map<std::string, std::string> metadata;
 
     // E = D = I and the same rank everywhere: at full rank the plain cache.
     static Bases identity(const Config& config, int rank);
+    // Nothing learnt: a fixed rotation of every head, keys after RoPE, and codes of one width, 1 … 8
+    // bits, for each age (bits.size() == ages.size() + 1). Error where d is no multiple of 8.
+    static Bases uniform(const Config& config, const std::vector<int>& ages,
+                         const std::vector<int>& bits);
     // Error where the file is damaged or belongs to another model (fingerprint).
     static Bases open(const std::string& path, const Config& config, uint64_t fingerprint);
     void save(const std::string& path, uint64_t fingerprint) const;
 
-    size_t coordinates_per_token() const;  // Σ r: what a position outside the window keeps
-    uint64_t hash(uint64_t seed) const;    // of all that decides what a row means
+    size_t bytes_per_token(DType dtype) const;  // Σ LayerBasis::bytes
+    uint64_t hash(uint64_t seed) const;         // of all that decides what a row means
+};
+
+// What a file of bases says of its rows, of any version: for those who have no model at hand.
+struct BasesFormats {
+    using Side = std::vector<std::vector<std::vector<RowFormat>>>;  // (L, G, ages + 1)
+    std::vector<int> ages;
+    int sinks = 0, recent = 0;
+    Side k, v;
+
+    // Error where the metadata is no bases', or a format cannot be one of heads of width d.
+    static BasesFormats of(const SafeTensors& file, const std::string& path, int d);
 };
 
 }  // namespace stief

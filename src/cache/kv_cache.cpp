@@ -7,125 +7,217 @@
 namespace stief {
 
 constexpr size_t SLACK = 64;  // floats that a product may read beyond a matrix (CacheRows)
+static_assert(MOST_STORES == MOST_AGES + 2, "the window, the ages, and what is beyond them");
 
-// Blocks begin on a cache line, so that two heads never share one.
-static size_t block_bytes(size_t positions, int r, DType dtype) {
-    return (positions * size_t(r) * size_of(dtype) + 63) / 64 * 64;
-}
-
-// The ring must hold what the first token of a batch still sees and the batch itself.
-static int ring_rows(const Bases& bases, int batch) {
-    return bases.sinks + bases.recent > 0 ? bases.recent + batch : 0;
-}
-
-static size_t head_bytes(int r, int d, int capacity, int exact_rows, DType dtype) {
-    size_t bytes = block_bytes(size_t(capacity), r, dtype);
-    return r < d && exact_rows ? bytes + block_bytes(size_t(exact_rows), d, dtype) : bytes;
-}
-
-size_t KvCache::bytes_for(const Config& c, int capacity, DType dtype, const Bases* bases,
-                          int batch) {
-    size_t heads = size_t(c.L) * size_t(c.G), table = 2 * heads * sizeof(CacheRows);
-    if (!bases) return table + 2 * heads * block_bytes(size_t(capacity), c.d, dtype);
-    int ring = ring_rows(*bases, batch), exact_rows = ring ? bases->sinks + ring : 0;
-    size_t bytes = table + (heads * 5 * size_t(c.d) * size_t(c.d) + SLACK) * sizeof(float);
-    for (const LayerBasis& layer : bases->layer)
-        for (const std::vector<HeadBasis>* side : {&layer.k, &layer.v})
-            for (const HeadBasis& head : *side)
-                bytes += head_bytes(head.r, c.d, capacity, exact_rows, dtype);
-    return bytes;
-}
-
-// Hands out one piece of memory from front to back.
+// Hands out a piece of memory from front to back; one that begins at 0 measures.
 struct Carver {
-    char* next;
-    void* take(size_t bytes) {
-        void* block = next;
+    uintptr_t next = 0;
+    template <class T>
+    T* take(size_t bytes) {
+        T* block = reinterpret_cast<T*>(next);
         next += bytes;
         return block;
     }
 };
 
-static const float* upload_matrix(Backend& backend, Carver& memory, const std::vector<float>& M,
-                                  int d, bool transposed) {
-    size_t n = size_t(d);
-    assert(M.size() == n * n);
-    std::vector<float> T = M;
-    for (size_t i = 0; transposed && i < n; i++)
-        for (size_t j = 0; j < n; j++) T[j * n + i] = M[i * n + j];
-    void* to = memory.take(n * n * sizeof(float));
-    backend.upload(to, T.data(), n * n * sizeof(float));
-    return static_cast<const float*>(to);
+static const float* upload_floats(Backend& backend, Carver& memory, const std::vector<float>& x) {
+    float* to = memory.take<float>(x.size() * sizeof(float));
+    backend.upload(to, x.data(), x.size() * sizeof(float));
+    return to;
+}
+
+static std::vector<float> transposed(const std::vector<float>& M, size_t d) {
+    std::vector<float> T(M.size());
+    for (size_t i = 0; i < d; i++)
+        for (size_t j = 0; j < d; j++) T[j * d + i] = M[i * d + j];
+    return T;
+}
+
+namespace {
+
+// Where the rows of one layer's heads lie, and who sees which: the one place that knows.
+struct Plan {
+    const Config& config;
+    const Bases* bases;
+    int capacity, batch;
+    DType dtype;
+    Carver rows;
+
+    bool window() const { return bases->sinks + bases->recent > 0; }
+    // Store 0 is the window, store i + 1 the bases' format i.
+    int formats() const { return int(bases->ages.size()) + 1; }
+    RowFormat format(const HeadBasis& head, int store) const {
+        return store ? head.format[size_t(store - 1)] : RowFormat::whole(config.d);
+    }
+
+    // The store in which a head has what others have in `store`: rows of one format are kept once,
+    // in the oldest store, which has the younger rows as well.
+    int kept_in(const HeadBasis& head, int store) const {
+        int last = store;
+        for (int i = store + 1; i <= formats(); i++)
+            if (format(head, i) == format(head, store)) last = i;
+        return last;
+    }
+
+    // Blocks begin on a cache line, so that two heads never share one.
+    void place(RowStore& store) {
+        store.bytes = int(store.format.bytes(dtype));
+        size_t slots = size_t(store.ring ? store.fixed + store.ring : capacity);
+        store.data = rows.take<void>((slots * size_t(store.bytes) + 63) / 64 * 64);
+    }
+
+    CacheRows head(const HeadBasis* basis) {
+        CacheRows one;
+        if (!basis) {
+            one.width = config.d, one.store[0].format = RowFormat::whole(config.d);
+            place(one.store[0]);
+            return one;
+        }
+        for (int i = window() ? 0 : 1; i <= formats(); i++) {
+            RowStore& store = one.store[i];
+            store.format = format(*basis, i);
+            one.width = std::max(one.width, store.format.kept());
+            if (kept_in(*basis, i) != i) continue;
+            // A ring has what the first token of a batch still sees, and the batch itself.
+            if (i == 0) store.fixed = bases->sinks, store.ring = bases->recent + batch;
+            if (i > 0 && i < formats()) store.ring = bases->ages[size_t(i - 1)] + batch;
+            place(store);
+        }
+        return one;
+    }
+
+    Seen seen(const HeadBasis* k, const HeadBasis* v) const {
+        if (!k) return Seen::all_of(0);
+        Seen all;
+        auto add = [&](int first, int end, int lo, int hi, int store) {
+            Stretch one{first, end, lo, hi, kept_in(*k, store), kept_in(*v, store)};
+            if (first >= end || lo >= hi) return;
+            Stretch* last = all.count ? &all.stretch[all.count - 1] : nullptr;
+            if (last && last->k == one.k && last->v == one.v && last->first == first)
+                last->lo = lo;  // the next younger age, in the same stores
+            else
+                all.stretch[all.count++] = one;
+        };
+        add(0, bases->sinks, 0, INT_MAX, 0);
+        for (int i = formats(); i > 0; i--) {
+            int lo = i > 1 ? bases->ages[size_t(i - 2)] : bases->recent;
+            int hi = i < formats() ? bases->ages[size_t(i - 1)] : INT_MAX;
+            add(bases->sinks, INT_MAX, lo, hi, i);
+        }
+        add(bases->sinks, INT_MAX, 0, bases->recent, 0);
+        // Sinks in the stores of all the rest are nothing of their own.
+        const Stretch &first = all.stretch[0], &rest = all.stretch[1];
+        if (all.count == 2 && bases->sinks > 0 && first.k == rest.k && first.v == rest.v)
+            return Seen{1, {{0, INT_MAX, 0, INT_MAX, rest.k, rest.v}}};
+        return all;
+    }
+
+    void fill(std::vector<CacheLayer>& layers) {
+        for (size_t l = 0; l < size_t(config.L); l++) {
+            const LayerBasis* from = bases ? &bases->layer[l] : nullptr;
+            CacheLayer& one = layers.emplace_back();
+            one.dtype = dtype, one.capacity = capacity;
+            one.H = config.H, one.G = config.G, one.d = config.d;
+            if (from) one.rotated = from->rotated;
+            for (size_t g = 0; g < size_t(config.G); g++)
+                one.k.push_back(head(from ? &from->k[g] : nullptr));
+            for (size_t g = 0; g < size_t(config.G); g++)
+                one.v.push_back(head(from ? &from->v[g] : nullptr));
+            for (size_t g = 0; g < size_t(config.G); g++)
+                one.seen.push_back(from ? seen(&from->k[g], &from->v[g]) : Seen::all_of(0));
+            if (from && (window() || formats() > 1)) one.batch = batch;
+        }
+    }
+};
+
+}  // namespace
+
+static size_t table_bytes(const Config& c) {
+    return size_t(c.G) * (2 * sizeof(CacheRows) + sizeof(Seen));
+}
+
+static size_t matrix_floats(const Config& c, const Bases* bases) {
+    size_t d = size_t(c.d);
+    return bases ? size_t(c.L) * size_t(c.G) * (5 * d * d + 2 * d) + SLACK : 0;
+}
+
+size_t KvCache::bytes_for(const Config& c, int capacity, DType dtype, const Bases* bases,
+                          int batch) {
+    Plan plan{c, bases, capacity, batch, dtype, {}};
+    std::vector<CacheLayer> layers;
+    plan.fill(layers);
+    return plan.rows.next + ROW_SLACK + matrix_floats(c, bases) * sizeof(float) +
+           size_t(c.L) * table_bytes(c);
 }
 
 KvCache::KvCache(Backend& backend, const Config& c, int positions, DType type, const Bases* bases,
                  int batch, const std::string* cold)
     : capacity(positions), dtype(type) {
-    size_t floats = bases ? size_t(c.L * c.G) * 5 * size_t(c.d) * size_t(c.d) + SLACK : 0;
-    size_t table = 2 * size_t(c.G) * sizeof(CacheRows), tables = size_t(c.L) * table;
-    size_t total = bytes_for(c, positions, type, bases, batch) - tables;
+    for (size_t l = 0; bases && l < bases->layer.size(); l++)
+        for (const std::vector<HeadBasis>* side : {&bases->layer[l].k, &bases->layer[l].v})
+            for (const HeadBasis& head : *side)
+                for (const RowFormat& one : head.format)
+                    check(one.is_whole() || backend.codes,
+                          "these bases store rows in fewer than 16 bits, which the %s backend "
+                          "cannot read yet; use --backend cpu",
+                          backend.name.c_str());
+    size_t tables = size_t(c.L) * table_bytes(c);
+    size_t floats = matrix_floats(c, bases) * sizeof(float);
+    size_t total = bytes_for(c, positions, type, bases, batch);
     heads = Buffer(backend, tables, "the KV cache's table of heads");
     std::string what = format("the KV cache of %d positions in %s", positions, name_of(type));
-    size_t row_bytes = total - floats * sizeof(float);
+    size_t row_bytes = total - floats - tables;
     rows = cold ? Buffer::cold(backend, row_bytes, what.c_str(), *cold)
                 : Buffer(backend, row_bytes, what.c_str());
-    if (bases) matrices = Buffer(backend, floats * sizeof(float), "the bases of the KV cache");
-    Carver blocks{static_cast<char*>(rows.data)}, basis{static_cast<char*>(matrices.data)};
-
-    int ring = bases ? ring_rows(*bases, batch) : 0, exact_rows = ring ? bases->sinks + ring : 0;
-    auto head = [&](const HeadBasis* from, bool key) {
-        CacheRows one;
-        one.r = from ? from->r : c.d;
-        one.data = blocks.take(block_bytes(size_t(capacity), one.r, dtype));
-        if (one.r < c.d && exact_rows)
-            one.exact = blocks.take(block_bytes(size_t(exact_rows), c.d, dtype));
-        if (!from) return one;
-        one.encode = upload_matrix(backend, basis, from->encode, c.d, false);
-        one.decode = upload_matrix(backend, basis, from->decode, c.d, false);
-        if (key) one.decode_t = upload_matrix(backend, basis, from->decode, c.d, true);
-        return one;
-    };
+    if (bases) matrices = Buffer(backend, floats, "the bases of the KV cache");
+    if (bases) sinks = bases->sinks, recent = bases->recent;
+    Plan plan{c, bases, capacity, batch, dtype, {reinterpret_cast<uintptr_t>(rows.data)}};
+    plan.fill(layer);
+    Carver basis{reinterpret_cast<uintptr_t>(matrices.data)};
+    Carver table{reinterpret_cast<uintptr_t>(heads.data)};
     for (size_t l = 0; l < size_t(c.L); l++) {
-        const LayerBasis* from = bases ? &bases->layer[l] : nullptr;
-        CacheLayer& one = layer.emplace_back();
-        one.dtype = dtype, one.capacity = capacity;
-        one.H = c.H, one.G = c.G, one.d = c.d;
-        if (from) one.rotated = from->rotated;
-        if (ring) one.sinks = bases->sinks, one.recent = bases->recent, one.ring = ring;
-        for (size_t g = 0; g < size_t(c.G); g++)
-            one.k.push_back(head(from ? &from->k[g] : nullptr, true));
-        for (size_t g = 0; g < size_t(c.G); g++)
-            one.v.push_back(head(from ? &from->v[g] : nullptr, false));
-
+        CacheLayer& one = layer[l];
+        for (size_t g = 0; bases && g < size_t(c.G); g++)
+            for (bool key : {true, false}) {
+                const HeadBasis& from = (key ? bases->layer[l].k : bases->layer[l].v)[g];
+                CacheRows& to = (key ? one.k : one.v)[g];
+                to.encode = upload_floats(backend, basis, from.encode);
+                to.decode = upload_floats(backend, basis, from.decode);
+                if (key)
+                    to.decode_t =
+                        upload_floats(backend, basis, transposed(from.decode, size_t(c.d)));
+                to.weight = upload_floats(backend, basis, from.weight);
+            }
         std::vector<CacheRows> both = one.k;
         both.insert(both.end(), one.v.begin(), one.v.end());
-        void* to = static_cast<char*>(heads.data) + l * table;
-        backend.upload(to, both.data(), table);
-        one.rows = static_cast<const CacheRows*>(to);
+        CacheRows* to = table.take<CacheRows>(both.size() * sizeof(CacheRows));
+        Seen* to_seen = table.take<Seen>(one.seen.size() * sizeof(Seen));
+        backend.upload(to, both.data(), both.size() * sizeof(CacheRows));
+        backend.upload(to_seen, one.seen.data(), one.seen.size() * sizeof(Seen));
+        one.rows = to, one.seen_rows = to_seen;
     }
 }
 
 size_t KvCache::bytes_per_token() const {
-    size_t coordinates = 0;
-    for (const CacheLayer& one : layer) {
-        for (const CacheRows& head : one.k) coordinates += size_t(head.r);
-        for (const CacheRows& head : one.v) coordinates += size_t(head.r);
-    }
-    return coordinates * size_of(dtype);
+    size_t bytes = 0;
+    for (const CacheLayer& one : layer)
+        for (const std::vector<CacheRows>* side : {&one.k, &one.v})
+            for (const CacheRows& head : *side)
+                for (const RowStore& store : head.store)
+                    if (store.data && !store.ring) bytes += size_t(store.bytes);
+    return bytes;
 }
 
-// Calls copy(rows, bytes) for the first `positions` rows of every head, and for its exact rows, in
-// a fixed order.
+// Calls copy(rows, bytes) for the rows of the first `positions` positions in every store, in a
+// fixed order.
 template <class Copy>
 static void for_each_block(const KvCache& cache, int positions, const Copy& copy) {
     for (const CacheLayer& one : cache.layer)
         for (const std::vector<CacheRows>* side : {&one.k, &one.v})
-            for (const CacheRows& head : *side) {
-                size_t element = size_of(cache.dtype);
-                copy(head.data, size_t(positions) * size_t(head.r) * element);
-                size_t exact_rows = size_t(one.sinks + one.ring);
-                if (head.exact) copy(head.exact, exact_rows * size_t(one.d) * element);
-            }
+            for (const CacheRows& head : *side)
+                for (const RowStore& store : head.store)
+                    if (store.data)
+                        copy(store.data, size_t(store.slots(positions)) * size_t(store.bytes));
 }
 
 size_t KvCache::snapshot_bytes(int positions) const {

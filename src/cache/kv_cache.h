@@ -1,7 +1,8 @@
-// The KV cache: for every layer and kv head the rows of keys and of values, contiguous by head.
-// A row holds the first r coordinates of the head's key or value in that head's basis; the plain
-// cache is the identity basis at full rank, r = d for all. With bases, the first `sinks` tokens and
-// the most recent ones keep all coordinates besides (the exact window).
+// The KV cache: for every layer and kv head the rows of keys and of values, contiguous by head. The
+// plain cache has one row a position, all d coordinates. With bases a head has a store for the exact
+// window (the first `sinks` tokens and the most recent ones, whole), one for each age of the bases,
+// and one for all positions, the oldest format. A token is packed into all of them as it comes; the
+// young ages are rings of as many rows as can be seen, and those of one batch.
 #pragma once
 #include <vector>
 
@@ -15,10 +16,11 @@ struct KvCache {
     int capacity = 0;  // positions that fit
     int used = 0;      // positions that are filled: 0 … used − 1
     DType dtype = DType::F16;
+    int sinks = 0, recent = 0;      // the exact window of the bases
     std::vector<CacheLayer> layer;  // (L)
-    Buffer rows;                    // truncated rows, then exact ones: one piece of memory
-    Buffer matrices;                // encode and decode of every head, f32; empty without bases
-    Buffer heads;                   // CacheLayer::rows of every layer
+    Buffer rows;                    // of all stores: one piece of memory
+    Buffer matrices;                // encode, decode, weight of every head, f32; empty without bases
+    Buffer heads;                   // CacheLayer::rows and seen_rows of every layer
 
     // bases: null for the plain cache. batch: tokens that one pass appends at most.
     // cold: rows that are seldom read; null: they are in the backend's own memory, "": in host memory,
@@ -27,11 +29,11 @@ struct KvCache {
             const Bases* bases = nullptr, int batch = 512, const std::string* cold = nullptr);
 
     size_t bytes() const { return rows.bytes + matrices.bytes + heads.bytes; }  // allocated
-    size_t bytes_per_token() const;  // of a position outside the window
+    size_t bytes_per_token() const;  // of a position beyond the window and all ages
     static size_t bytes_for(const Config& config, int capacity, DType dtype,
                             const Bases* bases = nullptr, int batch = 512);
 
-    // Copies positions 0 … used − 1, head by head, to and from host memory (a saved conversation).
+    // Copies the rows of positions 0 … used − 1, head by head, to and from host memory (a saved conversation).
     size_t snapshot_bytes(int positions) const;
     void save(void* host) const;                 // snapshot_bytes(used)
     void load(const void* host, int positions);  // snapshot_bytes(positions); sets used

@@ -35,8 +35,8 @@ LayerBasis finished_layer(const Config& config, const LayerBases& bases, int l,
             Matrix Q = finished(unit.Q, name.c_str());
             int r = (values ? rank_v : rank_k)[size_t(g)];
             (values ? layer.v : layer.k)
-                .push_back({r, to_floats(Q), to_floats(encode(Q, unit.metric)),
-                            to_floats(decode(Q, unit.metric))});
+                .push_back(HeadBasis::whole(r, to_floats(Q), to_floats(encode(Q, unit.metric)),
+                                            to_floats(decode(Q, unit.metric))));
         }
     return layer;
 }

@@ -88,7 +88,7 @@ void Chat::show_stats() const {
     note(format("context  %d of %d positions used (%d%%), %d left", cache.used,
                 dialogue.session.context, share(), dialogue.left()));
     note(format("cache    %s, %s used of %s allocated", name_of(cache.dtype),
-                human_bytes(double(cache.bytes_per_token()) * cache.used).c_str(),
+                human_bytes(double(cache.snapshot_bytes(cache.used))).c_str(),
                 human_bytes(double(cache.bytes())).c_str()));
     if (const Watch* watch = dialogue.session.watch.get())
         note("risk     " + watch_line(watch) +

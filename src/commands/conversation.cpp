@@ -25,16 +25,25 @@ struct Head {
 };
 static_assert(sizeof(Head) == 56, "no padding");
 
-// What says which bytes are which: the ranks of every head and the exact window.
+// What says which bytes are which: the stores of every head, and who sees them.
 static uint64_t shape_of(const KvCache& cache) {
     Hash hash;
     for (const CacheLayer& layer : cache.layer) {
-        for (int number : {layer.d, int(layer.rotated), layer.sinks, layer.recent, layer.ring})
-            hash.add(uint64_t(number));
+        hash.add(uint64_t(layer.d)), hash.add(uint64_t(layer.rotated));
         for (const std::vector<CacheRows>* side : {&layer.k, &layer.v}) {
             hash.add(uint64_t(side->size()));
-            for (const CacheRows& head : *side) hash.add(uint64_t(head.r));
+            for (const CacheRows& head : *side)
+                for (const RowStore& store : head.store) {
+                    hash.add(uint64_t(store.data != nullptr));
+                    for (int number : {store.bytes, store.fixed, store.ring})
+                        hash.add(uint64_t(number));
+                    for (uint16_t n : store.format.count) hash.add(uint64_t(n));
+                }
         }
+        for (const Seen& seen : layer.seen)
+            for (const Stretch& one : seen)
+                for (int number : {one.first, one.end, one.lo, one.hi, one.k, one.v})
+                    hash.add(uint64_t(number));
     }
     return hash.value();
 }

@@ -39,7 +39,7 @@ void Dialogue::require_room(size_t tokens, int answer, const char* what) const {
          what, tokens, left(), session.context, advice.c_str());
 }
 
-// Takes back all but the first `used` positions. An exact window remembers its recent rows and
+// Takes back all but the first `used` positions. Young ages remember their rows and
 // those of one batch; where more are taken back, the rows before them are gone, and all is read again.
 void Dialogue::undo(int used) {
     KvCache& cache = *session.cache;
@@ -48,7 +48,7 @@ void Dialogue::undo(int used) {
     talk.ids.resize(size_t(used));
     session.hold(talk.ids);
     for (const CacheLayer& layer : cache.layer)
-        if (layer.ring > 0 && undone > layer.ring - layer.recent) {
+        if (layer.batch > 0 && undone > layer.batch) {
             cache.used = 0;
             return session.transformer->forward(cache, talk.ids, nullptr, 0);
         }

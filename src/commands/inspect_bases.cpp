@@ -17,24 +17,26 @@ const std::string& entry(const Metadata& metadata, const std::string& path, cons
     return found->second;
 }
 
-// (L, G) of ranks_k or ranks_v.
-std::vector<std::vector<int>> ranks_of(const Metadata& metadata, const std::string& path,
-                                       const char* key) {
-    std::string where = path + ": " + key;
-    Json rows = Json::parse(entry(metadata, path, key), where);
-    check(rows.kind == Json::Array, "%s: expected a list", where.c_str());
-    std::vector<std::vector<int>> ranks;
-    for (const Json& row : rows.items) {
-        check(row.kind == Json::Array, "%s: expected a list of lists", where.c_str());
-        std::vector<int>& layer = ranks.emplace_back();
-        for (const Json& r : row.items) layer.push_back(int(r.integer(where, 0, 1 << 20)));
+// "64" of 64 elements, "16:8 4:32" of 8 elements and 32 codes of 4 bits; ages by "|".
+std::string text_of(const std::vector<RowFormat>& formats) {
+    std::string text;
+    for (const RowFormat& one : formats) {
+        text += text.empty() ? "" : "|";
+        if (one.is_whole()) text += std::to_string(one.kept());
+        bool first = true;
+        for (size_t w = 0; !one.is_whole() && w < RowFormat::WIDTHS; w++)
+            if (one.count[w]) {
+                text += format(first ? "%d:%d" : ",%d:%d", RowFormat::BITS[w], int(one.count[w]));
+                first = false;
+            }
     }
-    return ranks;
+    return text;
 }
 
-std::string joined(const std::vector<int>& ranks) {
+std::string joined(const std::vector<std::vector<RowFormat>>& heads) {
     std::string text;
-    for (int r : ranks) text += (text.empty() ? "" : " ") + std::to_string(r);
+    for (const std::vector<RowFormat>& head : heads)
+        text += (text.empty() ? "" : " ") + text_of(head);
     return text;
 }
 
@@ -48,21 +50,27 @@ int inspect_bases(const Args& args) {
           "%s: its format is \"%.40s\", expected bases "
           "of stief calibrate",
           path.c_str(), entry(metadata, path, "format").c_str());
-    auto k = ranks_of(metadata, path, "ranks_k"), v = ranks_of(metadata, path, "ranks_v");
     auto first = file.tensors.find("layers.0.k.q");
-    check(first != file.tensors.end() && first->second.shape.size() == 3 && k.size() == v.size(),
-          "%s: its tensors do not fit its ranks", path.c_str());
-    size_t G = first->second.shape[0], d = first->second.shape[1], kept = 0;
-    for (const auto& side : {k, v})
-        for (const std::vector<int>& layer : side)
-            for (int r : layer) kept += size_t(r);
+    check(first != file.tensors.end() && first->second.shape.size() == 3 &&
+              first->second.shape[1] <= UINT16_MAX,
+          "%s: it has no layers.0.k.q of (kv heads, width, width)", path.c_str());
+    size_t G = first->second.shape[0], d = first->second.shape[1], kept = 0, bytes = 0;
+    BasesFormats formats = BasesFormats::of(file, path, int(d));
+    const auto &k = formats.k, &v = formats.v;
+    check(k.size() == v.size(), "%s: keys of %zu layers and values of %zu", path.c_str(), k.size(),
+          v.size());
+    for (const BasesFormats::Side* side : {&k, &v})
+        for (const auto& layer : *side)
+            for (const std::vector<RowFormat>& head : layer)
+                kept += size_t(head.back().kept()), bytes += head.back().bytes(DType::F16);
     size_t full = 2 * k.size() * G * d;
 
     if (args.json) {
         JsonWriter json;
         json.begin_object().add("bases", path).add("layers", k.size()).add("kv_heads", G);
-        json.add("head_width", d).add("keep", double(kept) / double(full));
-        json.add("cache_bytes_per_token_f16", 2 * kept);
+        json.add("head_width", d).add("keep", double(bytes) / double(2 * full));
+        json.add("cache_bytes_per_token_f16", bytes);
+        json.add("bits_per_element", 8 * double(bytes) / double(full));
         json.begin_object("metadata");
         for (const auto& [key, value] : metadata) json.add(key, value);
         print(json.end_object().end_object().text + "\n");
@@ -70,13 +78,15 @@ int inspect_bases(const Args& args) {
     }
     std::string text = format(
         "%s: bases for %zu layers of %zu kv heads of %zu; keeps %zu of %zu coordinates "
-        "(%.1f%%), %zu bytes a token in f16\n\nlayer   keys         values\n",
-        path.c_str(), k.size(), G, d, kept, full, 100 * double(kept) / double(full), 2 * kept);
+        "in %.2f bits each; %zu bytes a token in f16, %.1f%% of the full cache\n\n"
+        "layer   keys         values\n",
+        path.c_str(), k.size(), G, d, kept, full, kept ? 8 * double(bytes) / double(kept) : 0.0,
+        bytes, 50 * double(bytes) / double(full));
     for (size_t l = 0; l < k.size(); l++)
         text += format("%5zu   %-12s %s\n", l, joined(k[l]).c_str(), joined(v[l]).c_str());
     text += "\n";
     for (const auto& [key, value] : metadata)
-        if (key != "ranks_k" && key != "ranks_v")
+        if (key.rfind("ranks_", 0) != 0 && key.rfind("formats_", 0) != 0)
             text += format("%-18s %s\n", key.c_str(), value.c_str());
     print(text);
     return 0;

@@ -72,8 +72,12 @@ void NeedleRun::one(NeedleRow& row, Random& random) {
     row.false_alarms += alarm && kept;
 }
 
+bool compresses(const Args& args) {
+    return !args.bases.empty() || args.cache == "q8" || args.cache == "q4";
+}
+
 std::string as_text(const std::vector<NeedleRow>& rows, const Args& args) {
-    bool bases = !args.bases.empty(), risk = args.risk != "off", audit = args.risk == "audit";
+    bool bases = compresses(args), risk = args.risk != "off", audit = args.risk == "audit";
     std::string text = "kind        length  tries  full";
     if (bases) text += "  compressed";
     if (risk) text += format("  %9s", args.risk.c_str());
@@ -97,7 +101,7 @@ std::string as_json(const std::vector<NeedleRow>& rows, const Args& args) {
     for (const NeedleRow& row : rows) {
         json.begin_object().add("kind", row.kind).add("length", row.length).add("tries", row.tries);
         json.add("full", row.full);
-        if (!args.bases.empty()) json.add("compressed", row.compressed);
+        if (compresses(args)) json.add("compressed", row.compressed);
         if (args.risk != "off") json.add("with_risk", row.with_risk);
         if (args.risk == "audit")
             json.add("flagged", row.flagged).add("false_alarms", row.false_alarms);

@@ -140,7 +140,8 @@ std::string as_page(const RiskReport& r, const Args& args) {
            "svg { width: 100%; background: #f5f6f8; } svg polyline { fill: none; stroke-width: 1.6; }"
            ".s0 { stroke: #1f6feb; } .s1 { stroke: #d1480f; } .f0 { fill: #1f6feb; }"
            ".f1 { fill: #d1480f; } svg line.grid { stroke: #dfe3e8; }</style></head><body><h1>" +
-           html_text(args.rest[0]) + " through " + html_text(args.bases) + "</h1><p>" +
+           html_text(args.rest[0]) + " through " +
+           html_text(args.bases.empty() ? args.cache : args.bases) + "</h1><p>" +
            html_text(r.all.line()) + "</p>" + svg_chart(course) + svg_chart(paper) +
            format("<p>Over windows, the logarithm of the tail correlates with that of KL by %.2f, an "
                   "audit of one block in eight by %.2f.</p></body></html>\n",
@@ -179,8 +180,8 @@ RiskReport measure_risk(const Args& args, Session& session, std::span<const Toke
 }  // namespace
 
 int risk(const Args& args) {
-    if (args.bases.empty())
-        throw UsageError("risk asks what a compressed cache loses: --bases FILE");
+    if (args.bases.empty() && args.cache != "q8" && args.cache != "q4")
+        throw UsageError("risk asks what a compressed cache loses: --bases FILE, --cache q8 or q4");
     check_outputs({{{"--report", args.report}, Output::Page}},
                   {{"the text", args.rest[0]}, {"--bases", args.bases}}, args.model);
     Tokenizer tokenizer = Tokenizer::open(args.model);

@@ -9,7 +9,7 @@ namespace stief {
 
 namespace {
 
-struct Seen {
+struct Found {
     bool infinite = false, nan = false;
     void add(f16 value) {
         uint16_t magnitude = value.bits & 0x7fffu;
@@ -18,27 +18,31 @@ struct Seen {
     }
 };
 
-void look_at(Seen& seen, const KvCache& cache, const void* rows, size_t values) {
+// The whole elements of a store's rows; codes are finite.
+void look_at(Found& found, const KvCache& cache, const RowStore& store) {
     constexpr size_t PIECE = size_t(1) << 20;
-    std::vector<f16> piece(std::min(values, PIECE));
-    for (size_t at = 0; at < values; at += PIECE) {
-        size_t n = std::min(PIECE, values - at);
-        cache.rows.backend->download(piece.data(), static_cast<const f16*>(rows) + at,
-                                     n * sizeof(f16));
-        for (size_t i = 0; i < n; i++) seen.add(piece[i]);
+    size_t row = size_t(store.bytes), rows = size_t(store.slots(cache.used));
+    if (!store.data || store.format.count[0] == 0) return;
+    std::vector<char> piece(std::min(rows, PIECE / row + 1) * row);
+    for (size_t at = 0, n; at < rows; at += n) {
+        n = std::min(piece.size() / row, rows - at);
+        cache.rows.backend->download(piece.data(), static_cast<const char*>(store.data) + at * row,
+                                     n * row);
+        for (size_t i = 0; i < n; i++)
+            for (size_t j = 0; j < store.format.count[0]; j++) {
+                f16 value;
+                std::memcpy(&value, piece.data() + i * row + j * sizeof value, sizeof value);
+                found.add(value);
+            }
     }
 }
 
-Seen rows_of(const KvCache& cache, const CacheLayer& layer) {
-    Seen seen;
-    size_t used = size_t(cache.used);
-    size_t exact = std::min(used, size_t(layer.sinks + layer.ring));
+Found rows_of(const KvCache& cache, const CacheLayer& layer) {
+    Found found;
     for (const std::vector<CacheRows>* side : {&layer.k, &layer.v})
-        for (const CacheRows& head : *side) {
-            look_at(seen, cache, head.data, used * size_t(head.r));
-            if (head.exact) look_at(seen, cache, head.exact, exact * size_t(layer.d));
-        }
-    return seen;
+        for (const CacheRows& head : *side)
+            for (const RowStore& store : head.store) look_at(found, cache, store);
+    return found;
 }
 
 // Infinity and NaN have every exponent bit. A tensor may begin at any byte of its file.
@@ -63,11 +67,11 @@ bool finite(const Tensor& tensor) {
 int overflowing_layer(const Model& model, const KvCache& cache) {
     if (cache.dtype != DType::F16) return -1;
     for (size_t l = 0; l < cache.layer.size(); l++) {
-        Seen seen = rows_of(cache, cache.layer[l]);
-        if (!seen.infinite && !seen.nan) continue;
+        Found found = rows_of(cache, cache.layer[l]);
+        if (!found.infinite && !found.nan) continue;
         const LayerWeights& w = model.weights.layer[l];
         bool sound = finite(w.wk) && finite(w.wv) && finite(w.attn_norm);
-        return !seen.nan && sound ? int(l) : -1;
+        return !found.nan && sound ? int(l) : -1;
     }
     return -1;
 }

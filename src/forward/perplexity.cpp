@@ -62,10 +62,14 @@ double share_outside(std::span<const Window> windows, int sinks, int recent) {
 static double compressed_share(std::span<const Window> windows, const KvCache& cache) {
     bool cut = false;
     for (const CacheLayer& layer : cache.layer)
-        for (const std::vector<CacheRows>* side : {&layer.k, &layer.v})
-            for (const CacheRows& head : *side) cut = cut || head.r < layer.d;
+        for (size_t g = 0; g < size_t(layer.G); g++) {
+            const Stretch& old = layer.seen[g].oldest();
+            RowFormat whole = RowFormat::whole(layer.d);
+            cut = cut || layer.k[g].store[old.k].format != whole ||
+                  layer.v[g].store[old.v].format != whole;
+        }
     if (!cut) return 0;
-    int sinks = cache.layer[0].sinks, recent = cache.layer[0].recent;
+    int sinks = cache.sinks, recent = cache.recent;
     double share = share_outside(windows, sinks, recent);
     check(share > 0,
           "the windows lie within the exact window of the cache, the first %d and the last %d "

@@ -120,7 +120,7 @@ inline unsigned __float_as_uint(float x) {
 
 namespace stief {
 
-// Plays the grid at once; while the stream is being captured, records it with its arguments copied.
+// Gives the stream the grid to play, with its arguments copied.
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, int block, size_t shared_bytes,
             cudaStream_t stream, Args&&... args) {

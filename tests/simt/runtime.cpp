@@ -166,6 +166,7 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 cudaError_t cudaDeviceSynchronize() {
     if (cudaError_t error = unsafe_call()) return error;
     if (cudaError_t error = failure(Call::Synchronize)) return error;
+    finish_all();
     deliver(nullptr, true);
     return cudaSuccess;
 }
@@ -180,6 +181,7 @@ cudaError_t cudaMallocHost(void** memory, size_t bytes) {
 }
 cudaError_t cudaFree(void* memory) {
     if (cudaError_t error = unsafe_call()) return error;
+    finish_quietly();
     deliver(nullptr, true);
     release(memory);
     return cudaSuccess;
@@ -202,7 +204,7 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
     if (cudaError_t error = unsafe_call()) return error;
     if (cudaError_t error = cudaMemcpyAsync(to, from, bytes, kind, nullptr)) return error;
-    deliver(nullptr, true);
+    deliver(nullptr, false);
     return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
@@ -217,6 +219,9 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
     if (width > to_pitch || width > from_pitch ||
         !proper(to, from, to_pitch * (height - 1) + width, from_pitch * (height - 1) + width, kind))
         return result(cudaErrorInvalidValue);
+    // What arrives later must not be read sooner: not even what was there.
+    for (size_t i = 0; !is_device(to) && !is_captured(stream) && i < height; i++)
+        std::memset(static_cast<char*>(to) + i * to_pitch, 0xFF, width);
     enqueue(stream, [=] {
         for (size_t i = 0; i < height; i++) {
             char* row = static_cast<char*>(to) + i * to_pitch;

@@ -58,8 +58,9 @@ enum class Call { Malloc, MallocHost, Launch, Synchronize, Copy, Gemm };
 void fail_at(Call call, cudaError_t error, int after = 0, bool sticky = false);
 cudaError_t failure(Call call);  // what this call must return
 
-struct Restore {  // undoes all of the above at the end of a test
+struct Restore {  // the machine above for a test, which undoes all of the above at its end
     Machine before = machine;
+    Restore() { machine = {}; }
     ~Restore();
 };
 

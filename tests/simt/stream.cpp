@@ -1,8 +1,12 @@
-// Streams, graphs, events and launches of cuda_runtime.h.
+// Streams, graphs, events and launches of cuda_runtime.h. A stream does its work when somebody waits
+// for it, and not before: what reads a result too early finds what was there. Only the null stream, in
+// which tests of the harness launch, works at once, after all streams that were made to wait for it.
 #include "stream.h"
 
 #include <chrono>
 #include <cstring>
+#include <deque>
+#include <exception>
 #include <vector>
 
 using Work = std::vector<std::function<void()>>;
@@ -17,6 +21,8 @@ struct CUstream_st {
     CUgraph_st* graph = nullptr;  // while it is being captured
     cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
     bool invalid = false;
+    bool blocking = true;  // the null stream waits for it
+    std::deque<std::function<void()>> pending;
 };
 struct CUevent_st {
     std::chrono::steady_clock::time_point time;
@@ -34,6 +40,8 @@ struct Delivery {
 static std::vector<Delivery> deliveries;
 static std::vector<cudaStream_t> captured;  // streams that are being captured
 static cudaStream_t working = nullptr;
+static std::vector<cudaStream_t> streams;
+static std::exception_ptr lost;  // what was thrown where it could not be: in cudaFree
 
 void deliver_later(void* to, const void* from, size_t bytes) {
     const char* first = static_cast<const char*>(from);
@@ -53,7 +61,12 @@ void deliver(cudaStream_t stream, bool all) {
 
 // What never arrives: nobody waited for it, or in vain, and its host memory may be gone.
 static void forget(cudaStream_t stream) {
+    if (stream) stream->pending.clear();
     std::erase_if(deliveries, [=](const Delivery& one) { return one.stream == stream; });
+}
+
+bool is_captured(cudaStream_t stream) {
+    return stream && stream->graph;
 }
 
 bool invalidate_captures() {
@@ -68,8 +81,41 @@ void enqueue(cudaStream_t stream, std::function<void()> work) {
         stream->graph->work.push_back(std::move(work));
         return;
     }
-    working = stream;
+    if (stream) {
+        stream->pending.push_back(std::move(work));
+        return;
+    }
+    for (cudaStream_t one : streams)
+        if (one->blocking) finish(one);
+    working = nullptr;
     work();
+}
+
+void finish(cudaStream_t stream) {
+    if (lost) std::rethrow_exception(std::exchange(lost, nullptr));
+    while (stream && !stream->pending.empty()) {
+        std::function<void()> work = std::move(stream->pending.front());
+        stream->pending.pop_front();
+        working = stream;
+        try {
+            work();
+        } catch (...) {
+            stream->pending.clear();  // after a failure the device does nothing more
+            throw;
+        }
+    }
+}
+
+void finish_all() {
+    for (cudaStream_t one : std::vector<cudaStream_t>(streams)) finish(one);
+}
+
+void finish_quietly() {
+    try {
+        finish_all();
+    } catch (...) {
+        lost = std::current_exception();
+    }
 }
 
 void launch(dim3 grid, int count, size_t shared_bytes, cudaStream_t stream, const void* function,
@@ -96,16 +142,19 @@ using namespace stief::simt;
 // ---- streams ----------------------------------------------------------------------------------
 
 cudaError_t cudaStreamCreate(cudaStream_t* stream) {
-    *stream = new CUstream_st;
-    return cudaSuccess;
+    return cudaStreamCreateWithFlags(stream, cudaStreamDefault);
 }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-    return cudaStreamCreate(stream);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+    *stream = new CUstream_st;
+    (*stream)->blocking = flags != cudaStreamNonBlocking;
+    streams.push_back(*stream);
+    return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     if (!stream) return result(cudaErrorInvalidValue);
     forget(stream);
     std::erase(captured, stream);
+    std::erase(streams, stream);
     delete stream->graph;
     delete stream;
     return cudaSuccess;
@@ -116,6 +165,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
         forget(stream);
         return error;
     }
+    finish(stream);
     deliver(stream, false);
     return cudaSuccess;
 }
@@ -174,15 +224,17 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
     return cudaEventCreate(event);
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    event->stream = stream, event->recorded = false;
     enqueue(stream, [=] {
         event->time = std::chrono::steady_clock::now();
-        event->stream = stream, event->recorded = true;
+        event->recorded = true;
     });
     return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     if (invalidate_captures()) return result(cudaErrorStreamCaptureUnsupported);
     if (cudaError_t error = failure(Call::Synchronize)) return error;
+    finish(event->stream);
     deliver(event->stream, false);
     return cudaSuccess;
 }
@@ -195,6 +247,9 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
     delete event;
     return cudaSuccess;
 }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) {
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    enqueue(stream, [=] {
+        if (!event->recorded) finish(event->stream);
+    });
     return cudaSuccess;
 }

@@ -15,6 +15,12 @@ cudaError_t result(cudaError_t error);
 void deliver_later(void* to, const void* from, size_t bytes);
 void deliver(cudaStream_t stream, bool all);
 
+// Does the work that waits on a stream, on all of them; quietly: what it throws comes at the next wait.
+void finish(cudaStream_t stream);
+void finish_all();
+void finish_quietly();
+
+bool is_captured(cudaStream_t stream);
 // Whether a stream is being captured in a mode that forbids the call; those captures become
 // invalid.
 bool invalidate_captures();

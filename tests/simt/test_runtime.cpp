@@ -56,12 +56,14 @@ TEST_CASE("a graph is captured once and replayed with the position read from mem
     CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
     CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
     CUDA_CHECK(cudaGraphDestroy(graph));
-    CHECK(position.data[0] == 0);  // nothing has run yet
+    CHECK(position.data[0] == -1);  // nothing has run yet, not even what was before the capture
 
     for (int i = 0; i < 3; i++) {
         x.data[0] = float(10 * (i + 1));
+        float before = host;
         CUDA_CHECK(cudaGraphLaunch(exec, stream));
-        CHECK(std::isnan(host));  // has not been waited for
+        CHECK(host == before);  // has not been waited for
+        CHECK(position.data[0] == (i ? i : -1));
         CUDA_CHECK(cudaStreamSynchronize(stream));
         CHECK(host == 2 * x.data[0] * x.data[0]);
     }
@@ -94,6 +96,35 @@ TEST_CASE(
     CHECK(cudaMemset(x.data + 5, 0, 8) == cudaErrorInvalidValue);
     CHECK(cudaGetLastError() == cudaErrorInvalidValue);
     CHECK(cudaGetLastError() == cudaSuccess);
+}
+
+TEST_CASE("a stream works when it is waited for, in order; events and the null stream wait for it") {
+    DeviceMemory<float> cache(8), x(1);
+    DeviceMemory<int> position(1);
+    x.data[0] = 1, position.data[0] = 0;
+    Stream stream, other;
+    cudaStream_t blocking;
+    CUDA_CHECK(cudaStreamCreate(&blocking));
+    cudaEvent_t event;
+    CUDA_CHECK(cudaEventCreate(&event));
+    auto append = [&](cudaStream_t to, float step) {
+        launch(append_kernel, 1, 1, 0, to, cache.data, position.data, x.data, step);
+    };
+    append(stream, 1), append(stream, 2);
+    CUDA_CHECK(cudaEventRecord(event, stream));
+    CHECK(position.data[0] == 0);
+    CUDA_CHECK(cudaStreamSynchronize(other));
+    CHECK(position.data[0] == 0);
+    CUDA_CHECK(cudaStreamWaitEvent(other, event));
+    append(other, 3);
+    CUDA_CHECK(cudaStreamSynchronize(other));
+    CHECK(std::vector<float>(cache.data, cache.data + 3) == std::vector<float>{2, 3, 4});
+    append(stream, 4), append(blocking, 5), append(nullptr, 6);  // stream does not block the null one
+    CHECK(std::vector<float>(cache.data + 3, cache.data + 5) == std::vector<float>{6, 7});
+    CUDA_CHECK(cudaDeviceSynchronize());
+    CHECK(cache.data[5] == 5);
+    CUDA_CHECK(cudaEventDestroy(event));
+    CUDA_CHECK(cudaStreamDestroy(blocking));
 }
 
 TEST_CASE("the machine: too little memory, no device, an old driver") {

@@ -1,14 +1,31 @@
-// The kernels played by the host, in three orders of threads and blocks.
+// The kernels played by the host, on a small machine and, in another order of threads and blocks, on one
+// as large as an H100: more splits of the context, two rows a warp only from more rows on, and shared
+// memory for everything. (That a result is the same in every order watch/test_race.cpp shows.)
 #include "backends.h"
 #include "simt.h"
 
 namespace stief::testing {
 
+static void use_machine(bool large) {
+    static simt::Machine small;
+    constexpr int MANY = 132;  // multiprocessors
+    if (large == (simt::machine.processors == MANY)) return;
+    if (large) {
+        small = simt::machine;
+        simt::machine.major = 9, simt::machine.processors = MANY;
+        simt::machine.shared_bytes = 227 << 10;
+    } else {
+        simt::machine = small;
+    }
+}
+
 std::vector<Variant> variants() {
-    std::vector<Variant> all;
-    for (simt::Order order : {simt::Order::Forward, simt::Order::Reverse, simt::Order::Shuffled})
-        all.push_back({"cuda, played", {"cuda", "auto"}, 1, [=] { simt::order = order; }, true});
-    return all;
+    auto variant = [](const char* group, simt::Order order, bool large) {
+        auto prepare = [=] { simt::order = order, use_machine(large); };
+        return Variant{group, {"cuda", "auto"}, 1, prepare, true};
+    };
+    return {variant("cuda, played", simt::Order::Forward, false),
+            variant("cuda, played, 132 multiprocessors", simt::Order::Shuffled, true)};
 }
 
 }  // namespace stief::testing

@@ -1,8 +1,8 @@
 // The cache's rows, and decode attention: out_h = softmax(q_h Kᵀ / √d) V, one query row per head, of
 // one token or of several that are to come out as each alone would.
 // Positions are split over threads and merged by their running max and sum (Dao et al. 2023,
-// Flash-Decoding). A piece is (kv head, split): it reads K and V once, S·(r_K + r_V)·2 bytes in
-// all, and shares every row over the m query heads of the group.
+// Flash-Decoding). A piece is (kv head, split): it reads what is stored of K and V once and shares
+// every row over the m query heads of the group.
 //
 // Of q the first r_K coordinates meet the row's r_K; of out the first r_V are written and the rest
 // are zero: what is not kept counts as zero. The scale is 1/√d at any rank.
@@ -26,66 +26,126 @@ static int split_of(int S) {
     return std::clamp(S / 8 / 256 * 256, 256, 1024);
 }
 
-// p (m, stride) ← q · k̃ of one split's positions, keys rebuilt. keys: scratch for (BLOCK, d).
-static void rebuilt_scores(const CpuBackend& cpu, float* p, size_t stride, const float* q,
-                           float* keys, const float* rotation, const RebuiltKeys& rebuilt,
-                           const Run& run) {
-    const Kernels& kernels = cpu.kernels;
-    const CacheLayer& cache = rebuilt.cache;
-    int m = cache.H / cache.G;
-    size_t d = size_t(cache.d), row = size_t(run.r) * size_of(cache.dtype);
+// Rows of codes in f32 (Backend::exact), a block at a time: visit(first of the run, rows, count).
+template <class Visit>
+static void for_unpacked(const CpuBackend& cpu, float* rows, const Run& run, DType dtype,
+                         const Visit& visit) {
+    size_t kept = size_t(run.store.format.kept());
     for (int s = 0; s < run.count; s += RebuiltKeys::BLOCK) {
         int count = std::min(RebuiltKeys::BLOCK, run.count - s);
-        const float* angle = rotation + size_t(run.first + s) * d;
-        rebuilt.rebuild(keys, {run.first + s, count, run.rows + size_t(s) * row, run.r});
-        if (!cpu.exact) {
-            kernels.turned_scores(p + s, stride, q, d, keys, angle, m, count, d / 2);
-            continue;
-        }
-        for (size_t i = 0; i < size_t(count); i++)
-            kernels.rotate(keys + i * d, angle + i * d, d / 2);
-        kernels.scores[int(DType::F32)](p + s, stride, q, d, keys, m, count, cache.d);
+        char* from = run.rows + size_t(s) * size_t(run.store.bytes);
+        unpack(cpu, rows, kept, {run.first + s, count, from, run.store}, dtype);
+        visit(s, rows, count);
     }
 }
 
-// partial ← for each of m heads: max, Σ e^(s − max), Σ e^(s − max) ṽ  over one split's positions.
-static void attend_split(const CpuBackend& cpu, float* partial, size_t stride, const float* q,
-                         const float* rotation, const CacheLayer& cache, int g, int first,
-                         int count, int pos) {
-    const Kernels& kernels = cpu.kernels;
-    const CacheRows& k = cache.k[size_t(g)];
-    int m = cache.H / cache.G;
-    size_t d = size_t(cache.d), queries = size_t(m) * d, p_stride = (size_t(count) + 15) / 16 * 16;
-    size_t keys = RebuiltKeys::BLOCK * d, floats = (queries + 15) / 16 * 16 + size_t(m) * p_stride;
-    size_t more = cache.rotated ? 0 : keys * 4 + RebuiltKeys::bytes(cpu, cache, k);
-    char* scratch = thread_scratch(floats * 4 + more);
-    float *p = reinterpret_cast<float*>(scratch), *scaled = p + size_t(m) * p_stride;
-    float scale = float(1.0 / std::sqrt(double(d)));
-    for (size_t i = 0; i < queries; i++) scaled[i] = q[i] * scale;
+// One split: the m query heads of one kv head over `count` positions from `first` on.
+struct Split {
+    const CpuBackend& cpu;
+    const CacheLayer& cache;
+    const Kernels& kernels;
+    const float* rotation;
+    int g, m, first, count, pos;
+    size_t d, p_stride;
+    float *p, *scaled, *rows;   // (m, p_stride), (m, d), (BLOCK, d)  keys or rows as f32
+    char* rest;                 // of RebuiltKeys
 
-    if (cache.rotated) {
-        for_runs(cache, k, first, first + count, pos, [&](const Run& run) {
-            kernels.scores[int(cache.dtype)](p + (run.first - first), p_stride, scaled, d,
-                                             run.rows, m, run.count, run.r);
+    Split(const CpuBackend& backend, const CacheLayer& layer, const float* angles, int group,
+          int begin, int positions, int at)
+        : cpu(backend), cache(layer), kernels(backend.kernels), rotation(angles), g(group),
+          m(layer.H / layer.G), first(begin), count(positions), pos(at), d(size_t(layer.d)) {
+        p_stride = (size_t(count) + 15) / 16 * 16;
+        size_t queries = (size_t(m) * d + 15) / 16 * 16, weights = size_t(m) * p_stride;
+        size_t block = needs_rows() ? RebuiltKeys::BLOCK * d : 0;
+        size_t more = cache.rotated ? 0 : RebuiltKeys::bytes(cpu, cache, keys());
+        char* scratch = thread_scratch((queries + weights + block) * sizeof(float) + more);
+        p = reinterpret_cast<float*>(scratch), scaled = p + weights;
+        rows = scaled + queries, rest = reinterpret_cast<char*>(rows + block);
+    }
+
+    const CacheRows& keys() const { return cache.k[size_t(g)]; }
+    const CacheRows& values() const { return cache.v[size_t(g)]; }
+    const Seen& seen() const { return cache.seen[size_t(g)]; }
+    bool needs_rows() const { return !cache.rotated || cpu.exact; }
+
+    // p ← q · c̃ of one run, keys after rotation.
+    void score(const Run& run) {
+        float* to = p + (run.first - first);
+        const RowFormat& format = run.store.format;
+        if (format.is_whole())
+            return kernels.scores[int(cache.dtype)](to, p_stride, scaled, d, run.rows, m, run.count,
+                                                    format.kept());
+        if (!cpu.exact)
+            return kernels.coded_scores(to, p_stride, scaled, d, run.rows,
+                                        cpu.layout(format, cache.dtype), m, run.count);
+        for_unpacked(cpu, rows, run, cache.dtype, [&](int s, const float* c, int n) {
+            kernels.scores[int(DType::F32)](to + s, p_stride, scaled, d, c, m, n, format.kept());
         });
+    }
+
+    // p ← q · k̃ of one run, keys rebuilt.
+    void score_rebuilt(const RebuiltKeys& rebuilt, const Run& run) {
+        for (int s = 0; s < run.count; s += RebuiltKeys::BLOCK) {
+            int n = std::min(RebuiltKeys::BLOCK, run.count - s);
+            const float* angle = rotation + size_t(run.first + s) * d;
+            float* to = p + (run.first - first) + s;
+            char* from = run.rows + size_t(s) * size_t(run.store.bytes);
+            rebuilt.rebuild(rows, {run.first + s, n, from, run.store});
+            if (!cpu.exact) {
+                kernels.turned_scores(to, p_stride, scaled, d, rows, angle, m, n, d / 2);
+                continue;
+            }
+            for (size_t i = 0; i < size_t(n); i++)
+                kernels.rotate(rows + i * d, angle + i * d, d / 2);
+            kernels.scores[int(DType::F32)](to, p_stride, scaled, d, rows, m, n, cache.d);
+        }
+    }
+
+    // acc (m, stride) += p c̃ of one run.
+    void accumulate(float* acc, size_t stride, const Run& run) {
+        const float* from = p + (run.first - first);
+        const RowFormat& format = run.store.format;
+        if (format.is_whole())
+            return kernels.accumulate[int(cache.dtype)](acc, stride, from, p_stride, run.rows, m,
+                                                        run.count, format.kept());
+        if (!cpu.exact)
+            return kernels.coded_accumulate(acc, stride, from, p_stride, run.rows,
+                                            cpu.layout(format, cache.dtype), m, run.count);
+        for_unpacked(cpu, rows, run, cache.dtype, [&](int s, const float* c, int n) {
+            kernels.accumulate[int(DType::F32)](acc, stride, from + s, p_stride, c, m, n,
+                                                format.kept());
+        });
+    }
+
+    template <class Visit>
+    void each_run(const CacheRows& head, int Stretch::*side, const Visit& visit) {
+        for_seen(seen(), head, side, first, first + count, pos, visit);
+    }
+};
+
+// partial ← for each of m heads: max, Σ e^(s − max), Σ e^(s − max) c̃  over one split's positions.
+static void attend_split(Split& split, float* partial, size_t stride, const float* q) {
+    const Kernels& kernels = split.kernels;
+    int m = split.m;
+    size_t count = size_t(split.count);
+    float scale = float(1.0 / std::sqrt(double(split.d)));
+    for (size_t i = 0; i < size_t(m) * split.d; i++) split.scaled[i] = q[i] * scale;
+
+    if (split.cache.rotated) {
+        split.each_run(split.keys(), &Stretch::k, [&](const Run& run) { split.score(run); });
     } else {
-        char* after = scratch + floats * 4;
-        RebuiltKeys rebuilt(cpu, cache, k, after + keys * 4);
-        for_runs(cache, k, first, first + count, pos, [&](const Run& run) {
-            rebuilt_scores(cpu, p + (run.first - first), p_stride, scaled,
-                           reinterpret_cast<float*>(after), rotation, rebuilt, run);
-        });
+        RebuiltKeys rebuilt(split.cpu, split.cache, split.keys(), split.rest);
+        split.each_run(split.keys(), &Stretch::k,
+                       [&](const Run& run) { split.score_rebuilt(rebuilt, run); });
     }
     for (int h = 0; h < m; h++) {
-        float *one = partial + size_t(h) * stride, *s = p + size_t(h) * p_stride;
-        one[0] = kernels.largest(s, size_t(count));
-        one[1] = kernels.exp_sum(s, size_t(count), one[0]);
+        float *one = partial + size_t(h) * stride, *s = split.p + size_t(h) * split.p_stride;
+        one[0] = kernels.largest(s, count);
+        one[1] = kernels.exp_sum(s, count, one[0]);
         std::fill(one + 2, one + stride, 0.0f);
     }
-    for_runs(cache, cache.v[size_t(g)], first, first + count, pos, [&](const Run& run) {
-        kernels.accumulate[int(cache.dtype)](partial + 2, stride, p + (run.first - first), p_stride,
-                                             run.rows, m, run.count, run.r);
-    });
+    split.each_run(split.values(), &Stretch::v,
+                   [&](const Run& run) { split.accumulate(partial + 2, stride, run); });
 }
 
 // out ← Σ_i e^(max_i − max) acc_i / Σ_i e^(max_i − max) sum_i over the splits of one head.
@@ -122,8 +182,8 @@ void CpuBackend::attend_alike(float* out, const float* q, const float* rotation,
             if (first >= S) continue;
             float* partial =
                 partials.data() + size_t(t) * each + size_t(i) * between + size_t(g * m) * stride;
-            attend_split(*this, partial, stride, q + size_t(t) * width + size_t(g * m) * d,
-                         rotation, cache, g, first, std::min(split, S - first), S - 1);
+            Split one(*this, cache, rotation, g, first, std::min(split, S - first), S - 1);
+            attend_split(one, partial, stride, q + size_t(t) * width + size_t(g * m) * d);
         }
     });
     for_rows(size_t(T) * H, size_t(splits) * d, [&](size_t first, size_t end) {
@@ -131,8 +191,7 @@ void CpuBackend::attend_alike(float* out, const float* q, const float* rotation,
             size_t t = row / H, h = row % H;
             const CacheRows& head = cache.v[h / size_t(m)];
             merge_splits(out + row * d, partials.data() + t * each + h * stride, between,
-                         (step.pos + int(t) + split) / split, head.exact ? cache.d : head.r,
-                         cache.d);
+                         (step.pos + int(t) + split) / split, head.width, cache.d);
         }
     });
 }

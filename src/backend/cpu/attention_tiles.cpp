@@ -6,10 +6,8 @@
 // they are. Memory is one tile of each, whatever T and S. Where the backend is not exact, rows have
 // 16 bits and the processor multiplies pairs, q, k̃, p and ṽ are rounded to bf16 for it.
 //
-// With an exact window a key is exact for some tokens of the tile and truncated for others.
-// Positions are taken in three stretches: sinks (exact for all), far (truncated for all), near
-// (either): there both scores are computed and each row takes what its own window says, and so are
-// both sums of values.
+// A key may lie in one format for some tokens of the tile and in another for others: the tile goes
+// over every stretch that any of them sees, and of each a row takes the keys of its own band.
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -20,10 +18,9 @@ namespace stief {
 
 constexpr int QUERY_ROWS = 64, KEYS = 128;
 
-enum class Seen { Exact, Cut, Either };
-
 // One thread's arrays; strides in floats.
 struct AttentionTile {
+    const CpuBackend& cpu;
     const Kernels& kernels;
     const CacheLayer& cache;
     const CacheRows &k, &v;
@@ -32,14 +29,15 @@ struct AttentionTile {
     bool pairs;     // products in bf16
     int R, m, pos;  // query rows; heads a token; position of the first token
     size_t d, lanes, q_stride, v_stride;
-    float *q, *scores, *cut, *acc;  // (R, q_stride), (R, KEYS) twice, (R, v_stride)
+    float *q, *scores, *acc;        // (R, q_stride), (R, KEYS), (R, v_stride)
     float *rows, *panels;           // (KEYS, v_stride), (KEYS / lanes, d, lanes)
     float *max, *sum;               // (R)
     float *half_q, *half_p, *half;  // pairs, bf16: (R, 2 q_stride), (R, KEYS), (KEYS, d)
 
-    AttentionTile(const CpuBackend& cpu, const CacheLayer& layer, int g, int tokens, int first_pos,
+    AttentionTile(const CpuBackend& backend, const CacheLayer& layer, int g, int tokens, int first_pos,
                   const float* angles)
-        : kernels(cpu.kernels),
+        : cpu(backend),
+          kernels(backend.kernels),
           cache(layer),
           k(layer.k[size_t(g)]),
           v(layer.v[size_t(g)]),
@@ -50,34 +48,19 @@ struct AttentionTile {
         q_stride = padded_row(d * 4) / 4;
         v_stride = (d + lanes - 1) / lanes * lanes;
         size_t rs = size_t(R), sizes = 0;
-        float** arrays[] = {&q, &scores, &cut, &acc, &rows, &panels,
-                             &max, &sum, &half_q, &half_p, &half};
-        size_t counts[] = {rs * q_stride, rs * KEYS, rs * KEYS, rs * v_stride, KEYS * v_stride,
+        float** arrays[] = {&q, &scores, &acc, &rows, &panels, &max, &sum, &half_q, &half_p, &half};
+        size_t counts[] = {rs * q_stride, rs * KEYS, rs * v_stride, KEYS * v_stride,
                            (KEYS + lanes) * std::max(d, size_t(PAIRS_K)), rs, rs,
                            pairs ? rs * q_stride : 0, pairs ? rs * KEYS / 2 : 0,
                            pairs ? KEYS * d / 2 : 0};
         for (size_t count : counts) sizes += (count + 15) / 16 * 16;
         size_t more = cache.rotated ? 0 : RebuiltKeys::bytes(cpu, cache, k);
         float* next = reinterpret_cast<float*>(thread_scratch(sizes * 4 + more));
-        for (int i = 0; i < 11; i++) {
+        for (int i = 0; i < 10; i++) {
             *arrays[i] = next;
             next += (counts[i] + 15) / 16 * 16;
         }
         if (!cache.rotated) rebuilt.emplace(cpu, cache, k, reinterpret_cast<char*>(next));
-    }
-
-    size_t values() const { return v.exact ? d : size_t(v.r); }  // coordinates of acc
-
-    // Does row (token row / m) see position s exactly, beyond the sinks?
-    bool near(int row, int s) const { return pos + row / m - s < cache.recent; }
-
-    // Calls visit for the tile's rows of one head, exact or cut.
-    template <class Visit>
-    void runs(const CacheRows& head, bool exact, int first, int count, const Visit& visit) const {
-        if (exact)
-            for_exact_runs(cache, head, first, first + count, visit);
-        else
-            for_cut_runs(cache, head, first, first + count, visit);
     }
 
     void to_bf16(void* to, const float* from, size_t n) const {
@@ -120,97 +103,74 @@ struct AttentionTile {
                               true);
     }
 
-    // to (R, count) ← q · k̃ over one tile of keys, all exact or all cut.
-    void score_keys(float* to, bool exact, int first, int count) {
-        exact = exact && k.exact;
-        size_t width = exact || !cache.rotated ? d : size_t(k.r);
+    // scores (R, count) ← q · k̃ over one tile of keys.
+    void score_keys(const RowStore& store, int first, int count) {
+        size_t width = rebuilt ? d : size_t(store.format.kept());
         DType type = DType::F32;
         const char* from = reinterpret_cast<const char*>(rows);
-        runs(k, exact, first, count, [&](const Run& run) {
+        bool as_it_lies = !rebuilt && !pairs && store.format.is_whole();
+        for_runs(store, first, first + count, [&](const Run& run) {
             float* row = rows + size_t(run.first - first) * width;
             if (rebuilt) {
                 rebuilt->rebuild(row, run);
                 for (size_t s = 0; s < size_t(run.count); s++)
                     kernels.rotate(row + s * d, rotation + (size_t(run.first) + s) * d, d / 2);
-            } else if (exact || pairs) {
-                kernels.widen[int(cache.dtype)](row, run.rows, size_t(run.count) * width);
+            } else if (as_it_lies && run.count == count) {
+                from = run.rows, type = cache.dtype;  // packed from where it is
             } else {
-                from = run.rows, type = cache.dtype;  // one run: packed from where it is
+                unpack(cpu, row, width, run, cache.dtype);
             }
         });
-        if (pairs) return score_pairs(to, count, width);
+        if (pairs) return score_pairs(scores, count, width);
         for (int c = 0; c < count; c += int(lanes)) {
             int n = std::min(int(lanes), count - c);
             float* panel = panels + size_t(c) * width;
             kernels.pack[int(type)](panel, from + size_t(c) * width * size_of(type), width, n,
                                     int(width));
-            kernels.product(to + c, KEYS, q, q_stride, panel, lanes, R, n, int(width), false);
+            kernels.product(scores + c, KEYS, q, q_stride, panel, lanes, R, n, int(width), false);
         }
     }
 
-    // scores ← e^(s − max) where the row sees the key, else 0; rescales what the row has so far.
-    void softmax(int row, int count, int visible) {
+    // scores ← e^(s − max) for the keys begin … end − 1 of the tile, which the row sees, else 0;
+    // rescales what the row has so far.
+    void softmax(int row, int count, int begin, int end) {
         float* p = scores + size_t(row) * KEYS;
-        if (visible > 0) {
-            float most = std::max(max[row], kernels.largest(p, size_t(visible)));
-            float keep = std::exp(max[row] - most);
-            max[row] = most;
-            sum[row] = sum[row] * keep + kernels.exp_sum(p, size_t(visible), most);
-            if (keep != 1) kernels.scale(acc + size_t(row) * v_stride, v_stride, keep);
-        }
-        std::fill(p + std::max(visible, 0), p + count, 0.0f);
+        if (begin >= end) return std::fill(p, p + count, 0.0f);
+        size_t visible = size_t(end - begin);
+        float most = std::max(max[row], kernels.largest(p + begin, visible));
+        float keep = std::exp(max[row] - most);
+        max[row] = most;
+        sum[row] = sum[row] * keep + kernels.exp_sum(p + begin, visible, most);
+        if (keep != 1) kernels.scale(acc + size_t(row) * v_stride, v_stride, keep);
+        std::fill(p, p + begin, 0.0f);
+        std::fill(p + end, p + count, 0.0f);
     }
 
-    // acc (R, ·) += p (R, count) ṽ, all exact or all cut.
-    void add_values(const float* p, bool exact, int first, int count) {
-        exact = exact && v.exact;
-        size_t width = exact ? d : size_t(v.r);
-        runs(v, exact, first, count, [&](const Run& run) {
-            if (pairs) {
-                float* to = rows + size_t(run.first - first) * width;
-                kernels.widen[int(cache.dtype)](to, run.rows, size_t(run.count) * width);
-                return;
-            }
-            for (int s = 0; s < run.count; s++) {
-                float* to = rows + size_t(run.first - first + s) * v_stride;
-                const char* from = run.rows + size_t(s) * width * size_of(cache.dtype);
-                kernels.widen[int(cache.dtype)](to, from, width);
-                std::fill(to + width, to + v_stride, 0.0f);
-            }
+    // acc (R, ·) += scores (R, count) ṽ
+    void add_values(const RowStore& store, int first, int count) {
+        size_t width = size_t(store.format.kept()), stride = pairs ? width : v_stride;
+        for_runs(store, first, first + count, [&](const Run& run) {
+            float* to = rows + size_t(run.first - first) * stride;
+            unpack(cpu, to, stride, run, cache.dtype);
+            for (int s = 0; s < run.count && width < stride; s++, to += stride)
+                std::fill(to + width, to + stride, 0.0f);
         });
-        if (pairs) return add_pairs(p, count, width);
+        if (pairs) return add_pairs(scores, count, width);
         for (size_t c = 0; c < width; c += lanes)
-            kernels.product(acc + c, v_stride, p, KEYS, rows + c, v_stride, R,
+            kernels.product(acc + c, v_stride, scores, KEYS, rows + c, v_stride, R,
                             int(std::min(lanes, width - c)), count, true);
     }
 
-    // One tile of keys, positions first … first + count − 1.
-    void add_keys(Seen seen, int first, int count) {
-        score_keys(scores, seen != Seen::Cut, first, count);
-        if (seen == Seen::Either && k.exact) {
-            score_keys(cut, false, first, count);
-            for (int row = 0; row < R; row++)
-                for (int s = 0; s < count; s++)
-                    if (!near(row, first + s)) scores[row * KEYS + s] = cut[row * KEYS + s];
+    // One tile of keys, positions first … first + count − 1 of a stretch.
+    void add_keys(const Stretch& stretch, int first, int count) {
+        score_keys(k.store[stretch.k], first, count);
+        for (int row = 0; row < R; row++) {
+            int token = pos + row / m;
+            int begin = std::max(stretch.begin_for(token), first) - first;
+            int end = std::min(stretch.end_for(token) - first, count);
+            softmax(row, count, begin, end);
         }
-        for (int row = 0; row < R; row++)
-            softmax(row, count, std::min(count, pos + row / m + 1 - first));
-
-        if (seen == Seen::Either && v.exact) {
-            for (int row = 0; row < R; row++)
-                for (int s = 0; s < count; s++) {
-                    bool exact = near(row, first + s);
-                    float& p = scores[row * KEYS + s];
-                    cut[row * KEYS + s] = exact ? 0 : p;
-                    if (!exact) p = 0;
-                }
-            add_values(cut, false, first, count);
-        }
-        add_values(scores, seen != Seen::Cut, first, count);
-    }
-
-    void stretch(Seen seen, int first, int end) {
-        for (; first < end; first += KEYS) add_keys(seen, first, std::min(KEYS, end - first));
+        add_values(v.store[stretch.v], first, count);
     }
 };
 
@@ -235,18 +195,15 @@ static void attend_queries(const CpuBackend& cpu, float* out, const float* q,
     std::fill(tile.acc, tile.acc + size_t(tile.R) * tile.v_stride, 0.0f);
     if (tile.pairs) tile.round_queries();
 
-    int end = pos + tokens, near = near_begin(cache, pos);
-    if (tile.k.exact || tile.v.exact) {
-        tile.stretch(Seen::Exact, 0, std::min(cache.sinks, end));
-        tile.stretch(Seen::Cut, cache.sinks, std::min(near, end));
-        tile.stretch(Seen::Either, near, end);
-    } else {
-        tile.stretch(Seen::Cut, 0, end);
+    for (const Stretch& stretch : cache.seen[size_t(g)]) {
+        int end = stretch.end_for(pos + tokens - 1);
+        for (int first = stretch.begin_for(pos); first < end; first += KEYS)
+            tile.add_keys(stretch, first, std::min(KEYS, end - first));
     }
     for (int row = 0; row < tile.R; row++) {
         float* to = out + head_row(row);
         const float* acc = tile.acc + size_t(row) * tile.v_stride;
-        for (size_t i = 0; i < d; i++) to[i] = i < tile.values() ? acc[i] / tile.sum[row] : 0;
+        for (size_t i = 0; i < d; i++) to[i] = i < size_t(tile.v.width) ? acc[i] / tile.sum[row] : 0;
     }
 }
 

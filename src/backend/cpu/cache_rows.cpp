@@ -9,39 +9,66 @@ void head_product(const Kernels& kernels, float* out, size_t out_stride, const f
                         std::min(kernels.lanes, n - c), k, false);
 }
 
+void CpuBackend::prepare(const CacheLayer& cache) {
+    for (const std::vector<CacheRows>* side : {&cache.k, &cache.v})
+        for (const CacheRows& head : *side)
+            for (const RowStore& store : head.store)
+                if (!store.format.is_whole()) layout(store.format, cache.dtype);
+}
+
+void unpack(const CpuBackend& cpu, float* out, size_t stride, const Run& run, DType dtype) {
+    const RowFormat& format = run.store.format;
+    size_t kept = size_t(format.kept()), bytes = size_t(run.store.bytes);
+    if (!format.is_whole())
+        cpu.kernels.unpack_rows(out, stride, run.rows, cpu.layout(format, dtype), run.count);
+    else if (stride == kept)
+        cpu.kernels.widen[int(dtype)](out, run.rows, size_t(run.count) * kept);
+    else
+        for (size_t s = 0; s < size_t(run.count); s++)
+            cpu.kernels.widen[int(dtype)](out + s * stride, run.rows + s * bytes, kept);
+}
+
+// run ← x (count, stride) in the format of its store
+static void pack(const CpuBackend& cpu, const Run& run, const float* x, size_t stride,
+                 const float* weight, DType dtype) {
+    const RowFormat& format = run.store.format;
+    if (!format.is_whole()) {
+        const RowLayout& layout = cpu.layout(format, dtype);
+        return cpu.kernels.pack_rows(run.rows, x, stride, weight, layout, run.count);
+    }
+    for (size_t t = 0; t < size_t(run.count); t++)
+        cpu.kernels.narrow[int(dtype)](run.rows + t * size_t(run.store.bytes), x + t * stride,
+                                       size_t(format.kept()));
+}
+
 void CpuBackend::append(const CacheLayer& cache, const float* k, const float* v, const Step& step) {
     check(step.pos + step.T <= cache.capacity, "position %d does not fit a cache of %d",
           step.pos + step.T - 1, cache.capacity);
-    check(cache.ring == 0 || step.T <= cache.ring - cache.recent,
-          "%d tokens at once do not fit the exact window's ring", step.T);
-    size_t d = size_t(cache.d), width = size_t(cache.G) * d, element = size_of(cache.dtype);
-    auto narrow = kernels.narrow[int(cache.dtype)];
+    check(cache.batch == 0 || step.T <= cache.batch,
+          "%d tokens at once do not fit the rings of a cache for %d", step.T, cache.batch);
+    prepare(cache);
+    size_t d = size_t(cache.d), width = size_t(cache.G) * d;
 
-    auto store = [&](const CacheRows& head, const float* x, int pos, int count, float* coded) {
+    auto store = [&](const CacheRows& head, const float* x, int pos, int count, float* latent) {
         size_t stride = width;
         if (head.encode) {
-            head_product(kernels, coded, d, x, width, head.encode, count, cache.d, cache.d);
-            x = coded, stride = d;
+            head_product(kernels, latent, d, x, width, head.encode, count, cache.d, cache.d);
+            x = latent, stride = d;
         }
-        for_cut_runs(cache, head, pos, pos + count, [&](const Run& run) {
-            for (int t = 0; t < run.count; t++)
-                narrow(const_cast<char*>(run.rows) + size_t(t) * size_t(run.r) * element,
-                       x + size_t(t) * stride, size_t(run.r));
-        });
-        if (!head.exact) return;
-        for_exact_runs(cache, head, pos, pos + count, [&](const Run& run) {
-            for (int t = 0; t < run.count; t++)
-                narrow(const_cast<char*>(run.rows) + size_t(t) * d * element,
-                       x + size_t(run.first - pos + t) * stride, d);
-        });
+        for (const RowStore& one : head.store)
+            if (one.data)
+                for_runs(one, pos, pos + count, [&](const Run& run) {
+                    pack(*this, run, x + size_t(run.first - pos) * stride, stride, head.weight,
+                         cache.dtype);
+                });
     };
 
-    bool coded = cache.k[0].encode != nullptr;
-    size_t cost = coded ? 2 * width * d : 2 * width;
+    bool latent = cache.k[0].encode != nullptr;
+    size_t cost = latent ? 2 * width * d : 2 * width;
     for_rows(size_t(step.T), cost, [&](size_t first, size_t end) {
         int pos = step.pos + int(first), count = int(end - first);
         float* scratch =
-            coded ? reinterpret_cast<float*>(thread_scratch(size_t(count) * d * 4)) : nullptr;
+            latent ? reinterpret_cast<float*>(thread_scratch(size_t(count) * d * 4)) : nullptr;
         for (size_t g = 0; g < size_t(cache.G); g++) {
             store(cache.k[g], k + first * width + g * d, pos, count, scratch);
             store(cache.v[g], v + first * width + g * d, pos, count, scratch);
@@ -74,7 +101,7 @@ void CpuBackend::decode_values(float* out, const CacheLayer& cache, int T) {
             const CacheRows& head = cache.v[h / m];
             float* from = out + first * width + h * d;
             head_product(kernels, decoded, d, from, width, head.decode, int(end - first), cache.d,
-                         head.exact ? cache.d : head.r);
+                         head.width);
             for (size_t t = 0; t < end - first; t++)
                 std::copy(decoded + t * d, decoded + (t + 1) * d, from + t * width);
         }
@@ -83,6 +110,7 @@ void CpuBackend::decode_values(float* out, const CacheLayer& cache, int T) {
 
 void CpuBackend::attend(float* out, const float* q, const float* rotation, const CacheLayer& cache,
                         const Step& step) {
+    prepare(cache);
     const float* queries = latent_queries(q, cache, step.T);
     if (step.T == 1 || singly)
         attend_singly(out, queries, rotation, cache, step);

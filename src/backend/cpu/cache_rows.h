@@ -1,5 +1,5 @@
-// How attention meets the cache's rows: which of them are exact for a token, and small products with
-// a head's basis.
+// How attention meets the cache's rows: where a store's rows lie, what a token sees of them, how
+// they become floats, and small products with a head's basis.
 #pragma once
 #include <algorithm>
 
@@ -7,54 +7,40 @@
 
 namespace stief {
 
-// Rows that lie one after another and have the same width.
+// Rows of one store that lie one after another.
 struct Run {
-    int first, count;         // positions
-    const char* rows;         // (count, r) of the cache's dtype
-    int r;
+    int first, count;  // positions
+    char* rows;        // (count, store.bytes)
+    const RowStore& store;
 };
 
-// After the sinks, the first position that a token at `pos` sees exactly.
-inline int near_begin(const CacheLayer& cache, int pos) {
-    return std::max(cache.sinks, pos - cache.recent + 1);
-}
-
-// The exact rows of positions first … end − 1: the sinks, then the ring, which may wrap.
+// The rows of positions first … end − 1, cut where a ring begins again.
 template <class Visit>
-void for_exact_runs(const CacheLayer& cache, const CacheRows& head, int first, int end,
-                    const Visit& visit) {
-    size_t row = size_t(cache.d) * size_of(cache.dtype);
+void for_runs(const RowStore& store, int first, int end, const Visit& visit) {
     while (first < end) {
-        int slot = first, until = std::min(end, cache.sinks);
-        if (first >= cache.sinks) {
-            int at = (first - cache.sinks) % cache.ring;
-            slot = cache.sinks + at;
-            until = std::min(end, first + cache.ring - at);
+        int slot = first, until = end;
+        if (store.ring && first < store.fixed) until = std::min(end, store.fixed);
+        if (store.ring && first >= store.fixed) {
+            int at = (first - store.fixed) % store.ring;
+            slot = store.fixed + at, until = std::min(end, first + store.ring - at);
         }
-        const char* rows = static_cast<const char*>(head.exact) + size_t(slot) * row;
-        visit(Run{first, until - first, rows, cache.d});
+        char* rows = static_cast<char*>(store.data) + size_t(slot) * size_t(store.bytes);
+        visit(Run{first, until - first, rows, store});
         first = until;
     }
 }
 
+// What a token at `pos` sees of positions first … end − 1, in order, on one side of a head.
 template <class Visit>
-void for_cut_runs(const CacheLayer& cache, const CacheRows& head, int first, int end,
-                  const Visit& visit) {
-    size_t row = size_t(head.r) * size_of(cache.dtype);
-    const char* rows = static_cast<const char*>(head.data) + size_t(first) * row;
-    if (first < end) visit(Run{first, end - first, rows, head.r});
+void for_seen(const Seen& seen, const CacheRows& head, int Stretch::*side, int first, int end,
+              int pos, const Visit& visit) {
+    for (const Stretch& one : seen)
+        for_runs(head.store[one.*side], std::max(first, one.begin_for(pos)),
+                 std::min(end, one.end_for(pos)), visit);
 }
 
-// The rows of positions first … end − 1 as a token at `pos` sees them, in order.
-template <class Visit>
-void for_runs(const CacheLayer& cache, const CacheRows& head, int first, int end, int pos,
-              const Visit& visit) {
-    if (!head.exact) return for_cut_runs(cache, head, first, end, visit);
-    int near = near_begin(cache, pos);
-    for_exact_runs(cache, head, first, std::min(end, cache.sinks), visit);
-    for_cut_runs(cache, head, std::max(first, cache.sinks), std::min(end, near), visit);
-    for_exact_runs(cache, head, std::max(first, near), end, visit);
-}
+// out (count, stride) ← the rows' coordinates as floats; columns beyond what they keep are left.
+void unpack(const CpuBackend& cpu, float* out, size_t stride, const Run& run, DType dtype);
 
 // out (T, n) = x (T, k) M for the first k rows of M (·, n), rows n apart.
 void head_product(const Kernels& kernels, float* out, size_t out_stride, const float* x,

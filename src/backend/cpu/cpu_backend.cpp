@@ -20,6 +20,13 @@ CpuBackend::CpuBackend(const BackendOptions& options, Threads& pool)
     device = format("%s, %d thread%s", kernels.name, pool.count(), pool.count() == 1 ? "" : "s");
 }
 
+const RowLayout& CpuBackend::layout(const RowFormat& format, DType dtype) {
+    auto key = std::pair(format.count, dtype);
+    auto found = layouts.find(key);
+    if (found == layouts.end()) found = layouts.emplace(key, RowLayout(format, dtype)).first;
+    return found->second;
+}
+
 size_t CpuBackend::available() const {
     return available_memory();
 }

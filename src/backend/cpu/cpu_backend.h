@@ -4,6 +4,8 @@
 // Results do not depend on the number of threads: a piece computes whole outputs, or a fixed part
 // of a sum that is merged in a fixed order.
 #pragma once
+#include <map>
+
 #include "backend/backend.h"
 #include "backend/cpu/kernels.h"
 #include "base/threads.h"
@@ -44,6 +46,14 @@ struct CpuBackend final : Backend {
                int V) override;
     uint64_t stream(const void* memory, size_t bytes) override;
 
+    // The tables of a format; they stay where they are as long as the backend. Makes what it does
+    // not have yet: for the caller's thread, before threads.run.
+    const RowLayout& layout(const RowFormat& format, DType dtype);
+    // One that was made, for any thread.
+    const RowLayout& layout(const RowFormat& format, DType dtype) const {
+        return layouts.find(std::pair(format.count, dtype))->second;
+    }
+
     // Calls rows(first, end) over pieces of 0 … n−1 worth about 16,384 elements each, some µs;
     // `cost` is elements a row. A single piece runs on the caller, without waking anybody.
     template <class Function>
@@ -57,6 +67,7 @@ struct CpuBackend final : Backend {
     }
 
   private:
+    void prepare(const CacheLayer& cache);  // the layouts that its threads will look up
     const float* latent_queries(const float* q, const CacheLayer& cache, int T);
     void attend_singly(float* out, const float* q, const float* rotation, const CacheLayer& cache,
                        const Step& step);
@@ -66,6 +77,7 @@ struct CpuBackend final : Backend {
                       const Step& step);
     void decode_values(float* out, const CacheLayer& cache, int T);
 
+    std::map<std::pair<decltype(RowFormat::count), DType>, RowLayout> layouts;
     std::vector<float> partials;        // of decode attention: (T, splits, H, d + 2)
     std::vector<float> latents;         // queries in the keys' coordinates: (T, H, d)
 };

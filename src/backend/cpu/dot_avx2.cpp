@@ -8,7 +8,7 @@ namespace {
 
 struct V {
     // 6 tokens × 2 vectors: 12 sums, 2 vectors of weights, 1 of x, of 16 registers
-    static constexpr int W = 8, COLUMNS = 2, TOKENS = 6;
+    static constexpr int W = 8, COLUMNS = 2, TOKENS = 6, REGISTERS = 16;
     using F = __m256;
     typedef uint64_t Words __attribute__((vector_size(32)));
 
@@ -28,6 +28,9 @@ struct V {
     static F smaller(F a, F b) { return _mm256_min_ps(a, b); }
     static F round(F x) {
         return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+    static F floor(F x) {
+        return _mm256_round_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     }
     // Two factors: 2^n alone would leave the range before the product does. |n| <= 254.
     static F times_power_of_2(F x, F n) {
@@ -97,6 +100,21 @@ struct V {
         char part[32];
         store<E>(part, x);
         __builtin_memcpy(p, part, size_t(n) * BYTES<E>);
+    }
+
+    // out (8) ← step (code − middle) of one group (coded_impl.h)
+    template <class Table>
+    static void levels(float* out, const char* from, const Table& table, float step) {
+        __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+        auto vector = [](const void* at) {
+            return _mm256_load_si256(static_cast<const __m256i*>(at));
+        };
+        __m256i words = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes),
+                                            vector(table.spread));
+        words = _mm256_and_si256(_mm256_srlv_epi32(words, vector(table.shift)),
+                                 _mm256_set1_epi32(table.mask));
+        __m256 level = _mm256_sub_ps(_mm256_cvtepi32_ps(words), _mm256_set1_ps(table.middle));
+        _mm256_storeu_ps(out, _mm256_mul_ps(level, _mm256_set1_ps(step)));
     }
 
     static void transpose(F (&a)[8]) {

@@ -8,7 +8,7 @@ namespace {
 
 struct V {
     // 10 tokens × 2 vectors: 20 sums, 2 vectors of weights, and x, of 32 registers
-    static constexpr int W = 4, COLUMNS = 2, TOKENS = 10;
+    static constexpr int W = 4, COLUMNS = 2, TOKENS = 10, REGISTERS = 32;
     using F = float32x4_t;
     typedef uint64_t Words __attribute__((vector_size(16)));
 
@@ -27,6 +27,7 @@ struct V {
     static F larger(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
     static F smaller(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
     static F round(F x) { return vrndnq_f32(x); }
+    static F floor(F x) { return vrndmq_f32(x); }
     // Two factors: 2^n alone would leave the range before the product does. |n| <= 254.
     static F times_power_of_2(F x, F n) {
         int32x4_t whole = vcvtq_s32_f32(n), half = vshrq_n_s32(whole, 1);
@@ -76,6 +77,20 @@ struct V {
         char part[16];
         store<E>(part, x);
         __builtin_memcpy(p, part, size_t(n) * BYTES<E>);
+    }
+
+    // out (8) ← step (code − middle) of one group (coded_impl.h)
+    template <class Table>
+    static void levels(float* out, const char* from, const Table& table, float step) {
+        uint8x16_t bytes = vld1q_u8(reinterpret_cast<const uint8_t*>(from));
+        for (int n = 0; n < 8; n += 4) {
+            uint32x4_t words =
+                vreinterpretq_u32_u8(vqtbl1q_u8(bytes, vld1q_u8(table.spread + 4 * n)));
+            words = vshlq_u32(words, vnegq_s32(vld1q_s32(table.shift + n)));
+            words = vandq_u32(words, vdupq_n_u32(uint32_t(table.mask)));
+            F level = vsubq_f32(vcvtq_f32_u32(words), vdupq_n_f32(table.middle));
+            vst1q_f32(out + n, vmulq_n_f32(level, step));
+        }
     }
 
     static void transpose(F (&a)[4]) {

@@ -7,7 +7,7 @@ namespace stief {
 namespace {
 
 struct V {
-    static constexpr int W = 4, COLUMNS = 2, TOKENS = 4;
+    static constexpr int W = 4, COLUMNS = 2, TOKENS = 4, REGISTERS = 16;
     typedef float F __attribute__((vector_size(16)));
     typedef int32_t I __attribute__((vector_size(16)));
     typedef uint64_t Words __attribute__((vector_size(16)));
@@ -29,6 +29,10 @@ struct V {
     static F round(F x) {  // |x| < 2²²: the adder drops the fraction
         F magic = set1(12582912.0f);
         return (x + magic) - magic;
+    }
+    static F floor(F x) {
+        F near = round(x);
+        return near + __builtin_convertvector(near > x, F);    // true is −1
     }
     // Two factors: 2^n alone would leave the range before the product does. |n| <= 254.
     static F times_power_of_2(F x, F n) {
@@ -86,6 +90,22 @@ struct V {
             for (int i = 0; i < W; i++)
                 h[i] = E == DType::F16 ? to_f16(x[i]).bits : to_bf16(x[i]).bits;
             __builtin_memcpy(p, h, size_t(n) * 2);
+        }
+    }
+
+    // out (8) ← step (code − middle) of one group (coded_impl.h)
+    template <class Table>
+    static void levels(float* out, const char* from, const Table& table, float step) {
+        for (int n = 0; n < 8; n += 4) {
+            I words;
+            for (int i = 0; i < 4; i++) {
+                uint32_t word;
+                __builtin_memcpy(&word, from + table.spread[4 * (n + i)], 4);
+                words[i] = int32_t(word >> table.shift[n + i]);
+            }
+            F level = __builtin_convertvector(words & table.mask, F) - table.middle;
+            level *= step;
+            __builtin_memcpy(out + n, &level, sizeof level);
         }
     }
 

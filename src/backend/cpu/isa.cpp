@@ -47,6 +47,10 @@ static bool has_avx512() {
            bits(Cpuid(7, 1).eax, {5});                                              // BF16
 }
 
+static bool has_vbmi() {
+    return has_avx512() && bits(Cpuid(7, 0).ecx, {1, 11});                           // VBMI VNNI
+}
+
 static bool has_amx() {
     if (!has_avx512() || !bits(saved_states(), {17, 18})) return false;
     if (!bits(Cpuid(7, 0).edx, {22, 24})) return false;                             // BF16 TILE
@@ -60,8 +64,18 @@ static bool has_amx() {
 
 static std::vector<const Kernels*> find_tables() {
     std::vector<const Kernels*> tables;
-    static const Kernels amx = [] {
+    static const Kernels vbmi = [] {
         Kernels table = kernels_avx512;
+        table.name = "vbmi";
+        table.unpack_rows = unpack_rows_vbmi;
+        table.coded_scores = coded_scores_vbmi;
+        table.coded_accumulate = coded_accumulate_vbmi;
+        table.code_panel = code_panel_vbmi;
+        table.coded_product = coded_product_vbmi;
+        return table;
+    }();
+    static const Kernels amx = [] {
+        Kernels table = has_vbmi() ? vbmi : kernels_avx512;
         table.name = "amx";
         table.product_pairs = product_pairs_amx;
         table.split[int(DType::F16)] = split_f16_amx;
@@ -69,6 +83,7 @@ static std::vector<const Kernels*> find_tables() {
         return table;
     }();
     if (has_amx()) tables.push_back(&amx);
+    if (has_vbmi()) tables.push_back(&vbmi);
     if (has_avx512()) tables.push_back(&kernels_avx512);
     if (has_avx2()) tables.push_back(&kernels_avx2);
     return tables;

@@ -10,7 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "base/tensor.h"
+#include "backend/cpu/row_layout.h"
 
 namespace stief {
 
@@ -34,6 +34,31 @@ struct Kernels {
     // acc_h += Σ_s p_h,s row_s                              acc (m, ·), p (m, ·), rows (count, r)
     void (*accumulate[3])(float* acc, size_t acc_stride, const float* p, size_t p_stride,
                           const void* rows, int m, int count, int r);
+
+    // Rows of mixed widths (row_format.h), `count` of them layout.bytes apart. Up to
+    // RowLayout::SLACK bytes beyond the last one may be read.
+    //
+    // The same search as pack_row: the same bytes, but where a coordinate lies on a rounding's edge
+    // or two scales cost the same.                        x (count, ·), weight (kept) or null
+    void (*pack_rows)(void* rows, const float* x, size_t x_stride, const float* weight,
+                      const RowLayout& layout, int count);
+    // As unpack_row, to f32's roundings.                  out (count, ·)
+    void (*unpack_rows)(float* out, size_t out_stride, const void* rows, const RowLayout& layout,
+                        int count);
+    // scores and accumulate over such rows. With VBMI their codes are multiplied as integers: q and
+    // p in 16 bits of a fixed point (dot_vbmi.cpp has the bounds), sums exact. Where f32 arithmetic
+    // is asked for (Backend::exact), unpack_rows and the functions of f32 rows are it.
+    void (*coded_scores)(float* out, size_t out_stride, const float* q, size_t q_stride,
+                         const void* rows, const RowLayout& layout, int m, int count);
+    void (*coded_accumulate)(float* acc, size_t acc_stride, const float* p, size_t p_stride,
+                             const void* rows, const RowLayout& layout, int m, int count);
+
+    // out (count, d) ← c[:kept] D of such rows: keys rebuilt. D (kept, d) comes as a panel of
+    // code_panel_bytes, made once for many rows. As exact as coded_scores. Null where unpack_rows
+    // and product are as fast.
+    void (*code_panel)(void* panel, const float* D, const RowLayout& layout, int d);
+    void (*coded_product)(float* out, size_t out_stride, const void* rows, const void* panel,
+                          const RowLayout& layout, int count, int d);
 
     // out_h,s = q_h · x_s rotated by its own angles         x, angle (count, 2, half)
     void (*turned_scores)(float* out, size_t out_stride, const float* q, size_t q_stride,
@@ -68,7 +93,23 @@ struct Kernels {
     uint64_t (*checksum)(const void* memory, size_t bytes);  // Σ of its 64-bit words, zero-filled
 };
 
+// A panel of 16-bit integers in pairs, its columns' units, D's rows of whole elements as they are.
+constexpr size_t code_panel_bytes(const RowLayout& layout, int d) {
+    size_t columns = (size_t(d) + 15) / 16 * 16;
+    return columns * (4 + 2 * size_t(layout.codes) + 4 * size_t(layout.whole));
+}
+
 extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_neon;
+
+void unpack_rows_vbmi(float* out, size_t out_stride, const void* rows, const RowLayout& layout,
+                      int count);
+void coded_scores_vbmi(float* out, size_t out_stride, const float* q, size_t q_stride,
+                       const void* rows, const RowLayout& layout, int m, int count);
+void coded_accumulate_vbmi(float* acc, size_t acc_stride, const float* p, size_t p_stride,
+                           const void* rows, const RowLayout& layout, int m, int count);
+void code_panel_vbmi(void* panel, const float* D, const RowLayout& layout, int d);
+void coded_product_vbmi(float* out, size_t out_stride, const void* rows, const void* panel,
+                        const RowLayout& layout, int count, int d);
 
 void product_pairs_amx(float* out, size_t out_stride, const void* x, size_t x_stride,
                        const void* panels, int T, int n, int k, bool add);

@@ -1,6 +1,7 @@
 // Functions of single rows and of rows in the nearest cache; the table of one instruction set. See
-// rows_impl.h for the rules.
+// elements_impl.h for the rules.
 #pragma once
+#include "backend/cpu/coded_impl.h"
 #include "backend/cpu/product_impl.h"
 
 namespace stief {
@@ -20,26 +21,6 @@ typename V::F exp(typename V::F x) {
     for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
         y = V::fma(y, r, V::set1(c));
     return V::times_power_of_2(y, n);
-}
-
-// Calls f(offset, elements) for whole vectors and then once for the rest.
-template <class V, class Function>
-void for_vectors(size_t n, const Function& f) {
-    size_t i = 0;
-    for (; i + V::W <= n; i += V::W) f(i, V::W);
-    if (i < n) f(i, int(n - i));
-}
-
-template <class V, DType E>
-typename V::F load(const void* p, size_t i, int n) {
-    const char* at = static_cast<const char*>(p) + i * BYTES<E>;
-    return n == V::W ? V::template load<E>(at) : V::template load<E>(at, n);
-}
-template <class V, DType E>
-void store(void* p, size_t i, int n, typename V::F x) {
-    char* at = static_cast<char*>(p) + i * BYTES<E>;
-    if (n == V::W) V::template store<E>(at, x);
-    else V::template store<E>(at, x, n);
 }
 
 template <class V>
@@ -142,8 +123,11 @@ template <class V>
 void turned_scores(float* out, size_t out_stride, const float* q, size_t q_stride, const float* x,
                    const float* angle, int m, int count, size_t half) {
     for (int h = 0; h < m;) {
-        int M = m - h >= 4 ? 4 : m - h >= 2 ? 2 : 1;
-        auto some = M == 4 ? turned_heads<V, 4> : M == 2 ? turned_heads<V, 2> : turned_heads<V, 1>;
+        int M = m - h >= 4 ? 4 : m - h;
+        auto some = M == 4   ? turned_heads<V, 4>
+                    : M == 3 ? turned_heads<V, 3>
+                    : M == 2 ? turned_heads<V, 2>
+                             : turned_heads<V, 1>;
         some(out + size_t(h) * out_stride, out_stride, q + size_t(h) * q_stride, q_stride, x, angle,
              count, half);
         h += M;
@@ -160,21 +144,7 @@ void swiglu(float* gate, const float* up, size_t n) {
     });
 }
 
-template <class V, DType E>
-void widen(float* out, const void* in, size_t n) {
-    for_vectors<V>(n, [&](size_t i, int width) {
-        store<V, DType::F32>(out, i, width, load<V, E>(in, i, width));
-    });
-}
-
-template <class V, DType E>
-void narrow(void* out, const float* in, size_t n) {
-    for_vectors<V>(n, [&](size_t i, int width) {
-        store<V, E>(out, i, width, load<V, DType::F32>(in, i, width));
-    });
-}
-
-// Four scans at a time, each over a quarter: see rows_impl.h for why.
+// Four scans at a time, each over a quarter: see SCANS of rows_impl.h for why.
 template <class V>
 uint64_t checksum(const void* memory, size_t bytes) {
     using Words = typename V::Words;
@@ -209,6 +179,12 @@ constexpr Kernels make_table(const char* name) {
         .matvecs = {matvecs<V, F32>, matvecs<V, F16>, matvecs<V, BF16>},
         .scores = {scores<V, F32>, scores<V, F16>, scores<V, BF16>},
         .accumulate = {accumulate<V, F32>, accumulate<V, F16>, accumulate<V, BF16>},
+        .pack_rows = pack_rows<V>,
+        .unpack_rows = unpack_rows<V>,
+        .coded_scores = coded_scores<V>,
+        .coded_accumulate = coded_accumulate<V>,
+        .code_panel = nullptr,
+        .coded_product = nullptr,
         .turned_scores = turned_scores<V>,
         .largest = largest<V>,
         .exp_sum = exp_sum<V>,

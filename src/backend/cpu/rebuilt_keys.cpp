@@ -21,25 +21,37 @@ static size_t panel_count(const Kernels& kernels, int d) {
     return size_t((d + kernels.lanes - 1) / kernels.lanes);
 }
 
-size_t RebuiltKeys::bytes(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys) {
-    size_t width = whole_steps(3 * size_t(keys.r)), d = size_t(layer.d);
-    size_t panels = panel_bytes(cpu.kernels, width) * panel_count(cpu.kernels, layer.d);
-    size_t floats = std::max(size_t(BLOCK) * d, 2 * width * d);
-    return split_bytes(width) + panels + whole_lines(floats * sizeof(float));
+// Those by position are the oldest and so the most.
+static int rank_of(const CacheRows& keys) {
+    int r = 0;
+    for (const RowStore& store : keys.store)
+        if (store.data && !store.ring) r = std::max(r, store.format.kept());
+    return r;
 }
 
-RebuiltKeys::RebuiltKeys(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys,
+size_t RebuiltKeys::bytes(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys) {
+    size_t r = size_t(rank_of(keys)), width = whole_steps(3 * r), d = size_t(layer.d);
+    size_t panels = panel_bytes(cpu.kernels, width) * panel_count(cpu.kernels, layer.d);
+    size_t floats = std::max(size_t(BLOCK) * d, 2 * width * d);
+    return split_bytes(width) + panels + whole_lines(floats * sizeof(float)) +
+           whole_lines(BLOCK * r * size_of(layer.dtype));
+}
+
+RebuiltKeys::RebuiltKeys(const CpuBackend& backend, const CacheLayer& layer, const CacheRows& keys,
                          char* scratch)
-    : kernels(cpu.kernels), cache(layer), head(keys), width(whole_steps(3 * size_t(keys.r))) {
+    : kernels(backend.kernels), cache(layer), head(keys), r(rank_of(keys)),
+      width(whole_steps(3 * size_t(r))), cpu(backend) {
     assert(head.decode);
+    size_t d = size_t(cache.d), floats = std::max(size_t(BLOCK) * d, 2 * width * d);
     split = scratch, panels = split + split_bytes(width);
     latent = reinterpret_cast<float*>(panels + panel_bytes(kernels, width) *
                                                    panel_count(kernels, cache.d));
-    pairs = kernels.split[int(cache.dtype)] && !cpu.exact && head.r > 0;
+    rounded = reinterpret_cast<char*>(latent) + whole_lines(floats * sizeof(float));
+    pairs = kernels.split[int(cache.dtype)] && !cpu.exact && r > 0;
     if (!pairs) return;
 
     std::memset(split, 0, split_bytes(width));                   // beyond 3r it stays
-    size_t r = size_t(head.r), d = size_t(cache.d), n = r * d;
+    size_t n = size_t(r) * d;
     uint16_t* parts = reinterpret_cast<uint16_t*>(latent);
     float* rest = latent + width * d;                            // (r, d)
     auto narrow = kernels.narrow[int(DType::BF16)];
@@ -50,19 +62,27 @@ RebuiltKeys::RebuiltKeys(const CpuBackend& cpu, const CacheLayer& layer, const C
     narrow(parts + 2 * n, rest, n);
     char* panel = panels;
     for (int c = 0; c < cache.d; c += kernels.lanes, panel += panel_bytes(kernels, width))
-        kernels.pair_rows(panel, parts + c, d, std::min(kernels.lanes, cache.d - c), 3 * head.r);
+        kernels.pair_rows(panel, parts + c, d, std::min(kernels.lanes, cache.d - c), 3 * r);
 }
 
 void RebuiltKeys::rebuild(float* keys, const Run& run) const {
     assert(run.count <= BLOCK);
-    size_t d = size_t(cache.d);
-    if (!pairs || run.r != head.r) {
-        kernels.widen[int(cache.dtype)](latent, run.rows, size_t(run.count) * size_t(run.r));
-        head_product(kernels, keys, d, latent, size_t(run.r), head.decode, run.count, cache.d,
-                     run.r);
+    size_t d = size_t(cache.d), count = size_t(run.count);
+    const RowFormat& format = run.store.format;
+    int kept = format.kept();
+    if (!pairs || kept > r) {
+        unpack(cpu, latent, size_t(kept), run, cache.dtype);
+        head_product(kernels, keys, d, latent, size_t(kept), head.decode, run.count, cache.d, kept);
         return;
     }
-    kernels.split[int(cache.dtype)](split, width, run.rows, run.count, run.r);
+    const void* rows = run.rows;
+    if (!format.is_whole() || kept < r) {
+        if (kept < r) std::fill(latent, latent + count * size_t(r), 0.0f);
+        unpack(cpu, latent, size_t(r), run, cache.dtype);
+        kernels.narrow[int(cache.dtype)](rounded, latent, count * size_t(r));
+        rows = rounded;
+    }
+    kernels.split[int(cache.dtype)](split, width, rows, run.count, r);
     const char* panel = panels;
     for (int c = 0; c < cache.d; c += kernels.lanes, panel += panel_bytes(kernels, width))
         kernels.product_pairs(keys + c, d, split, width, panel, run.count,

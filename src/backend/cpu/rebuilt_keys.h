@@ -7,7 +7,8 @@
 //     c D ≈ c₁ D₁ + c₂ D₁ + c₁ D₂      one product of width 3r
 // What is left out, of each term: D's own rest, 2⁻⁸ · 2⁻⁸, and c₂ D₂, 2⁻⁷ · 2⁻⁸. At most 2⁻¹⁴,
 // an eighth of the rounding to bf16 that the backend's products of many tokens make; where
-// Backend::exact asks for more, or rows are f32, the product is the f32 one.
+// Backend::exact asks for more, or rows are f32, the product is the f32 one. Rows of codes are
+// unpacked and rounded to the cache's dtype first, 2⁻¹¹ or 2⁻⁸ beside steps of 2⁻⁷ and more.
 #pragma once
 #include "backend/cpu/cache_rows.h"
 
@@ -19,18 +20,23 @@ struct RebuiltKeys {
     const Kernels& kernels;
     const CacheLayer& cache;
     const CacheRows& head;
-    bool pairs;                  // on the matrix unit: rows of this head's rank
+    int r;                       // coordinates of the rows by position, the most of all
+    bool pairs;                  // on the matrix unit: rows of at most r coordinates
     size_t width;                // 3r, filled to PAIRS_K
     char *split, *panels;        // (BLOCK, width), (d / lanes, width / 2, lanes, 2) bf16
     float* latent;               // (BLOCK, d): c as f32; in the beginning D₁ D₁ D₂ (3r, d) bf16
+    char* rounded;               // (BLOCK, r) of the cache's dtype: rows of codes on their way
 
     // scratch: bytes() of them
     RebuiltKeys(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys,
                 char* scratch);
     static size_t bytes(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys);
 
-    // keys (count, d) ← c[:r] D[:r], count <= BLOCK, not rotated
+    // keys (count, d) ← c̃ D, count <= BLOCK, not rotated
     void rebuild(float* keys, const Run& run) const;
+
+  private:
+    const CpuBackend& cpu;
 };
 
 }  // namespace stief

@@ -1,42 +1,11 @@
 // Inner products with, and weighted sums of, rows that lie in memory as they are: decode and its
 // attention. Everything here is bound by the bytes of those rows, so each is loaded once and shared
 // by as many heads as registers allow.
-//
-// V is the instruction set's vector (dot_*.cpp). Like all of *_impl.h this is compiled once for
-// each set with that set's flags: an unnamed namespace and no inline function of any other header,
-// so that the linker cannot pick a copy with AVX-512 in it for code that runs on a processor
-// without.
 #pragma once
-#include <cstddef>
-#include <cstdint>
-
-#include "backend/cpu/kernels.h"
+#include "backend/cpu/elements_impl.h"
 
 namespace stief {
 namespace {
-
-template <DType E>
-constexpr size_t BYTES = E == DType::F32 ? 4 : 2;
-
-// Calls f.operator()<0>(), …, <N − 1>(). An array of vectors lives in registers only if the
-// compiler sees constant indices from the start; GCC unrolls loops too late and stores every sum at
-// every step.
-template <int... I>
-struct Indices {};
-template <int N, int... I>
-struct UpTo : UpTo<N - 1, N - 1, I...> {};
-template <int... I>
-struct UpTo<0, I...> {
-    using type = Indices<I...>;
-};
-template <class Function, int... I>
-void call_each(const Function& f, Indices<I...>) {
-    (f.template operator()<I>(), ...);
-}
-template <int N, class Function>
-void unroll(const Function& f) {
-    call_each(f, typename UpTo<N>::type());
-}
 
 // A processor's prefetcher follows a scan only to the end of its page. One sequential scan leaves
 // memory waiting at every 4 KB; SCANS of them side by side do not.
@@ -134,11 +103,12 @@ void matvecs(float* out, size_t out_stride, const float* x, const void* w, size_
         dot_all_tokens<V, E, 1, M>(out + j, out_stride, x, at + j * row, 0, K, T, add);
 }
 
-// out_h,s = q_h · row_s for M heads and R = 1 or SCANS rows that are `between` rows apart.
+// out_h,s = q_h · row_s for M heads and R = 1 or SCANS rows that are `between` rows apart. A row is
+// `row` bytes, its first r elements of type E.
 template <class V, DType E, int M, int R>
 void score_block(float* out, size_t out_stride, const char* q, size_t q_bytes, const char* rows,
-                 size_t between, int r) {
-    size_t apart = between * size_t(r) * BYTES<E>;
+                 size_t row, size_t between, int r) {
+    size_t apart = between * row;
     typename V::F sum[M][R];
     unroll<M * R>([&]<int i>() { sum[i / R][i % R] = V::zero(); });
     auto step = [&](auto... left) {
@@ -165,24 +135,23 @@ void score_block(float* out, size_t out_stride, const char* q, size_t q_bytes, c
 }
 
 template <class V, DType E, int M>
-void score_heads(float* out, size_t out_stride, const float* q, size_t q_stride, const void* rows,
-                 int count, int r) {
+void score_heads(float* out, size_t out_stride, const float* q, size_t q_stride, const char* at,
+                 size_t row, int count, int r) {
     const char* from = reinterpret_cast<const char*>(q);
-    const char* at = static_cast<const char*>(rows);
-    size_t row = size_t(r) * BYTES<E>, q_bytes = q_stride * 4;
+    size_t q_bytes = q_stride * 4;
     size_t n = size_t(count), quarter = n / SCANS;
     for (size_t s = 0; s < quarter; s++)
-        score_block<V, E, M, SCANS>(out + s, out_stride, from, q_bytes, at + s * row, quarter, r);
+        score_block<V, E, M, SCANS>(out + s, out_stride, from, q_bytes, at + s * row, row, quarter,
+                                    r);
     for (size_t s = SCANS * quarter; s < n; s++)
-        score_block<V, E, M, 1>(out + s, out_stride, from, q_bytes, at + s * row, 0, r);
+        score_block<V, E, M, 1>(out + s, out_stride, from, q_bytes, at + s * row, row, 0, r);
 }
 
 // The same for rows so short that summing across a vector would cost more than the products: V::W
 // rows are transposed in registers, and a vector holds one coordinate of all of them.
 template <class V, DType E, int M>
 void score_short(float* out, size_t out_stride, const float* q, size_t q_stride, const char* rows,
-                 int count, int r) {
-    size_t row = size_t(r) * BYTES<E>;
+                 size_t row, int count, int r) {
     typename V::F sum[M];
     unroll<M>([&]<int h>() { sum[h] = V::zero(); });
     for (int i = 0; i < r; i += V::W) {
@@ -211,12 +180,10 @@ void score_short(float* out, size_t out_stride, const float* q, size_t q_stride,
 
 template <class V, DType E, int M>
 void score_short_heads(float* out, size_t out_stride, const float* q, size_t q_stride,
-                       const void* rows, int count, int r) {
-    const char* at = static_cast<const char*>(rows);
-    size_t row = size_t(r) * BYTES<E>;
+                       const char* at, size_t row, int count, int r) {
     int quarter = count / SCANS / V::W * V::W;
     auto some = [&](int s, int n) {
-        score_short<V, E, M>(out + s, out_stride, q, q_stride, at + size_t(s) * row, n, r);
+        score_short<V, E, M>(out + s, out_stride, q, q_stride, at + size_t(s) * row, row, n, r);
     };
     for (int s = 0; s < quarter; s += V::W)
         for (int i = 0; i < SCANS; i++) some(i * quarter + s, V::W);
@@ -224,18 +191,26 @@ void score_short_heads(float* out, size_t out_stride, const float* q, size_t q_s
 }
 
 template <class V, DType E>
-void scores(float* out, size_t out_stride, const float* q, size_t q_stride, const void* rows, int m,
-            int count, int r) {
+void scores_apart(float* out, size_t out_stride, const float* q, size_t q_stride, const void* rows,
+                  size_t row, int m, int count, int r) {
+    const char* at = static_cast<const char*>(rows);
     bool is_short = r <= 2 * V::W;
     for (int h = 0; h < m;) {
-        int M = m - h >= 4 ? 4 : m - h >= 2 ? 2 : 1;
+        int M = m - h >= 4 ? 4 : m - h;
         auto some = M == 4   ? (is_short ? score_short_heads<V, E, 4> : score_heads<V, E, 4>)
+                    : M == 3 ? (is_short ? score_short_heads<V, E, 3> : score_heads<V, E, 3>)
                     : M == 2 ? (is_short ? score_short_heads<V, E, 2> : score_heads<V, E, 2>)
                              : score_heads<V, E, 1>;
-        some(out + size_t(h) * out_stride, out_stride, q + size_t(h) * q_stride, q_stride, rows,
+        some(out + size_t(h) * out_stride, out_stride, q + size_t(h) * q_stride, q_stride, at, row,
              count, r);
         h += M;
     }
+}
+
+template <class V, DType E>
+void scores(float* out, size_t out_stride, const float* q, size_t q_stride, const void* rows, int m,
+            int count, int r) {
+    scores_apart<V, E>(out, out_stride, q, q_stride, rows, size_t(r) * BYTES<E>, m, count, r);
 }
 
 // acc_h += Σ_s p_h,s row_s for M heads and C vectors of coordinates, or of C = 1 the first `left`.
@@ -270,10 +245,8 @@ void weigh_block(float* acc, size_t acc_stride, const float* p, size_t p_stride,
 }
 
 template <class V, DType E, int M>
-void weigh_heads(float* acc, size_t acc_stride, const float* p, size_t p_stride, const void* rows,
-                 int count, int r) {
-    const char* at = static_cast<const char*>(rows);
-    size_t row = size_t(r) * BYTES<E>;
+void weigh_heads(float* acc, size_t acc_stride, const float* p, size_t p_stride, const char* at,
+                 size_t row, int count, int r) {
     int i = 0;
     for (; i + 4 * V::W <= r; i += 4 * V::W)
         weigh_block<V, E, M, 4>(acc + i, acc_stride, p, p_stride, at + size_t(i) * BYTES<E>, count,
@@ -287,17 +260,26 @@ void weigh_heads(float* acc, size_t acc_stride, const float* p, size_t p_stride,
 }
 
 template <class V, DType E>
-void accumulate(float* acc, size_t acc_stride, const float* p, size_t p_stride, const void* rows,
-                int m, int count, int r) {
+void accumulate_apart(float* acc, size_t acc_stride, const float* p, size_t p_stride,
+                      const void* rows, size_t row, int m, int count, int r) {
+    constexpr int MOST = 4 * 4 + 4 + 1 <= V::REGISTERS ? 4 : 2;   // sums, a row and a weight
+    const char* at = static_cast<const char*>(rows);
     for (int h = 0; h < m;) {
-        int M = m - h >= 4 ? 4 : m - h >= 2 ? 2 : 1;
-        auto some = M == 4   ? weigh_heads<V, E, 4>
+        int M = m - h >= MOST ? MOST : m - h;
+        auto some = M == 4   ? weigh_heads<V, E, MOST>
+                    : M == 3 ? weigh_heads<V, E, MOST == 4 ? 3 : MOST>
                     : M == 2 ? weigh_heads<V, E, 2>
                              : weigh_heads<V, E, 1>;
-        some(acc + size_t(h) * acc_stride, acc_stride, p + size_t(h) * p_stride, p_stride, rows,
+        some(acc + size_t(h) * acc_stride, acc_stride, p + size_t(h) * p_stride, p_stride, at, row,
              count, r);
         h += M;
     }
+}
+
+template <class V, DType E>
+void accumulate(float* acc, size_t acc_stride, const float* p, size_t p_stride, const void* rows,
+                int m, int count, int r) {
+    accumulate_apart<V, E>(acc, acc_stride, p, p_stride, rows, size_t(r) * BYTES<E>, m, count, r);
 }
 
 }  // namespace

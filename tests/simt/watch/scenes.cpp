@@ -35,7 +35,7 @@ Floats rotations(int S, int d) {
 // ---- operations of one token or a few ----------------------------------------------------------
 
 // N: so few rows that a warp takes one, or so many that it takes two. K odd: rows are not aligned.
-void products(DType dtype, int N, int K) {
+Floats products(DType dtype, int N, int K) {
     Lab lab(PLAYED);
     Weights a(lab, dtype, N, K, 1), b(lab, dtype, 9, K, 2), c(lab, dtype, 17, K, 3);
     const float* x = lab.in(normals(size_t(3 * K), 4));
@@ -47,10 +47,10 @@ void products(DType dtype, int N, int K) {
     lab.backend->gated(to, to + 3 * N / 2, x, b.weight, b.weight, 3);
     lab.backend->matmul(to, x, a.weight, 3, false);
     lab.backend->matmul_transposed(to, lab.in(normals(size_t(3 * N), 5)), a.weight, 1);
-    out.values();
+    return out.values();
 }
 
-void rows(DType dtype, int D) {
+Floats rows(DType dtype, int D) {
     constexpr int V = 40, T = 3;
     Lab lab(PLAYED);
     Weights norm(lab, dtype, D, 1, 1), table(lab, dtype, V, D, 2);
@@ -60,10 +60,10 @@ void rows(DType dtype, int D) {
     Output out(lab, size_t(T * D));
     lab.backend->embed(out.data(), table.weight, step);
     lab.backend->rmsnorm(out.data(), lab.in(normals(size_t(T * D), 3)), norm.weight, 1e-5f, T);
-    out.values();
+    return out.values();
 }
 
-void elements() {
+Floats elements() {
     constexpr int T = 3, H = 4, G = 2, d = 64, V = 3001;
     Lab lab(PLAYED);
     Step step{5, T};
@@ -72,12 +72,15 @@ void elements() {
     Output q(lab, T * H * d, normals(T * H * d, 1)), k(lab, T * G * d, normals(T * G * d, 2));
     lab.backend->rope(q.data(), k.data(), lab.in(table), H, G, d, step);
     lab.backend->rope(q.data(), nullptr, lab.in(table), H, G, d, step);
+    lab.backend->rope(q.data(), nullptr, lab.in(table), 2 * H, 0, 20, step);
     lab.backend->swiglu(q.data(), lab.in(normals(T * H * d, 3)), T, H * d);
     const float* logits = lab.in(normals(T * V, 4));
     Output best(lab, T);
     lab.backend->argmax(reinterpret_cast<int32_t*>(best.data()), logits, T, V);
     lab.backend->stream(logits, T * V * sizeof(float) - 3);
-    q.values();
+    Floats all = q.values();
+    for (Floats more : {k.values(), best.values()}) all.insert(all.end(), more.begin(), more.end());
+    return all;
 }
 
 // ---- the cache ---------------------------------------------------------------------------------
@@ -105,7 +108,7 @@ Bases bases_of(const Config& config, const Shape& shape) {
 }
 
 // Appends S tokens together, attends from the last 20; appends and attends from one more.
-void attention(const Shape& shape, DType dtype, bool ladder) {
+Floats attention(const Shape& shape, DType dtype, bool ladder) {
     constexpr int S = 170, LAST = 20;
     Lab lab(PLAYED);
     Config config;
@@ -134,12 +137,12 @@ void attention(const Shape& shape, DType dtype, bool ladder) {
     for (const ladder::StepOfLadder& step : ladder::STEPS)
         if (ladder)
             step.run(static_cast<CudaBackend&>(*lab.backend), out.data(), queries, rotation, layer);
-    out.values();
+    return out.values();
 }
 
 // ---- calibration -------------------------------------------------------------------------------
 
-void backward() {
+Floats backward() {
     constexpr int T = 5, m = 2, S = 70, d = 40, F = 96, V = 900;
     Lab lab(PLAYED);
     auto ops = make_backward(*lab.backend);
@@ -174,6 +177,10 @@ void backward() {
         for (size_t j = 0; j <= i; j++) W(i, j) = i == j ? 0 : -W(j, i);
     Turn turns[] = {{&Q, &W, 0.1}};
     ops->cayley(turns);
+    Floats all = p.values();
+    for (Floats more : {x.values(), y.values(), to_floats(sum), to_floats(other), to_floats(Q)})
+        all.insert(all.end(), more.begin(), more.end());
+    return all;
 }
 
 std::vector<Scene> all_scenes() {
@@ -182,16 +189,16 @@ std::vector<Scene> all_scenes() {
     for (DType dtype : dtypes)
         for (auto [N, K] : {std::pair{40, 256}, {40, 77}, {140, 256}, {140, 77}})
             all.push_back({format("products %s, N %d, K %d", name_of(dtype), N, K),
-                           [=] { products(dtype, N, K); }});
+                           [=] { return products(dtype, N, K); }});
     for (DType dtype : dtypes)
-        for (int D : {256, 515, 2048})
+        for (int D : {256, 515, 2048, 4096})
             all.push_back(
-                {format("norm and embed %s, D %d", name_of(dtype), D), [=] { rows(dtype, D); }});
+                {format("norm and embed %s, D %d", name_of(dtype), D), [=] { return rows(dtype, D); }});
     all.push_back({"rope, swiglu, argmax, stream", elements});
     all.push_back({"calibration", backward});
     auto add = [&](DType dtype, const Shape& shape, bool ladder = false) {
         all.push_back({format("attention %s, %s", name_of(dtype), shape.name().c_str()),
-                       [=] { attention(shape, dtype, ladder); }});
+                       [=] { return attention(shape, dtype, ladder); }});
     };
     for (bool rotated : {true, false}) {
         // A warp takes several steps with exact rows; without a window several truncated ones.

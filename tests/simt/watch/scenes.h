@@ -10,7 +10,7 @@ namespace stief::testing {
 
 struct Scene {
     std::string name;
-    std::function<void()> play;
+    std::function<std::vector<float>()> play;  // what came out
 };
 const std::vector<Scene>& scenes();
 

@@ -1,5 +1,6 @@
 // No kernel of cuda/ has a race, and each of its barriers is needed: without it the checker sees
 // one. And what the checker must see and let pass.
+#include <cstring>
 #include <fstream>
 
 #include "device_memory.h"
@@ -186,6 +187,19 @@ TEST_CASE("a report names the kernel, both threads and places, and the byte") {
     CHECK(text.find("writes at tests/simt/watch/test_race.cpp:") != std::string::npos);
     CHECK(text.find("thread 1 of block (0, 0, 0) reads at tests/simt/watch/test_race.cpp:") !=
           std::string::npos);
+}
+
+TEST_CASE("every kernel gives the same bits in every order of threads and blocks") {
+    for (const Scene& scene : scenes()) {
+        CAPTURE(scene.name);
+        std::vector<float> first;
+        simt::in_every_order([&] {
+            std::vector<float> out = scene.play();
+            if (first.empty()) first = out;
+            REQUIRE(out.size() == first.size());
+            CHECK(!std::memcmp(out.data(), first.data(), out.size() * sizeof(float)));
+        });
+    }
 }
 
 TEST_CASE("every kernel on each of its paths is free of races, and each of its barriers needed") {

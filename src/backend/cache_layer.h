@@ -1,0 +1,77 @@
+// What append writes and attention reads of one layer: rows by head, each head's of one format or of
+// several, and which of them a token sees. All of it is plain data, the same for every backend.
+#pragma once
+#include <algorithm>
+#include <climits>
+#include <vector>
+
+#include "backend/row_format.h"
+
+namespace stief {
+
+constexpr int MOST_STORES = 6;  // of a head: the exact window and up to five formats by age
+constexpr int ROW_SLACK = 64;   // bytes that a kernel may read beyond a store's last row
+
+// Rows of one format, `bytes` apart. The row of position s lies at s, or, where there is a ring,
+// at s for the first `fixed` positions and at fixed + (s − fixed) % ring for the others.
+struct RowStore {
+    void* data = nullptr;  // null: these rows are not kept, nobody sees them
+    RowFormat format;
+    int bytes = 0;
+    int fixed = 0, ring = 0;
+
+    int slots(int positions) const { return ring ? std::min(positions, fixed + ring) : positions; }
+};
+
+// One kv head's keys or values: latent coordinates c = k E, packed into every store at once. Rows of
+// all stores come from the same c: packing a row again later would lose more.
+struct CacheRows {
+    RowStore store[MOST_STORES];
+    int width = 0;                    // coordinates kept by the widest of them
+    const float* encode = nullptr;    // (d, d) E; null: the identity, as are decode and decode_t
+    const float* decode = nullptr;    // (d, d) D = E⁻¹
+    const float* decode_t = nullptr;  // (d, d) Dᵀ          (64 floats may be read beyond each)
+    const float* weight = nullptr;    // (d)    of pack_row; null: 1
+};
+
+// Tokens at p see the positions s of first … end − 1 with lo ≤ p − s < hi in these stores.
+struct Stretch {
+    int first = 0, end = INT_MAX;
+    int lo = 0, hi = INT_MAX;
+    int k = 0, v = 0;
+
+    // The positions that any of the tokens at pos … last sees.
+    constexpr int begin_for(int pos) const { return first > pos - hi + 1 ? first : pos - hi + 1; }
+    constexpr int end_for(int last) const { return end < last - lo + 1 ? end : last - lo + 1; }
+};
+
+// All that the query heads of one kv head see: every position s ≤ p once. For one token the
+// stretches are in the order of positions; those of sinks, if any, come first.
+struct Seen {
+    int count = 0;
+    Stretch stretch[MOST_STORES + 1];
+
+    const Stretch* begin() const { return stretch; }
+    const Stretch* end() const { return stretch + count; }
+    // The one without an end and at any distance: what is seen of nearly all positions.
+    constexpr const Stretch& oldest() const { return stretch[stretch[0].end < INT_MAX]; }
+    static Seen all_of(int store) {
+        Seen seen;
+        seen.count = 1, seen.stretch[0].k = seen.stretch[0].v = store;
+        return seen;
+    }
+};
+
+struct CacheLayer {
+    DType dtype = DType::F16;      // of whole elements
+    int capacity = 0;              // positions that fit
+    int H = 0, G = 0, d = 0;
+    std::vector<CacheRows> k, v;   // (G)
+    std::vector<Seen> seen;        // (G)
+    bool rotated = true;           // keys are stored after rotation ("post"); else before ("pre")
+    int batch = 0;                 // tokens of one append at most, or taken back; 0: any
+    const CacheRows* rows = nullptr;     // (2, G)  k, then v once more, in the backend's memory
+    const Seen* seen_rows = nullptr;     // (G)  likewise
+};
+
+}  // namespace stief

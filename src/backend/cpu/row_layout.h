@@ -1,0 +1,80 @@
+// A row's format as the inner loops want it: made once for each format and dtype, read by every
+// pack and unpack. Plain members only: the kernels' files may call no inline function of a header.
+//
+// Two ways through the codes of many rows at once, both without a branch for the width:
+//   windows   16 bytes of a row, a lane of 128 bits each; a group becomes 8 words of its lane,
+//             each code at the top of the word's lower byte: 2^(8 − b) code
+//   blocks    32 bytes of a row, two rows a register; 16 coordinates become pairs of words, the
+//             lower of the first row and the upper of the second
+// In both a shuffle of bytes (spread) brings the bytes of some codes into each 64 bits, a shift for
+// every byte (shift: the bit at which it begins) aligns them and a mask cuts them off.
+#pragma once
+#include <vector>
+
+#include "backend/row_format.h"
+
+namespace stief {
+
+struct RowLayout {
+    static constexpr int MOST = 2048;        // coordinates kept
+    static constexpr int FILL = 16;          // tables of coordinates are filled to multiples
+    static constexpr size_t SLACK = 64;      // bytes beyond the last row that may be read
+
+    static constexpr uint8_t N = 0x80;       // a shuffle's index of nothing
+
+    struct Group {                           // 8 codes
+        uint32_t offset;                     // bytes from the row's begin
+        int bits;
+        float step;                          // Δ_b
+    };
+    // Shuffles that put a lane's scale into its jth 32 bits; the scale's place is to be or'ed in.
+    static constexpr uint8_t SCALE_SPREAD[4][16] = {
+        {0, N, N, N, N, N, N, N, N, N, N, N, N, N, N, N},
+        {N, N, N, N, 0, N, N, N, N, N, N, N, N, N, N, N},
+        {N, N, N, N, N, N, N, N, 0, N, N, N, N, N, N, N},
+        {N, N, N, N, N, N, N, N, N, N, N, N, 0, N, N, N}};
+
+    struct Window {
+        uint32_t offset;
+        int first, end;                      // groups whose bytes lie in it
+    };
+    struct alignas(16) WindowGroup {
+        uint8_t spread[16], shift[16], mask[16];
+    };
+    struct alignas(64) Block {
+        uint8_t spread[4][64], shift[4][64], mask[4][64];
+        uint32_t offset;
+        int first, pairs;                    // its first code, and how many times 16 from there
+    };
+
+    RowFormat format;
+    DType dtype;
+    size_t bytes;                            // of a row; rows lie at multiples
+    int kept, whole, codes, groups;          // kept = whole + codes, codes = 8 groups
+    int windows, blocks;
+    int scale_at;                            // in the last window, which has the scale
+    const Group* group;                      // (groups)
+    const Window* window;                    // (windows)
+    const WindowGroup* in_window;            // (groups)
+    const Block* block;                      // (blocks)
+    // (codes filled to FILL with steps of 1 and spans of 1)
+    const float* step;                       // Δ_b
+    const float* inverse;                    // 1 / Δ_b
+    const float* half;                       // 2^(b − 1): a code's middle is half − ½
+    const float* rho;                        // (257): ρ(s) = 2^((s − 128) / 8) = 1 / ρ(256 − s)
+
+    RowLayout(const RowFormat& format, DType dtype);   // error where more than MOST are kept
+    RowLayout(RowLayout&&) = default;
+
+  private:
+    std::vector<Group> all_groups;
+    std::vector<Window> all_windows;
+    std::vector<WindowGroup> window_groups;
+    std::vector<Block> all_blocks;
+    std::vector<float> coordinates;          // step, inverse, half
+
+    void make_windows();
+    void make_blocks();
+};
+
+}  // namespace stief
