@@ -123,7 +123,8 @@ std::vector<Flag> flags(Args& a) {
         {"--quiet", "", "chat generate perplexity risk needle bench calibrate logits",
          "no status, no progress",
          &a.quiet},
-        {"--json", "", "perplexity risk needle bench inspect calibrate", "one JSON object on stdout", &a.json},
+        {"--json", "", "perplexity risk needle bench inspect calibrate", "one JSON object on stdout",
+         &a.json},
         {"--help", "", "*", "this list", &a.help},
     };
 }
