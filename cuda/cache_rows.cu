@@ -21,8 +21,7 @@ __global__ void append_kernel(CacheView cache, const float* k, const float* v, c
     int side = int(blockIdx.y) / cache.G, g = int(blockIdx.y) % cache.G, d = cache.d;
     const CacheRows head = cache.rows[blockIdx.y];
     int first = int(blockIdx.x) * TOKENS, count = min(TOKENS, T - first);
-    int column = int(blockIdx.z) * PRODUCT_PIECE,
-        n = min(PRODUCT_PIECE, head.width - column);
+    int column = int(blockIdx.z) * PRODUCT_PIECE, n = min(PRODUCT_PIECE, head.width - column);
     if (n <= 0) return;
     float* x = reinterpret_cast<float*>(dynamic_shared());  // (TOKENS, d)
     float *c = x + TOKENS * d, *partial = c + TOKENS * PRODUCT_PIECE;

@@ -12,8 +12,13 @@ __device__ __forceinline__ int bits_of(int w) {
     return w == 0 ? 16 : w == 1 ? 8 : 8 - w;
 }
 __device__ __forceinline__ float step_of(int w) {
-    constexpr float STEP[] = {0, RowFormat::STEP[1], RowFormat::STEP[2], RowFormat::STEP[3],
-                              RowFormat::STEP[4], RowFormat::STEP[5], RowFormat::STEP[6],
+    constexpr float STEP[] = {0,
+                              RowFormat::STEP[1],
+                              RowFormat::STEP[2],
+                              RowFormat::STEP[3],
+                              RowFormat::STEP[4],
+                              RowFormat::STEP[5],
+                              RowFormat::STEP[6],
                               RowFormat::STEP[7]};
     return STEP[w];
 }
@@ -25,7 +30,8 @@ __device__ __forceinline__ float scale_of(int scale) {
 // Where a coordinate's code is: its width, the group's first byte, its place in the group.
 struct CodePlace {
     int w = 0, byte, n;
-    __device__ CodePlace(const RowFormat& format, int element, int j) : byte(int(format.count[0]) * element) {
+    __device__ CodePlace(const RowFormat& format, int element, int j)
+        : byte(int(format.count[0]) * element) {
         j -= int(format.count[0]);
         for (w = 1; j >= int(format.count[w]); w++) {
             j -= int(format.count[w]);

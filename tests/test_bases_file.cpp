@@ -24,7 +24,10 @@ HeadBasis random_basis(int d, std::vector<RowFormat> formats, double spread, Ran
         sigma_inverse(i, i) = 1 / sigma(i, i);
     }
     Matrix Q = qr(A).Q;
-    HeadBasis one{std::move(formats), {}, to_floats(Q), to_floats(times(times(S, Q), sigma_inverse)),
+    HeadBasis one{std::move(formats),
+                  {},
+                  to_floats(Q),
+                  to_floats(times(times(S, Q), sigma_inverse)),
                   to_floats(times(times(sigma, transpose(Q)), S_inverse))};
     for (size_t i = 0; i < n; i++) one.weight.push_back(float(random.uniform()));
     return one;
@@ -62,7 +65,8 @@ bool same(const Bases& a, const Bases& b) {
             equal = equal && x.size() == y.size();
             for (size_t g = 0; equal && g < x.size(); g++)
                 equal = x[g].format == y[g].format && x[g].weight == y[g].weight &&
-                        x[g].q == y[g].q && x[g].encode == y[g].encode && x[g].decode == y[g].decode;
+                        x[g].q == y[g].q && x[g].encode == y[g].encode &&
+                        x[g].decode == y[g].decode;
         }
     }
     return equal;
@@ -121,8 +125,8 @@ TEST_CASE("a bases file comes back as it was, with spreads of four decades as we
         bases.layer[0].k[0].format[0].count[0] -= 4;
         CHECK(again.hash(1) != bases.hash(1));
     }
-    CHECK_THROWS_WITH_AS(Bases::open(saved.path, saved.config, 43), doctest::Contains("another model"),
-                         Error);
+    CHECK_THROWS_WITH_AS(Bases::open(saved.path, saved.config, 43),
+                         doctest::Contains("another model"), Error);
 }
 
 TEST_CASE("bases of version 1 open as whole rows of one age") {
@@ -131,8 +135,12 @@ TEST_CASE("bases of version 1 open as whole rows of one age") {
     bases.save(saved.path, 42);
     auto version_1 = [&](const std::string& ranks_k) {
         rewrite(saved.path, saved.path + "1", ".weight",
-                {{"version", "1"}, {"ages", ""}, {"formats_k", ""}, {"formats_v", ""},
-                 {"ranks_k", ranks_k}, {"ranks_v", "[[8,8],[0,4]]"}});
+                {{"version", "1"},
+                 {"ages", ""},
+                 {"formats_k", ""},
+                 {"formats_v", ""},
+                 {"ranks_k", ranks_k},
+                 {"ranks_v", "[[8,8],[0,4]]"}});
     };
     REQUIRE(saved.config.L == 2);
     REQUIRE(saved.config.G == 2);
@@ -173,7 +181,8 @@ TEST_CASE("every damage of a bases file is one clear error") {
     };
     auto first = [](Bases& b) -> HeadBasis& { return b.layer[0].k[0]; };
     const Damage damages[] = {
-        {"a basis that is not orthonormal", "not orthonormal", [&](Bases& b) { first(b).q[3] += 0.5f; }},
+        {"a basis that is not orthonormal", "not orthonormal",
+         [&](Bases& b) { first(b).q[3] += 0.5f; }},
         {"NaN in a basis", "not orthonormal", [](Bases& b) { b.layer[1].v[1].q[0] = NaN; }},
         {"decode that is no inverse", "not the inverse",
          [&](Bases& b) { first(b).decode[0] *= 1.01f; }},
@@ -183,13 +192,17 @@ TEST_CASE("every damage of a bases file is one clear error") {
         {"a weight below 0", "a weight is", [&](Bases& b) { first(b).weight[2] = -1; }},
         {"NaN in a weight", "a weight is", [&](Bases& b) { first(b).weight[2] = NaN; }},
         {"more coordinates than there are", "formats_k",
-         [&](Bases& b) { first(b).format[1].count = {4, 8}; }},
+         [&](Bases& b) {
+             first(b).format[1].count = {4, 8};
+         }},
         {"a count of no sense", "formats_k",
          [&](Bases& b) { first(b).format[0].count[0] = uint16_t(-4); }},
         {"elements that are no multiple of 4", "multiple of 4",
          [&](Bases& b) { first(b).format[2].count = {3}; }},
         {"codes that are no multiple of 8", "multiple of 8",
-         [&](Bases& b) { first(b).format[2].count = {0, 4}; }},
+         [&](Bases& b) {
+             first(b).format[2].count = {0, 4};
+         }},
         {"a format too few", "list of 3 formats", [&](Bases& b) { first(b).format.pop_back(); }},
         {"ages that do not grow", "ages", [](Bases& b) { b.ages[1] = b.ages[0]; }},
         {"an age within the window", "ages", [](Bases& b) { b.ages[0] = b.recent; }},
@@ -206,15 +219,16 @@ TEST_CASE("every damage of a bases file is one clear error") {
         CHECK(message.find(damage.says) != message.npos);
     }
     const std::pair<const char*, const char*> texts[] = {
-        {"version", "3"}, {"ages", "[40,90,1,2,3]"}, {"ages", "40"}, {"ages", ""},
-        {"formats_k", "[]"}, {"formats_v", "{}"}, {"window", "4"}, {"window", "4,-1"}};
+        {"version", "3"},    {"ages", "[40,90,1,2,3]"}, {"ages", "40"},  {"ages", ""},
+        {"formats_k", "[]"}, {"formats_v", "{}"},       {"window", "4"}, {"window", "4,-1"}};
     for (auto [key, text] : texts) {
         CAPTURE(std::string(key));
         rewrite(saved.path, saved.path + "bad", "", {{key, text}});
         CHECK(error_of(saved.path + "bad", saved.config).find(key) != std::string::npos);
     }
     rewrite(saved.path, saved.path + "bad", "1.v.weight", {});
-    CHECK(error_of(saved.path + "bad", saved.config).find("layers.1.v.weight") != std::string::npos);
+    CHECK(error_of(saved.path + "bad", saved.config).find("layers.1.v.weight") !=
+          std::string::npos);
 }
 
 TEST_SUITE_END();

@@ -59,7 +59,6 @@ struct Backend {
     std::string device;           // "avx512, 2 threads"
     bool copies_weights = false;  // bind() takes memory of the device
     int widest_head = 1 << 20;    // coordinates of a head that attend() covers at most
-    bool codes = true;            // append and attend take rows with codes, not only whole ones
     // float32 in every product; otherwise, in products of more than one token, a matrix unit may take x
     // rounded to bf16 where w is bf16, and x and an f32 w rounded to TF32's 11 bits where it is not; and
     // attention over 16-bit rows may round to their type. May be changed between steps.
@@ -75,8 +74,9 @@ struct Backend {
     virtual size_t available() const = 0;                       // bytes that alloc can give
     virtual void* alloc(size_t bytes, const char* what) = 0;    // zeroed; Error if it does not fit, said
     virtual void release(void* memory, size_t bytes) = 0;       //   before allocating
-    // For rows that are read once in many tokens: host memory, which a device reads where it lies, or,
-    // with a path, a new file of no name that is gone when it is released or the process ends.
+    // Zeroed, for rows that are read once in many tokens: host memory, which a device reads where it
+    // lies, or, with a path, a new file that has no name any more and is gone with the memory. Error
+    // where there is no room, said before it is used.
     virtual void* alloc_cold(size_t bytes, const char* what, const std::string& path) = 0;
     virtual Weight bind(const Tensor& tensor) = 0;              // (N, K) or (N); CPU: the mapped bytes
     virtual void upload(void* to, const void* host, size_t bytes) = 0;

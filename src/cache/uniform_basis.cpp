@@ -49,8 +49,8 @@ Bases Bases::uniform(const Config& config, const std::vector<int>& ages,
             for (int g = 0; g < config.G; g++) {
                 Matrix Q = random_rotation(d, random);
                 std::vector<float> q = to_floats(Q);
-                side->push_back({formats, std::vector<float>(d, 1.0f), q, q,
-                                 to_floats(transpose(Q))});
+                side->push_back(
+                    {formats, std::vector<float>(d, 1.0f), q, q, to_floats(transpose(Q))});
             }
     }
     return bases;

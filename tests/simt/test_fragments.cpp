@@ -2,8 +2,10 @@
 // places of fragments are those of PTX's tables, element by element: i counts the elements of a
 // lane.
 #include <cstring>
+#include <sstream>
 
 #include "device_memory.h"
+#include "fragment_tables.h"
 #include "testing.h"
 
 using namespace stief;
@@ -14,24 +16,21 @@ namespace {
 struct Place {
     int row, column;
 };
-// PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
-Place a16(int lane, int i) {
-    return {lane / 4 + ((0 <= i && i < 2) || (4 <= i && i < 6) ? 0 : 8),
-            lane % 4 * 2 + (i & 1) + (i < 4 ? 0 : 8)};
-}
-Place b16(int lane, int i) {
-    return {lane % 4 * 2 + (i & 1) + (i < 2 ? 0 : 8), lane / 4};
-}
-Place c(int lane, int i) {
-    return {lane / 4 + (i < 2 ? 0 : 8), lane % 4 * 2 + (i & 1)};
-}
-// "Matrix Fragments for mma.m16n8k8", .tf32
-Place a8(int lane, int i) {
-    return {lane / 4 + (i % 2 ? 8 : 0), lane % 4 + (i < 2 ? 0 : 4)};
-}
-Place b8(int lane, int i) {
-    return {lane % 4 + 4 * i, lane / 4};
-}
+
+// Where each element of each lane lies, read from a table of fragment_tables.h.
+struct Places {
+    Place place[32][8];
+    Places(const char* table, int columns) {
+        std::istringstream in(table);
+        std::string entry;
+        for (int at = 0; in >> entry; at++) {
+            size_t dot = entry.find('.');
+            place[std::stoi(entry)][std::stoi(entry.substr(dot + 1))] = {at / columns, at % columns};
+        }
+    }
+    Place operator()(int lane, int i) const { return place[lane][i]; }
+};
+const Places a16(A_16X16, 16), b16(B_16X8, 8), c(C_16X8, 8), a8(A_16X8_TF32, 8), b8(B_8X8_TF32, 8);
 
 // (M, N) of normal numbers, rounded as E is.
 struct Numbers {

@@ -1,5 +1,5 @@
-// The cache's rows, and decode attention: out_h = softmax(q_h Kᵀ / √d) V, one query row per head, of
-// one token or of several that are to come out as each alone would.
+// The cache's rows, and decode attention: out_h = softmax(q_h Kᵀ / √d) V, one query row per head,
+// of one token or of several that are to come out as each alone would.
 // Positions are split over threads and merged by their running max and sum (Dao et al. 2023,
 // Flash-Decoding). A piece is (kv head, split): it reads what is stored of K and V once and shares
 // every row over the m query heads of the group.
@@ -47,13 +47,21 @@ struct Split {
     const float* rotation;
     int g, m, first, count, pos;
     size_t d, p_stride;
-    float *p, *scaled, *rows;   // (m, p_stride), (m, d), (BLOCK, d)  keys or rows as f32
-    char* rest;                 // of RebuiltKeys
+    float *p, *scaled, *rows;  // (m, p_stride), (m, d), (BLOCK, d)  keys or rows as f32
+    char* rest;                // of RebuiltKeys
 
     Split(const CpuBackend& backend, const CacheLayer& layer, const float* angles, int group,
           int begin, int positions, int at)
-        : cpu(backend), cache(layer), kernels(backend.kernels), rotation(angles), g(group),
-          m(layer.H / layer.G), first(begin), count(positions), pos(at), d(size_t(layer.d)) {
+        : cpu(backend),
+          cache(layer),
+          kernels(backend.kernels),
+          rotation(angles),
+          g(group),
+          m(layer.H / layer.G),
+          first(begin),
+          count(positions),
+          pos(at),
+          d(size_t(layer.d)) {
         p_stride = (size_t(count) + 15) / 16 * 16;
         size_t queries = (size_t(m) * d + 15) / 16 * 16, weights = size_t(m) * p_stride;
         size_t block = needs_rows() ? RebuiltKeys::BLOCK * d : 0;

@@ -46,7 +46,7 @@ struct Kernels {
     void (*unpack_rows)(float* out, size_t out_stride, const void* rows, const RowLayout& layout,
                         int count);
     // scores and accumulate over such rows. With VBMI their codes are multiplied as integers: q and
-    // p in 16 bits of a fixed point (dot_vbmi.cpp has the bounds), sums exact. Where f32 arithmetic
+    // p in 16 bits of a fixed point (vbmi_*.h have the bounds), sums exact. Where f32 arithmetic
     // is asked for (Backend::exact), unpack_rows and the functions of f32 rows are it.
     void (*coded_scores)(float* out, size_t out_stride, const float* q, size_t q_stride,
                          const void* rows, const RowLayout& layout, int m, int count);

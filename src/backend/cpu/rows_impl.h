@@ -45,8 +45,8 @@ void matvec(float* out, const float* x, const void* w, size_t rows, size_t K, bo
         dot_rows<V, E, 1>(out + j, x, at + j * row, 0, K, add);
 }
 
-// out_t,j (+)= w_j · x_t for R rows that are `between` rows apart and M tokens: each sum in the order
-// of dot_rows, so that its bits do not tell how many tokens came together.
+// out_t,j (+)= w_j · x_t for R rows that are `between` rows apart and M tokens: each sum in the
+// order of dot_rows, so that its bits do not tell how many tokens came together.
 template <class V, DType E, int R, int M>
 void dot_tokens(float* out, size_t out_stride, const float* x, const char* w, size_t between,
                 size_t K, bool add) {

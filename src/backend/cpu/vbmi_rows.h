@@ -1,0 +1,97 @@
+// Codes from their bits to 16-bit words in three instructions, whatever their widths, by the tables
+// of row_layout.h; numbers in 16 bits of a fixed point. For dot_vbmi.cpp, as all of vbmi_*.h.
+#pragma once
+#include "backend/cpu/coded_impl.h"
+#include "backend/cpu/vector_avx512.h"
+
+namespace stief {
+namespace {
+
+constexpr int HEADS = 4;                     // at once
+constexpr float LARGEST = 32767;
+
+__m512i four_times(const void* at) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(at)));
+}
+
+// The unit of some numbers, so large that none exceeds 16 bits in it nor their sum `limit`; NaN
+// where one of them is not finite.
+struct Fixed {
+    float unit, inverse;
+
+    Fixed(__m512 largest, __m512 sum, float limit) {
+        float most = _mm512_reduce_max_ps(largest), all = _mm512_reduce_add_ps(sum);
+        unit = most / LARGEST > all / limit ? most / LARGEST : all / limit;
+        // smaller ones would have no inverse
+        if (unit < 0x1p-120f) unit = 0;
+        inverse = unit > 0 ? 1 / unit : 0;
+        if (!(all < __builtin_inff())) unit = __builtin_nanf(""), inverse = 0;
+    }
+    __m512i round(__m512 x) const {
+        return _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse)));
+    }
+};
+
+// 16 rows: row 4 L + j in lane L of the jth register. Either one after another or, of the last ones,
+// by their addresses.
+struct Sixteen {
+    const char* lane[4];
+    size_t bytes;
+    const char* row(int L, int j) const { return lane[L] + size_t(j) * bytes; }
+};
+struct Last {
+    const char* all[16];
+    const char* row(int L, int j) const { return all[4 * L + j]; }
+};
+
+template <class Rows>
+__m512i load_lanes(const Rows& rows, int j, size_t offset) {
+    auto at = [&](int L) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows.row(L, j) + offset));
+    };
+    __m512i x = _mm512_inserti32x4(_mm512_castsi128_si512(at(0)), at(1), 1);
+    return _mm512_inserti32x4(_mm512_inserti32x4(x, at(2), 2), at(3), 3);
+}
+
+// ρ of 16 rows from the byte `at` of each lane.
+__m512 scales_of(const __m512i (&x)[4], int at, const float* rho) {
+    __m512i byte = _mm512_setzero_si512();
+    unroll<4>([&]<int j>() {
+        __m512i spread = _mm512_or_si512(four_times(RowLayout::SCALE_SPREAD[j]),
+                                         _mm512_set1_epi8(char(at)));
+        byte = _mm512_or_si512(byte, _mm512_shuffle_epi8(x[j], spread));
+    });
+    // ρ(s) = 2^(s / 16 · 2) ρ(s % 16)
+    __m512i power = _mm512_slli_epi32(_mm512_srli_epi32(byte, 4), 24);
+    __m512 fraction = _mm512_permutexvar_ps(byte, _mm512_loadu_ps(rho));
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(fraction), power));
+}
+
+// The codes of 16 coordinates of two rows: the first row's in the lower words.
+struct Pairs {
+    const RowLayout::Block& block;
+    __m512i operator()(const char* first, const char* second, int c) const {
+        auto at = [&](const char* row) {
+            return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + block.offset));
+        };
+        __m512i x = _mm512_inserti64x4(_mm512_castsi256_si512(at(first)), at(second), 1);
+        __m512i bytes = _mm512_permutexvar_epi8(_mm512_load_si512(block.spread[c]), x);
+        return _mm512_and_si512(
+            _mm512_multishift_epi64_epi8(_mm512_load_si512(block.shift[c]), bytes),
+            _mm512_load_si512(block.mask[c]));
+    }
+};
+
+template <class Function>
+void by_heads(int m, const Function& f) {
+    for (int h = 0; h < m; h += HEADS) {
+        int M = m - h < HEADS ? m - h : HEADS;
+        if (M == 4) f.template operator()<4>(size_t(h));
+        if (M == 3) f.template operator()<3>(size_t(h));
+        if (M == 2) f.template operator()<2>(size_t(h));
+        if (M == 1) f.template operator()<1>(size_t(h));
+    }
+}
+
+}  // namespace
+}  // namespace stief

@@ -1,0 +1,104 @@
+// Weighted sums. In tiles of 256 rows p_s ρ_s becomes n_s = round(p_s ρ_s / u), u = max_s |p_s ρ_s|
+// / 32767. The error of a coordinate is at most ½ u Σ_s |level_s| Δ: 2⁻¹⁶ of what it would be had
+// every row of the tile the largest weight.
+#pragma once
+#include "backend/cpu/vbmi_rows.h"
+
+namespace stief {
+namespace {
+
+constexpr int TILE = 256;                    // rows: 256 · 255 · 32767 < 2³¹
+
+// One tile's weights as integers, of rows in pairs; beyond the last row zero.
+struct Weights {
+    alignas(64) int16_t n[HEADS][TILE];
+    float unit[HEADS];
+    int sum[HEADS];                          // Σ n
+};
+
+void fix_weights(Weights& weights, int h, const float* p, const float* rho, int count) {
+    alignas(64) float scaled[TILE];
+    __m512 largest = _mm512_setzero_ps(), sum = largest;
+    int filled = (count + 15) / 16 * 16;
+    for (int s = 0; s < filled; s += 16) {
+        __mmask16 some = count - s >= 16 ? 0xffff : V::first(count - s);
+        __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(some, p + s), _mm512_load_ps(rho + s));
+        _mm512_store_ps(scaled + s, x);
+        largest = _mm512_max_ps(_mm512_abs_ps(x), largest);
+        sum = _mm512_add_ps(sum, _mm512_abs_ps(x));
+    }
+    Fixed fixed(largest, sum, TILE * LARGEST);
+    __m512i all = _mm512_setzero_si512();
+    for (int s = 0; s < filled; s += 16) {
+        __m512i n = fixed.round(_mm512_load_ps(scaled + s));
+        all = _mm512_add_epi32(all, n);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(weights.n[h] + s), _mm512_cvtepi32_epi16(n));
+    }
+    weights.unit[h] = fixed.unit;
+    weights.sum[h] = _mm512_reduce_add_epi32(all);
+}
+
+// acc_h += unit Δ (Σ_s n_s code_s − middle Σ_s n_s) for one block of one tile.
+template <int M, int C>
+void weigh_block(float* acc, size_t acc_stride, const Weights& weights, const char* rows,
+                 const RowLayout& layout, const RowLayout::Block& block, int count) {
+    __m512i sum[M][C];
+    unroll<M * C>([&]<int i>() { sum[i / C][i % C] = _mm512_setzero_si512(); });
+    Pairs codes{block};
+    for (int s = 0; s < count; s += 2, rows += 2 * layout.bytes) {
+        const char* second = rows + (s + 1 < count ? layout.bytes : 0);
+        __m512i code[C];
+        unroll<C>([&]<int c>() { code[c] = codes(rows, second, c); });
+        unroll<M>([&]<int h>() {
+            int pair;
+            __builtin_memcpy(&pair, weights.n[h] + s, 4);
+            __m512i n = _mm512_set1_epi32(pair);
+            unroll<C>([&]<int c>() {
+                sum[h][c] = _mm512_dpwssd_epi32(sum[h][c], code[c], n);
+            });
+        });
+    }
+    unroll<C>([&]<int c>() {
+        int first = block.first + 16 * c, left = layout.codes - first;
+        __mmask16 some = left >= 16 ? 0xffff : V::first(left);
+        __m512 step = _mm512_loadu_ps(layout.step + first);
+        __m512i half = _mm512_cvtps_epi32(_mm512_loadu_ps(layout.half + first));
+        unroll<M>([&]<int h>() {
+            // (2 half − 1) Σ n: twice what the middles add up to
+            __m512i all = _mm512_set1_epi32(weights.sum[h]);
+            __m512i twice = _mm512_sub_epi32(_mm512_mullo_epi32(_mm512_slli_epi32(half, 1), all), all);
+            __m512i whole = _mm512_sub_epi32(sum[h][c], _mm512_srai_epi32(twice, 1));
+            __m512i odd = _mm512_and_si512(twice, _mm512_set1_epi32(1));
+            __m512 y = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(odd), _mm512_set1_ps(0.5f),
+                                        _mm512_cvtepi32_ps(whole));
+            float* to = acc + size_t(h) * acc_stride + first;
+            y = _mm512_mul_ps(y, _mm512_mul_ps(step, _mm512_set1_ps(weights.unit[h])));
+            _mm512_mask_storeu_ps(to, some, _mm512_add_ps(y, _mm512_maskz_loadu_ps(some, to)));
+        });
+    });
+}
+
+template <int M>
+void weigh_codes(float* acc, size_t acc_stride, const float* p, size_t p_stride, const char* rows,
+                 const RowLayout& layout, int count) {
+    Weights weights;
+    alignas(64) float rho[TILE];
+    for (int s = 0; s < count; s += TILE, p += TILE, rows += TILE * layout.bytes) {
+        int some = count - s < TILE ? count - s : TILE;
+        const char* scale = rows + layout.bytes - 1;
+        for (int i = 0; i < some; i++, scale += layout.bytes) rho[i] = layout.rho[uint8_t(*scale)];
+        for (int i = some; i % 16; i++) rho[i] = 0;
+        for (int h = 0; h < M; h++) fix_weights(weights, h, p + size_t(h) * p_stride, rho, some);
+        for (int b = 0; b < layout.blocks; b++) {
+            const RowLayout::Block& block = layout.block[b];
+            auto weigh = block.pairs == 4   ? weigh_block<M, 4>
+                         : block.pairs == 3 ? weigh_block<M, 3>
+                         : block.pairs == 2 ? weigh_block<M, 2>
+                                            : weigh_block<M, 1>;
+            weigh(acc, acc_stride, weights, rows, layout, block, some);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace stief
