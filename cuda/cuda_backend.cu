@@ -3,6 +3,8 @@
 #include <bit>
 #include <cstring>
 
+#include "base/limits.h"
+
 namespace stief {
 
 // ---- kernels -----------------------------------------------------------------------------------
@@ -31,6 +33,7 @@ constexpr size_t RESERVE = size_t(256) << 20;     // left for cuBLAS, graphs and
 struct CudaBackend::Impl {
     int32_t* step = nullptr;   // (1 + MOST_IDS)  pos, ids
     std::vector<void*> owned;  // weights and scratch
+    std::vector<void*> cold;   // of alloc_cold: the host's
     void* scratch[int(Scratch::Count)] = {};
     size_t scratch_bytes[int(Scratch::Count)] = {};
     void* landing = nullptr;  // pinned: what is downloaded arrives here
@@ -118,7 +121,27 @@ void* CudaBackend::alloc(size_t bytes, const char* what) {
     return memory;
 }
 
+// Page-locked, so that kernels read and write it where it lies (unified addresses).
+void* CudaBackend::alloc_cold(size_t bytes, const char* what, const std::string& path) {
+    check(path.empty(), "%s: a device keeps cold rows in host memory; use --cold ram", path.c_str());
+    drop_capture();
+    size_t free = available_memory();
+    if (bytes > free)
+        fail("%s needs %.2f GiB of host memory, %.2f GiB are available; use a smaller --context",
+             what, double(bytes) * 0x1p-30, double(free) * 0x1p-30);
+    void* memory = nullptr;
+    CUDA_CHECK(cudaMallocHost(&memory, bytes ? bytes : 1));
+    std::memset(memory, 0, bytes);
+    impl->cold.push_back(memory);
+    return memory;
+}
+
 void CudaBackend::release(void* memory, size_t) {
+    if (std::erase(impl->cold, memory)) {
+        cudaFreeHost(memory);  // waits as well
+        cudaGetLastError();
+        return;
+    }
     cudaFree(memory);  // waits for the work that uses it
     cudaGetLastError();
 }

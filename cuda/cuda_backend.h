@@ -28,6 +28,7 @@ struct CudaBackend final : Backend {
 
     size_t available() const override;
     void* alloc(size_t bytes, const char* what) override;
+    void* alloc_cold(size_t bytes, const char* what, const std::string& path) override;
     void release(void* memory, size_t bytes) override;
     Weight bind(const Tensor& tensor) override;
     void upload(void* to, const void* host, size_t bytes) override;

@@ -23,7 +23,7 @@ TEST_CASE("help names every verb, and each verb's help every option it takes") {
     Ran all = run("--help");
     CHECK(all.status == 0);
     for (const char* verb :
-         {"chat", "generate", "perplexity", "bench", "inspect", "tokenize", "logits"}) {
+         {"chat", "generate", "perplexity", "risk", "needle", "bench", "inspect", "tokenize", "logits"}) {
         CAPTURE(std::string(verb));
         CHECK(all.out.find(verb) != all.out.npos);
         Ran one = run(std::string(verb) + " --help");

@@ -63,6 +63,10 @@ struct Backend {
     // rounded to bf16 where w is bf16, and x and an f32 w rounded to TF32's 11 bits where it is not; and
     // attention over 16-bit rows may round to their type. May be changed between steps.
     bool exact = false;
+    // A step of T tokens gives what T steps of one token give, to the last bit: sums in their order,
+    // attention divided as each token alone would have it. Steps of at most most_singly tokens.
+    bool singly = false;
+    int most_singly = 1;
 
     virtual ~Backend() = default;
 
@@ -70,6 +74,10 @@ struct Backend {
     virtual size_t available() const = 0;                       // bytes that alloc can give
     virtual void* alloc(size_t bytes, const char* what) = 0;    // zeroed; Error if it does not fit, said
     virtual void release(void* memory, size_t bytes) = 0;       //   before allocating
+    // Zeroed, for rows that are read once in many tokens: host memory, which a device reads where it
+    // lies, or, with a path, a new file that has no name any more and is gone with the memory. Error
+    // where there is no room, said before it is used.
+    virtual void* alloc_cold(size_t bytes, const char* what, const std::string& path) = 0;
     virtual Weight bind(const Tensor& tensor) = 0;              // (N, K) or (N); CPU: the mapped bytes
     virtual void upload(void* to, const void* host, size_t bytes) = 0;
     virtual void download(void* host, const void* from, size_t bytes) = 0;

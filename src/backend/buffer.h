@@ -17,6 +17,13 @@ struct Buffer {
     // Zeroed. what: named in the Error where it does not fit ("the KV cache of 8192 positions").
     Buffer(Backend& owner, size_t size, const char* what)
         : backend(&owner), data(owner.alloc(size, what)), bytes(size), number(++last_number) {}
+    // The same where it is read seldom: in host memory, or in a file where path is not "".
+    static Buffer cold(Backend& owner, size_t size, const char* what, const std::string& path) {
+        Buffer buffer;
+        buffer.data = owner.alloc_cold(size, what, path);
+        buffer.backend = &owner, buffer.bytes = size, buffer.number = ++last_number;
+        return buffer;
+    }
     ~Buffer() {
         if (data) backend->release(data, bytes);
     }

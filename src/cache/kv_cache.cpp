@@ -151,14 +151,16 @@ size_t KvCache::bytes_for(const Config& c, int capacity, DType dtype, const Base
 }
 
 KvCache::KvCache(Backend& backend, const Config& c, int positions, DType type, const Bases* bases,
-                 int batch)
+                 int batch, const std::string* cold)
     : capacity(positions), dtype(type) {
     size_t tables = size_t(c.L) * table_bytes(c);
     size_t floats = matrix_floats(c, bases) * sizeof(float);
     size_t total = bytes_for(c, positions, type, bases, batch);
     heads = Buffer(backend, tables, "the KV cache's table of heads");
-    rows = Buffer(backend, total - floats - tables,
-                  format("the KV cache of %d positions in %s", positions, name_of(type)).c_str());
+    std::string what = format("the KV cache of %d positions in %s", positions, name_of(type));
+    size_t row_bytes = total - floats - tables;
+    rows = cold ? Buffer::cold(backend, row_bytes, what.c_str(), *cold)
+                : Buffer(backend, row_bytes, what.c_str());
     if (bases) matrices = Buffer(backend, floats, "the bases of the KV cache");
     if (bases) sinks = bases->sinks, recent = bases->recent;
     Plan plan{c, bases, capacity, batch, dtype, {reinterpret_cast<uintptr_t>(rows.data)}};

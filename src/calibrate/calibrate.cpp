@@ -5,6 +5,7 @@
 #include "base/hash.h"
 #include "calibrate/calibration_run.h"
 #include "calibrate/partial.h"
+#include "forward/audit_log.h"
 
 namespace stief {
 
@@ -159,6 +160,8 @@ void write_bases(const CalibrationResult& result, const Model& model, const Cali
     bases.metadata["seed"] = std::to_string(o.seed);
     bases.metadata["perplexity_full"] = format("%.6g", result.measured.reference.perplexity);
     bases.metadata["perplexity"] = format("%.6g", result.measured.loss.perplexity);
+    bases.metadata["risk_levels"] =
+        risk_levels(result.measured.step, size_t(o.sequence) - 1);
     bases.metadata["kld_mean"] = format("%.6g", result.measured.divergence.mean);
     uint64_t fingerprint = model.weights.fingerprint(model.config);
     bases.save(partial.output, fingerprint);

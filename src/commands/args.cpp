@@ -86,31 +86,51 @@ std::vector<Flag> flags(Args& a) {
         {"--resume", "", "calibrate", "continue after the last finished layer (objective layer)", &a.resume},
         {"--seed", "N", "calibrate", "the same seed gives the same bases (default 1; -1: drawn, and said)",
          &a.seed},
+        {"--risk", "HOW", "chat generate needle",
+         "off (default); audit: measures what the compressed cache loses here; exact: gives the "
+         "full cache's answer",
+         &a.risk, 0, 0, "off, audit, exact"},
+        {"--audit", "N", "chat generate risk needle",
+         "tokens of a block (default 32; exact: by agreement, at most 32)", &a.audit, 1, 4096},
+        {"--cold", "WHERE", "chat generate needle",
+         "where --risk keeps whole rows: ram (default), a new FILE, or reread: nowhere, an audit "
+         "reads the text again",
+         &a.cold},
+        {"--report", "R.html", "risk", "the picture, one self-contained page", &a.report},
+        {"--lengths", "N[,N...]", "needle", "tokens before the question (default 512,2K,8K)",
+         &a.lengths, 64, MOST},
+        {"--kind", "NAME", "needle", "random, paragraph, name, pairs or all (default)", &a.kind, 0,
+         0, "random, paragraph, name, pairs, all"},
+        {"--file", "FILE", "needle", "the text to hide needles in (default: made sentences)", &a.file},
+        {"--seed", "N", "needle", "of the texts (default 1; -1: drawn)", &a.seed},
+        {"--tries", "N", "needle", "of each kind and length (default 16)", &a.tries, 1, 10000},
+        {"--chunks", "N", "risk", "at most N windows", &a.chunks, 1},
         {"--decode", "", "tokenize", "ids to text", &a.decode},
         {"--special", "", "generate tokenize", "text may spell special tokens", &a.special},
-        {"--backend", "NAME", "chat generate perplexity bench logits inspect calibrate",
+        {"--backend", "NAME", "chat generate perplexity risk needle bench logits inspect calibrate",
          "auto (default), cpu or cuda", &a.backend, 0, 0, "auto, cpu, cuda"},
-        {"--isa", "NAME", "chat generate perplexity bench logits inspect calibrate",
+        {"--isa", "NAME", "chat generate perplexity risk needle bench logits inspect calibrate",
          "inner products of the CPU: auto, or one that inspect lists", &a.isa},
-        {"--exact", "", "chat generate perplexity bench logits calibrate",
+        {"--exact", "", "chat generate perplexity risk needle bench logits calibrate",
          "f32 activations everywhere, and an f32 cache unless --cache says otherwise", &a.exact},
-        {"--threads", "N", "chat generate perplexity bench logits inspect calibrate",
+        {"--threads", "N", "chat generate perplexity risk needle bench logits inspect calibrate",
          "default: all that this process may use", &a.threads, 1, 1024},
-        {"--context", "N", "chat generate perplexity bench logits inspect calibrate",
+        {"--context", "N", "chat generate perplexity risk needle bench logits inspect calibrate",
          "positions (default: the model's, at most 8192; perplexity: 2048)", &a.context, 1, MOST},
-        {"--bases", "FILE", "chat generate perplexity bench logits inspect",
+        {"--bases", "FILE", "chat generate perplexity risk needle bench logits inspect",
          "the low-rank cache that stief calibrate made", &a.bases},
-        {"--cache", "TYPE", "chat generate perplexity bench logits inspect calibrate",
+        {"--cache", "TYPE", "chat generate perplexity risk needle bench logits inspect calibrate",
          "f16 (default), bf16, f32; q8, q4: rotated, in 8 or 4 bits, without bases", &a.cache, 0, 0,
          "f16, bf16, f32, q8, q4"},
-        {"--window", "SINKS,RECENT", "chat generate perplexity bench logits inspect calibrate",
+        {"--window", "SINKS,RECENT", "chat generate perplexity risk needle bench logits inspect calibrate",
          "exact tokens, first and last (default 4,64, or what the bases say)", &a.window},
-        {"--ages", "AGE:BITS,...", "chat generate perplexity bench logits inspect",
+        {"--ages", "AGE:BITS,...", "chat generate perplexity risk needle bench logits inspect",
          "of --cache q8 or q4: tokens younger than AGE in BITS (256:8)", &a.ages},
-        {"--quiet", "", "chat generate perplexity bench calibrate logits",
+        {"--quiet", "", "chat generate perplexity risk needle bench calibrate logits",
          "no status, no progress",
          &a.quiet},
-        {"--json", "", "perplexity bench inspect calibrate", "one JSON object on stdout", &a.json},
+        {"--json", "", "perplexity risk needle bench inspect calibrate", "one JSON object on stdout",
+         &a.json},
         {"--help", "", "*", "this list", &a.help},
     };
 }
@@ -182,6 +202,14 @@ static double parse_number(const std::string& text, const Flag& flag, bool integ
     return value;
 }
 
+// 2K is 2048.
+static double parse_count(const std::string& text, const Flag& flag, const std::string& verb) {
+    if (!text.ends_with('K') && !text.ends_with('k')) return parse_number(text, flag, true, verb);
+    Flag thousands = flag;
+    thousands.low = std::ceil(flag.low / 1024), thousands.high = std::floor(flag.high / 1024);
+    return 1024 * parse_number(text.substr(0, text.size() - 1), thousands, true, verb);
+}
+
 static Seed parse_seed(const std::string& text, const Flag& flag, const std::string& verb) {
     Seed seed{true, text == "-1", 0};
     const char* last = text.data() + text.size();
@@ -217,7 +245,7 @@ static void store(const Flag& flag, const std::string& text, const std::string& 
         for (size_t begin = 0; begin <= text.size();) {
             size_t end = std::min(text.find(',', begin), text.size());
             std::string one = text.substr(begin, end - begin);
-            (*list)->push_back(int(parse_number(one, flag, true, verb)));
+            (*list)->push_back(int(parse_count(one, flag, verb)));
             begin = end + 1;
         }
     }

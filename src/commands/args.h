@@ -40,6 +40,12 @@ struct Args {
     int bench_prompt = 512, bench_generate = 32, repeat = 5;
     std::vector<int> depths = {0};
 
+    // what compression loses
+    std::string risk = "off", cold = "ram";
+    int audit = 0, tries = 16;
+    std::vector<int> lengths = {512, 2048, 8192};
+    std::string kind = "all";
+
     // calibrate
     std::string objective, bits, method, key_basis, metric, keys = "pre", holdout, report;
     std::optional<double> keep, error_budget, ppl_budget;

@@ -25,6 +25,7 @@ struct Chat {
     bool on_screen = isatty(STDOUT_FILENO);
     bool commands = true;                      // lines that begin with / are commands
     bool seed_said = false;
+    bool risk_said = false;                    // that this context loses more than usual
     bool warned = false;                       // that little of the context is left
 
     bool handle(const std::string& line);      // a message or a command; false: leave
@@ -89,6 +90,9 @@ void Chat::show_stats() const {
     note(format("cache    %s, %s used of %s allocated", name_of(cache.dtype),
                 human_bytes(double(cache.snapshot_bytes(cache.used))).c_str(),
                 human_bytes(double(cache.bytes())).c_str()));
+    if (const Watch* watch = dialogue.session.watch.get())
+        note("risk     " + watch_line(watch) +
+             format("; whole rows %s", human_bytes(double(watch->whole_bytes())).c_str()));
 }
 
 // Where a conversation that was loaded had stopped.
@@ -155,6 +159,13 @@ void Chat::after(Dialogue::End end) {
         note(format("(%d of the context's %d positions are left: %s)", dialogue.left(),
                     dialogue.session.context, ways));
     warned = dialogue.left() < dialogue.session.context / 10;
+    if (const Watch* watch = dialogue.session.watch.get()) {
+        bool above = watch->log.verdict() == AuditLog::Verdict::Above;
+        if (above && !risk_said)
+            note("(this context loses more to the compressed cache than calibration's texts did: "
+                 "/stats says how much, --risk exact loses nothing)");
+        risk_said = above;
+    }
 }
 
 void Chat::say_seed() {

@@ -44,7 +44,9 @@ void Dialogue::require_room(size_t tokens, int answer, const char* what) const {
 void Dialogue::undo(int used) {
     KvCache& cache = *session.cache;
     int undone = cache.used - used;
+    if (session.watch && undone > 0) undone += Watch::MOST;    // a draft may have gone further
     talk.ids.resize(size_t(used));
+    session.hold(talk.ids);
     for (const CacheLayer& layer : cache.layer)
         if (layer.batch > 0 && undone > layer.batch) {
             cache.used = 0;
@@ -59,7 +61,7 @@ bool Dialogue::feed(std::span<const Token> ids, bool stoppable) {
     for (size_t done = 0; done < ids.size(); done += piece) {
         if (stoppable && stop && stop()) return false;
         std::span<const Token> part = ids.subspan(done, std::min(piece, ids.size() - done));
-        session.transformer->forward(*session.cache, part, nullptr, 0);
+        session.feed(part);
         talk.ids.insert(talk.ids.end(), part.begin(), part.end());
     }
     return true;
@@ -70,11 +72,13 @@ void Dialogue::clear() {
     int used = session.cache->used;
     talk = {form.form.name, {}, {}};
     session.cache->used = 0;
+    session.hold({});
     try {
         if (system) set_system(std::string(*system));
     } catch (...) {
         talk = std::move(before);
         session.cache->used = used;
+        session.hold(talk.ids);
         throw;
     }
 }
@@ -119,8 +123,7 @@ Dialogue::End Dialogue::answer(const std::vector<Token>& ids, std::string& text)
         if (show) show(tokenizer.bytes(id));
         return !(stop && stop());
     };
-    Generated made = generate(*session.transformer, *session.cache, sampler, all_ids.last(tail),
-                              limit, ends, sink);
+    Generated made = session.generate(sampler, all_ids.last(tail), limit, ends, sink);
     last = {int(ids.size()), made.tokens, head_seconds + made.prompt_seconds, made.seconds};
     if (made.why == Stop::EndOfText) return End::Turn;
     return made.why == Stop::Asked ? End::Stopped : End::Full;
@@ -162,6 +165,7 @@ void Dialogue::save(const std::string& path) const {
 void Dialogue::load(const std::string& path) {
     talk = load_conversation(path, *session.cache, session.meaning_of_rows(),
                              session.model.config.V, form.form.name);
+    session.hold(talk.ids);
     bool has_system = !talk.messages.empty() && talk.messages[0].role == "system";
     system.reset();
     if (has_system) system = talk.messages[0].text;

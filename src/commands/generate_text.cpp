@@ -2,7 +2,6 @@
 // model adds goes to stdout (with --echo the prompt as well).
 #include "base/file.h"
 #include "commands/session.h"
-#include "forward/generate.h"
 
 namespace stief {
 
@@ -33,15 +32,16 @@ int generate_text(const Args& args) {
     Sampler sampler = sampler_of(args, config, tokenizer);
     if (std::string seed = drawn_seed(args, sampler); !seed.empty()) status(args, seed);
     Utf8Stream stream;
-    Generated done = generate(*session.transformer, *session.cache, sampler, prompt, args.tokens,
-                              ends_of(config, tokenizer), [&](Token id) {
-                                  print(stream.push(tokenizer.bytes(id)));
-                                  return true;
-                              });
+    Generated done = session.generate(sampler, prompt, args.tokens, ends_of(config, tokenizer),
+                                      [&](Token id) {
+                                          print(stream.push(tokenizer.bytes(id)));
+                                          return true;
+                                      });
     print(stream.finish() + "\n");
     status(args, format("%d tokens of prompt (%.0f/s), %d new (%.1f/s), %s", done.prompt_tokens,
                         done.prompt_tokens / done.prompt_seconds, done.tokens,
                         done.tokens / done.seconds, why(done.why)));
+    if (session.watch) status(args, watch_line(session.watch.get()));
     return 0;
 }
 

@@ -14,6 +14,7 @@ struct Needs {
     int context;
     DType dtype;
     size_t weights, cache, arena;
+    size_t whole = 0;               // --risk: rows of a full cache beside a compressed one
     std::vector<size_t> per_token;  // (L)  bytes of a position beyond the window and all ages
     std::string format;             // "f16", "q4", "bases in f16"
 };
@@ -31,6 +32,7 @@ Needs needs_of(const Args& args, const Config& config, const Weights& weights) {
     needs.weights = weights.bytes();
     needs.cache = KvCache::bytes_for(config, needs.context, needs.dtype, bases);
     needs.arena = Transformer::arena_bytes_for(config, needs.context, std::min(512, needs.context));
+    if (bases) needs.whole = KvCache::bytes_for(config, needs.context, needs.dtype);
     Bases plain;
     if (!bases) plain = Bases::identity(config, config.d), bases = &plain;
     for (const LayerBasis& layer : bases->layer) needs.per_token.push_back(layer.bytes(needs.dtype));
@@ -104,6 +106,9 @@ std::string as_text(const Config& c, const Weights& weights, const Needs& needs,
         "activations %s\n",
         human_bytes(double(needs.weights)).c_str(), needs.context,
         human_bytes(double(needs.cache)).c_str(), human_bytes(double(needs.arena)).c_str());
+    if (needs.whole)
+        text += format("--risk keeps whole rows besides: %s, in memory or, --cold FILE, in a file\n",
+                       human_bytes(double(needs.whole)).c_str());
     text += format("backend: %s, %s; this processor runs", backend.name.c_str(),
                    backend.device.c_str());
     for (const std::string& isa : cpu_isas()) text += " " + isa;
@@ -129,7 +134,7 @@ std::string as_json(const Config& c, const Weights& weights, const Needs& needs,
         .begin_object("memory")
         .add("context", needs.context)
         .add("weights", needs.weights);
-    json.add("cache", needs.cache).add("activations", needs.arena).end_object();
+    json.add("cache", needs.cache).add("activations", needs.arena).add("whole_rows_of_risk", needs.whole).end_object();
     json.add("backend", backend.name).add("device", backend.device).begin_array("isas");
     for (const std::string& isa : cpu_isas()) json.add("", isa);
     return json.end_array().end_object().text + "\n";

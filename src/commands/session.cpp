@@ -74,13 +74,46 @@ BackendOptions backend_options(const Args& args) {
     return {args.backend, args.isa};
 }
 
+std::optional<WatchOptions> watch_options(const Args& args) {
+    if (args.risk == "off") {
+        if (args.cold != "ram" || args.audit)
+            throw UsageError("--audit and --cold belong to --risk audit or exact");
+        return std::nullopt;
+    }
+    if (args.bases.empty() && args.cache != "q8" && args.cache != "q4")
+        throw UsageError(format("--risk %s belongs to a compressed cache: --bases FILE, --cache q8 or "
+                                "q4; the full cache loses nothing", args.risk.c_str()));
+    WatchOptions how;
+    how.exact = args.risk == "exact", how.block = args.audit;
+    if (args.cold == "reread") how.cold = WatchOptions::Reread;
+    else if (args.cold != "ram") how.cold = WatchOptions::File, how.file = args.cold;
+    if (how.exact && how.cold == WatchOptions::Reread)
+        throw UsageError("--risk exact verifies every token: --cold reread keeps nothing to do it "
+                         "with; ram or a FILE");
+    if (how.exact && how.block > Watch::MOST)
+        throw UsageError(format("--risk exact drafts at most %d tokens at once, not %d", Watch::MOST,
+                                how.block));
+    return how;
+}
+
+std::string watch_line(const Watch* watch) {
+    if (!watch) return "";
+    if (!watch->options.exact) return watch->log.line();
+    const Drafting& d = watch->drafting;
+    return format("exact: %d tokens by %d verifications, %.1f each; %.1f%% of the guesses were right",
+                  d.given, d.verifications, d.verifications ? double(d.given) / d.verifications : 0.0,
+                  100 * d.agreement());
+}
+
 // Said before any of it is taken, with what would fit.
-static void require_memory(const Session& session, int batch) {
+static void require_memory(const Session& session, int batch,
+                           const std::optional<WatchOptions>& watched) {
     const Config& config = session.model.config;
     const Bases* bases = session.bases ? &*session.bases : nullptr;
     auto needed = [&](int context) {
         return KvCache::bytes_for(config, context, session.dtype, bases, batch) +
-               Transformer::arena_bytes_for(config, context, std::min(batch, context));
+               Transformer::arena_bytes_for(config, context, std::min(batch, context)) +
+               (watched ? Watch::bytes_for(config, context, session.dtype, *watched) : 0);
     };
     size_t available = session.model.backend->available();
     if (needed(session.context) <= available) return;
@@ -91,8 +124,9 @@ static void require_memory(const Session& session, int batch) {
     }
     std::string advice = fits > 0 ? format("--context %d would fit", fits)
                                   : std::string("not even one position fits");
-    fail("the cache and the activations of %d positions need %.2f GiB, %.2f GiB are available; %s",
-         session.context, double(needed(session.context)) * 0x1p-30, double(available) * 0x1p-30,
+    fail("the cache%s and the activations of %d positions need %.2f GiB, %.2f GiB are available; %s",
+         watched ? ", its whole rows" : "", session.context,
+         double(needed(session.context)) * 0x1p-30, double(available) * 0x1p-30,
          advice.c_str());
 }
 
@@ -107,11 +141,30 @@ Session::Session(const Args& args, int default_context)
     dtype = choice.dtype, bases = std::move(choice.bases);
     // Tokens of a pass: enough that reading the weights costs little beside the products.
     int batch = model.backend->copies_weights ? 2048 : 512;
-    require_memory(*this, batch);
+    std::optional<WatchOptions> watched = watch_options(args);
+    require_memory(*this, batch, watched);
     cache = std::make_unique<KvCache>(*model.backend, model.config, context, dtype,
                                       bases ? &*bases : nullptr, batch);
     transformer = std::make_unique<Transformer>(model, context, batch);
     transformer->exact = args.exact;
+    if (watched)
+        watch = std::make_unique<Watch>(*transformer, *cache, *watched,
+                                        risk_levels(bases->metadata));
+}
+
+void Session::feed(std::span<const Token> ids) {
+    if (watch) watch->feed(ids);
+    else transformer->forward(*cache, ids, nullptr, 0);
+}
+
+Generated Session::generate(Sampler& sampler, std::span<const Token> prompt, int limit,
+                            std::span<const Token> ends, const std::function<bool(Token)>& sink) {
+    return watch ? watch->generate(sampler, prompt, limit, ends, sink)
+                 : stief::generate(*transformer, *cache, sampler, prompt, limit, ends, sink);
+}
+
+void Session::hold(std::span<const Token> ids) {
+    if (watch) watch->hold(ids);
 }
 
 uint64_t Session::meaning_of_rows() const {

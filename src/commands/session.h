@@ -5,7 +5,7 @@
 
 #include "commands/args.h"
 #include "forward/sampler.h"
-#include "forward/transformer.h"
+#include "forward/watch.h"
 
 namespace stief {
 
@@ -16,14 +16,26 @@ struct Session {
     std::optional<Bases> bases;                // of --bases, or of --cache q8 or q4
     std::unique_ptr<Transformer> transformer;
     std::unique_ptr<KvCache> cache;
+    std::unique_ptr<Watch> watch;              // of --risk; null: off
 
     // default_context: what --context means where it is not given; never more than the model's.
     explicit Session(const Args& args, int default_context = 8192);
 
     // Identifies what gives the cache's rows their meaning: the model, and the bases where there are any.
     uint64_t meaning_of_rows() const;
+
+    // Transformer::forward without logits, and generate(), with or without a watch.
+    void feed(std::span<const Token> ids);
+    Generated generate(Sampler& sampler, std::span<const Token> prompt, int limit,
+                       std::span<const Token> ends, const std::function<bool(Token)>& sink);
+    // The cache holds these now: it was taken back, emptied or loaded.
+    void hold(std::span<const Token> ids);
 };
 
+// --risk, --audit, --cold. UsageError where they do not go together; risk: what "off" stands for.
+std::optional<WatchOptions> watch_options(const Args& args);
+// What the watch has found so far, one line; "" where there is none.
+std::string watch_line(const Watch* watch);
 DType parse_cache_dtype(const std::string& name);
 // What --cache, --bases, --window and --ages ask for. bases: none for the plain cache.
 struct CacheChoice {
@@ -50,6 +62,8 @@ void status(const Args& args, const std::string& text);
 int chat(const Args& args);
 int generate_text(const Args& args);
 int perplexity(const Args& args);
+int risk(const Args& args);
+int needle(const Args& args);
 int calibrate_bases(const Args& args);
 int bench(const Args& args);
 int inspect(const Args& args);

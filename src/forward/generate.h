@@ -24,4 +24,15 @@ Generated generate(Transformer& transformer, KvCache& cache, Sampler& sampler,
                    std::span<const Token> prompt, int limit, std::span<const Token> ends,
                    const std::function<bool(Token)>& sink);
 
+// The loop itself, for whatever feeds and draws.
+struct TextSteps {
+    std::function<void()> prompt;                    // into the cache
+    std::function<Token()> draw;                     // what follows all that was fed
+    std::function<void(Token)> feed;
+    std::function<void()> finish;                    // may be empty
+};
+// room: tokens that fit behind the prompt.
+Generated generate_with(const TextSteps& steps, int room, int prompt_tokens, int limit,
+                        std::span<const Token> ends, const std::function<bool(Token)>& sink);
+
 }  // namespace stief

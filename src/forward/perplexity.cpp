@@ -98,7 +98,7 @@ void Tally::add(const RowScore& one, bool compared) {
     welford(mean_reference, squares_reference, one.loss_full, n);
     divergence += one.divergence;
     divergences.push_back(float(one.divergence));
-    same_top += size_t(one.same_top);
+    same_top.push_back(one.same_top);
 }
 
 Measured Tally::result() {
@@ -107,10 +107,12 @@ Measured Tally::result() {
     if (divergences.empty()) return all;
     all.reference = loss_of(mean_reference, squares_reference, n);
     double count = double(n);
-    std::sort(divergences.begin(), divergences.end());
+    std::vector<float> sorted = divergences;
+    std::sort(sorted.begin(), sorted.end());
     size_t rank = size_t(std::ceil(0.99 * count)) - 1;
-    all.divergence = {divergence / count, divergences[rank], divergences.back(),
-                      double(same_top) / count};
+    auto same = std::count(same_top.begin(), same_top.end(), true);
+    all.divergence = {divergence / count, sorted[rank], sorted.back(), double(same) / count};
+    all.step = std::move(divergences), all.same_top = std::move(same_top);
     return all;
 }
 

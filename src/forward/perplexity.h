@@ -56,9 +56,11 @@ struct Measured {
     Loss reference;                // of the reference, where there is one
     Divergence divergence;         // KL(reference ‖ under test)
     double compressed_share = 0;   // of what the scored predictions read of the cache under test
+    std::vector<float> step;       // (tokens)  the divergence of each, in order
+    std::vector<bool> same_top;    // (tokens)
 };
 
-// Adds up scores of positions. Memory: 4 bytes a compared position, for p99.
+// Adds up scores of positions. Memory: 4 bytes a compared position.
 struct Tally {
     size_t n = 0;
     double mean = 0, mean_reference = 0;   // of −ln p so far
@@ -69,7 +71,7 @@ struct Tally {
   private:
     double squares = 0, squares_reference = 0, divergence = 0;
     std::vector<float> divergences;
-    size_t same_top = 0;
+    std::vector<bool> same_top;
 };
 
 // One way to run the model: where its keys and values go, and with which arithmetic.

@@ -8,7 +8,14 @@
 
 namespace stief {
 
-Token Sampler::pick(std::span<float> logits) {
+// −ln(−ln u), u uniform in (0, 1).
+static double gumbel(uint64_t draw, Token id) {
+    Random one(draw + uint64_t(id) * 0xd1342543de82ef95u);
+    double u = (double(one.next() >> 11) + 0.5) * 0x1p-53;
+    return -std::log(-std::log(u));
+}
+
+Token Sampler::pick(std::span<float> logits, Random& from) {
     for (float z : logits) if (std::isnan(z)) throw NotFinite();
     for (size_t i = 0; i < drawable.size(); i++)
         if (!drawable[i]) logits[i] = -std::numeric_limits<float>::infinity();
@@ -43,12 +50,15 @@ Token Sampler::pick(std::span<float> logits) {
     while (kept < keep && (kept == 0 || mass < sampling.top_p * total)) mass += weight(kept++);
     while (kept > 1 && weight(kept - 1) < sampling.min_p) mass -= weight(--kept);
 
-    double draw = random.uniform() * mass;
+    uint64_t draw = from.next();
+    size_t drawn = 0;
+    double most = -std::numeric_limits<double>::infinity();
     for (size_t i = 0; i < kept; i++) {
-        draw -= weight(i);
-        if (draw < 0) return candidates[i].id;
+        const Candidate& one = candidates[i];
+        double value = (double(one.logit) - best) / sampling.temperature + gumbel(draw, one.id);
+        if (value > most) most = value, drawn = i;
     }
-    return candidates[kept - 1].id;
+    return candidates[drawn].id;
 }
 
 }  // namespace stief

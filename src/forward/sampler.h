@@ -1,4 +1,9 @@
 // One token from a row of logits. The filters, in transformers' order: temperature, top-k, top-p, min-p.
+// Of what they leave the token with the largest z/T + g is drawn, g Gumbel noise of the draw's number
+// and the token's id alone: two models that agree on a distribution draw the same token, and where
+// they differ by a total variation of δ, another one with a probability of at most 2δ / (1 + δ)
+// (Daliri, Musco and Suresh 2025, Coupling without Communication). That is what lets a draft guess
+// what is going to be drawn (exact.cpp).
 #pragma once
 #include <span>
 #include <vector>
@@ -18,7 +23,9 @@ struct Sampler {
     Sampler(const Sampling& how, uint64_t start) : sampling(how), seed(start), random(start) {}
 
     // NotFinite where a logit is NaN; logits is used as scratch.
-    Token pick(std::span<float> logits);
+    Token pick(std::span<float> logits) { return pick(logits, random); }
+    // The same with another generator: a draw is one number of it, or none where it is greedy.
+    Token pick(std::span<float> logits, Random& from);
 
   private:
     struct Candidate {

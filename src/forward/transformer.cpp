@@ -126,7 +126,7 @@ void Transformer::pass(KvCache& cache, std::span<const Token> ids, Then then) {
         step.replay = (arena.number << 24 ^ cache.rows.number) << 3 | uint64_t(then) << 1 | exact;
     fill_rotation(step.pos + step.T);
     Backend& ops = *model.backend;
-    ops.exact = exact;
+    ops.exact = exact, ops.singly = singly;
     if (ops.begin_step(step)) {
         ops.embed(x, model.embedding, step);
         for (int l = 0; l < model.config.L; l++) block(l, cache, step);
@@ -156,8 +156,9 @@ void Transformer::batches(KvCache& cache, std::span<const Token> ids, int wanted
                           const Last& last) {
     int n = int(ids.size()), skipped = n - wanted;
     check(wanted >= 0 && wanted <= n, "%d rows of logits are wanted of %d tokens", wanted, n);
-    for (int begin = 0; begin < n; begin += batch) {
-        int T = std::min(batch, n - begin), first = std::max(0, skipped - begin);
+    int most = singly ? std::min(batch, model.backend->most_singly) : batch;
+    for (int begin = 0; begin < n; begin += most) {
+        int T = std::min(most, n - begin), first = std::max(0, skipped - begin);
         pass(cache, ids.subspan(size_t(begin), size_t(T)), first < T ? then : Then::Nothing);
         if (first < T) last(first, T);
     }

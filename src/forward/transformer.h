@@ -46,6 +46,7 @@ struct Transformer : private PassArrays {
     int batch;                // tokens a pass at most; longer prompts go in several
     int context;              // positions at most
     bool exact = false;       // f32 activations in every product (may change between calls)
+    bool singly = false;      // every token as in a pass of its own, to the last bit (likewise)
 
     Transformer(Model& owner, int context_size, int batch_size = 512);
 

@@ -1,4 +1,5 @@
-// The cache's rows, and decode attention: out_h = softmax(q_h Kᵀ / √d) V, one query row per head.
+// The cache's rows, and decode attention: out_h = softmax(q_h Kᵀ / √d) V, one query row per head,
+// of one token or of several that are to come out as each alone would.
 // Positions are split over threads and merged by their running max and sum (Dao et al. 2023,
 // Flash-Decoding). A piece is (kv head, split): it reads what is stored of K and V once and shares
 // every row over the m query heads of the group.
@@ -170,24 +171,48 @@ static void merge_splits(float* out, const float* partial, size_t between, int s
     for (int j = 0; j < r; j++) out[j] /= sum;
 }
 
-void CpuBackend::attend_one(float* out, const float* q, const float* rotation,
-                            const CacheLayer& cache, int S) {
-    int m = cache.H / cache.G, each = split_of(S), splits = (S + each - 1) / each;
+// Tokens whose positions are split alike. A split's rows stay in the second cache while all of them
+// read it, each as if it were alone: its own count of positions decides the order of every sum.
+void CpuBackend::attend_alike(float* out, const float* q, const float* rotation,
+                              const CacheLayer& cache, const Step& step) {
+    int m = cache.H / cache.G, split = split_of(step.pos + 1), T = step.T;
+    int splits = (step.pos + T + split - 1) / split;
     size_t G = size_t(cache.G), d = size_t(cache.d), stride = d + 2, H = size_t(cache.H);
-    partials.resize(size_t(splits) * H * stride);
-    threads.run(size_t(splits) * G, [&](size_t piece) {
-        int g = int(piece % G), first = int(piece / G) * each;
-        float* partial = partials.data() + ((piece / G) * H + size_t(g * m)) * stride;
-        Split split(*this, cache, rotation, g, first, std::min(each, S - first), S - 1);
-        attend_split(split, partial, stride, q + size_t(g * m) * d);
-    });
-    for_rows(H, size_t(splits) * d, [&](size_t first, size_t end) {
-        for (size_t h = first; h < end; h++) {
-            const CacheRows& head = cache.v[h / size_t(m)];
-            merge_splits(out + h * d, partials.data() + h * stride, H * stride, splits, head.width,
-                         cache.d);
+    size_t between = H * stride, width = H * d, each = size_t(splits) * between;
+    partials.resize(size_t(T) * each);
+    constexpr int TOGETHER = 8;  // tokens of a piece: enough pieces where there are few splits
+    size_t groups = size_t((T + TOGETHER - 1) / TOGETHER);
+    threads.run(size_t(splits) * G * groups, [&](size_t piece) {
+        int t = int(piece % groups) * TOGETHER, end = std::min(T, t + TOGETHER);
+        int g = int(piece / groups % G), i = int(piece / groups / G), first = i * split;
+        for (; t < end; t++) {
+            int S = step.pos + t + 1;
+            if (first >= S) continue;
+            float* partial =
+                partials.data() + size_t(t) * each + size_t(i) * between + size_t(g * m) * stride;
+            Split one(*this, cache, rotation, g, first, std::min(split, S - first), S - 1);
+            attend_split(one, partial, stride, q + size_t(t) * width + size_t(g * m) * d);
         }
     });
+    for_rows(size_t(T) * H, size_t(splits) * d, [&](size_t first, size_t end) {
+        for (size_t row = first; row < end; row++) {
+            size_t t = row / H, h = row % H;
+            const CacheRows& head = cache.v[h / size_t(m)];
+            merge_splits(out + row * d, partials.data() + t * each + h * stride, between,
+                         (step.pos + int(t) + split) / split, head.width, cache.d);
+        }
+    });
+}
+
+void CpuBackend::attend_singly(float* out, const float* q, const float* rotation,
+                               const CacheLayer& cache, const Step& step) {
+    size_t width = size_t(cache.H) * size_t(cache.d);
+    for (int t = 0, end; t < step.T; t = end) {
+        int split = split_of(step.pos + t + 1);
+        for (end = t + 1; end < step.T && split_of(step.pos + end + 1) == split;) end++;
+        attend_alike(out + size_t(t) * width, q + size_t(t) * width, rotation, cache,
+                     {step.pos + t, end - t});
+    }
 }
 
 }  // namespace stief

@@ -112,8 +112,8 @@ void CpuBackend::attend(float* out, const float* q, const float* rotation, const
                         const Step& step) {
     prepare(cache);
     const float* queries = latent_queries(q, cache, step.T);
-    if (step.T == 1)
-        attend_one(out, queries, rotation, cache, step.pos + 1);
+    if (step.T == 1 || singly)
+        attend_singly(out, queries, rotation, cache, step);
     else if (step.T > 1)
         attend_tiles(out, queries, rotation, cache, step);
     decode_values(out, cache, step.T);

@@ -1,6 +1,8 @@
 #include "backend/cpu/cpu_backend.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstdlib>
@@ -14,6 +16,7 @@ namespace stief {
 CpuBackend::CpuBackend(const BackendOptions& options, Threads& pool)
     : kernels(choose_kernels(options.isa.c_str())), threads(pool) {
     name = "cpu";
+    most_singly = 32;
     device = format("%s, %d thread%s", kernels.name, pool.count(), pool.count() == 1 ? "" : "s");
 }
 
@@ -40,6 +43,24 @@ void* CpuBackend::alloc(size_t bytes, const char* what) {
                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     check(memory != MAP_FAILED, "%s needs %.2f GiB, which the system refuses: %s", what,
           double(bytes) / GIB, std::strerror(errno));
+    return memory;
+}
+
+// Space is taken at once: a disk that fills up later would kill the process where it writes. The name
+// is given back at once as well, so that nothing has to be removed after a signal.
+void* CpuBackend::alloc_cold(size_t bytes, const char* what, const std::string& path) {
+    if (path.empty()) return alloc(bytes, what);
+    int file = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    check(file >= 0, "%s: cannot be made for %s: %s", path.c_str(), what, std::strerror(errno));
+    unlink(path.c_str());
+    int error = posix_fallocate(file, 0, off_t(bytes ? bytes : 1));
+    void* memory = error ? MAP_FAILED
+                         : mmap(nullptr, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_SHARED,
+                                file, 0);
+    if (!error && memory == MAP_FAILED) error = errno;
+    close(file);
+    check(!error, "%s: no room for %s, %.2f GiB: %s", path.c_str(), what,
+          double(bytes) * 0x1p-30, std::strerror(error));
     return memory;
 }
 

@@ -20,6 +20,7 @@ struct CpuBackend final : Backend {
     CpuBackend(const BackendOptions& options, Threads& pool);
     size_t available() const override;
     void* alloc(size_t bytes, const char* what) override;
+    void* alloc_cold(size_t bytes, const char* what, const std::string& path) override;
     void release(void* memory, size_t bytes) override;
     Weight bind(const Tensor& tensor) override;
     void upload(void* to, const void* host, size_t bytes) override;
@@ -68,13 +69,16 @@ struct CpuBackend final : Backend {
   private:
     void prepare(const CacheLayer& cache);  // the layouts that its threads will look up
     const float* latent_queries(const float* q, const CacheLayer& cache, int T);
-    void attend_one(float* out, const float* q, const float* rotation, const CacheLayer& cache, int S);
+    void attend_singly(float* out, const float* q, const float* rotation, const CacheLayer& cache,
+                       const Step& step);
+    void attend_alike(float* out, const float* q, const float* rotation, const CacheLayer& cache,
+                      const Step& step);
     void attend_tiles(float* out, const float* q, const float* rotation, const CacheLayer& cache,
                       const Step& step);
     void decode_values(float* out, const CacheLayer& cache, int T);
 
     std::map<std::pair<decltype(RowFormat::count), DType>, RowLayout> layouts;
-    std::vector<float> partials;        // of decode attention: (splits, H, d + 2)
+    std::vector<float> partials;        // of decode attention: (T, splits, H, d + 2)
     std::vector<float> latents;         // queries in the keys' coordinates: (T, H, d)
 };
 

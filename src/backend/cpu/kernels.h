@@ -23,6 +23,10 @@ struct Kernels {
 
     // out_j = w_j · x, or += where add                     w (rows, K), rows = outputs
     void (*matvec[3])(float* out, const float* x, const void* w, size_t rows, size_t K, bool add);
+    // The same for T tokens, each to the last bit as matvec has it; a row of w is read once.
+    // out (T, ·), x (T, K)
+    void (*matvecs[3])(float* out, size_t out_stride, const float* x, const void* w, size_t rows,
+                       size_t K, int T, bool add);
 
     // out_h,s = q_h · row_s                                 out (m, ·), q (m, ·), rows (count, r)
     void (*scores[3])(float* out, size_t out_stride, const float* q, size_t q_stride,

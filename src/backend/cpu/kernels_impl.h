@@ -176,6 +176,7 @@ constexpr Kernels make_table(const char* name) {
         .name = name,
         .lanes = V::W * V::COLUMNS,
         .matvec = {matvec<V, F32>, matvec<V, F16>, matvec<V, BF16>},
+        .matvecs = {matvecs<V, F32>, matvecs<V, F16>, matvecs<V, BF16>},
         .scores = {scores<V, F32>, scores<V, F16>, scores<V, BF16>},
         .accumulate = {accumulate<V, F32>, accumulate<V, F16>, accumulate<V, BF16>},
         .pack_rows = pack_rows<V>,

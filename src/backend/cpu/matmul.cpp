@@ -1,6 +1,7 @@
-// out = x wᵀ, and out = x w for gradients. One token of x wᵀ: inner products with the rows of w as
-// they lie, at the speed of memory. All else: the blocked product of product_impl.h, exact in f32
-// or with x rounded to bf16 for a matrix unit.
+// out = x wᵀ, and out = x w for gradients. One token of x wᵀ, or several that are to come out as
+// each alone would: inner products with the rows of w as they lie, one token at the speed of
+// memory. All else: the blocked product of product_impl.h, exact in f32 or with x rounded to bf16
+// for a matrix unit.
 #include <algorithm>
 #include <cstring>
 
@@ -18,8 +19,9 @@ static size_t piece_rows(const CpuBackend& cpu, const Weight& w) {
     return std::max<size_t>(1, std::min(wanted, fair)) * MATVEC_ROWS;
 }
 
-// One token through several matrices: the pieces of all of them are one job of the threads.
-static void matvecs(CpuBackend& cpu, std::span<const Projection> all, const float* x, bool add) {
+// Tokens one by one through several matrices: the pieces of all of them are one job of the threads.
+static void matvecs(CpuBackend& cpu, std::span<const Projection> all, const float* x, int T,
+                    bool add) {
     auto pieces = [&](const Projection& one) {
         size_t rows = piece_rows(cpu, one.w);
         return (size_t(one.w.N) + rows - 1) / rows;
@@ -33,7 +35,8 @@ static void matvecs(CpuBackend& cpu, std::span<const Projection> all, const floa
         size_t N = size_t(w.N), K = size_t(w.K), rows = piece_rows(cpu, w);
         size_t first = i * rows, count = std::min(rows, N - first);
         const char* from = static_cast<const char*>(w.data) + first * K * size_of(w.dtype);
-        cpu.kernels.matvec[int(w.dtype)](one->out + first, x, from, count, K, add);
+        if (T == 1) cpu.kernels.matvec[int(w.dtype)](one->out + first, x, from, count, K, add);
+        else cpu.kernels.matvecs[int(w.dtype)](one->out + first, N, x, from, count, K, T, add);
     });
 }
 
@@ -138,7 +141,7 @@ static void matmul_tokens(CpuBackend& cpu, float* out, const float* x, const Wei
 }
 
 void CpuBackend::matmul(std::span<const Projection> all, const float* x, int T, bool add) {
-    if (T == 1) return matvecs(*this, all, x, add);
+    if (T == 1 || singly) return matvecs(*this, all, x, T, add);
     for (const Projection& one : all) matmul_tokens(*this, one.out, x, one.w, T, add);
 }
 

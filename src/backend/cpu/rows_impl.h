@@ -45,6 +45,64 @@ void matvec(float* out, const float* x, const void* w, size_t rows, size_t K, bo
         dot_rows<V, E, 1>(out + j, x, at + j * row, 0, K, add);
 }
 
+// out_t,j (+)= w_j · x_t for R rows that are `between` rows apart and M tokens: each sum in the
+// order of dot_rows, so that its bits do not tell how many tokens came together.
+template <class V, DType E, int R, int M>
+void dot_tokens(float* out, size_t out_stride, const float* x, const char* w, size_t between,
+                size_t K, bool add) {
+    const char* from = reinterpret_cast<const char*>(x);
+    typename V::F sum[M][R];
+    unroll<M * R>([&]<int i>() { sum[i / R][i % R] = V::zero(); });
+    size_t i = 0, apart = between * K * BYTES<E>;
+    auto step = [&](auto... left) {
+        typename V::F row[R];
+        const char* at = w + i * BYTES<E>;
+        unroll<R>([&]<int j>() {
+            row[j] = V::template load<E>(at + size_t(j) * apart, left...);
+        });
+        unroll<M>([&]<int t>() {
+            auto xi = V::template load<DType::F32>(from + (size_t(t) * K + i) * 4, left...);
+            unroll<R>([&]<int j>() { sum[t][j] = V::fma(row[j], xi, sum[t][j]); });
+        });
+    };
+    for (; i + V::W <= K; i += V::W) step();
+    if (i < K) step(int(K - i));
+    unroll<M * R>([&]<int i>() {
+        float one = V::sum(sum[i / R][i % R]);
+        float& to = out[size_t(i / R) * out_stride + size_t(i % R) * between];
+        to = add ? to + one : one;
+    });
+}
+
+// M tokens at a time, the last ones by twos and alone.
+template <class V, DType E, int R, int M>
+void dot_all_tokens(float* out, size_t out_stride, const float* x, const char* w, size_t between,
+                    size_t K, int T, bool add) {
+    int t = 0;
+    auto some = [&]<int N>(Indices<N>) {
+        for (; t + N <= T; t += N)
+            dot_tokens<V, E, R, N>(out + size_t(t) * out_stride, out_stride, x + size_t(t) * K, w,
+                                   between, K, add);
+    };
+    some(Indices<M>());
+    some(Indices<2>());
+    some(Indices<1>());
+}
+
+// SCANS rows at a time: they stay in the nearest cache while all tokens pass. With 32 registers
+// 4 × 6 sums, 4 weights and x; with 16, 4 × 2.
+template <class V, DType E>
+void matvecs(float* out, size_t out_stride, const float* x, const void* w, size_t rows, size_t K,
+             int T, bool add) {
+    constexpr int R = SCANS, M = V::TOKENS >= 10 ? 6 : 2;
+    const char* at = static_cast<const char*>(w);
+    size_t each = rows / R, row = K * BYTES<E>;
+    for (size_t j = 0; j < each; j++)
+        dot_all_tokens<V, E, R, M>(out + j, out_stride, x, at + j * row, each, K, T, add);
+    for (size_t j = R * each; j < rows; j++)
+        dot_all_tokens<V, E, 1, M>(out + j, out_stride, x, at + j * row, 0, K, T, add);
+}
+
 // out_h,s = q_h · row_s for M heads and R = 1 or SCANS rows that are `between` rows apart. A row is
 // `row` bytes, its first r elements of type E.
 template <class V, DType E, int M, int R>

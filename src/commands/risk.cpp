@@ -1,0 +1,202 @@
+// stief risk: a text window by window through the compressed cache and the full one. What each window
+// loses, what an audit of one block in eight would have told of it, and beside it the tail of the
+// response covariance's spectrum, the quantity of "The risk of KV cache compression".
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "base/file.h"
+#include "base/json_writer.h"
+#include "base/progress.h"
+#include "calibrate/response_tail.h"
+#include "calibrate/svg.h"
+#include "commands/outputs.h"
+#include "commands/session.h"
+#include "forward/perplexity.h"
+
+namespace stief {
+namespace {
+
+constexpr size_t ONE_IN = 8;    // blocks, of which an audit looks at one
+
+struct WindowRisk {
+    size_t first = 0, tokens = 0;      // of the text; predictions that were compared
+    double kld = 0, audited = 0, same_top = 0, tail = 0;
+    bool above = false;                // the whole window's blocks leave the level
+};
+
+struct RiskReport {
+    std::vector<WindowRisk> windows;
+    AuditLog all, sample;              // every block; one in eight
+    double tail_correlation = 0, audit_correlation = 0;    // with the log of KL, over windows
+};
+
+const char* word(AuditLog::Verdict verdict) {
+    return verdict == AuditLog::Verdict::NoLevel ? "no level stored"
+           : verdict == AuditLog::Verdict::Above ? "above"
+                                                 : "usual";
+}
+
+// NaN of fewer than three pairs, or where one side does not vary.
+double correlation(const std::vector<double>& a, const std::vector<double>& b) {
+    size_t n = a.size();
+    double ma = 0, mb = 0, aa = 0, bb = 0, ab = 0;
+    for (size_t i = 0; i < n; i++) ma += a[i] / double(n), mb += b[i] / double(n);
+    for (size_t i = 0; i < n; i++) {
+        aa += (a[i] - ma) * (a[i] - ma), bb += (b[i] - mb) * (b[i] - mb);
+        ab += (a[i] - ma) * (b[i] - mb);
+    }
+    return n < 3 || aa <= 0 || bb <= 0 ? double(NAN) : ab / std::sqrt(aa * bb);
+}
+
+void correlate(RiskReport& report) {
+    std::vector<double> kld, tail, audited;
+    for (const WindowRisk& one : report.windows) {
+        if (one.kld <= 0 || one.tail <= 0 || one.audited <= 0) continue;
+        kld.push_back(std::log(one.kld));
+        tail.push_back(std::log(one.tail)), audited.push_back(std::log(one.audited));
+    }
+    report.tail_correlation = correlation(kld, tail);
+    report.audit_correlation = correlation(kld, audited);
+}
+
+// Steps first … first + n − 1 of what was measured, as blocks; position: of the window's first step.
+WindowRisk window_risk(RiskReport& report, const Measured& measured, size_t first, size_t n,
+                       size_t position, size_t block, const RiskLevels& levels) {
+    WindowRisk one{position, n, 0, 0, 0, 0, false};
+    AuditLog own;
+    own.levels = levels;
+    size_t sampled = 0;
+    for (size_t at = 0, index = report.windows.size(); at < n; at += block, index++) {
+        AuditedBlock b{int(position + at), int(std::min(block, n - at)), 0, 0, 0};
+        for (size_t i = first + at; i < first + at + size_t(b.tokens); i++) {
+            double divergence = double(measured.step[i]);
+            b.mean += divergence / b.tokens;
+            b.max = std::max(b.max, divergence);
+            b.same_top += measured.same_top[i];
+            one.kld += divergence / double(n);
+            one.same_top += measured.same_top[i] / double(n);
+        }
+        own.blocks.push_back(b);
+        report.all.blocks.push_back(b);
+        if (index % ONE_IN) continue;    // another block of each window
+        report.sample.blocks.push_back(b);
+        one.audited += b.mean * b.tokens, sampled += size_t(b.tokens);
+    }
+    one.audited = sampled ? one.audited / double(sampled) : double(NAN);
+    one.above = own.verdict() == AuditLog::Verdict::Above;
+    return one;
+}
+
+std::string as_json(const RiskReport& r) {
+    JsonWriter json;
+    json.begin_object().begin_array("windows");
+    for (const WindowRisk& one : r.windows) {
+        json.begin_object().add("first", one.first).add("tokens", one.tokens);
+        json.add("kld", one.kld).add("kld_audited", one.audited).add("same_top", one.same_top);
+        json.add("tail", one.tail);
+        json.add("verdict", r.all.levels.empty() ? "no level stored" : one.above ? "above" : "usual");
+        json.end_object();
+    }
+    json.end_array().add("kld", r.all.mean()).add("kld_stderr", r.all.standard_error());
+    json.add("same_top", r.all.same_top()).add("verdict", word(r.all.verdict()));
+    const AuditedBlock& any = r.all.blocks.front();
+    const RiskLevel* level = r.all.level_of(any);
+    json.add("level", level ? level->mean : double(NAN));
+    json.begin_object("coverage").add("share", double(r.sample.audited()) / r.all.audited());
+    json.add("kld_audited", r.sample.mean()).add("kld_audited_stderr", r.sample.standard_error());
+    json.add("correlation", r.audit_correlation).end_object();
+    return json.add("tail_correlation", r.tail_correlation).end_object().text + "\n";
+}
+
+std::string as_text(const RiskReport& r) {
+    std::string text = "   first  tokens  KL, nats  audited  same top      tail\n";
+    for (const WindowRisk& one : r.windows)
+        text += format("%8zu  %6zu  %8.4g  %7.3g  %7.1f%%  %8.3g%s\n", one.first, one.tokens, one.kld,
+                       one.audited, 100 * one.same_top, one.tail, one.above ? "  above the level" : "");
+    text += "\n" + r.all.line() + "\n";
+    text += format("one block in %zu: KL %.3g ± %.2g nats; over windows its log correlates with that "
+                   "of the whole by %.2f\n",
+                   ONE_IN, r.sample.mean(), r.sample.standard_error(), r.audit_correlation);
+    return text + format("the spectral tail's log correlates with KL's by %.2f over %zu windows\n",
+                         r.tail_correlation, r.windows.size());
+}
+
+std::string as_page(const RiskReport& r, const Args& args) {
+    Chart course{"KL divergence along the text", "position", "nats a token", {}, 720, 260, true};
+    Series whole{"all", 0, {}, true}, audited{"one in eight", 1, {}, true};
+    Chart paper{"KL divergence and the spectral tail", "ln tail", "ln KL", {}, 520, 300, false};
+    Series pairs{"windows", 0, {}, true};
+    for (const WindowRisk& one : r.windows) {
+        whole.points.push_back({double(one.first), one.kld});
+        if (one.audited >= 0) audited.points.push_back({double(one.first), one.audited});
+        if (one.tail > 0 && one.kld > 0)
+            pairs.points.push_back({std::log(one.tail), std::log(one.kld)});
+    }
+    std::sort(pairs.points.begin(), pairs.points.end());
+    course.series = {whole, audited}, paper.series = {pairs};
+    return "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>stief risk</title>"
+           "<style>body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; }"
+           "svg { width: 100%; background: #f5f6f8; } svg polyline { fill: none; stroke-width: 1.6; }"
+           ".s0 { stroke: #1f6feb; } .s1 { stroke: #d1480f; } .f0 { fill: #1f6feb; }"
+           ".f1 { fill: #d1480f; } svg line.grid { stroke: #dfe3e8; }</style></head><body><h1>" +
+           html_text(args.rest[0]) + " through " +
+           html_text(args.bases.empty() ? args.cache : args.bases) + "</h1><p>" +
+           html_text(r.all.line()) + "</p>" + svg_chart(course) + svg_chart(paper) +
+           format("<p>Over windows, the logarithm of the tail correlates with that of KL by %.2f, an "
+                  "audit of one block in eight by %.2f.</p></body></html>\n",
+                  r.tail_correlation, r.audit_correlation);
+}
+
+RiskReport measure_risk(const Args& args, Session& session, std::span<const Token> ids) {
+    Model& model = session.model;
+    Protocol protocol{.name = Protocol::Chunks, .context = session.context, .limit = args.chunks};
+    KvCache full(*model.backend, model.config, session.context, session.dtype);
+    Runner tested{*session.transformer, *session.cache, args.exact};
+    Runner reference{*session.transformer, full, args.exact};
+    Progress progress("risk", "tokens", args.quiet);
+    Measured measured = measure(tested, &reference, ids, protocol, [&](size_t done, size_t all, double) {
+        progress.update(done, all);
+    });
+    RiskReport report;
+    report.all.levels = report.sample.levels = risk_levels(session.bases->metadata);
+    std::vector<float> rotation = rotation_table(model.config, session.context);
+    LayerPass pass(model, session.context, rotation);
+    size_t first = 0, block = size_t(args.audit ? args.audit : Watch::MOST);
+    for (const Window& window : windows(protocol, ids.size())) {
+        size_t n = window.end - window.first_scored;
+        WindowRisk one = window_risk(report, measured, first, n, window.first_scored, block,
+                                     report.all.levels);
+        one.tail = response_tail(pass, ids.subspan(window.begin, window.end - window.begin));
+        report.windows.push_back(one);
+        report.all.positions += int(n), report.sample.positions += int(n);
+        first += n;
+        progress.update(first, measured.step.size(), "tails");
+    }
+    correlate(report);
+    return report;
+}
+
+}  // namespace
+
+int risk(const Args& args) {
+    if (args.bases.empty() && args.cache != "q8" && args.cache != "q4")
+        throw UsageError("risk asks what a compressed cache loses: --bases FILE, --cache q8 or q4");
+    check_outputs({{{"--report", args.report}, Output::Page}},
+                  {{"the text", args.rest[0]}, {"--bases", args.bases}}, args.model);
+    Tokenizer tokenizer = Tokenizer::open(args.model);
+    std::vector<Token> ids = tokenizer.encode_document(read_text(args.rest[0]));
+    Session session(args, 512);
+    check(session.context >= 4, "a window of fewer than 4 tokens scores next to nothing");
+    RiskReport report = measure_risk(args, session, ids);
+    session.model.weights.files.check_unchanged();
+    if (!args.report.empty()) {
+        AtomicFile page(args.report);
+        page.write(as_page(report, args));
+        page.commit();
+    }
+    print(args.json ? as_json(report) : as_text(report));
+    return 0;
+}
+
+}  // namespace stief

@@ -1,0 +1,140 @@
+#include "forward/audit_log.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+
+#include "base/check.h"
+#include "base/json_writer.h"
+
+namespace stief {
+
+int AuditLog::audited() const {
+    int sum = 0;
+    for (const AuditedBlock& one : blocks) sum += one.tokens;
+    return sum;
+}
+
+double AuditLog::mean() const {
+    double sum = 0;
+    for (const AuditedBlock& one : blocks) sum += one.mean * one.tokens;
+    return blocks.empty() ? 0 : sum / audited();
+}
+
+// Steps of one block depend on one another; blocks are taken for independent, weighted by tokens.
+double AuditLog::standard_error() const {
+    size_t n = blocks.size();
+    if (n < 2) return 0;
+    double squares = 0, all = audited(), about = mean();
+    for (const AuditedBlock& one : blocks) {
+        double deviation = one.tokens * (one.mean - about);
+        squares += deviation * deviation;
+    }
+    return std::sqrt(squares * double(n) / double(n - 1)) / all;
+}
+
+double AuditLog::same_top() const {
+    int same = 0;
+    for (const AuditedBlock& one : blocks) same += one.same_top;
+    return blocks.empty() ? 1 : double(same) / audited();
+}
+
+const AuditedBlock* AuditLog::worst() const {
+    auto less = [](const AuditedBlock& a, const AuditedBlock& b) { return a.mean < b.mean; };
+    auto found = std::max_element(blocks.begin(), blocks.end(), less);
+    return found == blocks.end() ? nullptr : &*found;
+}
+
+const RiskLevel* AuditLog::level_of(const AuditedBlock& one) const {
+    const RiskLevel* best = nullptr;
+    for (const RiskLevel& level : levels)
+        if (level.block <= one.tokens) best = &level;
+    return best;
+}
+
+bool AuditLog::above(const AuditedBlock& one) const {
+    const RiskLevel* level = level_of(one);
+    return level && one.mean > level->mean;
+}
+
+int AuditLog::count_above() const {
+    auto is_above = [&](const AuditedBlock& one) { return above(one); };
+    return int(std::count_if(blocks.begin(), blocks.end(), is_above));
+}
+
+// P(at least k of n) where each has probability q.
+static double binomial_tail(int n, int k, double q) {
+    double below = 0, term = std::pow(1 - q, n);    // of 0
+    for (int i = 0; i < k; i++) {
+        below += term;
+        term *= double(n - i) / double(i + 1) * q / (1 - q);
+    }
+    return 1 - below;
+}
+
+AuditLog::Verdict AuditLog::verdict() const {
+    if (levels.empty()) return Verdict::NoLevel;
+    double q = 0;    // of the shortest blocks' level, the least sure
+    for (const AuditedBlock& one : blocks)
+        if (const RiskLevel* level = level_of(one)) q = std::max(q, 1.0 / (level->blocks + 1));
+    int k = count_above();
+    bool left = k > 0 && binomial_tail(int(blocks.size()), k, q) < 0.01;
+    return left ? Verdict::Above : Verdict::Usual;
+}
+
+std::string AuditLog::line() const {
+    if (blocks.empty()) return format("0 of %d positions audited", positions);
+    const AuditedBlock& most = *worst();
+    std::string text = format(
+        "%d of %d positions audited: KL %.3g ± %.2g nats, worst block %.3g (positions %d to %d), same "
+        "top token %.1f%%; ",
+        audited(), positions, mean(), standard_error(), most.mean, most.first,
+        most.first + most.tokens - 1, 100 * same_top());
+    if (levels.empty()) return text + "no level stored";
+    return text + format("%d of %zu blocks above calibration's level: %s", count_above(),
+                         blocks.size(),
+                         verdict() == Verdict::Above ? "this context loses more" : "as usual");
+}
+
+void AuditLog::take_back(int used) {
+    positions = std::min(positions, used);
+    std::erase_if(blocks, [&](const AuditedBlock& one) { return one.first + one.tokens > used; });
+}
+
+std::string risk_levels(std::span<const float> divergence, size_t stretch) {
+    JsonWriter json;
+    json.begin_object();
+    for (size_t block = 1; block <= 128 && block <= stretch; block *= 2) {
+        size_t blocks = 0;
+        double most = 0;
+        for (size_t begin = 0; begin < divergence.size(); begin += stretch) {
+            size_t end = std::min(begin + stretch, divergence.size());
+            for (size_t at = begin; at + block <= end; at += block, blocks++) {
+                double sum = 0;
+                for (size_t i = at; i < at + block; i++) sum += double(divergence[i]);
+                most = std::max(most, sum / double(block));
+            }
+        }
+        if (blocks == 0) continue;
+        json.begin_array(std::to_string(block)).add("", blocks).add("", most).end_array();
+    }
+    return json.end_object().text;
+}
+
+RiskLevels risk_levels(const std::map<std::string, std::string>& metadata) {
+    auto found = metadata.find("risk_levels");
+    if (found == metadata.end()) return {};
+    std::string where = "risk_levels of the bases";
+    Json stored = Json::parse(found->second, where);
+    RiskLevels levels;
+    for (const Json::Member& one : stored.members) {
+        int tokens = std::atoi(one.key.c_str());
+        check(tokens > (levels.empty() ? 0 : levels.back().block) && one.value.items.size() == 2,
+              "%s: \"%.20s\" is no block's level", where.c_str(), one.key.c_str());
+        levels.push_back({tokens, int(one.value.items[0].integer(where, 1, 1 << 30)),
+                          one.value.items[1].number(where)});
+    }
+    return levels;
+}
+
+}  // namespace stief

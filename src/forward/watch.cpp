@@ -1,0 +1,157 @@
+#include "forward/watch.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "forward/finite.h"
+
+namespace stief {
+
+static size_t row_bytes(const Config& config) {
+    return size_t(config.V) * sizeof(float);
+}
+
+static int tokens_of(const WatchOptions& how) {
+    return how.block ? how.block : Watch::MOST;
+}
+
+int Watch::block() const {
+    return tokens_of(options);
+}
+
+Watch::Watch(Transformer& pass, KvCache& compressed, const WatchOptions& how, RiskLevels usual)
+    : transformer(pass), cache(compressed), options(how) {
+    check(!options.exact || options.cold != WatchOptions::Reread,
+          "whole rows that are not kept cannot verify every token");
+    log.levels = std::move(usual);
+    const Config& config = transformer.model.config;
+    if (options.exact) {
+        options.block = std::min(options.block, MOST);
+        rows.resize(size_t(block() + 1) * size_t(config.V));
+    } else {
+        size_t bytes = size_t(block()) * row_bytes(config);
+        drafted = Buffer(*transformer.model.backend, bytes, "a block's logits");
+        full = Buffer(*transformer.model.backend, bytes, "a block's logits over whole rows");
+    }
+    if (options.cold != WatchOptions::Reread) make_whole();
+}
+
+void Watch::make_whole() {
+    int capacity = options.cold == WatchOptions::Reread ? int(ids.size()) : cache.capacity;
+    whole = std::make_unique<KvCache>(*transformer.model.backend, transformer.model.config, capacity,
+                                      cache.dtype, nullptr, transformer.batch, &options.file);
+}
+
+size_t Watch::whole_bytes() const {
+    return whole ? whole->bytes() : 0;
+}
+
+size_t Watch::bytes_for(const Config& config, int capacity, DType dtype, const WatchOptions& how) {
+    size_t logits = 2 * size_t(tokens_of(how)) * row_bytes(config);
+    return logits + (how.cold == WatchOptions::File ? 0
+                                                    : KvCache::bytes_for(config, capacity, dtype));
+}
+
+// The whole rows of positions up to `until`, in batches as a prompt's.
+void Watch::catch_up(int until) {
+    transformer.singly = false;
+    if (whole->used >= until) return;
+    std::span<const Token> all = ids;
+    transformer.forward(*whole, all.subspan(size_t(whole->used), size_t(until - whole->used)),
+                        nullptr, 0);
+}
+
+void Watch::hold(std::span<const Token> now) {
+    size_t same = size_t(std::mismatch(ids.begin(), ids.end(), now.begin(), now.end()).first -
+                         ids.begin());
+    ids.assign(now.begin(), now.end());
+    if (whole) whole->used = std::min(whole->used, int(same));
+    log.take_back(int(same));
+    log.positions = int(ids.size());
+}
+
+void Watch::feed(std::span<const Token> more) {
+    transformer.singly = false;
+    if (options.exact) catch_up(int(ids.size()));
+    transformer.forward(cache, more, nullptr, 0);
+    ids.insert(ids.end(), more.begin(), more.end());
+    log.positions = int(ids.size());
+    if (options.exact) catch_up(int(ids.size()));
+}
+
+// Compares the last `count` predictions, whose logits `drafted` holds.
+void Watch::audit(int count) {
+    if (count == 0) return;
+    const Config& config = transformer.model.config;
+    if (!whole) make_whole();
+    int first = int(ids.size()) - count;
+    whole->used = std::min(whole->used, first);
+    catch_up(first);
+    std::span<const Token> block(ids.data() + first, size_t(count));
+    transformer.forward_on_backend(*whole, block, full.f32(), count);
+    std::vector<RowScore> scores(static_cast<size_t>(count));
+    // The losses, which would need the token after the last, are not asked for.
+    transformer.model.backend->score(scores.data(), drafted.f32(), full.f32(), block.data(), count,
+                                     config.V);
+    if (options.cold == WatchOptions::Reread) whole.reset();
+
+    AuditedBlock one{first, count, 0, 0, 0};
+    for (const RowScore& score : scores) {
+        one.mean += score.divergence / count;
+        one.max = std::max(one.max, score.divergence);
+        one.same_top += score.same_top;
+    }
+    log.blocks.push_back(one);
+}
+
+Token Watch::pick(Sampler& sampler, std::span<float> logits, const KvCache& from) {
+    try {
+        return sampler.pick(logits);
+    } catch (const NotFinite&) {
+        throw Error(why_not_finite(transformer.model, from));
+    }
+}
+
+Generated Watch::generate(Sampler& sampler, std::span<const Token> prompt, int limit,
+                          std::span<const Token> ends, const std::function<bool(Token)>& sink) {
+    check(!prompt.empty(), "nothing to continue: the prompt has no tokens");
+    check(ids.size() == size_t(cache.used), "a watch of %zu positions beside a cache of %d",
+          ids.size(), cache.used);
+    Generated made = options.exact ? generate_exact(sampler, prompt, limit, ends, sink)
+                                   : generate_audited(sampler, prompt, limit, ends, sink);
+    transformer.singly = false;
+    log.positions = int(ids.size());
+    return made;
+}
+
+Generated Watch::generate_audited(Sampler& sampler, std::span<const Token> prompt, int limit,
+                                  std::span<const Token> ends,
+                                  const std::function<bool(Token)>& sink) {
+    Backend& ops = *transformer.model.backend;
+    size_t V = size_t(transformer.model.config.V);
+    std::vector<float> logits(V);
+    int count = 0;    // rows of `drafted` that were not compared yet
+    auto feed_watched = [&](std::span<const Token> more, int wanted) {
+        transformer.singly = false;
+        float* to = drafted.f32() + size_t(count) * V;
+        transformer.forward_on_backend(cache, more, to, wanted);
+        ids.insert(ids.end(), more.begin(), more.end());
+        count += wanted;
+        ops.download(logits.data(), drafted.f32() + size_t(count - 1) * V, V * sizeof(float));
+    };
+    auto draw = [&] { return pick(sampler, logits, cache); };
+    auto feed_token = [&](Token next) {
+        if (count == block()) audit(std::exchange(count, 0));
+        feed_watched({&next, 1}, 1);
+    };
+
+    auto feed_prompt = [&] {
+        feed_watched(prompt, std::min(block(), int(prompt.size())));
+        audit(std::exchange(count, 0));
+    };
+    int room = std::min(cache.capacity, transformer.context) - cache.used - int(prompt.size());
+    TextSteps steps{feed_prompt, draw, feed_token, [&] { audit(std::exchange(count, 0)); }};
+    return generate_with(steps, room, int(prompt.size()), limit, ends, sink);
+}
+
+}  // namespace stief

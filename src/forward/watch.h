@@ -1,0 +1,81 @@
+// A compressed cache with the whole rows of the same tokens beside it: what the compression loses on
+// this context is measured on this context, or is not lost.
+//
+//   audit   the compressed cache writes; behind the prompt and after every `block` tokens these go
+//           through the model once more over whole rows, as one batch: KL(full ‖ compressed) of each
+//           step. The whole rows lag behind by up to a block, and are read once a block.
+//   exact   the compressed cache drafts up to `block` tokens, one batch over the whole rows verifies
+//           them, and both are taken back behind the first that the full cache would not have drawn
+//           (speculative decoding: Leviathan et al. 2023). What is given out is drawn from the full
+//           cache's logits, computed in the arithmetic of single steps (Transformer::singly): greedy
+//           or sampled, the text is what the full cache alone would have written from the same seed.
+//
+// Rows of the compressed cache stay as the draft wrote them where a draft was right.
+#pragma once
+#include <memory>
+
+#include "forward/audit_log.h"
+#include "forward/generate.h"
+
+namespace stief {
+
+struct WatchOptions {
+    bool exact = false;           // else: audit
+    int block = 0;                // tokens a block; 0: 32, or, exact, what the agreement suggests
+    enum Cold { Ram, File, Reread } cold = Ram;    // Reread: no rows are kept, audits read the text anew
+    std::string file;             // of File
+};
+
+struct Drafting {                 // of exact
+    int drafted = 0, accepted = 0, rejected = 0;    // the first wrong guess of a draft is rejected
+    int verifications = 0, given = 0;               // what lies behind it is neither
+    double agreement() const {
+        return accepted + rejected ? double(accepted) / (accepted + rejected) : 1;
+    }
+};
+
+struct Watch {
+    static constexpr int MOST = 32;    // tokens of a draft at most, and of a block without --audit
+
+    Transformer& transformer;
+    KvCache& cache;               // the compressed one
+    WatchOptions options;
+    AuditLog log;                 // of audit
+    Drafting drafting;            // of exact
+    std::vector<Token> ids;       // (cache.used)  what the caches hold
+    std::unique_ptr<KvCache> whole;    // the whole rows; null between audits where they are not kept
+
+    // Error where the whole rows do not fit. usual: of the compressed cache's bases.
+    Watch(Transformer& pass, KvCache& compressed, const WatchOptions& how, RiskLevels usual);
+
+    // The part of a prompt that is not its end: into the caches, nothing is asked.
+    void feed(std::span<const Token> more);
+    // As generate() has it.
+    Generated generate(Sampler& sampler, std::span<const Token> prompt, int limit,
+                       std::span<const Token> ends, const std::function<bool(Token)>& sink);
+    // The cache holds these now: it was taken back, emptied or loaded.
+    void hold(std::span<const Token> now);
+
+    size_t whole_bytes() const;   // of the whole rows, as they are kept
+    // What `block` rows of logits and the whole rows need beside a session without a watch.
+    static size_t bytes_for(const Config& config, int capacity, DType dtype, const WatchOptions& how);
+
+  private:
+    Buffer drafted, full;              // (block, V) of audit: logits over compressed and whole rows
+    std::vector<float> rows;           // (block + 1, V) of exact, host: the full cache's logits
+
+    int block() const;
+    int suggested() const;
+    void make_whole();
+    void catch_up(int until);
+    void audit(int count);
+    Generated generate_audited(Sampler& sampler, std::span<const Token> prompt, int limit,
+                               std::span<const Token> ends, const std::function<bool(Token)>& sink);
+    Generated generate_exact(Sampler& sampler, std::span<const Token> prompt, int limit,
+                             std::span<const Token> ends, const std::function<bool(Token)>& sink);
+    std::vector<Token> draft(const Sampler& sampler, int most, std::span<const Token> ends);
+    void verify(const std::vector<Token>& guesses);
+    Token pick(Sampler& sampler, std::span<float> logits, const KvCache& from);
+};
+
+}  // namespace stief

@@ -1,0 +1,147 @@
+// --risk and the verbs that measure it, from outside.
+#include "base/json.h"
+#include "base/random.h"
+#include "program.h"
+
+using namespace stief;
+using namespace stief::testing;
+
+namespace {
+
+const char* const PROMPT = "-p 'The old house stood at the end of the lane, and' -n 60 --context 256";
+
+std::string generated(const std::string& options) {
+    Ran ran = run("generate models/parlour " + std::string(PROMPT) + " --quiet " + options);
+    CAPTURE(ran.err);
+    CHECK(ran.status == 0);
+    return ran.out;
+}
+
+std::string text_of(int words, uint64_t seed) {
+    static const char* const WORDS[] = {"the ", "old ", "man ", "went ", "to ", "her ", "house ", "and ",
+                                        "said ", "that ", "it ", "was ", "late. ", "Then "};
+    Random random(seed);
+    std::string text;
+    for (int i = 0; i < words; i++) text += WORDS[random.below(14)];
+    return text;
+}
+
+}  // namespace
+
+TEST_SUITE_BEGIN("commands");
+
+TEST_CASE("an exact answer through a cache of few bits is the full cache's, byte for byte") {
+    const std::string crude = " --cache q4 --window 1,2 --risk exact";
+    for (const std::string how : {"--greedy", "--temperature 0.8 --seed 3", "--seed 4 --threads 1"}) {
+        CAPTURE(how);
+        std::string full = generated(how);
+        CHECK(generated(how + crude) == full);
+        CHECK(generated(how + crude + " --audit 3") == full);
+    }
+    Scratch scratch;
+    std::string rows = scratch.path("rows");
+    CHECK(generated("--greedy" + crude + " --cold '" + rows + "'") == generated("--greedy"));
+    CHECK(!file_exists(rows));
+}
+
+TEST_CASE("a conversation is the same with exact answers, and says what an audit found") {
+    std::string lines = "Good evening.\nAnd who is your friend?\n/stats\n";
+    const std::string options = "chat models/parlour --greedy --commands --context 400 ";
+    Ran full = run(options, lines), exact = run(options + "--cache q4 --window 0,1 --risk exact", lines);
+    CHECK(full.status == 0);
+    CHECK(exact.out == full.out);
+    CHECK(exact.err.find("of the guesses were right") != exact.err.npos);
+    for (const std::string cold : {"ram", "reread"}) {
+        Ran audit = run(options + "--cache q4 --window 0,1 --risk audit --audit 16 --cold " + cold, lines);
+        CHECK(audit.status == 0);
+        CHECK(audit.out == run(options + "--cache q4 --window 0,1", lines).out);
+        CHECK(audit.err.find("positions audited: KL ") != audit.err.npos);
+        CHECK(audit.err.find("no level stored") != audit.err.npos);
+    }
+}
+
+TEST_CASE("what --risk cannot do is said before a conversation") {
+    const struct {
+        const char* words;
+        int status;
+        const char* says;
+    } cases[] = {
+        {"chat models/parlour --risk exact", 2, "belongs to a compressed cache"},
+        {"chat models/parlour --cache q4 --audit 8", 2, "belong to --risk"},
+        {"chat models/parlour --cache q4 --risk exact --cold reread", 2, "--cold reread keeps nothing"},
+        {"chat models/parlour --cache q4 --risk exact --audit 64", 2, "at most 32 tokens"},
+        {"chat models/parlour --cache q4 --risk audit --cold models/parlour/config.json", 1,
+         "cannot be made"},
+        {"chat models/parlour --cache q4 --risk maybe", 2, "one of off, audit, exact"},
+        {"risk models/parlour README.md", 2, "--bases FILE, --cache q8 or q4"},
+        {"needle models/parlour --lengths 1K,9K", 1, "do not fit"},
+        {"needle models/parlour --lengths 12", 2, "from 64"},
+        {"needle models/parlour --lengths 2M", 2, "a whole number"},
+        {"needle models/parlour --risk audit", 2, "belongs to a compressed cache"},
+    };
+    for (const auto& c : cases) {
+        CAPTURE(std::string(c.words));
+        Ran ran = run(c.words, "hello\n");
+        CAPTURE(ran.err);
+        CHECK(ran.status == c.status);
+        CHECK(ran.out.empty());
+        CHECK(ran.err.find(c.says) != ran.err.npos);
+    }
+    Ran inspected = run("inspect models/parlour --cache q4 --json");
+    CHECK(Json::parse(inspected.out, "inspect").find("memory")->find("whole_rows_of_risk")->integer(
+              "whole rows", 1, 1 << 30) > 0);
+}
+
+TEST_CASE("risk measures each window, and its page and its JSON are whole") {
+    Scratch scratch;
+    std::ofstream(scratch.path("text")) << text_of(500, 1);
+    std::string page = scratch.path("r.html");
+    Ran ran = run("risk models/parlour '" + scratch.path("text") + "' --cache q4 --window 0,1 --context 128 "
+                  "--json --quiet --report '" + page + "'");
+    CAPTURE(ran.err);
+    REQUIRE(ran.status == 0);
+    Json json = Json::parse(ran.out, "risk");
+    const Json& windows = *json.find("windows");
+    REQUIRE(windows.items.size() >= 3);
+    double sum = 0, tokens = 0;
+    for (const Json& one : windows.items) {
+        double n = one.find("tokens")->number("tokens");
+        sum += n * one.find("kld")->number("kld"), tokens += n;
+        CHECK(one.find("kld")->number("kld") > 0);
+        CHECK(one.find("tail")->number("tail") > 0);
+        CHECK(one.find("verdict")->string("verdict") == "no level stored");
+    }
+    CHECK(json.find("kld")->number("kld") == doctest::Approx(sum / tokens));
+    CHECK(read_text(page).find("</svg>") != std::string::npos);
+
+    // The same as perplexity says.
+    Ran perplexity = run("perplexity models/parlour '" + scratch.path("text") +
+                         "' --cache q4 --window 0,1 --context 128 --json --quiet");
+    Json other = Json::parse(perplexity.out, "perplexity");
+    CHECK(other.find("kld_mean")->number("kld") == doctest::Approx(sum / tokens).epsilon(1e-4));
+}
+
+TEST_CASE("needles are scored only where the full cache finds them, and exact loses none") {
+    const std::string options = "needle models/parlour --lengths 128 --tries 4 --json --quiet ";
+    for (const std::string risk : {"", "--cache q4 --window 0,1 --risk audit",
+                                   "--cache q4 --window 0,1 --risk exact"}) {
+        CAPTURE(risk);
+        Ran ran = run(options + risk);
+        CAPTURE(ran.err);
+        REQUIRE(ran.status == 0);
+        Json json = Json::parse(ran.out, "needle");
+        const std::vector<Json>& rows = json.find("rows")->items;
+        REQUIRE(rows.size() == 4);
+        for (const Json& row : rows) {
+            auto number = [&](const char* key) { return row.find(key)->integer(key, 0, 4); };
+            CHECK(number("tries") == 4);
+            if (risk.empty()) continue;
+            CHECK(number("compressed") <= number("full"));
+            if (risk.ends_with("exact")) CHECK(number("with_risk") == number("full"));
+            else CHECK(number("with_risk") == number("compressed"));
+        }
+        CHECK(run(options + risk).out == ran.out);
+    }
+}
+
+TEST_SUITE_END();

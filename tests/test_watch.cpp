@@ -1,0 +1,331 @@
+// A watched cache: an exact answer is the full cache's, whatever the compression; an audit says what
+// perplexity would say of the same tokens.
+#include <cmath>
+
+#include "forward/perplexity.h"
+#include "forward/watch.h"
+#include "reference.h"
+#include "tiny_model.h"
+
+using namespace stief;
+using namespace stief::testing;
+
+namespace {
+
+const TinyModel MODELS[] = {
+    {"f32", 2, 32, 48, 64, 4, 2, 8, DType::F32, true, false, 0.6},
+    {"bf16, widths of no vector", 2, 36, 52, 67, 3, 1, 12, DType::BF16, false, false, 0.5},
+};
+
+Bases crude(const Config& config, int rank) {
+    Bases bases = Bases::identity(config, rank);
+    bases.sinks = 1, bases.recent = 2;
+    return bases;
+}
+
+std::vector<Token> some_ids(int n, int V, uint64_t seed) {
+    Random random(seed);
+    std::vector<Token> ids;
+    for (int i = 0; i < n; i++) ids.push_back(Token(random.below(uint64_t(V))));
+    return ids;
+}
+
+// What is written behind a prompt, and behind another one after it. stop: the first text's tokens
+// after which the caller has enough; 0: never.
+struct Script {
+    int prompt, limit, stop, second;
+    Sampling how;
+};
+
+template <class Generate>
+std::vector<Token> play(const Script& script, int V, uint64_t seed, const Generate& generate) {
+    Sampler sampler(script.how, seed);
+    std::vector<Token> said;
+    std::vector<Token> ends = {5};
+    auto sink = [&](Token id) {
+        said.push_back(id);
+        return script.stop == 0 || int(said.size()) != script.stop;
+    };
+    Generated made = generate(sampler, some_ids(script.prompt, V, seed), script.limit, ends, sink);
+    said.push_back(-1 - int(made.why));
+    made = generate(sampler, some_ids(script.second, V, seed + 1), script.limit, ends, sink);
+    said.push_back(-1 - int(made.why));
+    return said;
+}
+
+std::vector<Token> play_full(Model& model, const Script& script, int context, uint64_t seed) {
+    KvCache cache(*model.backend, model.config, context, DType::F16);
+    Transformer transformer(model, context);
+    return play(script, model.config.V, seed, [&](auto& sampler, auto&&... more) {
+        return generate(transformer, cache, sampler, more...);
+    });
+}
+
+std::vector<Token> play_watched(Watch& watch, const Script& script, uint64_t seed) {
+    watch.cache.used = 0;
+    watch.hold({});
+    return play(script, watch.transformer.model.config.V, seed,
+                [&](auto& sampler, auto&&... more) { return watch.generate(sampler, more...); });
+}
+
+std::vector<char> rows_of(const KvCache& cache) {
+    std::vector<char> rows(cache.snapshot_bytes(cache.used));
+    cache.save(rows.data());
+    return rows;
+}
+
+}  // namespace
+
+TEST_SUITE_BEGIN("forward");
+
+TEST_CASE("an exact answer is what the full cache writes from the same seed") {
+    const Sampling greedy{}, warm{false, 1.0, 0, 1, 0}, filtered{false, 0.8, 20, 0.9, 0.02};
+    const struct {
+        Script script;
+        int context;
+        const char* why;
+    } cases[] = {
+        {{20, 40, 0, 3, greedy}, 200, "greedy"},
+        {{20, 40, 7, 3, greedy}, 200, "stopped in a block"},
+        {{1, 1, 0, 1, greedy}, 200, "one token"},
+        {{30, 60, 0, 1, greedy}, 70, "a full context"},
+        {{20, 40, 0, 9, warm}, 200, "sampled"},
+        {{33, 40, 11, 3, filtered}, 200, "filtered, stopped"},
+        {{40, 60, 0, 1, warm}, 77, "sampled, a full context"},
+    };
+    for (const TinyModel& tiny : MODELS) {
+        Scratch folder;
+        write_tiny_model(tiny, folder.folder.string());
+        for (int threads : {1, 3}) {
+            Model model = Model::open(folder.folder.string(), {"cpu", "auto"}, threads);
+            Bases bases = crude(model.config, 4);
+            int wrong = 0;
+            for (const auto& c : cases)
+                for (int block : {0, 1, 5, 32}) {
+                    CAPTURE(std::string(tiny.why));
+                    CAPTURE(std::string(c.why));
+                    CAPTURE(block);
+                    uint64_t seed = uint64_t(block) + 1;
+                    KvCache cache(*model.backend, model.config, c.context, DType::F16, &bases);
+                    Transformer transformer(model, c.context);
+                    WatchOptions how;
+                    how.exact = true, how.block = block;
+                    Watch watch(transformer, cache, how, {});
+                    CHECK(play_watched(watch, c.script, seed) ==
+                          play_full(model, c.script, c.context, seed));
+                    CHECK(cache.used == int(watch.ids.size()));
+                    CHECK(watch.whole->used == int(watch.ids.size()));
+                    wrong += watch.drafting.rejected;
+                }
+            CHECK(wrong > 0);    // the compression does lose something here
+        }
+    }
+}
+
+TEST_CASE("what drafts were taken back leaves no trace in either cache") {
+    Scratch folder;
+    write_tiny_model(MODELS[0], folder.folder.string());
+    Model model = Model::open(folder.folder.string(), {"cpu", "auto"}, 2);
+    Bases bases = crude(model.config, 4);
+    auto feed_singly = [&](Transformer& transformer, KvCache& cache, std::span<const Token> ids) {
+        for (Token one : ids) transformer.forward(cache, {&one, 1}, nullptr, 0);
+    };
+    std::vector<Token> prompt = some_ids(30, model.config.V, 1);
+    for (int block : {1, 4, 16}) {
+        CAPTURE(block);
+        KvCache cache(*model.backend, model.config, 200, DType::F16, &bases, 64);
+        Transformer transformer(model, 200, 64);
+        WatchOptions how;
+        how.exact = true, how.block = block;
+        Watch watch(transformer, cache, how, {});
+        Sampler sampler(Sampling{}, 0);
+        watch.generate(sampler, prompt, 50, {}, [](Token) { return true; });
+        CHECK(watch.drafting.rejected > 0);
+
+        KvCache alone(*model.backend, model.config, 200, DType::F16, &bases, 64);
+        KvCache full(*model.backend, model.config, 200, DType::F16);
+        for (KvCache* one : {&alone, &full}) {
+            transformer.forward(*one, prompt, nullptr, 0);
+            feed_singly(transformer, *one, std::span<const Token>(watch.ids).subspan(30));
+        }
+        CHECK(rows_of(*watch.whole) == rows_of(full));
+        // So many more that what a draft wrote behind the end is written over.
+        for (KvCache* one : {&alone, &cache})
+            feed_singly(transformer, *one, some_ids(Watch::MOST, model.config.V, 2));
+        CHECK(rows_of(cache) == rows_of(alone));
+    }
+}
+
+TEST_CASE("exact sampling has the full cache's distribution") {
+    TinyModel tiny{"16 tokens", 1, 16, 24, 16, 2, 1, 8, DType::F32, true, false, 0.7};
+    Scratch folder;
+    write_tiny_model(tiny, folder.folder.string());
+    Model model = Model::open(folder.folder.string(), {"cpu", "auto"}, 1);
+    Bases bases = crude(model.config, 4);
+    std::vector<Token> prompt = some_ids(24, model.config.V, 9);
+    KvCache cache(*model.backend, model.config, 40, DType::F16, &bases);
+    KvCache full(*model.backend, model.config, 40, DType::F16);
+    Transformer transformer(model, 40);
+    WatchOptions how;
+    how.exact = true, how.block = 4;
+    Watch watch(transformer, cache, how, {});
+
+    // p(a) p(b | a) of the two tokens behind the prompt.
+    size_t V = size_t(model.config.V);
+    auto softmax = [&](Floats logits) {
+        double sum = 0;
+        Doubles p;
+        for (float z : logits) p.push_back(std::exp(double(z))), sum += p.back();
+        for (double& one : p) one /= sum;
+        return p;
+    };
+    Floats logits(V);
+    transformer.forward(full, prompt, logits.data(), 1);
+    Doubles first = softmax(logits), expected(V * V);
+    for (Token a = 0; a < Token(V); a++) {
+        full.used = 24;
+        transformer.forward(full, {&a, 1}, logits.data(), 1);
+        Doubles second = softmax(logits);
+        for (size_t b = 0; b < V; b++) expected[size_t(a) * V + b] = first[size_t(a)] * second[b];
+    }
+    constexpr int DRAWS = 4000;
+    Doubles counted(V * V);
+    Sampler sampler(Sampling{false, 1, 0, 1, 0}, 4);
+    for (int i = 0; i < DRAWS; i++) {
+        cache.used = 0;
+        watch.hold({});
+        size_t at = 0;
+        watch.generate(sampler, prompt, 2, {}, [&](Token id) {
+            at = at * V + size_t(id);
+            return true;
+        });
+        counted[at]++;
+    }
+    // Cells that expect fewer than 5 are one cell (Cochran). χ² of n cells has a mean of n − 1 and a
+    // deviation of √(2(n − 1)); five of them.
+    double chi = 0, rest = 0, rest_counted = 0, cells = 0;
+    auto add = [&](double want, double got) { chi += (got - want) * (got - want) / want, cells++; };
+    for (size_t i = 0; i < V * V; i++) {
+        double want = expected[i] * DRAWS;
+        if (want >= 5) add(want, counted[i]);
+        else rest += want, rest_counted += counted[i];
+    }
+    if (rest > 0) add(rest, rest_counted);
+    CHECK(watch.drafting.rejected > 0);
+    CHECK(cells > 10);
+    CHECK(chi <= cells - 1 + 5 * std::sqrt(2 * (cells - 1)));
+}
+
+TEST_CASE("two distributions draw the same token as often as their distance allows") {
+    Random random(3);
+    Sampling how{false, 1, 0, 1, 0};
+    for (double apart : {0.0, 0.1, 0.5, 2.0}) {
+        Floats a, b;
+        for (int i = 0; i < 40; i++) {
+            a.push_back(float(2 * random.normal()));
+            b.push_back(a.back() + float(apart * random.normal()));
+        }
+        double sum_a = 0, sum_b = 0, distance = 0;
+        for (size_t i = 0; i < a.size(); i++)
+            sum_a += std::exp(double(a[i])), sum_b += std::exp(double(b[i]));
+        for (size_t i = 0; i < a.size(); i++)
+            distance += std::abs(std::exp(double(a[i])) / sum_a - std::exp(double(b[i])) / sum_b) / 2;
+        constexpr int DRAWS = 20000;
+        Sampler one(how, 7), other(how, 7);
+        int same = 0;
+        for (int i = 0; i < DRAWS; i++) {
+            Floats x = a, y = b;
+            same += one.pick(x) == other.pick(y);
+        }
+        CAPTURE(distance);
+        double least = (1 - distance) / (1 + distance);
+        CHECK(double(same) / DRAWS >= least - 5 * 0.5 / std::sqrt(double(DRAWS)));
+        CHECK((apart > 0 || same == DRAWS));
+    }
+}
+
+TEST_CASE("an audit's divergence is perplexity's over the same tokens") {
+    Scratch folder;
+    write_tiny_model(MODELS[0], folder.folder.string());
+    Model model = Model::open(folder.folder.string(), {"cpu", "auto"}, 2);
+    Bases bases = crude(model.config, 4);
+    for (WatchOptions::Cold cold : {WatchOptions::Ram, WatchOptions::Reread, WatchOptions::File})
+        for (int block : {7, 32, 64}) {
+            CAPTURE(block);
+            KvCache cache(*model.backend, model.config, 128, DType::F32, &bases);
+            KvCache full(*model.backend, model.config, 128, DType::F32);
+            Transformer transformer(model, 128);
+            transformer.exact = true;
+            WatchOptions how;
+            how.block = block, how.cold = cold;
+            if (cold == WatchOptions::File) how.file = (folder.folder / "rows").string();
+            Watch watch(transformer, cache, how, {});
+            CHECK(!std::filesystem::exists(folder.folder / "rows"));
+            Sampler sampler(Sampling{}, 0);
+            watch.generate(sampler, some_ids(50, model.config.V, 1), 40, {}, [](Token) { return true; });
+
+            std::vector<Token> ids = watch.ids;
+            ids.push_back(0);    // predicts nothing
+            Runner tested{transformer, cache, true}, reference{transformer, full, true};
+            Protocol protocol{.name = Protocol::Chunks, .context = int(ids.size())};
+            Measured measured = measure(tested, &reference, ids, protocol, {});
+            int first = 50 - std::min(block, 50);
+            CHECK(watch.log.audited() == 90 - first);
+            Doubles want, got;
+            for (const AuditedBlock& one : watch.log.blocks) {
+                got.push_back(one.mean), want.push_back(0);
+                for (int i = 0; i < one.tokens; i++)
+                    want.back() += double(measured.step[size_t(one.first + i)]) / one.tokens;
+            }
+            // Logits of single steps and of batches are f32 sums in another order: 1e-7 of them, a
+            // few times that of a divergence that is their square.
+            CHECK(nmse(got, want) <= 1e-8);
+        }
+}
+
+TEST_CASE("a level is the largest of the usual blocks, and a text leaves it by more than chance") {
+    std::vector<float> steps(256, 0.01f);
+    steps[3] = 0.5f, steps[200] = 0.9f;
+    std::map<std::string, std::string> metadata = {{"risk_levels", risk_levels(steps, 128)}};
+    AuditLog log;
+    log.levels = risk_levels(metadata);
+    REQUIRE(log.levels.size() == 8);
+    CHECK(log.levels[0].blocks == 256);
+    CHECK(log.levels[0].mean == doctest::Approx(0.9));
+    CHECK(log.levels[7].blocks == 2);
+    CHECK(log.levels[7].mean == doctest::Approx((127 * 0.01 + 0.9) / 128));
+    auto block = [](int first, double mean) { return AuditedBlock{first, 1, mean, mean, 1}; };
+    for (int i = 0; i < 50; i++) log.blocks.push_back(block(i, 0.02));
+    CHECK(log.verdict() == AuditLog::Verdict::Usual);
+    log.blocks.push_back(block(50, 2));    // once in 51: one time in five
+    CHECK(log.verdict() == AuditLog::Verdict::Usual);
+    for (int i = 51; i < 53; i++) log.blocks.push_back(block(i, 2));
+    CHECK(log.verdict() == AuditLog::Verdict::Above);
+    CHECK(log.worst()->first == 50);
+    log.take_back(51);
+    CHECK(log.verdict() == AuditLog::Verdict::Usual);
+    CHECK(log.audited() == 51);
+    CHECK(AuditLog().verdict() == AuditLog::Verdict::NoLevel);
+    metadata["risk_levels"] = "{\"8\": 3}";
+    CHECK_THROWS_WITH_AS(risk_levels(metadata), doctest::Contains("no block's level"), Error);
+}
+
+TEST_CASE("whole rows that cannot be kept are an error before anything is written") {
+    Scratch folder;
+    write_tiny_model(MODELS[0], folder.folder.string());
+    Model model = Model::open(folder.folder.string(), {"cpu", "auto"}, 1);
+    auto cold = [&](const std::string& path) {
+        KvCache rows(*model.backend, model.config, 16, DType::F16, nullptr, 16, &path);
+    };
+    std::string there = (folder.folder / "config.json").string();
+    CHECK_THROWS_WITH_AS(cold(there), doctest::Contains("File exists"), Error);
+    CHECK_THROWS_WITH_AS(cold((folder.folder / "no" / "rows").string()),
+                         doctest::Contains("cannot be made"), Error);
+    size_t huge = size_t(1) << 60;
+    CHECK_THROWS_WITH_AS(
+        Buffer::cold(*model.backend, huge, "rows", (folder.folder / "rows").string()),
+        doctest::Contains("no room for rows"), Error);
+    CHECK(!std::filesystem::exists(folder.folder / "rows"));
+}
+
+TEST_SUITE_END();
