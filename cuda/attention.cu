@@ -32,12 +32,12 @@ __global__ void __launch_bounds__(PLAIN_BLOCK)
     if (latent)
         block_product<8>(tile.q, d, from, d, tile.k.decode_t, size_t(d), PLAIN_ROWS, d, d,
                          tile.latent);
-    tile.add_range(share.first, share.end, S - 1);
+    tile.add_range(cache.seen(g), share.first, share.end, S - 1, S - 1);
 
     if (tile.row >= R) return;
     float* to = partials.of(int(blockIdx.y), g * m + h0 + tile.row);
     if (tile.lane == 0) to[0] = tile.max, to[1] = tile.sum;
-    int width = width_of(tile.v, d);
+    int width = tile.v.width;
 #pragma unroll
     for (int n = 0; n < PLAIN_WIDTH / 16; n++)
         if (tile.lane + 16 * n < width) to[2 + tile.lane + 16 * n] = tile.acc[n];
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(MERGE_BLOCK)
     merge_kernel(float* out, Partial partials, CacheView cache, int splits) {
     int h = int(blockIdx.x), d = cache.d, tid = int(threadIdx.x);
     const CacheRows head = cache.v(h / (cache.H / cache.G));
-    int width = width_of(head, d), column = int(blockIdx.y) * MERGE_PIECE;
+    int width = head.width, column = int(blockIdx.y) * MERGE_PIECE;
     int n = min(MERGE_PIECE, d - column);
     float* merged = reinterpret_cast<float*>(dynamic_shared());  // (d)
     float *decoded = merged + d, *sums = decoded + MERGE_PIECE, *weight = sums + MERGE_BLOCK;

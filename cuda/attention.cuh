@@ -16,9 +16,10 @@ void attend_tiles(CudaBackend& gpu, float* out, const float* q, const float* rot
 
 constexpr float LOG2_E = 1.44269504088896341f;  // queries are scaled by it: e^s = 2^(s log₂ e)
 
-// Tensor cores serve rows of 16 bits and heads of 64 and 128, unless all is to be exact.
+// Tensor cores serve whole rows of 16 bits and heads of 64 and 128, unless all is to be exact.
 inline bool tensor_cores(const CudaBackend& gpu, const CacheLayer& cache) {
-    return cache.dtype != DType::F32 && !gpu.exact && (cache.d == 64 || cache.d == 128);
+    return cache.dtype != DType::F32 && !gpu.exact && (cache.d == 64 || cache.d == 128) &&
+           whole_rows(cache);
 }
 
 // What one split of one query head found: after its keys  max = max s,  sum = Σ 2^(s − max),

@@ -4,9 +4,8 @@
 // A block has 64 query rows, 16 a warp; a tile has 64 keys. Queries are on the M side and stay in
 // registers; weights go from one product to the next in registers. Keys before rotation are rebuilt
 // and rotated once a tile, 16 a warp, by the angle of their 16's first position plus the distance
-// from it. With an exact window positions are taken in three stretches (attention_tiles.cpp): first
-// those that are truncated for all, two tiles in flight; then the sinks; then those that are exact
-// for some tokens and truncated for others: both scores, both sums of values.
+// from it. Positions are taken by stretches, as attention_tiles.cpp says: what all tokens of the tile
+// see by position with two tiles in flight, the rest of it and the young ages a tile at a time.
 #pragma once
 #include "attention_tensor.cuh"
 
@@ -31,14 +30,15 @@ struct Flash {
     float acc[2 * FRAGMENTS][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {};
 
     static __host__ __device__ size_t tile_bytes(const CacheRows& keys, const CacheRows& values) {
-        size_t cut = 2 * FLASH_KEYS * size_t(stride_of(keys.r) + stride_of(values.r));
-        size_t wide = 2 * FLASH_KEYS * size_t(WIDE);
-        return (cut > wide ? cut : wide) * sizeof(E);
+        const Oldest old(keys, values);
+        int strides = stride_of(elements_of(old.k)) + stride_of(elements_of(old.v));
+        size_t both = 2 * FLASH_KEYS * size_t(strides), wide = FLASH_KEYS * size_t(WIDE);
+        return (both > wide ? both : wide) * sizeof(E);
     }
     static size_t shared_bytes(const CacheRows& keys, const CacheRows& values) {
         size_t own = FLASH_KEYS * WIDE * sizeof(E);
         return tile_bytes(keys, values) +
-               (ROTATED ? 0 : own + Rebuild<E, D>::shared_bytes(width_of(keys, D)));
+               (ROTATED ? 0 : own + Rebuild<E, D>::shared_bytes(keys.width));
     }
 
     __device__ __forceinline__ Flash(const CacheView& view, const CacheRows& keys,
@@ -63,11 +63,11 @@ struct Flash {
 
     // ---- rows
 
-    // Begins to copy a tile of rows, all exact or all cut, so that every column is written.
-    __device__ __forceinline__ void copy_wide(E* to, const CacheRows& head, bool exact, int first,
+    // Begins to copy a tile of one store's rows so that every column is written.
+    __device__ __forceinline__ void copy_wide(E* to, const CacheRows& head, int store, int first,
                                               int count) {
-        copy_mixed_rows<E, D>(to, WIDE, cache, head, first, count, FLASH_KEYS, int(threadIdx.x),
-                              FLASH_BLOCK, [=](int) { return exact; });
+        copy_wide_rows<E, D>(to, WIDE, head, first, count, FLASH_KEYS, int(threadIdx.x),
+                             FLASH_BLOCK, [=](int) { return store; });
         copy_async_commit();
     }
     __device__ __forceinline__ void arrive() {
@@ -143,12 +143,14 @@ struct Flash {
             for (int i = 0; i < 4; i++) visit(s[n][i], i / 2, first + 8 * n + 2 * t + i % 2);
     }
 
-    // s ← 2^(s − max) where the row sees the key, else 0; rescales what the row has so far.
-    __device__ __forceinline__ void softmax(float (&s)[TILES][4], int first, int count,
-                                            bool diagonal) {
-        if (diagonal || count < FLASH_KEYS)
+    // s ← 2^(s − max) where the row sees the key, else 0; rescales what the row has so far. masked:
+    // some rows may not see all keys of the tile, or none.
+    __device__ __forceinline__ void softmax(float (&s)[TILES][4], const Stretch& one, int first,
+                                            int count, bool masked) {
+        if (masked || count < FLASH_KEYS)
             for_each(s, first, [&](float& x, int row, int at) {
-                if (at >= first + count || at > token[row]) x = -INFINITY;
+                bool seen = at >= one.begin_for(token[row]) && at < one.end_for(token[row]);
+                if (at >= first + count || !seen) x = -INFINITY;
             });
         float most[2] = {max[0], max[1]}, keep[2];
         for_each(s, first, [&](float& x, int row, int) { most[row] = fmaxf(most[row], x); });
@@ -156,8 +158,11 @@ struct Flash {
         for (int i = 0; i < 2; i++) {
             for (int mask = 1; mask < 4; mask *= 2)
                 most[i] = fmaxf(most[i], __shfl_xor_sync(~0u, most[i], mask));
-            keep[i] = exp2f(max[i] - most[i]);
-            max[i] = most[i], sum[i] *= keep[i];
+            float before = max[i];
+            max[i] = most[i];
+            if (most[i] == -INFINITY) most[i] = 0;  // the row has seen nothing: 2^−∞ = 0
+            keep[i] = exp2f(before - most[i]);
+            sum[i] *= keep[i];
         }
         for_each(s, first, [&](float& x, int row, int) { sum[row] += x = exp2f(x - most[row]); });
 #pragma unroll
@@ -186,10 +191,13 @@ struct Flash {
 
     // ---- stretches
 
-    // Positions that all tokens see truncated (without a window: as they are), two tiles in flight.
-    __device__ __forceinline__ void cut_stretch(int begin, int end, int pos) {
-        RowCopy<E> copy_keys(k.r, int(threadIdx.x), FLASH_BLOCK);
-        RowCopy<E> copy_values(v.r, int(threadIdx.x), FLASH_BLOCK);
+    // Positions begin … end − 1 of a stretch that lies by position and that all tokens see, but for
+    // what comes after them; two tiles in flight.
+    __device__ __forceinline__ void old_stretch(const Stretch& one, int begin, int end, int pos) {
+        const RowStore old_k = k.store[one.k], old_v = v.store[one.v];
+        int kr = elements_of(old_k), vr = elements_of(old_v);
+        RowCopy<E> copy_keys(kr, int(threadIdx.x), FLASH_BLOCK);
+        RowCopy<E> copy_values(vr, int(threadIdx.x), FLASH_BLOCK);
         int ks = copy_keys.stride, vs = copy_values.stride;
         auto keys_of = [&](int first) {
             return tiles + (first - begin) / FLASH_KEYS % 2 * FLASH_KEYS * (ks + vs);
@@ -198,8 +206,8 @@ struct Flash {
             if (first < end) {
                 E* to = keys_of(first);
                 int count = min(FLASH_KEYS, end - first);
-                copy_keys.begin(to, row_of<E>(cache, k, false, first), count, FLASH_KEYS);
-                copy_values.begin(to + FLASH_KEYS * ks, row_of<E>(cache, v, false, first), count,
+                copy_keys.begin(to, elements_at<E>(old_k, first), count, FLASH_KEYS);
+                copy_values.begin(to + FLASH_KEYS * ks, elements_at<E>(old_v, first), count,
                                   FLASH_KEYS);
             }
             copy_async_commit();
@@ -212,59 +220,48 @@ struct Flash {
             int count = min(FLASH_KEYS, end - first);
             float s[TILES][4];
             const E* keys = keys_of(first);
-            score(s, keys, ks, k.r, first, count);
-            softmax(s, first, count, first + count > pos);
-            add_values(s, keys + FLASH_KEYS * ks, vs, v.r);
+            score(s, keys, ks, kr, first, count);
+            softmax(s, one, first, count, first + count > pos);
+            add_values(s, keys + FLASH_KEYS * ks, vs, vr);
             __syncthreads();  // the tile was read
         }
         arrive();
     }
 
-    // Positions of which some are exact for a token: near ones, or all (sinks).
-    __device__ __forceinline__ void exact_stretch(int begin, int end, bool sinks) {
+    // Positions begin … end − 1 of any stretch.
+    __device__ __forceinline__ void young_stretch(const Stretch& one, int begin, int end) {
         for (int first = begin; first < end; first += FLASH_KEYS) {
             int count = min(FLASH_KEYS, end - first);
             float s[TILES][4];
-            copy_wide(tiles, k, true, first, count);
+            copy_wide(tiles, k, one.k, first, count);
             arrive();
             score(s, tiles, WIDE, D, first, count);
             __syncthreads();  // the tile was read
-            if (!sinks && k.exact) {
-                float cut[TILES][4];
-                copy_wide(tiles, k, false, first, count);
-                arrive();
-                score(cut, tiles, WIDE, D, first, count);
-                __syncthreads();  // the tile was read
-                select(s, cut, first, true);
-            }
-            softmax(s, first, count, true);
-            copy_wide(tiles, v, true, first, count);
+            softmax(s, one, first, count, true);
+            copy_wide(tiles, v, one.v, first, count);
             arrive();
-            if (sinks || !v.exact) {
-                add_values(s, tiles, WIDE, D);
-            } else {
-                float part[TILES][4] = {};
-                select(part, s, first, false);
-                add_values(part, tiles, WIDE, D);
-                __syncthreads();  // the tile was read
-                copy_wide(tiles, v, false, first, count);
-                arrive();
-                for (auto& row : part) row[0] = row[1] = row[2] = row[3] = 0;
-                select(part, s, first, true);
-                add_values(part, tiles, WIDE, D);
-            }
+            add_values(s, tiles, WIDE, D);
             __syncthreads();  // the tile was read
         }
     }
-    // to ← from where the row sees the position truncated, or where it sees it exactly.
-    __device__ __forceinline__ void select(float (&to)[TILES][4], const float (&from)[TILES][4],
-                                           int first, bool truncated) {
-#pragma unroll
-        for (int n = 0; n < TILES; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                if ((token[i / 2] - (first + 8 * n + 2 * t + i % 2) >= cache.recent) == truncated)
-                    to[n][i] = from[n][i];
+
+    // All that tokens pos … last see. The oldest first: their columns beyond a row's own are zero
+    // only until wider rows come to lie there.
+    __device__ __forceinline__ void all(const Seen& seen, int pos, int last) {
+        int begin[2], end[2];  // before and after what all see by position
+#pragma unroll 1
+        for (int i = 0; i < 2 * seen.count; i++) {
+            const Stretch one = seen.stretch[i % seen.count];
+            begin[0] = one.begin_for(pos), end[1] = one.end_for(last);
+            end[0] = one.begin_for(last), begin[1] = one.lo ? one.end_for(pos) : end[1];
+            if (!by_position(k, v, one) || end[0] >= begin[1]) end[0] = begin[1] = end[1];
+            if (i < seen.count) {
+                old_stretch(one, end[0], begin[1], pos);
+                continue;
+            }
+            young_stretch(one, begin[0], end[0]);
+            young_stretch(one, begin[1], end[1]);
+        }
     }
 };
 

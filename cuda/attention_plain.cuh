@@ -3,17 +3,17 @@
 //
 // After every tile, for each query row: max = max s, sum = Σ 2^(s − max), acc = Σ 2^(s − max) ṽ
 // over the keys seen. Half a warp has one query row: its lanes are the tile's keys in the scores,
-// and every sixteenth coordinate of the values. With an exact window positions are taken in three
-// stretches, as src/backend/cpu/attention_tiles.cpp says.
+// and every sixteenth coordinate of the values. A key may lie in one format for some tokens and in
+// another for others: a tile goes over every stretch that any of them sees, and of each a row takes
+// the keys of its own band.
 #pragma once
 #include "attention.cuh"
+#include "coded_rows.cuh"
 
 namespace stief {
 
 constexpr int PLAIN_ROWS = 16, PLAIN_KEYS = 16, PLAIN_BLOCK = PLAIN_ROWS * PLAIN_KEYS;
 constexpr int PLAIN_WIDTH = 256;  // the widest head
-
-enum class Seen { Exact, Cut, Either };
 
 // Reductions over the 16 lanes of a row.
 __device__ __forceinline__ float row_max(float x) {
@@ -33,11 +33,11 @@ struct PlainTile {
     const float* rotation;
     int row, lane;                       // this thread's
     int token;                           // position of the row's token
-    float *q, *keys, *latent, *p, *cut;  // shared: (ROWS, d), (KEYS, d+1) twice, (ROWS, KEYS) twice
+    float *q, *keys, *latent, *p;        // shared: (ROWS, d), (KEYS, d+1) twice, (ROWS, KEYS)
     float max = -INFINITY, sum = 0, acc[PLAIN_WIDTH / 16] = {};
 
     static size_t shared_bytes(int d) {
-        int keys = 2 * PLAIN_KEYS * (d + 1) + 2 * PLAIN_ROWS * PLAIN_KEYS;
+        int keys = 2 * PLAIN_KEYS * (d + 1) + PLAIN_ROWS * PLAIN_KEYS;
         int turning = PLAIN_KEYS * (d + 1) + 8 * PLAIN_BLOCK;  // while queries become latent
         return sizeof(float) * size_t(PLAIN_ROWS * d + std::max(keys, turning));
     }
@@ -48,17 +48,14 @@ struct PlainTile {
         keys = q + PLAIN_ROWS * cache.d;
         latent = keys + PLAIN_KEYS * (cache.d + 1);
         p = latent + PLAIN_KEYS * (cache.d + 1);
-        cut = p + PLAIN_ROWS * PLAIN_KEYS;
     }
 
     // to (KEYS, d + 1) ← rows of the cache; those beyond count are zero. Returns their width.
-    __device__ int load(float* to, const CacheRows& head, bool exact, int first, int count) {
-        exact = exact && head.exact;
-        int width = exact ? cache.d : head.r;
+    __device__ int load(float* to, const RowStore& store, int first, int count) {
         __syncthreads();  // what is there was read
-        const E* from = row < count ? row_of<E>(cache, head, exact, first + row) : nullptr;
-        for (int j = lane; j < width; j += 16)
-            to[row * (cache.d + 1) + j] = from ? to_float(from[j]) : 0;
+        int width = row < count ? unpack_row<E>(to + row * (cache.d + 1), store,
+                                                row_at(store, first + row), lane, 16)
+                                : zero_row(to + row * (cache.d + 1), store, lane, 16);
         __syncthreads();  // the tile is whole
         return width;
     }
@@ -81,8 +78,8 @@ struct PlainTile {
     }
 
     // This thread's row times this thread's key.
-    __device__ float score(bool exact, int first, int count) {
-        int width = load(cache.rotated ? keys : latent, k, exact, first, count);
+    __device__ float score(const RowStore& store, int first, int count) {
+        int width = load(cache.rotated ? keys : latent, store, first, count);
         if (!cache.rotated) rebuild(width, first, count), width = cache.d;
         float s = 0;
         const float *one = q + row * cache.d, *key = keys + lane * (cache.d + 1);
@@ -90,54 +87,41 @@ struct PlainTile {
         return s;
     }
 
-    // acc += p ṽ, all exact or all cut.
-    __device__ void add_values(const float* weights, bool exact, int first, int count) {
-        int width = load(keys, v, exact, first, count);
+    // acc += p ṽ
+    __device__ void add_values(const RowStore& store, int first, int count) {
+        int width = load(keys, store, first, count);
 #pragma unroll
         for (int n = 0; n < PLAIN_WIDTH / 16; n++) {
             int j = lane + 16 * n;
             if (j < width)
                 for (int s = 0; s < PLAIN_KEYS; s++)
-                    acc[n] =
-                        fmaf(weights[row * PLAIN_KEYS + s], keys[s * (cache.d + 1) + j], acc[n]);
+                    acc[n] = fmaf(p[row * PLAIN_KEYS + s], keys[s * (cache.d + 1) + j], acc[n]);
         }
     }
 
-    // One tile of keys, positions first … first + count − 1.
-    __device__ void add_keys(Seen seen, int first, int count) {
-        float s = score(seen != Seen::Cut, first, count);
-        bool near = token - (first + lane) < cache.recent;  // beyond the sinks: seen exactly
-        if (seen == Seen::Either && k.exact) {
-            float truncated = score(false, first, count);
-            if (!near) s = truncated;
-        }
-        if (lane >= count || first + lane > token) s = -INFINITY;
+    // One tile of keys, positions first … first + count − 1 of a stretch.
+    __device__ void add_keys(const Stretch& one, int first, int count) {
+        float s = score(k.store[one.k], first, count);
+        int at = first + lane;
+        if (lane >= count || at < one.begin_for(token) || at >= one.end_for(token)) s = -INFINITY;
         float most = fmaxf(max, row_max(s)), keep = max == most ? 1 : exp2f(max - most);
         float weight = s == -INFINITY ? 0 : exp2f(s - most);
         max = most, sum = sum * keep + row_sum(weight);
 #pragma unroll
         for (int n = 0; n < PLAIN_WIDTH / 16; n++) acc[n] *= keep;
-
-        bool either = seen == Seen::Either && v.exact;
         __syncthreads();  // the last tile's weights were read
-        p[row * PLAIN_KEYS + lane] = either && !near ? 0 : weight;
-        cut[row * PLAIN_KEYS + lane] = near ? 0 : weight;
-        add_values(p, seen != Seen::Cut, first, count);
-        if (either) add_values(cut, false, first, count);
+        p[row * PLAIN_KEYS + lane] = weight;
+        add_values(v.store[one.v], first, count);
     }
 
-    __device__ void stretch(Seen seen, int first, int end) {
-        for (; first < end; first += PLAIN_KEYS)
-            add_keys(seen, first, min(PLAIN_KEYS, end - first));
-    }
-
-    // Positions first … end − 1 for tokens from pos on.
-    __device__ void add_range(int first, int end, int pos) {
-        if (!k.exact && !v.exact) return stretch(Seen::Cut, first, end);
-        int near = cache.near_begin(pos);
-        stretch(Seen::Exact, first, min(end, cache.sinks));
-        stretch(Seen::Cut, ::max(first, cache.sinks), min(end, near));
-        stretch(Seen::Either, ::max(first, near), end);
+    // Positions first … end − 1 for tokens pos … last.
+    __device__ void add_range(const Seen& seen, int first, int end, int pos, int last) {
+        for (int i = 0; i < seen.count; i++) {
+            const Stretch one = seen.stretch[i];
+            int until = min(end, one.end_for(last));
+            for (int s = ::max(first, one.begin_for(pos)); s < until; s += PLAIN_KEYS)
+                add_keys(one, s, min(PLAIN_KEYS, until - s));
+        }
     }
 };
 

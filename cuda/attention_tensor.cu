@@ -20,16 +20,17 @@ struct TensorShared {
     static constexpr size_t MERGING = TENSOR_WARPS * ROWS * (D + 2) * sizeof(float);
 
     static __host__ __device__ size_t warp_bytes(const CacheRows& k, const CacheRows& v,
-                                                 int stages) {
-        size_t cut = size_t(stages) * One::stage_bytes(stride_of(k.r), stride_of(v.r));
-        size_t mixed = k.exact || v.exact ? One::stage_bytes(D + 8, D + 8) : 0;
-        return cut > mixed ? cut : mixed;
+                                                 const Seen& seen, int stages) {
+        const Oldest old(k, v);
+        size_t stage = One::stage_bytes(stride_of(elements_of(old.k)), stride_of(elements_of(old.v)));
+        size_t all = size_t(stages) * stage;
+        size_t mixed = seen.count > 1 ? One::stage_bytes(D + 8, D + 8) : 0;
+        return all > mixed ? all : mixed;
     }
-    static size_t bytes(const CacheRows& k, const CacheRows& v, int stages) {
-        size_t rebuild = ROTATED ? 0 : Rebuild<E, D>::shared_bytes(width_of(k, D));
-        return QUERIES + rebuild +
-               std::max(
-                   {TENSOR_WARPS * warp_bytes(k, v, stages), size_t(TURNING), size_t(MERGING)});
+    static size_t bytes(const CacheRows& k, const CacheRows& v, const Seen& seen, int stages) {
+        size_t rebuild = ROTATED ? 0 : Rebuild<E, D>::shared_bytes(k.width);
+        return QUERIES + rebuild + std::max({TENSOR_WARPS * warp_bytes(k, v, seen, stages),
+                                             size_t(TURNING), size_t(MERGING)});
     }
 };
 
@@ -39,7 +40,7 @@ __device__ void turn_queries(float* to, float* scratch, const float* q, const Ca
     constexpr int ROWS = 8 * Q, STRIDE = Warp<E, D, Q, ROTATED>::Q_STRIDE;
     bool turned = ROTATED && k.decode_t;
     float *from = turned ? scratch : to, scale = LOG2_E / sqrtf(float(D));
-    int stride = turned ? D : STRIDE, width = turned ? width_of(k, D) : D;
+    int stride = turned ? D : STRIDE, width = turned ? k.width : D;
     for (int i = int(threadIdx.x); i < ROWS * D; i += TENSOR_BLOCK)
         from[i / D * stride + i % D] = i < R * D ? scale * q[i] : 0;
     if (turned)
@@ -116,6 +117,7 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q))
     int R = min(ROWS, m - h0), S = *pos + 1, warp = int(threadIdx.x) / WARP;
     Share share(S, int(blockIdx.y), int(gridDim.y), SHARE);
     const CacheRows k = cache.k(g), v = cache.v(g);
+    const Seen& seen = cache.seen(g);
     if (share.first >= share.end) {
         for (int i = int(threadIdx.x); i < R; i += TENSOR_BLOCK) {
             float* to = partials.of(int(blockIdx.y), g * m + h0 + i);
@@ -132,16 +134,20 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q))
                                    q + size_t(g * m + h0) * D, k, R);
 
     // Columns that no copy writes are zero: a product must not meet what is no number.
-    size_t warp_bytes = Shared::warp_bytes(k, v, stages);
+    size_t warp_bytes = Shared::warp_bytes(k, v, seen, stages);
     uint32_t* words = reinterpret_cast<uint32_t*>(memory);
     for (int i = int(threadIdx.x); i < int(TENSOR_WARPS * warp_bytes / 4); i += TENSOR_BLOCK)
         words[i] = 0;
     __syncthreads();  // and are so before the first copy
 
-    int near = cache.near_begin(S - 1), cut0 = share.first, cut1 = share.end;
-    if (k.exact || v.exact) {
-        cut0 = min(share.end, max(share.first, (cache.sinks + STEP - 1) / STEP * STEP));
-        cut1 = min(share.end, max(cut0, near / STEP * STEP));
+    // The oldest rows, most of them: whole steps by position, if they do not share one with others.
+    int old0 = share.first, old1 = share.end;
+    if (seen.count > 1) {
+        const Stretch& old = seen.oldest();
+        bool whole = by_position(k, v, old);
+        int begin = (old.begin_for(S - 1) + STEP - 1) / STEP * STEP;
+        old0 = min(share.end, max(share.first, begin));
+        old1 = whole ? min(share.end, max(old0, old.end_for(S - 1) / STEP * STEP)) : old0;
     }
     auto own = [&](int from) {  // the warp's first step from there on
         int behind = (from - share.first) / STEP % TENSOR_WARPS;
@@ -149,11 +155,12 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q))
     };
     Warp<E, D, Q, ROTATED> one(cache, k, v, rotation, queries, basis);
     char* own_memory = memory + size_t(warp) * warp_bytes;
-    one.cut_steps(own_memory, stages, own(cut0), cut1);
+    one.old_steps(own_memory, stages, own(old0), old1);
 #pragma unroll 1
     for (int side = 0; side < 2; side++)
-        one.mixed_steps(own_memory, own(side ? cut1 : share.first), side ? share.end : cut0, near);
-    merge_warps(partials, one, reinterpret_cast<float*>(memory), g * m + h0, R, width_of(v, D));
+        one.mixed_steps(own_memory, seen, own(side ? old1 : share.first), side ? share.end : old0,
+                        S - 1);
+    merge_warps(partials, one, reinterpret_cast<float*>(memory), g * m + h0, R, v.width);
 }
 
 // ---- launchers ---------------------------------------------------------------------------------
@@ -168,7 +175,7 @@ static Splits run(CudaBackend& gpu, const float* q, const float* rotation, const
     do {
         stages--, shared = 0;
         for (size_t g = 0; g < size_t(cache.G); g++)
-            shared = std::max(shared, Shared::bytes(cache.k[g], cache.v[g], stages));
+            shared = std::max(shared, Shared::bytes(cache.k[g], cache.v[g], cache.seen[g], stages));
     } while (shared > gpu.shared_limit && stages > 2);
     if (shared > gpu.shared_limit) return attend_splits_plain(gpu, q, rotation, cache, most);
     int each = int(gpu.shared_limit / (shared + 1024));  // blocks a multiprocessor has at once

@@ -83,23 +83,37 @@ struct RowCopy {
     }
 };
 
-// Begins to copy positions first … first + count − 1 of which some are seen exactly, D coordinates
-// wide, and others are truncated: zero beyond r, as are rows from count to `all`. exact(s): is s
-// seen exactly?
-template <class E, int D, class Exact>
-__device__ __forceinline__ void copy_mixed_rows(E* to, int stride, const CacheView& cache,
-                                                const CacheRows& head, int first, int count,
-                                                int all, int i, int threads, const Exact& exact) {
+// Begins to copy positions first … first + count − 1 from the stores that store_of(s) names, D
+// columns wide: zero beyond what each keeps, as are rows from count to `all`.
+template <class E, int D, class StoreOf>
+__device__ __forceinline__ void copy_wide_rows(E* to, int stride, const CacheRows& head, int first,
+                                               int count, int all, int i, int threads,
+                                               const StoreOf& store_of) {
     constexpr int PER = D / 4;
     for (; i < all * PER; i += threads) {
         int row = i / PER, c = i % PER * 4;
         int s = first + min(row, count - 1);
-        bool whole = head.exact && exact(s);
-        bool there = row < count && c < (whole ? D : head.r);
-        const E* source = row_of<E>(cache, head, whole, s) + (there ? c : 0);
-        copy_async_8(to + row * stride + c, source, there);
+        const RowStore& store = head.store[store_of(s)];
+        bool there = row < count && c < elements_of(store);
+        copy_async_8(to + row * stride + c, elements_at<E>(store, s) + (there ? c : 0), there);
     }
 }
+
+// The rows that lie by position, all of one width: a stretch of them is copied in long runs.
+__host__ __device__ inline bool by_position(const CacheRows& k, const CacheRows& v,
+                                            const Stretch& one) {
+    return k.store[one.k].ring == 0 && v.store[one.v].ring == 0;
+}
+// Their stores: those that RowCopy and the stages are made for.
+struct Oldest {
+    RowStore k, v;
+    __host__ __device__ Oldest(const CacheRows& keys, const CacheRows& values) {
+        for (int i = 0; i < MOST_STORES; i++) {
+            if (keys.store[i].data && keys.store[i].ring == 0) k = keys.store[i];
+            if (values.store[i].data && values.store[i].ring == 0) v = values.store[i];
+        }
+    }
+};
 
 // ---- keys before rotation ----------------------------------------------------------------------
 
@@ -116,7 +130,7 @@ struct Rebuild {
     // By the whole block; a barrier must follow.
     __device__ char* fill(char* memory, const CacheView& cache, const CacheRows& k,
                           const float* rotation) {
-        int width = width_of(k, D);
+        int width = k.width;
         int rows = (width + 15) / 16 * 16, threads = int(blockDim.x);
         angles = reinterpret_cast<float*>(memory);
         decode = reinterpret_cast<E*>(angles + STEP * STRIDE);

@@ -29,10 +29,10 @@ __global__ void __launch_bounds__(PLAIN_BLOCK)
     float scale = LOG2_E / sqrtf(float(d));
     for (int j = tile.lane; j < d; j += 16)
         tile.q[tile.row * d + j] = tile.row < R ? scale * q[row_at(tile.row) + size_t(j)] : 0;
-    tile.add_range(0, first + tokens, first);  // its first barrier orders q
+    tile.add_range(cache.seen(g), 0, first + tokens, first, first + tokens - 1);  // its first barrier orders q
 
     if (tile.row >= R) return;
-    int width = width_of(tile.v, d);
+    int width = tile.v.width;
 #pragma unroll
     for (int n = 0; n < PLAIN_WIDTH / 16; n++) {
         int j = tile.lane + 16 * n;

@@ -45,14 +45,7 @@ __global__ void __launch_bounds__(FLASH_BLOCK, 2)
     }
     __syncthreads();  // columns that no copy writes are zero, before the first copy
 
-    int end = first + tokens, near = cache.near_begin(first);
-    if (k.exact || v.exact) {
-        one.cut_stretch(cache.sinks, min(near, end), first);
-        one.exact_stretch(0, min(cache.sinks, end), true);
-        one.exact_stretch(near, end, false);
-    } else {
-        one.cut_stretch(0, end, first);
-    }
+    one.all(cache.seen(g), first, first + tokens - 1);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         float sum = one.sum[i];

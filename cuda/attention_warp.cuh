@@ -12,7 +12,8 @@
 //                          the position. A table row for each key would be d·4 bytes a key, more
 //                          than its latents; so it is one for 16.
 //   values                 acc += Cᵀ p in latent coordinates, weights rounded to E and transposed
-// Steps with exact rows (the window) are copied row by row, and taken last, one at a time.
+// Steps with rows that do not lie by position (the young ages) are copied row by row, and taken
+// last, one at a time.
 #pragma once
 #include "attention_tensor.cuh"
 
@@ -161,10 +162,12 @@ struct Warp {
             copy_async_16(to + 4 * lane, rotation + size_t(s) * D + 4 * lane, true);
     }
 
-    // Truncated steps s0, s0 + SHARE, … below end, in 3 or 2 stages: while one is read the others
+    // Steps s0, s0 + SHARE, … below end by position, in 3 or 2 stages: while one is read the others
     // are on their way.
-    __device__ __forceinline__ void cut_steps(char* memory, int stages, int s0, int end) {
-        RowCopy<E> copy_keys(k.r, lane, WARP), copy_values(v.r, lane, WARP);
+    __device__ __forceinline__ void old_steps(char* memory, int stages, int s0, int end) {
+        const Oldest old(k, v);
+        int kr = elements_of(old.k), vr = elements_of(old.v);
+        RowCopy<E> copy_keys(kr, lane, WARP), copy_values(vr, lane, WARP);
         int ks = copy_keys.stride, vs = copy_values.stride;
         size_t bytes = stage_bytes(ks, vs);
         int next = 0, now = 0;  // stages
@@ -174,8 +177,8 @@ struct Warp {
                 E* keys = reinterpret_cast<E*>(angle + (ROTATED ? 0 : D));
                 int count = min(STEP, end - s);
                 copy_angle(angle, s);
-                copy_keys.begin(keys, row_of<E>(cache, k, false, s), count, STEP);
-                copy_values.begin(keys + STEP * ks, row_of<E>(cache, v, false, s), count, STEP);
+                copy_keys.begin(keys, elements_at<E>(old.k, s), count, STEP);
+                copy_values.begin(keys + STEP * ks, elements_at<E>(old.v, s), count, STEP);
             }
             copy_async_commit();
             next = next + 1 == stages ? 0 : next + 1;
@@ -190,24 +193,31 @@ struct Warp {
             begin(s + (stages - 1) * SHARE);
             const float* angle = reinterpret_cast<float*>(memory + size_t(now) * bytes);
             const E* keys = reinterpret_cast<const E*>(angle + (ROTATED ? 0 : D));
-            step(keys, ks, k.r, keys + STEP * ks, vs, v.r, angle, min(STEP, end - s));
+            step(keys, ks, kr, keys + STEP * ks, vs, vr, angle, min(STEP, end - s));
             now = now + 1 == stages ? 0 : now + 1;
         }
         copy_async_wait<0>();
         __syncwarp();  // the stages are free
     }
 
-    // Steps with exact rows among theirs.
-    __device__ __forceinline__ void mixed_steps(char* memory, int s0, int end, int near) {
+    // Steps of any rows, as a token at pos sees them.
+    __device__ __forceinline__ void mixed_steps(char* memory, const Seen& seen, int s0, int end,
+                                                int pos) {
         constexpr int ks = D + 8, vs = D + 8;
         float* angle = reinterpret_cast<float*>(memory);
         E *keys = reinterpret_cast<E*>(angle + (ROTATED ? 0 : D)), *values = keys + STEP * ks;
-        auto exact = [&](int s) { return s < cache.sinks || s >= near; };
+        auto stretch_of = [&](int s) -> const Stretch& {
+            int i = 0;
+            while (s < seen.stretch[i].begin_for(pos) || s >= seen.stretch[i].end_for(pos)) i++;
+            return seen.stretch[i];
+        };
         for (int s = s0; s < end; s += SHARE) {
             int count = min(STEP, end - s);
             copy_angle(angle, s);
-            copy_mixed_rows<E, D>(keys, ks, cache, k, s, count, STEP, lane, WARP, exact);
-            copy_mixed_rows<E, D>(values, vs, cache, v, s, count, STEP, lane, WARP, exact);
+            copy_wide_rows<E, D>(keys, ks, k, s, count, STEP, lane, WARP,
+                                 [&](int at) { return stretch_of(at).k; });
+            copy_wide_rows<E, D>(values, vs, v, s, count, STEP, lane, WARP,
+                                 [&](int at) { return stretch_of(at).v; });
             copy_async_commit();
             copy_async_wait<0>();
             __syncwarp();  // every lane's copies are there

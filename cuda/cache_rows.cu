@@ -1,8 +1,9 @@
-// The cache's rows: append encodes, truncates and rounds; queries in latent coordinates; values out
-// of them; attend. Twin: src/backend/cpu/cache_rows.cpp.
+// The cache's rows: append encodes and packs; queries in latent coordinates; values out of them;
+// attend. Twin: src/backend/cpu/cache_rows.cpp.
 #include "cache_rows.cuh"
 
 #include "attention.cuh"
+#include "coded_rows.cuh"
 #include "dispatch.cuh"
 
 namespace stief {
@@ -11,7 +12,7 @@ namespace stief {
 
 constexpr int PRODUCT_BLOCK = 256, PRODUCT_PIECE = 64;  // threads; columns of one block
 
-// c = k E, the first r coordinates at the token's position and all d at its exact row.
+// c = k E, as many coordinates as each store of whole rows keeps.
 // grid (tiles of TOKENS tokens, 2G, pieces of columns), block 256. Shared: the tile of x, of c, and
 // the slices' sums. Reads E once for each tile: with one token the bytes are E's, d²·4 a head.
 template <class E, int TOKENS>
@@ -20,8 +21,7 @@ __global__ void append_kernel(CacheView cache, const float* k, const float* v, c
     int side = int(blockIdx.y) / cache.G, g = int(blockIdx.y) % cache.G, d = cache.d;
     const CacheRows head = cache.rows[blockIdx.y];
     int first = int(blockIdx.x) * TOKENS, count = min(TOKENS, T - first);
-    int column = int(blockIdx.z) * PRODUCT_PIECE,
-        n = min(PRODUCT_PIECE, width_of(head, d) - column);
+    int column = int(blockIdx.z) * PRODUCT_PIECE, n = min(PRODUCT_PIECE, head.width - column);
     if (n <= 0) return;
     float* x = reinterpret_cast<float*>(dynamic_shared());  // (TOKENS, d)
     float *c = x + TOKENS * d, *partial = c + TOKENS * PRODUCT_PIECE;
@@ -37,9 +37,38 @@ __global__ void append_kernel(CacheView cache, const float* k, const float* v, c
     for (int i = int(threadIdx.x); i < count * n; i += int(blockDim.x)) {
         int t = i / n, j = i % n, s = *pos + first + t;
         E stored = to_element<E>(head.encode ? c[t * PRODUCT_PIECE + j] : x[t * d + column + j]);
-        if (column + j < head.r) row_of<E>(cache, head, false, s)[column + j] = stored;
-        if (head.exact) row_of<E>(cache, head, true, s)[column + j] = stored;
+        for (const RowStore& store : head.store)
+            if (store.data && !coded(store.format) && column + j < elements_of(store))
+                elements_at<E>(store, s)[column + j] = stored;
     }
+}
+
+// The stores of codes: c = k E once more, and each row packed by a warp.
+// grid (tiles of TOKENS tokens, 2G), block 256. Shared: the tile of x, of c, and the slices' sums.
+template <class E, int TOKENS>
+__global__ void append_codes_kernel(CacheView cache, const float* k, const float* v, const int* pos,
+                                    int T) {
+    int side = int(blockIdx.y) / cache.G, g = int(blockIdx.y) % cache.G, d = cache.d;
+    const CacheRows head = cache.rows[blockIdx.y];
+    int first = int(blockIdx.x) * TOKENS, count = min(TOKENS, T - first);
+    bool any = false;
+    for (const RowStore& store : head.store) any |= store.data && coded(store.format);
+    if (!any) return;
+    float* x = reinterpret_cast<float*>(dynamic_shared());  // (TOKENS, d)
+    float *c = x + TOKENS * d, *partial = c + TOKENS * d;
+    const float* from = (side ? v : k) + size_t(g) * size_t(d);
+    for (int i = int(threadIdx.x); i < count * d; i += int(blockDim.x)) {
+        size_t t = size_t(first + i / d);
+        x[i] = from[t * size_t(cache.G) * size_t(d) + size_t(i % d)];
+    }
+    __syncthreads();  // x is there
+    if (head.encode)
+        block_product<TOKENS>(c, d, x, d, head.encode, size_t(d), count, d, d, partial);
+    for (int t = int(threadIdx.x) / WARP; t < count; t += int(blockDim.x) / WARP)
+        for (const RowStore& store : head.store)
+            if (store.data && coded(store.format))
+                pack_row<E>(row_at(store, *pos + first + t), (head.encode ? c : x) + t * d,
+                            head.weight, store);
 }
 
 // out (T, H, d) ← x (T, H, d) M of each head's group, for the first k coordinates of x.
@@ -58,7 +87,7 @@ __global__ void head_product_kernel(float* out, const float* in, CacheView cache
     for (int i = int(threadIdx.x); i < count * d; i += int(blockDim.x)) x[i] = in[at(i)];
     __syncthreads();  // x is there
     block_product<TOKENS>(to, d, x, d, VALUES ? head.decode : head.decode_t, size_t(d), count,
-                          VALUES ? width_of(head, d) : d, d, partial);
+                          VALUES ? head.width : d, d, partial);
     for (int i = int(threadIdx.x); i < count * d; i += int(blockDim.x)) out[at(i)] = to[i];
 }
 
@@ -73,6 +102,10 @@ static void launch_append(CudaBackend& gpu, const CacheLayer& cache, const float
     for_dtype(cache.dtype, [&]<class E>(E) {
         launch(append_kernel<E, TOKENS>, grid, PRODUCT_BLOCK, floats * sizeof(float), gpu.queue,
                CacheView(cache), k, v, gpu.pos, T);
+        if (whole_rows(cache)) return;
+        launch(append_codes_kernel<E, TOKENS>, dim3(grid.x, grid.y), PRODUCT_BLOCK,
+               size_t(TOKENS) * size_t(2 * cache.d + PRODUCT_BLOCK) * sizeof(float), gpu.queue,
+               CacheView(cache), k, v, gpu.pos, T);
     });
 }
 
@@ -80,8 +113,8 @@ void CudaBackend::append(const CacheLayer& cache, const float* k, const float* v
                          const Step& step) {
     check(step.pos + step.T <= cache.capacity, "position %d does not fit a cache of %d",
           step.pos + step.T - 1, cache.capacity);
-    check(cache.ring == 0 || step.T <= cache.ring - cache.recent,
-          "%d tokens at once do not fit the exact window's ring", step.T);
+    check(cache.batch == 0 || step.T <= cache.batch,
+          "%d tokens at once do not fit the rings of a cache for %d", step.T, cache.batch);
     if (step.T == 1)
         launch_append<1>(*this, cache, k, v, 1);
     else if (step.T > 1)

@@ -1,5 +1,5 @@
-// How kernels meet the cache's rows: which of them are exact for a token, where they lie, and small
-// products with a head's basis. Twin: src/backend/cpu/cache_rows.h.
+// How kernels meet the cache's rows: what a token sees, where its rows lie, and small products with
+// a head's basis. Twin: src/backend/cpu/cache_rows.h.
 #pragma once
 #include "cuda_backend.h"
 
@@ -8,39 +8,49 @@ namespace stief {
 // What kernels know of a CacheLayer: an argument by value.
 struct CacheView {
     const CacheRows* rows;  // (2, G)  keys, then values
+    const Seen* seen_rows;  // (G)
     int capacity, H, G, d;
-    int sinks, recent, ring;
     bool rotated;
 
     explicit CacheView(const CacheLayer& cache)
         : rows(cache.rows),
+          seen_rows(cache.seen_rows),
           capacity(cache.capacity),
           H(cache.H),
           G(cache.G),
           d(cache.d),
-          sinks(cache.sinks),
-          recent(cache.recent),
-          ring(cache.ring),
           rotated(cache.rotated) {}
     __device__ const CacheRows& k(int g) const { return rows[g]; }
     __device__ const CacheRows& v(int g) const { return rows[G + g]; }
-    // The exact row of a position: the sinks, then the ring.
-    __device__ int slot(int s) const { return s < sinks ? s : sinks + (s - sinks) % ring; }
-    // After the sinks, the first position that a token at `pos` sees exactly.
-    __device__ int near_begin(int pos) const { return max(sinks, pos - recent + 1); }
+    __device__ const Seen& seen(int g) const { return seen_rows[g]; }
 };
 
-// Coordinates of a head's rows, of the widest of them.
-__host__ __device__ inline int width_of(const CacheRows& head, int d) {
-    return head.exact ? d : head.r;
+// Where the row of position s begins.
+__device__ __forceinline__ char* row_at(const RowStore& store, int s) {
+    int slot = store.ring == 0 || s < store.fixed ? s : store.fixed + (s - store.fixed) % store.ring;
+    return static_cast<char*>(store.data) + size_t(slot) * size_t(store.bytes);
+}
+// The same where a row is elements and no codes.
+template <class E>
+__device__ __forceinline__ E* elements_at(const RowStore& store, int s) {
+    return reinterpret_cast<E*>(row_at(store, s));
 }
 
-// Row s of a head, of d coordinates where exact, else of r.
-template <class E>
-__device__ __forceinline__ E* row_of(const CacheView& cache, const CacheRows& head, bool exact,
-                                     int s) {
-    E* from = static_cast<E*>(exact ? head.exact : head.data);
-    return from + (exact ? size_t(cache.slot(s)) * size_t(cache.d) : size_t(s) * size_t(head.r));
+__host__ __device__ inline bool coded(const RowFormat& format) {
+    for (int w = 1; w < RowFormat::WIDTHS; w++)
+        if (format.count[w]) return true;
+    return false;
+}
+inline bool whole_rows(const CacheLayer& cache) {
+    for (const std::vector<CacheRows>* side : {&cache.k, &cache.v})
+        for (const CacheRows& head : *side)
+            for (const RowStore& store : head.store)
+                if (coded(store.format)) return false;
+    return true;
+}
+// Coordinates of a whole row; of a row of codes count[0] of them are elements.
+__host__ __device__ inline int elements_of(const RowStore& store) {
+    return int(store.format.count[0]);
 }
 
 // sum_r += Σ_i x_r,i M_i for rows first … end − 1 of one column of M, R ≤ ROWS rows of x. BATCH

@@ -64,8 +64,10 @@ struct Output {
 
 // Runs operation(lab, out) in every variant: out, which holds `before` or NaN, must be close to
 // want, the same to the last bit within a group, and nothing else written. tolerance: of a lab.
+// slow: on slow variants as well.
 void check_everywhere(const Doubles& want, const std::function<double(const Lab&)>& tolerance,
-                      const Floats& before, const std::function<void(Lab&, float*)>& operation);
+                      const Floats& before, const std::function<void(Lab&, float*)>& operation,
+                      bool slow = true);
 inline void check_everywhere(const Doubles& want, double tolerance, const Floats& before,
                              const std::function<void(Lab&, float*)>& operation) {
     check_everywhere(

@@ -1,7 +1,8 @@
-// random_bases MODEL OUT --keep F [--keys post|pre] [--window S,R]
-// Random orthonormal bases with equal ranks, F of the head width rounded to a multiple of 4: to
-// measure the speed and memory of a low-rank cache at shapes that nobody calibrated. They are good
-// for nothing else.
+// random_bases MODEL OUT --keep F | --bits B [--ages AGE:B,...] [--keys post|pre] [--window S,R]
+// Random orthonormal bases of the same format in every head: whole rows of F of the head width, or
+// a mixture of widths of B bits a coordinate, scale included, and of others while younger. To
+// measure the speed and memory of a compressed cache at shapes that nobody calibrated. They are
+// good for nothing else.
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -13,44 +14,80 @@
 
 using namespace stief;
 
-static HeadBasis random_basis(int d, int r, Random& random) {
+static HeadBasis random_basis(int d, const std::vector<RowFormat>& formats, Random& random) {
     Matrix A(static_cast<size_t>(d), static_cast<size_t>(d));
     for (double& x : A.data) x = random.normal();
     Matrix Q = qr(A).Q;
-    return HeadBasis::whole(r, to_floats(Q), to_floats(Q), to_floats(transpose(Q)));
+    HeadBasis basis = HeadBasis::whole(d, to_floats(Q), to_floats(Q), to_floats(transpose(Q)));
+    basis.format = formats;
+    return basis;
+}
+
+// What reverse water-filling gives coordinates whose spreads fall evenly by five octaves: the most
+// within `bits` a coordinate.
+static RowFormat mixture(int d, double bits) {
+    constexpr double OCTAVES = 5;
+    RowFormat best;
+    for (double top = 0; top <= 8 + OCTAVES; top += 1.0 / 64) {
+        RowFormat one;
+        for (int i = 0; i + ROW_GROUP <= d; i += ROW_GROUP)
+            for (size_t w = 1; w < RowFormat::WIDTHS; w++)
+                if (RowFormat::BITS[w] <= top - OCTAVES * i / d) {
+                    one.count[w] = uint16_t(one.count[w] + ROW_GROUP);
+                    break;
+                }
+        if (one.bits_per_element(DType::F16, d) <= bits) best = one;
+    }
+    return best;
 }
 
 static void run(int argc, char** argv) {
-    const char* usage = "usage: random_bases MODEL OUT --keep F [--keys post|pre] [--window S,R]";
+    const char* usage =
+        "usage: random_bases MODEL OUT --keep F | --bits B [--ages AGE:B,...] [--keys post|pre] "
+        "[--window S,R]";
     check(argc >= 5, "%s", usage);
-    double keep = 0;
+    Config config = Config::open(argv[1]);
+    Weights weights = Weights::open(config);
+    double keep = 0, bits = 0;
     Bases bases;
+    std::vector<RowFormat> formats;  // of the young ages, then the oldest
     bool rotated = true;
     for (int i = 3; i + 1 < argc; i += 2) {
         std::string flag = argv[i], value = argv[i + 1];
         if (flag == "--keep")
             keep = std::strtod(value.c_str(), nullptr);
+        else if (flag == "--bits")
+            bits = std::strtod(value.c_str(), nullptr);
         else if (flag == "--keys")
             rotated = value != "pre";
         else if (flag == "--window")
             std::sscanf(value.c_str(), "%d,%d", &bases.sinks, &bases.recent);
+        else if (flag == "--ages")
+            for (const char* next = value.c_str(); *next;) {
+                int age = 0, used = 0;
+                double width = 0;
+                check(std::sscanf(next, "%d:%lf%n", &age, &width, &used) == 2, "%s", usage);
+                bases.ages.push_back(age), formats.push_back(mixture(config.d, width));
+                next += used + (next[used] == ',');
+            }
         else
             fail("%s: unknown\n%s", flag.c_str(), usage);
     }
-    check(keep > 0 && keep <= 1, "--keep takes a number above 0 and up to 1\n%s", usage);
-    Config config = Config::open(argv[1]);
-    Weights weights = Weights::open(config);
-    int rank = int(keep * config.d / 4 + 0.5) * 4;
+    check((keep > 0 && keep <= 1) != (bits > 0 && bits <= 8),
+          "--keep takes a number above 0 and up to 1, --bits one up to 8: one of them\n%s", usage);
+    formats.push_back(bits > 0 ? mixture(config.d, bits)
+                               : RowFormat::whole(int(keep * config.d / 4 + 0.5) * 4));
     Random random(1);
     for (int l = 0; l < config.L; l++) {
         LayerBasis& layer = bases.layer.emplace_back();
         layer.rotated = rotated;
         for (auto* side : {&layer.k, &layer.v})
             for (int g = 0; g < config.G; g++)
-                side->push_back(random_basis(config.d, rank, random));
+                side->push_back(random_basis(config.d, formats, random));
     }
     bases.metadata["method"] = "random: for measuring speed, not for use";
     bases.save(argv[2], weights.fingerprint(config));
+    std::printf("%.3f bits a coordinate\n", formats.back().bits_per_element(DType::F16, config.d));
 }
 
 int main(int argc, char** argv) {

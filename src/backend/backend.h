@@ -50,7 +50,6 @@ struct Backend {
     std::string name;             // "cpu", "cuda"
     std::string device;           // "avx512, 2 threads"
     bool copies_weights = false;  // bind() takes memory of the device
-    bool codes = true;            // append and attend take rows with codes, not only whole ones
     // float32 in every product; otherwise, in products of more than one token, a matrix unit may take x
     // rounded to bf16 where w is bf16, and x and an f32 w rounded to TF32's 11 bits where it is not; and
     // attention over 16-bit rows may round to their type. May be changed between steps.

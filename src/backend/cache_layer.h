@@ -46,13 +46,15 @@ struct Stretch {
 };
 
 // All that the query heads of one kv head see: every position s ≤ p once. For one token the
-// stretches are in the order of positions.
+// stretches are in the order of positions; those of sinks, if any, come first.
 struct Seen {
     int count = 0;
     Stretch stretch[MOST_STORES + 1];
 
     const Stretch* begin() const { return stretch; }
     const Stretch* end() const { return stretch + count; }
+    // The one without an end and at any distance: what is seen of nearly all positions.
+    constexpr const Stretch& oldest() const { return stretch[stretch[0].end < INT_MAX]; }
     static Seen all_of(int store) {
         Seen seen;
         seen.count = 1, seen.stretch[0].k = seen.stretch[0].v = store;

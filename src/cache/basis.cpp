@@ -29,11 +29,16 @@ Bases Bases::identity(const Config& config, int rank) {
     return bases;
 }
 
+size_t LayerBasis::bytes(DType dtype) const {
+    size_t sum = 0;
+    for (const std::vector<HeadBasis>* side : {&k, &v})
+        for (const HeadBasis& head : *side) sum += head.format.back().bytes(dtype);
+    return sum;
+}
+
 size_t Bases::bytes_per_token(DType dtype) const {
     size_t sum = 0;
-    for (const LayerBasis& one : layer)
-        for (const std::vector<HeadBasis>* side : {&one.k, &one.v})
-            for (const HeadBasis& head : *side) sum += head.format.back().bytes(dtype);
+    for (const LayerBasis& one : layer) sum += one.bytes(dtype);
     return sum;
 }
 

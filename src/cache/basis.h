@@ -43,6 +43,8 @@ struct HeadBasis {
 struct LayerBasis {
     bool rotated = true;          // keys are stored after rotation ("post")
     std::vector<HeadBasis> k, v;  // (G)
+
+    size_t bytes(DType dtype) const;  // of a position beyond the window and all ages
 };
 
 struct Bases {
@@ -53,11 +55,15 @@ struct Bases {
 
     // E = D = I and the same rank everywhere: at full rank the plain cache.
     static Bases identity(const Config& config, int rank);
+    // Nothing learnt: a fixed rotation of every head, keys after RoPE, and codes of one width, 1 …
+    // 8 bits, for each age (bits.size() == ages.size() + 1). Error where d is no multiple of 8.
+    static Bases uniform(const Config& config, const std::vector<int>& ages,
+                         const std::vector<int>& bits);
     // Error where the file is damaged or belongs to another model (fingerprint).
     static Bases open(const std::string& path, const Config& config, uint64_t fingerprint);
     void save(const std::string& path, uint64_t fingerprint) const;
 
-    size_t bytes_per_token(DType dtype) const;  // of a position beyond the window and all ages
+    size_t bytes_per_token(DType dtype) const;  // Σ LayerBasis::bytes
     uint64_t hash(uint64_t seed) const;         // of all that decides what a row means
 };
 

@@ -153,14 +153,6 @@ size_t KvCache::bytes_for(const Config& c, int capacity, DType dtype, const Base
 KvCache::KvCache(Backend& backend, const Config& c, int positions, DType type, const Bases* bases,
                  int batch)
     : capacity(positions), dtype(type) {
-    for (size_t l = 0; bases && l < bases->layer.size(); l++)
-        for (const std::vector<HeadBasis>* side : {&bases->layer[l].k, &bases->layer[l].v})
-            for (const HeadBasis& head : *side)
-                for (const RowFormat& one : head.format)
-                    check(one.is_whole() || backend.codes,
-                          "these bases store rows in fewer than 16 bits, which the %s backend "
-                          "cannot read yet; use --backend cpu",
-                          backend.name.c_str());
     size_t tables = size_t(c.L) * table_bytes(c);
     size_t floats = matrix_floats(c, bases) * sizeof(float);
     size_t total = bytes_for(c, positions, type, bases, batch);

@@ -1,8 +1,8 @@
 // The KV cache: for every layer and kv head the rows of keys and of values, contiguous by head. The
-// plain cache has one row a position, all d coordinates. With bases a head has a store for the exact
-// window (the first `sinks` tokens and the most recent ones, whole), one for each age of the bases,
-// and one for all positions, the oldest format. A token is packed into all of them as it comes; the
-// young ages are rings of as many rows as can be seen, and those of one batch.
+// plain cache has one row a position, all d coordinates. With bases a head has a store for the
+// exact window (the first `sinks` tokens and the most recent ones, whole), one for each age of the
+// bases, and one for all positions, the oldest format. A token is packed into all of them as it
+// comes; the young ages are rings of as many rows as can be seen, and those of one batch.
 #pragma once
 #include <vector>
 
@@ -18,8 +18,8 @@ struct KvCache {
     DType dtype = DType::F16;
     std::vector<CacheLayer> layer;  // (L)
     Buffer rows;                    // of all stores: one piece of memory
-    Buffer matrices;                // encode, decode, weight of every head, f32; empty without bases
-    Buffer heads;                   // CacheLayer::rows and seen_rows of every layer
+    Buffer matrices;  // encode, decode, weight of every head, f32; empty without bases
+    Buffer heads;     // CacheLayer::rows and seen_rows of every layer
 
     // bases: null for the plain cache. batch: tokens that one pass appends at most.
     KvCache(Backend& backend, const Config& config, int capacity, DType dtype,
@@ -30,7 +30,8 @@ struct KvCache {
     static size_t bytes_for(const Config& config, int capacity, DType dtype,
                             const Bases* bases = nullptr, int batch = 512);
 
-    // Copies the rows of positions 0 … used − 1, head by head, to and from host memory (a saved conversation).
+    // Copies the rows of positions 0 … used − 1, head by head, to and from host memory (a saved
+    // conversation).
     size_t snapshot_bytes(int positions) const;
     void save(void* host) const;                 // snapshot_bytes(used)
     void load(const void* host, int positions);  // snapshot_bytes(positions); sets used

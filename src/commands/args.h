@@ -14,7 +14,8 @@ struct Args {
     std::vector<std::string> rest;             // positional arguments after MODEL
 
     // common
-    std::string backend = "auto", isa = "auto", cache, bases;
+    std::string backend = "auto", isa = "auto", cache, bases, ages;
+    std::vector<int> window;                   // SINKS,RECENT; empty: 4,64, or what the bases say
     int threads = 0, context = 0;
     bool exact = false, quiet = false, json = false, help = false;
     int seed = -1;                             // −1: from the clock
@@ -35,7 +36,6 @@ struct Args {
     // calibrate
     std::string objective, bits, method, key_basis, metric, keys = "pre", holdout, report;
     std::optional<double> keep, error_budget, ppl_budget;
-    std::vector<int> window = {4, 64};
     int calibration_tokens = 0, steps = -1;
     bool resume = false;
 };

@@ -1,5 +1,6 @@
 // stief calibrate: learns bases and ranks for the low-rank cache from a text, measures them on text
 // it did not learn from, and writes one file of bases.
+#include <tuple>
 #include <unistd.h>
 
 #include <algorithm>
@@ -52,9 +53,7 @@ static CalibrationOptions options_of(const Args& args, const Config& config) {
     int budgets = int(o.keep > 0) + int(o.error_budget > 0) + int(o.ppl_budget > 0);
     if (budgets > 1) throw UsageError("give one of --keep, --error-budget and --ppl-budget");
     if (budgets == 0) o.keep = 0.25;
-    if (args.window.size() != 2)
-        throw UsageError("--window takes two numbers, SINKS,RECENT: the exact tokens of a cache");
-    o.sinks = args.window[0], o.recent = args.window[1];
+    if (!args.window.empty()) std::tie(o.sinks, o.recent) = window_of(args);
     o.tokens = args.calibration_tokens  ? args.calibration_tokens
                : o.objective == "model" ? 16384
                                         : 32768;

@@ -1,5 +1,6 @@
 // stief inspect: what a folder holds, what one token costs in the cache, what opening it will need.
 #include <algorithm>
+#include <numeric>
 
 #include "base/file.h"
 #include "base/json_writer.h"
@@ -29,7 +30,8 @@ struct Needs {
     int context;
     DType dtype;
     size_t weights, cache, arena;
-    size_t cache_per_token_layer;
+    std::vector<size_t> per_token;  // (L)  bytes of a position beyond the window and all ages
+    std::string format;             // "f16", "q4", "bases in f16"
 };
 
 Needs needs_of(const Args& args, const Config& config, const Weights& weights) {
@@ -37,11 +39,17 @@ Needs needs_of(const Args& args, const Config& config, const Weights& weights) {
     needs.context = args.context ? args.context : std::min(config.context, 8192);
     check(needs.context <= config.context, "--context %d is more than the model's %d positions",
           needs.context, config.context);
-    needs.dtype = args.cache.empty() ? DType::F16 : parse_cache_dtype(args.cache);
+    CacheChoice choice = cache_choice(args, config, weights);
+    const Bases* bases = choice.bases ? &*choice.bases : nullptr;
+    needs.dtype = choice.dtype;
+    needs.format = args.bases.empty() ? (args.cache.empty() ? "f16" : args.cache)
+                                      : format("%s, %s", args.bases.c_str(), name_of(needs.dtype));
     needs.weights = weights.bytes();
-    needs.cache = KvCache::bytes_for(config, needs.context, needs.dtype);
+    needs.cache = KvCache::bytes_for(config, needs.context, needs.dtype, bases);
     needs.arena = Transformer::arena_bytes_for(config, needs.context, std::min(512, needs.context));
-    needs.cache_per_token_layer = 2 * size_t(config.G) * size_t(config.d) * size_of(needs.dtype);
+    Bases plain;
+    if (!bases) plain = Bases::identity(config, config.d), bases = &plain;
+    for (const LayerBasis& layer : bases->layer) needs.per_token.push_back(layer.bytes(needs.dtype));
     return needs;
 }
 
@@ -95,11 +103,15 @@ std::string as_text(const Config& c, const Weights& weights, const Needs& needs,
     text += format("  rope %s · norm eps %g · bos %d · eos %s\n\n", rope_text(c).c_str(),
                    double(c.norm_eps), c.bos, ids_text(c.eos).c_str());
     text += tensor_lines(weights) + "\n";
+    auto [least, most] = std::minmax_element(needs.per_token.begin(), needs.per_token.end());
+    size_t all = std::accumulate(needs.per_token.begin(), needs.per_token.end(), size_t(0));
+    std::string each = std::to_string(*least);
+    if (*most > *least) each += format(" to %zu", *most);
     text += format(
-        "cache in %s: %zu bytes a token in each of %d layers (keys and values, %d heads of %d), "
-        "%zu in all\n",
-        name_of(needs.dtype), needs.cache_per_token_layer, c.L, c.G, c.d,
-        needs.cache_per_token_layer * size_t(c.L));
+        "cache in %s: %s bytes a token in each of %d layers (keys and values, %d heads of %d), "
+        "%zu in all, %.2f bits an element\n",
+        needs.format.c_str(), each.c_str(), c.L, c.G, c.d, all,
+        8 * double(all) / (2.0 * c.L * c.G * c.d));
     text += format(
         "memory: weights %s, mapped and shared; at a context of %d: cache %s (as it fills) and "
         "activations %s\n",
@@ -123,9 +135,9 @@ std::string as_json(const Config& c, const Weights& weights, const Needs& needs,
         .add("head_width", c.d)
         .add("context", c.context);
     json.add("rope_theta", c.rope_theta).add("tied_embeddings", c.tied_embeddings);
-    json.add("cache_dtype", name_of(needs.dtype));
+    json.add("cache_dtype", name_of(needs.dtype)).add("cache_format", needs.format);
     json.begin_array("cache_bytes_per_token_by_layer");
-    for (int l = 0; l < c.L; l++) json.add("", needs.cache_per_token_layer);
+    for (size_t bytes : needs.per_token) json.add("", bytes);
     json.end_array()
         .begin_object("memory")
         .add("context", needs.context)

@@ -17,26 +17,18 @@ const std::string& entry(const Metadata& metadata, const std::string& path, cons
     return found->second;
 }
 
-// "64" of 64 elements, "16:8 4:32" of 8 elements and 32 codes of 4 bits; ages by "|".
-std::string text_of(const std::vector<RowFormat>& formats) {
+// Of each age, the youngest first: the rank of whole rows, or bits a coordinate where there are
+// codes.
+std::string joined(const std::vector<std::vector<RowFormat>>& heads, int d) {
     std::string text;
-    for (const RowFormat& one : formats) {
-        text += text.empty() ? "" : "|";
-        if (one.is_whole()) text += std::to_string(one.kept());
-        bool first = true;
-        for (size_t w = 0; !one.is_whole() && w < RowFormat::WIDTHS; w++)
-            if (one.count[w]) {
-                text += format(first ? "%d:%d" : ",%d:%d", RowFormat::BITS[w], int(one.count[w]));
-                first = false;
-            }
+    for (const std::vector<RowFormat>& head : heads) {
+        text += text.empty() ? "" : " ";
+        for (size_t i = 0; i < head.size(); i++) {
+            text += i ? "|" : "";
+            text += head[i].is_whole() ? std::to_string(head[i].kept())
+                                       : format("%.2fb", head[i].bits_per_element(DType::F16, d));
+        }
     }
-    return text;
-}
-
-std::string joined(const std::vector<std::vector<RowFormat>>& heads) {
-    std::string text;
-    for (const std::vector<RowFormat>& head : heads)
-        text += (text.empty() ? "" : " ") + text_of(head);
     return text;
 }
 
@@ -83,7 +75,8 @@ int inspect_bases(const Args& args) {
         path.c_str(), k.size(), G, d, kept, full, kept ? 8 * double(bytes) / double(kept) : 0.0,
         bytes, 50 * double(bytes) / double(full));
     for (size_t l = 0; l < k.size(); l++)
-        text += format("%5zu   %-12s %s\n", l, joined(k[l]).c_str(), joined(v[l]).c_str());
+        text += format("%5zu   %-12s %s\n", l, joined(k[l], int(d)).c_str(),
+                       joined(v[l], int(d)).c_str());
     text += "\n";
     for (const auto& [key, value] : metadata)
         if (key.rfind("ranks_", 0) != 0 && key.rfind("formats_", 0) != 0)

@@ -34,7 +34,8 @@ static Protocol protocol_of(const Args& args) {
 
 // What the model is compared with: with bases, unless --compare says otherwise, the full cache.
 static std::string reference_name(const Args& args) {
-    return args.compare.empty() && !args.bases.empty() ? "full" : args.compare;
+    bool compressed = !args.bases.empty() || args.cache == "q8" || args.cache == "q4";
+    return args.compare.empty() && compressed ? "full" : args.compare;
 }
 
 static std::string as_json(const Args& args, const Protocol& protocol, const Measured& m,

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <tuple>
 
 #include "formats/chat.h"
 
@@ -13,7 +14,60 @@ namespace stief {
 DType parse_cache_dtype(const std::string& name) {
     for (DType type : {DType::F16, DType::BF16, DType::F32})
         if (name == name_of(type)) return type;
-    fail("a cache is f16, bf16 or f32, not '%s'", name.c_str());
+    fail("elements of a cache are f16, bf16 or f32, not '%s'", name.c_str());
+}
+
+std::pair<int, int> window_of(const Args& args) {
+    if (args.window.size() != 2 || args.window[0] < 0 || args.window[1] < 0)
+        throw UsageError("--window takes two numbers, SINKS,RECENT: the exact tokens of a cache");
+    return {args.window[0], args.window[1]};
+}
+
+// "64:8,256:4" → ages 64, 256 and bits 8, 4.
+static void parse_ages(const std::string& text, std::vector<int>& ages, std::vector<int>& bits) {
+    for (size_t begin = 0; !text.empty() && begin <= text.size();) {
+        size_t end = std::min(text.find(',', begin), text.size());
+        int age = 0, width = 0, used = -1;
+        std::string one = text.substr(begin, end - begin);
+        std::sscanf(one.c_str(), "%9d:%2d%n", &age, &width, &used);
+        if (used != int(one.size()) || age <= 0 || width < 1 || width > 8)
+            throw UsageError(format("--ages takes AGE:BITS,..., not '%s'", text.c_str()));
+        ages.push_back(age), bits.push_back(width);
+        begin = end + 1;
+    }
+    if (ages.size() > MOST_AGES)
+        throw UsageError(format("--ages takes at most %zu ages", MOST_AGES));
+}
+
+CacheChoice cache_choice(const Args& args, const Config& config, const Weights& weights) {
+    int bits = args.cache == "q8" ? 8 : args.cache == "q4" ? 4 : 0;
+    CacheChoice choice;
+    if (args.exact) choice.dtype = DType::F32;
+    if (!bits && !args.cache.empty()) choice.dtype = parse_cache_dtype(args.cache);
+    if (bits && !args.bases.empty())
+        throw UsageError("--cache " + args.cache + " is without bases; leave --bases out");
+    if (!bits && !args.ages.empty())
+        throw UsageError("--ages is for --cache q8 or q4; bases have ages of their own");
+    if (bits) {
+        std::vector<int> ages, widths;
+        parse_ages(args.ages, ages, widths);
+        widths.push_back(bits);
+        choice.bases = Bases::uniform(config, ages, widths);
+    } else if (!args.bases.empty()) {
+        choice.bases = Bases::open(args.bases, config, weights.fingerprint(config));
+    }
+    if (args.window.empty() && !choice.bases) return choice;
+    if (!choice.bases) throw UsageError("--window is for --bases and for --cache q8 or q4");
+    Bases& bases = *choice.bases;
+    if (!args.window.empty()) std::tie(bases.sinks, bases.recent) = window_of(args);
+    for (size_t i = 0, last = size_t(bases.recent); i < bases.ages.size(); i++) {
+        check(size_t(bases.ages[i]) > last,
+              "the ages of the cache begin after its %d recent whole tokens and grow: %d follows "
+              "%zu; use another --window or --ages",
+              bases.recent, bases.ages[i], last);
+        last = size_t(bases.ages[i]);
+    }
+    return choice;
 }
 
 BackendOptions backend_options(const Args& args) {
@@ -49,10 +103,8 @@ Session::Session(const Args& args, int default_context)
     check(context <= most,
           "--context %d is more than the model's %d positions (max_position_embeddings)", context,
           most);
-    dtype =
-        args.cache.empty() ? (args.exact ? DType::F32 : DType::F16) : parse_cache_dtype(args.cache);
-    if (!args.bases.empty())
-        bases = Bases::open(args.bases, model.config, model.weights.fingerprint(model.config));
+    CacheChoice choice = cache_choice(args, model.config, model.weights);
+    dtype = choice.dtype, bases = std::move(choice.bases);
     // Tokens of a pass: enough that reading the weights costs little beside the products.
     int batch = model.backend->copies_weights ? 2048 : 512;
     require_memory(*this, batch);

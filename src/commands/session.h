@@ -13,7 +13,7 @@ struct Session {
     Model model;
     int context = 0;                           // positions
     DType dtype = DType::F16;                  // of the cache
-    std::optional<Bases> bases;                // of --bases
+    std::optional<Bases> bases;                // of --bases, or of --cache q8 or q4
     std::unique_ptr<Transformer> transformer;
     std::unique_ptr<KvCache> cache;
 
@@ -25,6 +25,13 @@ struct Session {
 };
 
 DType parse_cache_dtype(const std::string& name);
+// What --cache, --bases, --window and --ages ask for. bases: none for the plain cache.
+struct CacheChoice {
+    DType dtype = DType::F16;
+    std::optional<Bases> bases;
+};
+CacheChoice cache_choice(const Args& args, const Config& config, const Weights& weights);
+std::pair<int, int> window_of(const Args& args);       // of --window; UsageError
 BackendOptions backend_options(const Args& args);
 // generation_config.json's defaults with the options over them; the seed from the clock unless given.
 Sampling sampling_of(const Args& args, const Config& config);

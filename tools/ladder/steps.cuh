@@ -16,17 +16,20 @@ __global__ void naive_kernel(float* out, CacheView cache, const float* q, const 
                              const int* pos) {
     int h = int(blockIdx.x), g = h / (cache.H / cache.G), d = cache.d, j = int(threadIdx.x);
     const CacheRows k = cache.k(g), v = cache.v(g);
+    const RowStore key_rows = k.store[cache.seen(g).stretch[0].k];
+    const RowStore value_rows = v.store[cache.seen(g).stretch[0].v];
+    const int kr = k.width, vr = v.width;
     float* c = reinterpret_cast<float*>(dynamic_shared());  // (d)
     float *key = c + d, *sums = key + d;
     float query = j < d ? q[size_t(h) * size_t(d) + size_t(j)] / sqrtf(float(d)) : 0;
     float max = -INFINITY, sum = 0, acc = 0;
     for (int s = 0; s <= *pos; s++) {
-        if (j < k.r) c[j] = to_float(row_of<E>(cache, k, false, s)[j]);
+        if (j < kr) c[j] = to_float(elements_at<E>(key_rows, s)[j]);
         __syncthreads();  // the latents are there; the last key was read
         float x = 0;
         if (k.decode && j < d)
-            for (int i = 0; i < k.r; i++) x = fmaf(c[i], k.decode[i * d + j], x);
-        else if (j < k.r)
+            for (int i = 0; i < kr; i++) x = fmaf(c[i], k.decode[i * d + j], x);
+        else if (j < kr)
             x = c[j];
         if (j < d) key[j] = x;
         __syncthreads();  // the key is whole
@@ -39,14 +42,14 @@ __global__ void naive_kernel(float* out, CacheView cache, const float* q, const 
         float keep = expf(max - most), weight = expf(score - most);
         max = most, sum = sum * keep + weight;
         acc *= keep;
-        if (j < v.r) acc += weight * to_float(row_of<E>(cache, v, false, s)[j]);
+        if (j < vr) acc += weight * to_float(elements_at<E>(value_rows, s)[j]);
     }
     __syncthreads();  // c was read
     if (j < d) c[j] = acc / sum;
     __syncthreads();  // and holds the merged values
     if (j >= d) return;
     float x = v.decode ? 0 : c[j];
-    for (int i = 0; v.decode && i < v.r; i++) x = fmaf(c[i], v.decode[i * d + j], x);
+    for (int i = 0; v.decode && i < vr; i++) x = fmaf(c[i], v.decode[i * d + j], x);
     out[size_t(h) * size_t(d) + size_t(j)] = x;
 }
 

@@ -46,13 +46,21 @@ struct Split {
     const float* rotation;
     int g, m, first, count, pos;
     size_t d, p_stride;
-    float *p, *scaled, *rows;   // (m, p_stride), (m, d), (BLOCK, d)  keys or rows as f32
-    char* rest;                 // of RebuiltKeys
+    float *p, *scaled, *rows;  // (m, p_stride), (m, d), (BLOCK, d)  keys or rows as f32
+    char* rest;                // of RebuiltKeys
 
     Split(const CpuBackend& backend, const CacheLayer& layer, const float* angles, int group,
           int begin, int positions, int at)
-        : cpu(backend), cache(layer), kernels(backend.kernels), rotation(angles), g(group),
-          m(layer.H / layer.G), first(begin), count(positions), pos(at), d(size_t(layer.d)) {
+        : cpu(backend),
+          cache(layer),
+          kernels(backend.kernels),
+          rotation(angles),
+          g(group),
+          m(layer.H / layer.G),
+          first(begin),
+          count(positions),
+          pos(at),
+          d(size_t(layer.d)) {
         p_stride = (size_t(count) + 15) / 16 * 16;
         size_t queries = (size_t(m) * d + 15) / 16 * 16, weights = size_t(m) * p_stride;
         size_t block = needs_rows() ? RebuiltKeys::BLOCK * d : 0;
@@ -176,8 +184,8 @@ void CpuBackend::attend_one(float* out, const float* q, const float* rotation,
     for_rows(H, size_t(splits) * d, [&](size_t first, size_t end) {
         for (size_t h = first; h < end; h++) {
             const CacheRows& head = cache.v[h / size_t(m)];
-            merge_splits(out + h * d, partials.data() + h * stride, H * stride, splits,
-                         head.width, cache.d);
+            merge_splits(out + h * d, partials.data() + h * stride, H * stride, splits, head.width,
+                         cache.d);
         }
     });
 }

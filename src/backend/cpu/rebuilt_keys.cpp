@@ -39,21 +39,25 @@ size_t RebuiltKeys::bytes(const CpuBackend& cpu, const CacheLayer& layer, const 
 
 RebuiltKeys::RebuiltKeys(const CpuBackend& backend, const CacheLayer& layer, const CacheRows& keys,
                          char* scratch)
-    : kernels(backend.kernels), cache(layer), head(keys), r(rank_of(keys)),
-      width(whole_steps(3 * size_t(r))), cpu(backend) {
+    : kernels(backend.kernels),
+      cache(layer),
+      head(keys),
+      r(rank_of(keys)),
+      width(whole_steps(3 * size_t(r))),
+      cpu(backend) {
     assert(head.decode);
     size_t d = size_t(cache.d), floats = std::max(size_t(BLOCK) * d, 2 * width * d);
     split = scratch, panels = split + split_bytes(width);
-    latent = reinterpret_cast<float*>(panels + panel_bytes(kernels, width) *
-                                                   panel_count(kernels, cache.d));
+    latent = reinterpret_cast<float*>(panels +
+                                      panel_bytes(kernels, width) * panel_count(kernels, cache.d));
     rounded = reinterpret_cast<char*>(latent) + whole_lines(floats * sizeof(float));
     pairs = kernels.split[int(cache.dtype)] && !cpu.exact && r > 0;
     if (!pairs) return;
 
-    std::memset(split, 0, split_bytes(width));                   // beyond 3r it stays
+    std::memset(split, 0, split_bytes(width));  // beyond 3r it stays
     size_t n = size_t(r) * d;
     uint16_t* parts = reinterpret_cast<uint16_t*>(latent);
-    float* rest = latent + width * d;                            // (r, d)
+    float* rest = latent + width * d;  // (r, d)
     auto narrow = kernels.narrow[int(DType::BF16)];
     narrow(parts, head.decode, n);
     kernels.widen[int(DType::BF16)](rest, parts, n);
