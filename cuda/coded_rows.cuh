@@ -3,11 +3,12 @@
 #pragma once
 #include <cstring>
 
+#include "backend/levels.h"
 #include "cache_rows.cuh"
 
 namespace stief {
 
-// BITS and STEP of RowFormat: device code sees no static arrays of the host.
+// BITS and STEP of RowFormat, and LEVELS: device code sees no static arrays of the host.
 __device__ __forceinline__ int bits_of(int w) {
     return w == 0 ? 16 : w == 1 ? 8 : 8 - w;
 }
@@ -22,6 +23,7 @@ __device__ __forceinline__ float step_of(int w) {
                               RowFormat::STEP[7]};
     return STEP[w];
 }
+static __device__ const Levels DEVICE_LEVELS = LEVELS;
 static_assert(RowFormat::BITS[2] == 6 && RowFormat::BITS[7] == 1);
 __device__ __forceinline__ float scale_of(int scale) {
     return exp2f(float(scale - 128) / 8);
@@ -60,7 +62,7 @@ __device__ int unpack_row(float* to, const RowStore& store, const char* row, int
         for (int b = first / 8; b <= (first + bits - 1) / 8; b++)
             code |= int(uint8_t(row[at.byte + b])) << (8 * (b - first / 8));
         code = code >> (first % 8) & ((1 << bits) - 1);
-        to[j] = rho * step_of(at.w) * (float(code) - 0.5f * float((1 << bits) - 1));
+        to[j] = rho * step_of(at.w) * float(DEVICE_LEVELS.of[at.w][code]);
     }
     return kept;
 }
@@ -75,9 +77,11 @@ __device__ __forceinline__ int zero_row(float* to, const RowStore& store, int i,
 
 // ---- the encoder, by one warp ------------------------------------------------------------------
 
-__device__ __forceinline__ int code_of(float x, int bits) {
-    float half = float(1 << (bits - 1));
-    return int(fmaxf(-half, fminf(floorf(x), half - 1))) + (1 << (bits - 1));
+// The code of the level nearest to x, which is in steps of width number w.
+__device__ __forceinline__ int code_of(float x, int w) {
+    constexpr int EDGE = Levels::HALVES / 2;
+    float half = fmaxf(-float(EDGE), fminf(floorf(2 * x), float(EDGE - 1)));
+    return DEVICE_LEVELS.nearest[w][int(half) + EDGE];
 }
 
 // Σ w (ẑ − z)² of a row under a scale, the same for all lanes.
@@ -88,8 +92,7 @@ __device__ __forceinline__ float cost_of(const float* c, const float* weight,
     for (int w = 1; w < RowFormat::WIDTHS; from += int(format.count[w]), w++)
         for (int j = int(threadIdx.x) % WARP; j < int(format.count[w]); j += WARP) {
             float step = rho * step_of(w), x = c[from + j];
-            int bits = bits_of(w), code = code_of(x / step, bits);
-            float error = step * (float(code) - 0.5f * float((1 << bits) - 1)) - x;
+            float error = step * float(DEVICE_LEVELS.of[w][code_of(x / step, w)]) - x;
             sum += (weight ? weight[from + j] : 1) * error * error;
         }
     return warp_sum(sum);
@@ -142,7 +145,7 @@ __device__ void pack_row(char* row, const float* c, const float* weight, const R
         int bits = bits_of(at.w);
         uint64_t word = 0;
         for (int n = 0; n < ROW_GROUP; n++)
-            word |= uint64_t(code_of(c[j + n] / (rho * step_of(at.w)), bits)) << (n * bits);
+            word |= uint64_t(code_of(c[j + n] / (rho * step_of(at.w)), at.w)) << (n * bits);
         for (int b = 0; b < bits; b++) row[at.byte + b] = char(word >> (8 * b));
     }
     if (lane == 0) row[store.bytes - 1] = char(scale);

@@ -60,11 +60,10 @@ struct Rows {
     double rho(int s) const {
         return layout.codes ? double(row_scale(uint8_t(row(s)[layout.bytes - 1]))) : 1;
     }
-    // Δ_b 2^(b − 8): of a code at the top of its byte; 0 for elements
-    double top_step(size_t i) const {
+    // Δ_b; 0 for elements
+    double step(size_t i) const {
         if (i < size_t(layout.whole)) return 0;
-        const RowLayout::Group& group = layout.group[(i - size_t(layout.whole)) / 8];
-        return double(group.step) * std::exp2(group.bits - 8);
+        return double(layout.group[(i - size_t(layout.whole)) / 8].step);
     }
     // packs all, and what they then mean
     Floats pack() {
@@ -183,7 +182,7 @@ TEST_CASE("rows of zeros, of NaN, of the largest and of the least numbers pack a
 }
 
 // What the integers of vbmi_scores.h allow, for every score: half a unit of the queries' fixed point
-// for each level at the top of its byte; and f32's roundings, 2⁻²⁴ for each of a few hundred terms'
+// for each level; and f32's roundings, 2⁻²⁴ for each of a few hundred terms'
 // sizes. Every other set keeps within the latter.
 TEST_CASE("scores over rows of mixed widths are inner products with what unpack_row reads") {
     for_all([](const Kernels& kernels, const Case& one, DType dtype) {
@@ -203,14 +202,14 @@ TEST_CASE("scores over rows of mixed widths are inner products with what unpack_
                     double unit = 0;
                     for (size_t i = 0; i < kept; i++)
                         unit = std::max(unit, std::abs(double(q[h * q_stride + i])) *
-                                                  rows.top_step(i) / 32767);
+                                                  rows.step(i) / 32767);
                     for (size_t s = 0; s < n; s++) {
                         double sum = 0, sizes = 0, levels = 0;
                         for (size_t i = 0; i < kept; i++) {
                             double ci = double(c[s * kept + i]);
                             double term = double(q[h * q_stride + i]) * ci;
                             sum += term, sizes += std::abs(term);
-                            if (rows.top_step(i) > 0) levels += std::abs(ci) / rows.top_step(i);
+                            if (rows.step(i) > 0) levels += std::abs(ci) / rows.step(i);
                         }
                         double error = std::abs(double(out[h * stride + s]) - sum);
                         double bound = unit / 2 * levels + 0x1p-20 * sizes;
@@ -250,7 +249,7 @@ TEST_CASE("weighted sums of rows of mixed widths are those of what unpack_row re
                             double ci = double(c[s * kept + i]);
                             double term = double(p[h * p_stride + s]) * ci;
                             sum += term, sizes += std::abs(term);
-                            if (rows.top_step(i) > 0) levels += std::abs(ci) / rows.rho(int(s));
+                            if (rows.step(i) > 0) levels += std::abs(ci) / rows.rho(int(s));
                         }
                         double error = std::abs(double(acc[h * stride + i]) - sum);
                         double bound = unit / 2 * levels + 0x1p-20 * sizes;
@@ -284,14 +283,14 @@ TEST_CASE("keys rebuilt from rows of mixed widths are products with what unpack_
                     double unit = 0;
                     for (size_t i = 0; i < kept; i++)
                         unit = std::max(unit, std::abs(double(D[i * width + j])) *
-                                                  rows.top_step(i) / 32767);
+                                                  rows.step(i) / 32767);
                     for (size_t s = 0; s < n; s++) {
                         double sum = 0, sizes = 0, levels = 0;
                         for (size_t i = 0; i < kept; i++) {
                             double ci = double(c[s * kept + i]);
                             double term = double(D[i * width + j]) * ci;
                             sum += term, sizes += std::abs(term);
-                            if (rows.top_step(i) > 0) levels += std::abs(ci) / rows.top_step(i);
+                            if (rows.step(i) > 0) levels += std::abs(ci) / rows.step(i);
                         }
                         double error = std::abs(double(out[s * stride + j]) - sum);
                         double bound = unit / 2 * levels + 0x1p-20 * sizes;

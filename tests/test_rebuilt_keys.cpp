@@ -179,6 +179,57 @@ TEST_CASE("rebuilt keys are c[:r] D[:r], to what two bf16 hold or to f32") {
             }
 }
 
+// Of codes: exactly, as integers, or, where there is a matrix unit, rounded to the cache's dtype.
+TEST_CASE("keys rebuilt from rows of codes are products with what the codes stand for") {
+    constexpr size_t d = 64, count = 101;
+    CacheRows head;
+    head.store[1].format.count = {4, 8, 8, 0, 16, 8, 8, 8};
+    head.store[2].format.count = {0, 0, 0, 0, 8, 0, 16, 8};
+    Floats decode = normals(d * d + 64, 97);
+    head.decode = decode.data();
+    for (DType dtype : {DType::F16, DType::BF16})
+        for (size_t one : {1, 2})
+            for (bool exact : {true, false}) {
+                CAPTURE(name_of(dtype));
+                CAPTURE(one);
+                CAPTURE(exact);
+                std::vector<std::vector<char>> bytes;
+                for (size_t i : {1, 2}) {
+                    RowStore& store = head.store[i];
+                    store.bytes = int(store.format.bytes(dtype));
+                    bytes.emplace_back(count * size_t(store.bytes) + ROW_SLACK);
+                    store.data = bytes.back().data();
+                }
+                RowStore& store = head.store[one];
+                char* rows = bytes[one - 1].data();
+                size_t r = size_t(store.format.kept());
+                Floats c = normals(count * r, 98), read(r, NaN);
+                Doubles want(count * d);
+                for (size_t s = 0; s < count; s++) {
+                    char* row = rows + s * size_t(store.bytes);
+                    pack_row(row, &c[s * r], nullptr, store.format, dtype);
+                    unpack_row(read.data(), row, store.format, dtype);
+                    for (size_t i = 0; i < r; i++)
+                        for (size_t j = 0; j < d; j++)
+                            want[s * d + j] += double(read[i]) * double(decode[i * d + j]);
+                }
+                CacheLayer layer{.dtype = dtype, .capacity = int(count), .H = 1, .G = 1,
+                                 .d = int(d), .k = {head}, .v = {head}, .seen = {},
+                                 .rotated = false};
+                double tolerance = dtype == DType::F16 ? TOL_F16 : TOL_BF16;
+                check_on_cpus(want, exact ? TOL_F32 : tolerance, [&](Backend& backend, float* out) {
+                    backend.exact = exact;
+                    auto& cpu = dynamic_cast<CpuBackend&>(backend);
+                    for (size_t i : {1, 2}) cpu.layout(head.store[i].format, dtype);
+                    std::vector<char> scratch(RebuiltKeys::bytes(cpu, layer, head));
+                    RebuiltKeys keys(cpu, layer, head, scratch.data());
+                    keys.rebuild(out, {0, int(count), rows, store});
+                    bool integers = cpu.kernels.coded_product && !cpu.kernels.split[int(dtype)];
+                    if (integers && !exact) CHECK(nmse(out, want.data(), want.size()) <= TOL_PAIRS);
+                });
+            }
+}
+
 // A key that is off by 2⁻¹⁴ moves a score of size 1 by as much, and its weight with it.
 TEST_CASE("attention over rebuilt keys is the exact one to what two bf16 hold") {
     constexpr int G = 2, H = 6, d = 64, r = 20, S = 700;

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "backend/levels.h"
 #include "base/bf16.h"
 
 namespace stief {
@@ -41,15 +42,12 @@ float row_scale(uint8_t scale) {
 
 namespace {
 
-// The code of x / (ρ Δ): the cell it falls into, the outermost beyond the last.
-int code_of(float x, int bits) {
-    float half = float(1 << (bits - 1));
+// The code of the level nearest to x / (ρ Δ), of width number w.
+int code_of(float x, size_t w) {
+    constexpr float edge = Levels::HALVES / 2;
     // fmax and fmin: NaN, of damaged weights, takes some code
-    return int(std::fmax(-half, std::fmin(std::floor(x), half - 1))) + (1 << (bits - 1));
-}
-
-float level_of(int code, int bits) {
-    return float(code) - 0.5f * float((1 << bits) - 1);
+    float half = std::fmax(-edge, std::fmin(std::floor(2 * x), edge - 1));
+    return LEVELS.nearest[w][int(half + edge)];
 }
 
 // What a scale costs: Σ w (ẑ − z)².
@@ -58,8 +56,8 @@ float cost_of(const float* c, const float* weight, const RowFormat& format, uint
     size_t i = format.count[0];
     for (size_t w = 1; w < RowFormat::WIDTHS; w++)
         for (int n = 0; n < format.count[w]; n++, i++) {
-            float step = rho * RowFormat::STEP[w], bits = float(RowFormat::BITS[w]);
-            float error = step * level_of(code_of(c[i] / step, int(bits)), int(bits)) - c[i];
+            float step = rho * RowFormat::STEP[w];
+            float error = step * float(LEVELS.of[w][code_of(c[i] / step, w)]) - c[i];
             sum += (weight ? weight[i] : 1) * error * error;
         }
     return sum;
@@ -115,7 +113,7 @@ void pack_row(void* row, const float* c, const float* weight, const RowFormat& f
             int bits = RowFormat::BITS[w];
             uint64_t word = 0;
             for (int n = 0; n < ROW_GROUP; n++, i++)
-                word |= uint64_t(code_of(c[i] / (rho * RowFormat::STEP[w]), bits)) << (n * bits);
+                word |= uint64_t(code_of(c[i] / (rho * RowFormat::STEP[w]), w)) << (n * bits);
             std::memcpy(to, &word, size_t(bits));  // little-endian, as all of the project's files
             to += bits;
         }
@@ -141,7 +139,7 @@ void unpack_row(float* c, const void* row, const RowFormat& format, DType dtype)
             uint64_t word = 0;
             std::memcpy(&word, from, size_t(bits));
             for (int n = 0; n < ROW_GROUP; n++, i++, word >>= bits)
-                c[i] = rho * RowFormat::STEP[w] * level_of(int(word & ((1u << bits) - 1)), bits);
+                c[i] = rho * RowFormat::STEP[w] * float(LEVELS.of[w][word & ((1u << bits) - 1)]);
             from += bits;
         }
 }

@@ -9,10 +9,10 @@
 // any code at all, the row's last byte is its scale. There is no padding: rows lie at multiples of
 // bytes().
 //
-// A code stands for a level of a linear quantiser about zero (none is zero itself):
-//     c_i = ρ Δ_b (code − (2^b − 1) / 2),   ρ = 2^((scale − 128) / 8)
-// with Δ_b the step of the best linear quantiser of a unit Gaussian (Max 1960): coordinates have
-// unit spread, their own spread is folded into the basis. The encoder searches the scale.
+// A code stands for an integer level of 8 bits (levels.h):
+//     c_i = ρ Δ_b L_b(code),   ρ = 2^((scale − 128) / 8)
+// with L_b and Δ_b those that quantise a unit Gaussian best: coordinates have unit spread, their
+// own spread is folded into the basis. The encoder searches the scale.
 #pragma once
 #include <array>
 #include <cstddef>
@@ -28,8 +28,8 @@ struct RowFormat {
     static constexpr int WIDTHS = 8;
     static constexpr std::array<int, WIDTHS> BITS = {16, 8, 6, 5, 4, 3, 2, 1};  // 16: an element
     // of unit spread: Δ_b; 0 for elements
-    static constexpr std::array<float, WIDTHS> STEP = {0,       0.03077f, 0.1041f, 0.1881f,
-                                                       0.3352f, 0.5860f,  0.9957f, 1.596f};
+    static constexpr std::array<float, WIDTHS> STEP = {
+        0, 0.03077f, 0.0352311f, 0.0272935f, 0.0262219f, 0.018888f, 0.0137337f, 0.0064346f};
 
     std::array<uint16_t, WIDTHS>
         count{};  // coordinates at each width; multiples of ROW_GROUP but [0]

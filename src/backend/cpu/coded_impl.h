@@ -14,7 +14,7 @@ struct GroupTable {
     alignas(32) uint8_t spread[32];
     alignas(32) int32_t shift[8];
     int32_t mask;
-    float middle;
+    int bits;
 };
 
 struct GroupTables {
@@ -29,7 +29,7 @@ struct GroupTables {
                     of[b].spread[4 * n + byte] = uint8_t(n * b / 8 + (byte < 3 ? byte : 0));
             }
             of[b].mask = (1 << b) - 1;
-            of[b].middle = 0.5f * float(of[b].mask);
+            of[b].bits = b;
         }
     }
 };
@@ -52,7 +52,8 @@ void unpack_rows(float* out, size_t out_stride, const void* rows, const RowLayou
         float rho = layout.rho[uint8_t(row[layout.bytes - 1])], *to = out + layout.whole;
         for (int g = 0; g < layout.groups; g++, to += 8) {
             const RowLayout::Group& group = layout.group[g];
-            V::levels(to, row + group.offset, GROUPS.of[group.bits], rho * group.step);
+            V::levels(to, row + group.offset, GROUPS.of[group.bits], group.level,
+                      rho * group.step);
         }
     }
 }
@@ -109,12 +110,12 @@ void coded_accumulate(float* acc, size_t acc_stride, const float* p, size_t p_st
     });
 }
 
-// The cells that the codes of x fall into, counted from the middle one up, and what scale a costs:
-// see code_of and cost_of of row_format.cpp.
+// Where RowLayout::nearest has the levels nearest to x, which is in halves of a step: see code_of of
+// row_format.cpp.
 template <class V>
-typename V::F cell_of(typename V::F x, typename V::F half) {
-    auto below = V::sub(half, V::set1(0.5f)), least = V::sub(V::zero(), half);
-    return V::floor(V::larger(least, V::smaller(x, below)));
+typename V::F place_of(typename V::F x, typename V::F middle) {
+    auto least = V::set1(-256), most = V::set1(255);    // Levels::HALVES in all
+    return V::add(V::floor(V::larger(least, V::smaller(x, most))), middle);
 }
 
 struct CodedRow {
@@ -135,11 +136,11 @@ void scale_costs(float* cost, const CodedRow& row, const int* scale) {
     });
     for (size_t i = 0; i < size_t(row.filled); i += V::W) {
         auto at = [&](const float* p) { return load<V, DType::F32>(p, i, V::W); };
-        auto x = at(row.x), w = at(row.weight), half = at(layout.half), step = at(layout.step);
-        auto in_steps = V::mul(x, at(layout.inverse));
+        auto x = at(row.x), w = at(row.weight), step = at(layout.step);
+        auto in_halves = V::mul(x, at(layout.halves)), middle = at(layout.middle);
         unroll<N>([&]<int k>() {
-            auto cell = cell_of<V>(V::mul(in_steps, V::set1(inverse_rho[k])), half);
-            auto level = V::add(cell, V::set1(0.5f));
+            auto place = place_of<V>(V::mul(in_halves, V::set1(inverse_rho[k])), middle);
+            auto level = V::lookup(layout.nearest, place);
             auto error = V::sub(V::mul(V::mul(V::set1(rho[k]), step), level), x);
             sum[k] = V::fma(V::mul(w, error), error, sum[k]);
         });
@@ -194,20 +195,21 @@ int search_scale(const CodedRow& row) {
 template <class V>
 void pack_codes(char* to, const CodedRow& row) {
     const RowLayout& layout = row.layout;
-    alignas(64) float cells[RowLayout::FILL];
+    alignas(64) float places[RowLayout::FILL];
     int scale = search_scale<V>(row);
     auto inverse_rho = V::set1(layout.rho[256 - scale]);
     for (int g = 0; g < layout.groups; g += RowLayout::FILL / 8) {
         for (size_t n = 0; n < RowLayout::FILL; n += V::W) {
             size_t i = size_t(g) * 8 + n;
-            auto half = load<V, DType::F32>(layout.half, i, V::W);
             auto x = V::mul(load<V, DType::F32>(row.x, i, V::W),
-                            load<V, DType::F32>(layout.inverse, i, V::W));
-            store<V, DType::F32>(cells, n, V::W,
-                                 V::add(cell_of<V>(V::mul(x, inverse_rho), half), half));
+                            load<V, DType::F32>(layout.halves, i, V::W));
+            auto middle = load<V, DType::F32>(layout.middle, i, V::W);
+            store<V, DType::F32>(places, n, V::W,
+                                 place_of<V>(V::mul(x, inverse_rho), middle));
         }
         int32_t code[RowLayout::FILL];
-        for (int n = 0; n < RowLayout::FILL; n++) code[n] = int32_t(cells[n]);
+        for (int n = 0; n < RowLayout::FILL; n++)
+            code[n] = layout.nearest_code[int32_t(places[n])];
         for (int at = g; at < g + 2 && at < layout.groups; at++) {
             const int32_t* c = code + 8 * (at - g);
             int b = layout.group[at].bits;

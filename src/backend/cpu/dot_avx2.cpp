@@ -32,6 +32,9 @@ struct V {
     static F floor(F x) {
         return _mm256_round_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     }
+    static F lookup(const float* table, F index) {
+        return _mm256_i32gather_ps(table, _mm256_cvttps_epi32(index), 4);
+    }
     // Two factors: 2^n alone would leave the range before the product does. |n| <= 254.
     static F times_power_of_2(F x, F n) {
         __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
@@ -102,9 +105,10 @@ struct V {
         __builtin_memcpy(p, part, size_t(n) * BYTES<E>);
     }
 
-    // out (8) ← step (code − middle) of one group (coded_impl.h)
+    // out (8) ← step level[code] of one group (coded_impl.h)
     template <class Table>
-    static void levels(float* out, const char* from, const Table& table, float step) {
+    static void levels(float* out, const char* from, const Table& table, const float* level,
+                       float step) {
         __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
         auto vector = [](const void* at) {
             return _mm256_load_si256(static_cast<const __m256i*>(at));
@@ -113,8 +117,21 @@ struct V {
                                             vector(table.spread));
         words = _mm256_and_si256(_mm256_srlv_epi32(words, vector(table.shift)),
                                  _mm256_set1_epi32(table.mask));
-        __m256 level = _mm256_sub_ps(_mm256_cvtepi32_ps(words), _mm256_set1_ps(table.middle));
-        _mm256_storeu_ps(out, _mm256_mul_ps(level, _mm256_set1_ps(step)));
+        F found;
+        if (table.bits <= 3) {
+            found = _mm256_permutevar8x32_ps(_mm256_loadu_ps(level), words);
+        } else if (table.bits == 4) {
+            F low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(level), words);
+            F high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(level + 8), words);
+            __m256i upper = _mm256_slli_epi32(words, 28);            // bit 3 on top
+            found = _mm256_blendv_ps(low, high, _mm256_castsi256_ps(upper));
+        } else if (table.bits <= 6) {
+            found = _mm256_i32gather_ps(level, words, 4);
+        } else {
+            words = _mm256_sub_epi32(words, _mm256_set1_epi32(128));
+            found = _mm256_cvtepi32_ps(words);
+        }
+        _mm256_storeu_ps(out, _mm256_mul_ps(found, _mm256_set1_ps(step)));
     }
 
     static void transpose(F (&a)[8]) {

@@ -28,6 +28,13 @@ struct V {
     static F smaller(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
     static F round(F x) { return vrndnq_f32(x); }
     static F floor(F x) { return vrndmq_f32(x); }
+    static F lookup(const float* table, F index) {
+        int32_t at[4];
+        vst1q_s32(at, vcvtq_s32_f32(index));
+        F x = vdupq_n_f32(table[at[0]]);
+        x = vsetq_lane_f32(table[at[1]], x, 1), x = vsetq_lane_f32(table[at[2]], x, 2);
+        return vsetq_lane_f32(table[at[3]], x, 3);
+    }
     // Two factors: 2^n alone would leave the range before the product does. |n| <= 254.
     static F times_power_of_2(F x, F n) {
         int32x4_t whole = vcvtq_s32_f32(n), half = vshrq_n_s32(whole, 1);
@@ -79,17 +86,19 @@ struct V {
         __builtin_memcpy(p, part, size_t(n) * BYTES<E>);
     }
 
-    // out (8) ← step (code − middle) of one group (coded_impl.h)
+    // out (8) ← step level[code] of one group (coded_impl.h)
     template <class Table>
-    static void levels(float* out, const char* from, const Table& table, float step) {
+    static void levels(float* out, const char* from, const Table& table, const float* level,
+                       float step) {
         uint8x16_t bytes = vld1q_u8(reinterpret_cast<const uint8_t*>(from));
         for (int n = 0; n < 8; n += 4) {
             uint32x4_t words =
                 vreinterpretq_u32_u8(vqtbl1q_u8(bytes, vld1q_u8(table.spread + 4 * n)));
             words = vshlq_u32(words, vnegq_s32(vld1q_s32(table.shift + n)));
             words = vandq_u32(words, vdupq_n_u32(uint32_t(table.mask)));
-            F level = vsubq_f32(vcvtq_f32_u32(words), vdupq_n_f32(table.middle));
-            vst1q_f32(out + n, vmulq_n_f32(level, step));
+            uint32_t code[4];
+            vst1q_u32(code, words);
+            for (int i = 0; i < 4; i++) out[n + i] = step * level[code[i]];
         }
     }
 

@@ -34,6 +34,11 @@ struct V {
         F near = round(x);
         return near + __builtin_convertvector(near > x, F);    // true is −1
     }
+    static F lookup(const float* table, F index) {
+        F x;
+        for (int i = 0; i < 4; i++) x[i] = table[int32_t(index[i])];
+        return x;
+    }
     // Two factors: 2^n alone would leave the range before the product does. |n| <= 254.
     static F times_power_of_2(F x, F n) {
         I whole = __builtin_convertvector(n == n ? n : zero(), I), half = whole >> 1;
@@ -93,19 +98,14 @@ struct V {
         }
     }
 
-    // out (8) ← step (code − middle) of one group (coded_impl.h)
+    // out (8) ← step level[code] of one group (coded_impl.h)
     template <class Table>
-    static void levels(float* out, const char* from, const Table& table, float step) {
-        for (int n = 0; n < 8; n += 4) {
-            I words;
-            for (int i = 0; i < 4; i++) {
-                uint32_t word;
-                __builtin_memcpy(&word, from + table.spread[4 * (n + i)], 4);
-                words[i] = int32_t(word >> table.shift[n + i]);
-            }
-            F level = __builtin_convertvector(words & table.mask, F) - table.middle;
-            level *= step;
-            __builtin_memcpy(out + n, &level, sizeof level);
+    static void levels(float* out, const char* from, const Table& table, const float* level,
+                       float step) {
+        for (int n = 0; n < 8; n++) {
+            uint32_t word;
+            __builtin_memcpy(&word, from + table.spread[4 * n], 4);
+            out[n] = step * level[word >> table.shift[n] & uint32_t(table.mask)];
         }
     }
 

@@ -1,4 +1,4 @@
-// Rows of mixed widths with VBMI and VNNI: codes go from their bits to 16-bit words in three
+// Rows of mixed widths with VBMI and VNNI: codes go from their bits to 16-bit words in four
 // instructions, whatever their widths, and are multiplied as integers. Compiled with its own flags;
 // joins AVX-512's table in isa.cpp.
 #pragma GCC diagnostic ignored "-Wpragmas"
@@ -12,24 +12,23 @@
 namespace stief {
 namespace {
 
-// 16 coordinates of one row of a pair as f32: step (code − middle).
-void store_levels(float* to, __m512i code, __m512 middle, __m512 step, __mmask16 some) {
-    __m512 level = _mm512_sub_ps(_mm512_cvtepi32_ps(code), middle);
-    _mm512_mask_storeu_ps(to, some, _mm512_mul_ps(step, level));
+// 16 coordinates of one row of a pair as f32: step level.
+void store_levels(float* to, __m512i biased, __m512 step, __mmask16 some) {
+    __m512i level = _mm512_sub_epi32(biased, _mm512_set1_epi32(Levels::BIAS));
+    _mm512_mask_storeu_ps(to, some, _mm512_mul_ps(step, _mm512_cvtepi32_ps(level)));
 }
 
 }  // namespace
 
-// Each column of Δ' D / 2 in the unit that its largest element asks for, or the largest sum.
+// Each column of Δ D in the unit that its largest element asks for, or the largest sum.
 void code_panel_vbmi(void* memory, const float* D, const RowLayout& layout, int d) {
-    constexpr float LIMIT = 8.4e6f;          // · 255 < 2³¹, with ½ for the rounding of 2048
+    constexpr float LIMIT = 1.677e7f;        // · 128 < 2³¹, with ½ for the rounding of 2048
     CodePanel panel(memory, layout, d);
     for (int c = 0; c < d; c += 16) {
         __mmask16 some = d - c >= 16 ? 0xffff : V::first(d - c);
         auto row = [&](int i) { return _mm512_maskz_loadu_ps(some, D + size_t(i) * size_t(d) + c); };
         auto scaled = [&](int i) {
-            float step = layout.step[i] * layout.half[i] / 256;
-            return _mm512_mul_ps(row(layout.whole + i), _mm512_set1_ps(step));
+            return _mm512_mul_ps(row(layout.whole + i), _mm512_set1_ps(layout.step[i]));
         };
         for (int i = 0; i < layout.whole; i++)
             _mm512_storeu_ps(panel.whole + size_t(i) * panel.columns + c, row(i));
@@ -94,15 +93,13 @@ void unpack_rows_vbmi(float* out, size_t out_stride, const void* rows, const Row
             for (int c = 0; c < layout.block[b].pairs; c++) {
                 int first = layout.block[b].first + 16 * c, left = layout.codes - first;
                 __mmask16 some = left >= 16 ? 0xffff : V::first(left);
-                __m512i codes = Pairs{layout.block[b]}(row, second, c);
+                __m512i levels = Pairs{layout.block[b], {}}(row, second, c);
                 __m512 step = _mm512_loadu_ps(layout.step + first);
-                __m512 middle = _mm512_sub_ps(_mm512_loadu_ps(layout.half + first),
-                                              _mm512_set1_ps(0.5f));
                 float* to = out + layout.whole + first;
-                store_levels(to, _mm512_and_si512(codes, _mm512_set1_epi32(0xffff)), middle,
+                store_levels(to, _mm512_and_si512(levels, _mm512_set1_epi32(0xffff)),
                              _mm512_mul_ps(step, rho), some);
                 if (two)
-                    store_levels(to + out_stride, _mm512_srli_epi32(codes, 16), middle,
+                    store_levels(to + out_stride, _mm512_srli_epi32(levels, 16),
                                  _mm512_mul_ps(step, next_rho), some);
             }
     }

@@ -29,12 +29,24 @@ static int rank_of(const CacheRows& keys) {
     return r;
 }
 
+// Whether a store's rows are multiplied as integers.
+static bool by_integers(const CpuBackend& cpu, const CacheLayer& layer, const RowStore& store) {
+    return store.data && !store.format.is_whole() && !cpu.exact && cpu.kernels.coded_product &&
+           !cpu.kernels.split[int(layer.dtype)];
+}
+
+static size_t code_bytes(const CpuBackend& cpu, const CacheLayer& layer, const RowStore& store) {
+    if (!by_integers(cpu, layer, store)) return 0;
+    return whole_lines(code_panel_bytes(cpu.layout(store.format, layer.dtype), layer.d));
+}
+
 size_t RebuiltKeys::bytes(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys) {
     size_t r = size_t(rank_of(keys)), width = whole_steps(3 * r), d = size_t(layer.d);
     size_t panels = panel_bytes(cpu.kernels, width) * panel_count(cpu.kernels, layer.d);
-    size_t floats = std::max(size_t(BLOCK) * d, 2 * width * d);
+    size_t floats = std::max(size_t(BLOCK) * d, 2 * width * d), codes = 0;
+    for (const RowStore& store : keys.store) codes += code_bytes(cpu, layer, store);
     return split_bytes(width) + panels + whole_lines(floats * sizeof(float)) +
-           whole_lines(BLOCK * r * size_of(layer.dtype));
+           whole_lines(BLOCK * r * size_of(layer.dtype)) + codes;
 }
 
 RebuiltKeys::RebuiltKeys(const CpuBackend& backend, const CacheLayer& layer, const CacheRows& keys,
@@ -51,6 +63,14 @@ RebuiltKeys::RebuiltKeys(const CpuBackend& backend, const CacheLayer& layer, con
     latent = reinterpret_cast<float*>(panels +
                                       panel_bytes(kernels, width) * panel_count(kernels, cache.d));
     rounded = reinterpret_cast<char*>(latent) + whole_lines(floats * sizeof(float));
+    char* next = rounded + whole_lines(BLOCK * size_t(r) * size_of(cache.dtype));
+    for (size_t i = 0; i < MOST_STORES; i++) {
+        const RowStore& store = head.store[i];
+        if (!by_integers(cpu, cache, store)) continue;
+        kernels.code_panel(next, head.decode, cpu.layout(store.format, cache.dtype), cache.d);
+        code_panel[i] = next;
+        next += code_bytes(cpu, cache, store);
+    }
     pairs = kernels.split[int(cache.dtype)] && !cpu.exact && r > 0;
     if (!pairs) return;
 
@@ -74,6 +94,9 @@ void RebuiltKeys::rebuild(float* keys, const Run& run) const {
     size_t d = size_t(cache.d), count = size_t(run.count);
     const RowFormat& format = run.store.format;
     int kept = format.kept();
+    if (const char* panel = code_panel[&run.store - head.store])
+        return kernels.coded_product(keys, d, run.rows, panel, cpu.layout(format, cache.dtype),
+                                     run.count, cache.d);
     if (!pairs || kept > r) {
         unpack(cpu, latent, size_t(kept), run, cache.dtype);
         head_product(kernels, keys, d, latent, size_t(kept), head.decode, run.count, cache.d, kept);

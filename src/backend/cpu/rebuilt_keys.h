@@ -9,6 +9,9 @@
 // an eighth of the rounding to bf16 that the backend's products of many tokens make; where
 // Backend::exact asks for more, or rows are f32, the product is the f32 one. Rows of codes are
 // unpacked and rounded to the cache's dtype first, 2⁻¹¹ or 2⁻⁸ beside steps of 2⁻⁷ and more.
+//
+// Without a matrix unit, rows of codes are multiplied as integers where the instruction set can
+// (Kernels::coded_product), and unpacked for the f32 product where it cannot.
 #pragma once
 #include "backend/cpu/cache_rows.h"
 
@@ -26,6 +29,7 @@ struct RebuiltKeys {
     char *split, *panels;        // (BLOCK, width), (d / lanes, width / 2, lanes, 2) bf16
     float* latent;               // (BLOCK, d): c as f32; in the beginning D₁ D₁ D₂ (3r, d) bf16
     char* rounded;               // (BLOCK, r) of the cache's dtype: rows of codes on their way
+    const char* code_panel[MOST_STORES] = {};   // D for the integers of each store; null: not so
 
     // scratch: bytes() of them
     RebuiltKeys(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys,

@@ -4,9 +4,12 @@
 #include <array>
 #include <cmath>
 
+#include "backend/levels.h"
 #include "base/check.h"
 
 namespace stief {
+
+static constexpr uint64_t LOWER_BYTES = 0x5555555555555555;  // of words
 
 static const float* all_scales() {
     static const std::array<float, 257> table = [] {
@@ -18,24 +21,43 @@ static const float* all_scales() {
     return table.data();
 }
 
+// Levels as floats, by their codes and by the halves of a step that they are nearest to.
+struct FloatLevels {
+    float of[RowFormat::WIDTHS][256], nearest[RowFormat::WIDTHS][Levels::HALVES];
+
+    FloatLevels() {
+        for (size_t w = 0; w < RowFormat::WIDTHS; w++) {
+            for (size_t i = 0; i < 256; i++) of[w][i] = float(LEVELS.of[w][i]);
+            for (size_t i = 0; i < Levels::HALVES; i++) nearest[w][i] = of[w][LEVELS.nearest[w][i]];
+        }
+    }
+};
+
+static const FloatLevels& float_levels() {
+    static const FloatLevels levels;
+    return levels;
+}
+
 RowLayout::RowLayout(const RowFormat& form, DType type)
     : format(form), dtype(type), bytes(form.bytes(type)), kept(form.kept()),
-      whole(form.count[0]), codes(form.codes()), groups(codes / ROW_GROUP), rho(all_scales()) {
+      whole(form.count[0]), codes(form.codes()), groups(codes / ROW_GROUP),
+      nearest(float_levels().nearest[0]), nearest_code(LEVELS.nearest[0]), rho(all_scales()) {
     check(kept <= MOST, "a row of %d coordinates; at most %d can be kept", kept, MOST);
     size_t filled = size_t(codes + FILL - 1) / FILL * FILL;
     coordinates.assign(3 * filled, 1.0f);
-    step = coordinates.data(), inverse = step + filled, half = inverse + filled;
+    step = coordinates.data(), halves = step + filled, middle = halves + filled;
+    std::fill_n(coordinates.data() + 2 * filled, filled, float(Levels::HALVES / 2));
     uint32_t offset = uint32_t(size_t(whole) * size_of(dtype));
     size_t i = 0;
     for (size_t w = 1; w < RowFormat::WIDTHS; w++)
         for (int n = 0; n < format.count[w]; n += ROW_GROUP) {
             int bits = RowFormat::BITS[w];
-            all_groups.push_back({offset, bits, RowFormat::STEP[w]});
+            all_groups.push_back({offset, bits, RowFormat::STEP[w], float_levels().of[w]});
             offset += uint32_t(bits);
             for (int j = 0; j < ROW_GROUP; j++, i++) {
                 coordinates[i] = RowFormat::STEP[w];
-                coordinates[filled + i] = 1 / RowFormat::STEP[w];
-                coordinates[2 * filled + i] = float(1 << (bits - 1));
+                coordinates[filled + i] = 2 / RowFormat::STEP[w];
+                coordinates[2 * filled + i] = float(Levels::HALVES * w + Levels::HALVES / 2);
             }
         }
     group = all_groups.data();
@@ -63,9 +85,11 @@ void RowLayout::make_windows() {
         for (size_t byte = 0; byte < SIZE; byte++) {
             size_t code = byte / 2, b = size_t(group[g].bits), from = byte % 8;
             table.spread[byte] = from < b ? uint8_t(first - in.offset + from) : N;
-            table.shift[byte] = uint8_t((code * b + b) % 64 + 64 - 8) % 64;
-            table.mask[byte] = byte % 2 ? 0 : uint8_t(256 - (256 >> b));
+            table.shift[byte] = uint8_t(code * b);
+            table.mask[byte] = byte % 2 ? 0 : uint8_t((1 << b) - 1);
+            table.base[byte] = byte % 2 ? 0 : uint8_t(Levels::biased_at(int(b)));
         }
+        table.lookup = group[g].bits > 6 ? 0 : LOWER_BYTES;
         window_groups.push_back(table);
     }
     windows = int(all_windows.size());
@@ -97,6 +121,8 @@ void RowLayout::make_blocks() {
             size_t row = byte / 2 % 2, which = byte / 4 % 2;
             in.shift[pair][byte] = uint8_t(32 * row + bit % 8 + which * b);
             in.mask[pair][byte] = byte % 2 ? 0 : uint8_t((1 << b) - 1);
+            in.base[pair][byte] = byte % 2 ? 0 : uint8_t(Levels::biased_at(int(b)));
+            if (b <= 6) in.lookup[pair] |= LOWER_BYTES & uint64_t(1) << byte;
         }
     }
     blocks = int(all_blocks.size());

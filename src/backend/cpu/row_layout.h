@@ -3,11 +3,13 @@
 //
 // Two ways through the codes of many rows at once, both without a branch for the width:
 //   windows   16 bytes of a row, a lane of 128 bits each; a group becomes 8 words of its lane,
-//             each code at the top of the word's lower byte: 2^(8 − b) code
+//             each code in the word's lower byte
 //   blocks    32 bytes of a row, two rows a register; 16 coordinates become pairs of words, the
 //             lower of the first row and the upper of the second
 // In both a shuffle of bytes (spread) brings the bytes of some codes into each 64 bits, a shift for
-// every byte (shift: the bit at which it begins) aligns them and a mask cuts them off.
+// every byte (shift: the bit at which it begins) aligns them and a mask cuts them off. With `base`
+// added a code is an index of Levels::biased, looked up where `lookup` has a bit for the byte; a
+// code of 8 bits is its own biased level.
 #pragma once
 #include <vector>
 
@@ -26,6 +28,7 @@ struct RowLayout {
         uint32_t offset;                     // bytes from the row's begin
         int bits;
         float step;                          // Δ_b
+        const float* level;                  // (2^b, at least 8)
     };
     // Shuffles that put a lane's scale into its jth 32 bits; the scale's place is to be or'ed in.
     static constexpr uint8_t SCALE_SPREAD[4][16] = {
@@ -39,10 +42,12 @@ struct RowLayout {
         int first, end;                      // groups whose bytes lie in it
     };
     struct alignas(16) WindowGroup {
-        uint8_t spread[16], shift[16], mask[16];
+        uint8_t spread[16], shift[16], mask[16], base[16];
+        uint64_t lookup;                     // of all four lanes
     };
     struct alignas(64) Block {
-        uint8_t spread[4][64], shift[4][64], mask[4][64];
+        uint8_t spread[4][64], shift[4][64], mask[4][64], base[4][64];
+        uint64_t lookup[4];
         uint32_t offset;
         int first, pairs;                    // its first code, and how many times 16 from there
     };
@@ -57,10 +62,13 @@ struct RowLayout {
     const Window* window;                    // (windows)
     const WindowGroup* in_window;            // (groups)
     const Block* block;                      // (blocks)
-    // (codes filled to FILL with steps of 1 and spans of 1)
+    // (codes, filled to FILL with steps of 1)
     const float* step;                       // Δ_b
-    const float* inverse;                    // 1 / Δ_b
-    const float* half;                       // 2^(b − 1): a code's middle is half − ½
+    const float* halves;                     // 2 / Δ_b
+    const float* middle;                     // where nearest has what is next above zero
+    // Nearest levels of x by middle + ⌊2x / Δ_b⌋, and their codes; −256 ≤ ⌊ ⌋ < 256
+    const float* nearest;
+    const uint8_t* nearest_code;
     const float* rho;                        // (257): ρ(s) = 2^((s − 128) / 8) = 1 / ρ(256 − s)
 
     RowLayout(const RowFormat& format, DType dtype);   // error where more than MOST are kept
@@ -71,7 +79,7 @@ struct RowLayout {
     std::vector<Window> all_windows;
     std::vector<WindowGroup> window_groups;
     std::vector<Block> all_blocks;
-    std::vector<float> coordinates;          // step, inverse, half
+    std::vector<float> coordinates;          // step, halves, middle
 
     void make_windows();
     void make_blocks();

@@ -1,5 +1,5 @@
 // Keys rebuilt from packed rows. Columns of D become 16-bit integers, each column in its own unit:
-// n_ic = round(½ Δ'_i D_ic / u_c), and rows words 2 level'; sums are exact. The bound is that of
+// n_ic = round(Δ_i D_ic / u_c), and rows words, their levels; sums are exact. The bound is that of
 // vbmi_scores.h with D's column for the query.
 #pragma once
 #include "backend/cpu/product_impl.h"
@@ -8,26 +8,27 @@
 namespace stief {
 namespace {
 
-// 16 rows become words 2 level' (at most 255), (16, codes).
+// 16 rows become their levels, (16, codes).
 template <class Rows>
 __m512 unpack_words(int16_t* words, const Rows& rows, const RowLayout& layout) {
-    __m512i x[4];
+    __m512i x[4], bias = _mm512_set1_epi16(Levels::BIAS);
+    BiasedLevels levels;
     for (int w = 0; w < layout.windows; w++) {
         const RowLayout::Window& window = layout.window[w];
         unroll<4>([&]<int j>() { x[j] = load_lanes(rows, j, window.offset); });
         for (int g = window.first; g < window.end; g++) {
             const RowLayout::WindowGroup& table = layout.in_window[g];
             __m512i spread = four_times(table.spread), shift = four_times(table.shift);
-            __m512i mask = four_times(table.mask);
-            __m512i middle = _mm512_set1_epi16(int16_t(256 - (256 >> layout.group[g].bits)));
+            __m512i mask = four_times(table.mask), base = four_times(table.base);
             unroll<4>([&]<int j>() {
                 __m512i bytes = _mm512_shuffle_epi8(x[j], spread);
-                __m512i code = _mm512_and_si512(_mm512_multishift_epi64_epi8(shift, bytes), mask);
-                code = _mm512_sub_epi16(_mm512_slli_epi16(code, 1), middle);
+                __m512i level = levels(_mm512_multishift_epi64_epi8(shift, bytes), mask, base,
+                                       table.lookup);
+                level = _mm512_sub_epi16(level, bias);
                 unroll<4>([&]<int L>() {
                     _mm_storeu_si128(
                         reinterpret_cast<__m128i*>(words + (4 * L + j) * layout.codes + 8 * g),
-                        _mm512_extracti32x4_epi32(code, L));
+                        _mm512_extracti32x4_epi32(level, L));
                 });
             });
         }

@@ -3,6 +3,7 @@
 #pragma once
 #include "backend/cpu/coded_impl.h"
 #include "backend/cpu/vector_avx512.h"
+#include "backend/levels.h"
 
 namespace stief {
 namespace {
@@ -67,18 +68,31 @@ __m512 scales_of(const __m512i (&x)[4], int at, const float* rho) {
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(fraction), power));
 }
 
-// The codes of 16 coordinates of two rows: the first row's in the lower words.
+// Levels of codes with their bases, biased, in words (row_layout.h).
+struct BiasedLevels {
+    __m512i wide = _mm512_loadu_si512(LEVELS.biased);        // 6 bits
+    __m512i narrow = _mm512_loadu_si512(LEVELS.biased + 64);
+
+    __m512i operator()(__m512i code, __m512i mask, __m512i base, __mmask64 lookup) const {
+        constexpr int AND_OR = 0xea;                         // (code & mask) | base
+        __m512i index = _mm512_ternarylogic_epi64(code, mask, base, AND_OR);
+        return _mm512_mask2_permutex2var_epi8(wide, index, lookup, narrow);
+    }
+};
+
+// The biased levels of 16 coordinates of two rows: the first row's in the lower words.
 struct Pairs {
     const RowLayout::Block& block;
+    BiasedLevels levels;
     __m512i operator()(const char* first, const char* second, int c) const {
         auto at = [&](const char* row) {
             return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + block.offset));
         };
         __m512i x = _mm512_inserti64x4(_mm512_castsi256_si512(at(first)), at(second), 1);
         __m512i bytes = _mm512_permutexvar_epi8(_mm512_load_si512(block.spread[c]), x);
-        return _mm512_and_si512(
-            _mm512_multishift_epi64_epi8(_mm512_load_si512(block.shift[c]), bytes),
-            _mm512_load_si512(block.mask[c]));
+        return levels(_mm512_multishift_epi64_epi8(_mm512_load_si512(block.shift[c]), bytes),
+                      _mm512_load_si512(block.mask[c]), _mm512_load_si512(block.base[c]),
+                      block.lookup[c]);
     }
 };
 

@@ -1,8 +1,8 @@
-// Scores. q_i Δ_i becomes an integer, n_i = round(q_i Δ'_i / u), Δ' the step of a code at the top of
-// its byte. u is so large that no |n_i| exceeds 32767 and no sum 31 bits; sums are exact, and
-//     |error| <= ½ u ρ Σ_i |level'_i|,   level' = (c / ρ) / Δ', at most 127½
-// With u = max_i |q_i Δ'_i| / 32767, as it is for up to 512 coordinates: 2⁻¹⁶ of the sum that would
-// be if every coordinate had the largest q_i Δ'_i.
+// Scores. q_i Δ_i becomes an integer, n_i = round(q_i Δ_i / u), which codes' levels L_i multiply. u is
+// so large that no |n_i| exceeds 32767 and no sum 31 bits; sums are exact, and
+//     |error| <= ½ u ρ Σ_i |L_i|,   |L_i| <= 128
+// With u = max_i |q_i Δ_i| / 32767, as it is for up to 512 coordinates: 2⁻¹⁶ of the sum that would
+// be if every coordinate had the largest q_i Δ_i.
 #pragma once
 #include "backend/cpu/vbmi_rows.h"
 
@@ -14,44 +14,31 @@ constexpr size_t AHEAD = 1536;               // bytes: the prefetcher stops at a
 // One head's query as integers.
 struct Query {
     int16_t* n;                              // (codes, filled)
-    float unit, odd;                         // odd: ½ where the constant is no whole number
-    int constant;                            // Σ n_i middle'_i, rounded down, modulo 2³²
+    float unit;
+    int constant;                            // 128 Σ n_i modulo 2³²: what the levels' bias adds
 };
 
 Query fix_query(int16_t* n, const float* q, const RowLayout& layout) {
-    constexpr float LIMIT = 1.68e7f;         // · 127½ < 2³¹, with ½ for the rounding of 2048
+    constexpr float LIMIT = 1.677e7f;        // · 128 < 2³¹, with ½ for the rounding of 2048
     alignas(64) float scaled[RowLayout::MOST];
     __m512 largest = _mm512_setzero_ps(), sum = largest;
     for (int i = 0; i < layout.codes; i += 16) {
         int left = layout.codes - i;
         __m512 x = left >= 16 ? V::load<DType::F32>(reinterpret_cast<const char*>(q + i))
                               : V::load<DType::F32>(reinterpret_cast<const char*>(q + i), left);
-        // Δ' = Δ 2^(b − 8) = Δ half / 128
-        __m512 step = _mm512_mul_ps(_mm512_loadu_ps(layout.step + i),
-                                    _mm512_loadu_ps(layout.half + i));
-        x = _mm512_mul_ps(x, _mm512_mul_ps(step, _mm512_set1_ps(1.0f / 128)));
+        x = _mm512_mul_ps(x, _mm512_loadu_ps(layout.step + i));
         _mm512_store_ps(scaled + i, x);
         largest = _mm512_max_ps(_mm512_abs_ps(x), largest);
         sum = _mm512_add_ps(sum, _mm512_abs_ps(x));
     }
     Fixed fixed(largest, sum, LIMIT);
-    // 2 middle' = 255 − (2^(8 − b) − 1) = 256 − 128 / half
-    __m512i middles = _mm512_setzero_si512(), halves = middles;
+    __m512i all = _mm512_setzero_si512();
     for (int i = 0; i < layout.codes; i += 16) {
         __m512i whole = fixed.round(_mm512_load_ps(scaled + i));
-        __m512i unused = _mm512_cvtps_epi32(
-            _mm512_div_ps(_mm512_set1_ps(128), _mm512_loadu_ps(layout.half + i)));
-        __m512i twice = _mm512_sub_epi32(_mm512_set1_epi32(256), unused);
-        middles = _mm512_add_epi32(middles,
-                                   _mm512_mullo_epi32(whole, _mm512_srli_epi32(twice, 1)));
-        // of 8 bits the middle is 127½: those halves are counted apart
-        __m512i odd = _mm512_and_si512(twice, _mm512_set1_epi32(1));
-        halves = _mm512_add_epi32(halves, _mm512_mullo_epi32(whole, odd));
+        all = _mm512_add_epi32(all, whole);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(n + i), _mm512_cvtepi32_epi16(whole));
     }
-    int extra = _mm512_reduce_add_epi32(halves);
-    return {n, fixed.unit, extra & 1 ? 0.5f : 0,
-            int(unsigned(_mm512_reduce_add_epi32(middles)) + unsigned(extra >> 1))};
+    return {n, fixed.unit, _mm512_reduce_add_epi32(_mm512_slli_epi32(all, 7))};
 }
 
 // The sums of 4 × 16 groups of 4 lanes, in the order of the rows.
@@ -68,6 +55,7 @@ template <int M, class Rows>
 void score_sixteen(float* out, size_t out_stride, const Query* q, const Rows& rows,
                    const RowLayout& layout, __mmask16 some) {
     __m512i sum[M][4], x[4];
+    BiasedLevels levels;
     unroll<4 * M>([&]<int i>() { sum[i / 4][i % 4] = _mm512_setzero_si512(); });
     for (int w = 0; w < layout.windows; w++) {
         const RowLayout::Window& window = layout.window[w];
@@ -75,15 +63,16 @@ void score_sixteen(float* out, size_t out_stride, const Query* q, const Rows& ro
         for (int g = window.first; g < window.end; g++) {
             const RowLayout::WindowGroup& table = layout.in_window[g];
             __m512i spread = four_times(table.spread), shift = four_times(table.shift);
-            __m512i mask = four_times(table.mask), code[4];
+            __m512i mask = four_times(table.mask), base = four_times(table.base), level[4];
             unroll<4>([&]<int j>() {
                 __m512i bytes = _mm512_shuffle_epi8(x[j], spread);
-                code[j] = _mm512_and_si512(_mm512_multishift_epi64_epi8(shift, bytes), mask);
+                level[j] = levels(_mm512_multishift_epi64_epi8(shift, bytes), mask, base,
+                                  table.lookup);
             });
             unroll<M>([&]<int h>() {
                 __m512i n = four_times(q[h].n + 8 * g);
                 unroll<4>([&]<int j>() {
-                    sum[h][j] = _mm512_dpwssd_epi32(sum[h][j], code[j], n);
+                    sum[h][j] = _mm512_dpwssd_epi32(sum[h][j], level[j], n);
                 });
             });
         }
@@ -91,8 +80,8 @@ void score_sixteen(float* out, size_t out_stride, const Query* q, const Rows& ro
     __m512 rho = scales_of(x, layout.scale_at, layout.rho);
     unroll<M>([&]<int h>() {
         __m512i whole = _mm512_sub_epi32(row_sums(sum[h]), _mm512_set1_epi32(q[h].constant));
-        __m512 y = _mm512_sub_ps(_mm512_cvtepi32_ps(whole), _mm512_set1_ps(q[h].odd));
-        y = _mm512_mul_ps(_mm512_mul_ps(y, _mm512_set1_ps(q[h].unit)), rho);
+        __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), _mm512_set1_ps(q[h].unit));
+        y = _mm512_mul_ps(y, rho);
         float* to = out + size_t(h) * out_stride;
         if (layout.whole) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(some, to));
         _mm512_mask_storeu_ps(to, some, y);

@@ -38,23 +38,23 @@ void fix_weights(Weights& weights, int h, const float* p, const float* rho, int 
     weights.sum[h] = _mm512_reduce_add_epi32(all);
 }
 
-// acc_h += unit Δ (Σ_s n_s code_s − middle Σ_s n_s) for one block of one tile.
+// acc_h += unit Δ (Σ_s n_s (level_s + 128) − 128 Σ_s n_s) for one block of one tile.
 template <int M, int C>
 void weigh_block(float* acc, size_t acc_stride, const Weights& weights, const char* rows,
                  const RowLayout& layout, const RowLayout::Block& block, int count) {
     __m512i sum[M][C];
     unroll<M * C>([&]<int i>() { sum[i / C][i % C] = _mm512_setzero_si512(); });
-    Pairs codes{block};
+    Pairs levels{block, {}};
     for (int s = 0; s < count; s += 2, rows += 2 * layout.bytes) {
         const char* second = rows + (s + 1 < count ? layout.bytes : 0);
-        __m512i code[C];
-        unroll<C>([&]<int c>() { code[c] = codes(rows, second, c); });
+        __m512i level[C];
+        unroll<C>([&]<int c>() { level[c] = levels(rows, second, c); });
         unroll<M>([&]<int h>() {
             int pair;
             __builtin_memcpy(&pair, weights.n[h] + s, 4);
             __m512i n = _mm512_set1_epi32(pair);
             unroll<C>([&]<int c>() {
-                sum[h][c] = _mm512_dpwssd_epi32(sum[h][c], code[c], n);
+                sum[h][c] = _mm512_dpwssd_epi32(sum[h][c], level[c], n);
             });
         });
     }
@@ -62,15 +62,9 @@ void weigh_block(float* acc, size_t acc_stride, const Weights& weights, const ch
         int first = block.first + 16 * c, left = layout.codes - first;
         __mmask16 some = left >= 16 ? 0xffff : V::first(left);
         __m512 step = _mm512_loadu_ps(layout.step + first);
-        __m512i half = _mm512_cvtps_epi32(_mm512_loadu_ps(layout.half + first));
         unroll<M>([&]<int h>() {
-            // (2 half − 1) Σ n: twice what the middles add up to
-            __m512i all = _mm512_set1_epi32(weights.sum[h]);
-            __m512i twice = _mm512_sub_epi32(_mm512_mullo_epi32(_mm512_slli_epi32(half, 1), all), all);
-            __m512i whole = _mm512_sub_epi32(sum[h][c], _mm512_srai_epi32(twice, 1));
-            __m512i odd = _mm512_and_si512(twice, _mm512_set1_epi32(1));
-            __m512 y = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(odd), _mm512_set1_ps(0.5f),
-                                        _mm512_cvtepi32_ps(whole));
+            __m512i all = _mm512_slli_epi32(_mm512_set1_epi32(weights.sum[h]), 7);
+            __m512 y = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum[h][c], all));
             float* to = acc + size_t(h) * acc_stride + first;
             y = _mm512_mul_ps(y, _mm512_mul_ps(step, _mm512_set1_ps(weights.unit[h])));
             _mm512_mask_storeu_ps(to, some, _mm512_add_ps(y, _mm512_maskz_loadu_ps(some, to)));

@@ -30,6 +30,9 @@ struct V {
     static F smaller(F a, F b) { return _mm512_min_ps(a, b); }
     static F round(F x) { return _mm512_roundscale_ps(x, 0x08); }    // to nearest, quietly
     static F floor(F x) { return _mm512_roundscale_ps(x, 0x09); }    // down, quietly
+    static F lookup(const float* table, F index) {
+        return _mm512_i32gather_ps(_mm512_cvttps_epi32(index), table, 4);
+    }
     static F times_power_of_2(F x, F n) { return _mm512_scalef_ps(x, n); }
     static float sum(F x) { return _mm512_reduce_add_ps(x); }
     // out (4) = the sums of four vectors
@@ -89,9 +92,10 @@ struct V {
         else _mm256_mask_storeu_epi16(p, first(n), half<E>(x));
     }
 
-    // out (8) ← step (code − middle) of one group (coded_impl.h)
+    // out (8) ← step level[code] of one group (coded_impl.h)
     template <class Table>
-    static void levels(float* out, const char* from, const Table& table, float step) {
+    static void levels(float* out, const char* from, const Table& table, const float* level,
+                       float step) {
         __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
         auto vector = [](const void* at) {
             return _mm256_load_si256(static_cast<const __m256i*>(at));
@@ -100,8 +104,19 @@ struct V {
                                             vector(table.spread));
         words = _mm256_and_si256(_mm256_srlv_epi32(words, vector(table.shift)),
                                  _mm256_set1_epi32(table.mask));
-        __m256 level = _mm256_sub_ps(_mm256_cvtepi32_ps(words), _mm256_set1_ps(table.middle));
-        _mm256_storeu_ps(out, _mm256_mul_ps(level, _mm256_set1_ps(step)));
+        __m256 found;
+        if (table.bits <= 4)
+            found = _mm256_permutex2var_ps(_mm256_loadu_ps(level), words,
+                                           _mm256_loadu_ps(level + 8));
+        else if (table.bits == 5)
+            found = _mm512_castps512_ps256(_mm512_permutex2var_ps(
+                _mm512_loadu_ps(level), _mm512_castsi256_si512(words),
+                _mm512_loadu_ps(level + 16)));
+        else if (table.bits == 6)
+            found = _mm256_i32gather_ps(level, words, 4);
+        else
+            found = _mm256_cvtepi32_ps(_mm256_sub_epi32(words, _mm256_set1_epi32(128)));
+        _mm256_storeu_ps(out, _mm256_mul_ps(found, _mm256_set1_ps(step)));
     }
 
     static void transpose(F (&a)[16]) {
