@@ -105,9 +105,9 @@ constexpr int most_blocks(int Q) {
 // rotations. Registers, from ptxas for d = 128: 128 (keys after rotation), 143 (before), 186 where
 // Q is 2. So 2 or 3 blocks a multiprocessor, with 8 warps · 2 steps · 8 KB or 12 · 2 · 2 KB of rows
 // on their way. Instructions of a step of 16 keys, counted in the code for sm_90, Q = 1: at most 278
-// and two short loops of copies after rotation; before it 254 and, for each of 4 pieces of columns,
-// 235 and 39 for every 16 coordinates of the rank: some 1,500 at a quarter, where the memory of an
-// H100 leaves about 560 to each scheduler. Before rotation the issue of instructions is the limit.
+// and two short loops of copies after rotation; before it 254 and, for each of 4 pieces of
+// columns, 235 and 39 for every 16 coordinates of the rank: some 1,500 at a quarter, where the
+// memory of an H100 leaves about 560 to each scheduler. Before rotation instructions are the limit.
 template <class E, int D, int Q, bool ROTATED>
 __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q))
     attend_one_tensor(Partial partials, CacheView cache, const float* q, const float* rotation,

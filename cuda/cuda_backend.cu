@@ -28,7 +28,7 @@ __global__ void set_words(int32_t* to, Words words) {
 constexpr int MOST_IDS = 1 << 18;  // tokens of one step
 constexpr size_t MOST_GRAPHS = 16;
 constexpr size_t MOST_LANDING = size_t(4) << 20;  // bytes: a few rows of logits
-constexpr size_t RESERVE = size_t(256) << 20;  // left for cuBLAS, graphs and the driver
+constexpr size_t RESERVE = size_t(256) << 20;     // left for cuBLAS, graphs and the driver
 
 struct CudaBackend::Impl {
     int32_t* step = nullptr;   // (1 + MOST_IDS)  pos, ids
@@ -176,8 +176,8 @@ void CudaBackend::download(void* host, const void* from, size_t bytes) {
             impl->landing = nullptr, cudaGetLastError();
     }
     bool lands = bytes <= impl->landing_bytes;
-    CUDA_CHECK(cudaMemcpyAsync(lands ? impl->landing : host, from, bytes, cudaMemcpyDeviceToHost,
-                               queue));
+    CUDA_CHECK(
+        cudaMemcpyAsync(lands ? impl->landing : host, from, bytes, cudaMemcpyDeviceToHost, queue));
     CUDA_CHECK(cudaStreamSynchronize(queue));
     if (lands) std::memcpy(host, impl->landing, bytes);
 }
@@ -232,8 +232,7 @@ bool CudaBackend::begin_step(const Step& step) {
         return true;
     }
     if (impl->graphs.size() == MOST_GRAPHS) {
-        if (impl->graphs.front().exec)
-            CUDA_CHECK(cudaGraphExecDestroy(impl->graphs.front().exec));
+        if (impl->graphs.front().exec) CUDA_CHECK(cudaGraphExecDestroy(impl->graphs.front().exec));
         impl->graphs.erase(impl->graphs.begin());
     }
     impl->graphs.push_back({step.replay, nullptr});

@@ -9,8 +9,8 @@ namespace stief {
 
 constexpr int EMBED_BLOCK = 256;
 
-// grid (T, pieces of EMBED_BLOCK · EACH elements), block 256: a thread has EACH elements beside each
-// other. EACH = 4: D is a multiple of 4, and table and out begin at multiples of 4 elements.
+// grid (T, pieces of EMBED_BLOCK · EACH elements), block 256: a thread has EACH elements beside
+// each other. EACH = 4: D is a multiple of 4, and table and out begin at multiples of 4 elements.
 template <class E, int EACH>
 __global__ void __launch_bounds__(EMBED_BLOCK)
     embed_kernel(float* out, const E* table, const int32_t* ids, int D) {

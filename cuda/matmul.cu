@@ -10,9 +10,9 @@ namespace stief {
 // ---- device helpers ----------------------------------------------------------------------------
 
 // sum_r += x[lane's part] · row_r for R rows of K elements, by the lanes of one warp. ALIGNED: rows
-// begin at multiples of 16 bytes and K is whole loads. A lane has UNROLL · R = 4 loads of weights and
-// two of x in flight, 16 bytes each: see make sass, which demands four. The compiler keeps them only
-// where the kernel is bound to 64 registers: four blocks of 256 threads a multiprocessor.
+// begin at multiples of 16 bytes and K is whole loads. A lane has UNROLL · R = 4 loads of weights
+// and two of x in flight, 16 bytes each: make sass demands the four. The compiler keeps them only
+// where the kernel may have 64 registers: four blocks of 256 threads a multiprocessor.
 template <class E, int R, bool ALIGNED>
 __device__ __forceinline__ void dot_rows(float (&sum)[R], const float* x, const E* const (&rows)[R],
                                          int K) {

@@ -23,17 +23,17 @@ __global__ void __launch_bounds__(1024)
     }
 #pragma unroll
     for (int n = 0; n < PER; n++)
-        sum += own[n].x * own[n].x + own[n].y * own[n].y + own[n].z * own[n].z +
-               own[n].w * own[n].w;
+        sum +=
+            own[n].x * own[n].x + own[n].y * own[n].y + own[n].z * own[n].z + own[n].w * own[n].w;
     sum = block_sum(sum, partial);
     float factor = 1.0f / sqrtf(sum / float(D) + eps);
 #pragma unroll
     for (int n = 0; n < PER; n++) {
         int i = 4 * (int(threadIdx.x) + n * int(blockDim.x));
         if (i < D)
-            *reinterpret_cast<float4*>(out + row + i) = make_float4(
-                own[n].x * factor * weight[n].x, own[n].y * factor * weight[n].y,
-                own[n].z * factor * weight[n].z, own[n].w * factor * weight[n].w);
+            *reinterpret_cast<float4*>(out + row + i) =
+                make_float4(own[n].x * factor * weight[n].x, own[n].y * factor * weight[n].y,
+                            own[n].z * factor * weight[n].z, own[n].w * factor * weight[n].w);
     }
 }
 

@@ -6,9 +6,9 @@ namespace stief {
 
 constexpr int ROPE_BLOCK = 256;
 
-// grid (T, pieces of ROPE_BLOCK · EACH pairs), block 256: a thread turns EACH pairs beside each other,
-// of q's heads and then of k's. It reads all it turns before it writes any of it. EACH = 4: half is a
-// multiple of 4, and everything at multiples of 16 bytes.
+// grid (T, pieces of ROPE_BLOCK · EACH pairs), block 256: a thread turns EACH pairs beside each
+// other, of q's heads and then of k's. It reads all it turns before it writes any of it. EACH = 4:
+// half is a multiple of 4, and everything at multiples of 16 bytes.
 template <int EACH>
 __global__ void __launch_bounds__(ROPE_BLOCK)
     rope_kernel(float* q, float* k, const float* rotation, const int* pos, int H, int G, int half) {

@@ -171,4 +171,39 @@ TEST_CASE("bases are orthonormal to 1e-5 after thousands of noisy turns") {
     CHECK(drift(32, 2000, cayley_in_floats) <= 1e-5);
 }
 
+TEST_CASE("rows are rounded to what a cache of their format would give back") {
+    const struct {
+        std::array<uint16_t, RowFormat::WIDTHS> count;
+        int rows, d;
+        const char* why;
+    } cases[] = {{{0, 8, 8, 8, 8, 8, 8, 8}, 70, 64, "every width, more rows than a block"},
+                 {{4, 0, 0, 0, 0, 0, 8, 8}, 5, 24, "elements, codes, and coordinates that are cut"},
+                 {{8, 0, 0, 0, 0, 0, 0, 0}, 3, 8, "whole rows"},
+                 {{0, 0, 0, 0, 0, 0, 0, 0}, 3, 8, "nothing is stored"},
+                 {{0, 0, 0, 0, 0, 0, 0, 8}, 0, 8, "no rows"}};
+    for (auto& c : cases)
+        for (DType dtype : {DType::F16, DType::BF16, DType::F32})
+            for (bool weighted : {false, true}) {
+                CAPTURE(c.why);
+                CAPTURE(name_of(dtype));
+                RowFormat format;
+                format.count = c.count;
+                size_t d = size_t(c.d), kept = size_t(format.kept());
+                Floats x = normals(size_t(c.rows) * d, 6), weight(d);
+                for (size_t i = 0; i < d; i++) weight[i] = 1 / float(1 + i);
+                const float* w = weighted ? weight.data() : nullptr;
+                Doubles want(x.size());
+                std::vector<unsigned char> row(format.bytes(dtype) + 1);
+                Floats back(d);
+                for (size_t t = 0; t < size_t(c.rows); t++) {
+                    pack_row(row.data(), &x[t * d], w, format, dtype);
+                    unpack_row(back.data(), row.data(), format, dtype);
+                    for (size_t i = 0; i < kept; i++) want[t * d + i] = double(back[i]);
+                }
+                check_backward(want, TOL_F32, x, [&](Lab&, Backward& ops, float* out) {
+                    ops.round_rows(out, w, format, dtype, c.rows, c.d);
+                });
+            }
+}
+
 TEST_SUITE_END();

@@ -29,6 +29,7 @@ struct Tried {
         for (int i = 0; i < 100; i++)
             text.held_out.push_back(Token(random.below(uint64_t(tiny.V))));
         text.name = "text";
+        options.objective = "layer", options.bits = "16";
         options.sequence = 24, options.tokens = 240, options.steps = 12, options.batch = 3;
         options.held_out = 3, options.measured_windows = 3, options.keep = 0.5;
         options.sinks = options.recent = 0;

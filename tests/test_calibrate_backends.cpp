@@ -19,6 +19,7 @@ CalibrationResult learn(const std::string& folder, const BackendOptions& backend
     for (int i = 0; i < 60; i++) text.held_out.push_back(Token(random.below(64)));
     text.name = "text";
     CalibrationOptions options;
+    options.objective = "layer", options.bits = "16";
     options.sequence = 20, options.tokens = 160, options.steps = 6, options.batch = 2;
     options.held_out = 2, options.measured_windows = 2, options.keep = 0.5;
     options.sinks = options.recent = 0;

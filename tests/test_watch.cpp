@@ -123,7 +123,7 @@ TEST_CASE("an exact answer is what the full cache writes from the same seed") {
     }
 }
 
-TEST_CASE("an exact answer is the full cache's on every backend") {
+TEST_CASE("an exact answer is the full cache's on every instruction set") {
     Scratch folder;
     write_tiny_model(MODELS[0], folder.folder.string());
     for (const Variant& variant : groups()) {

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""What nvcc made of the kernels: a table of registers, spills and loads in flight, and what must not be.
+"""What nvcc made of the kernels: registers, spills and loads in flight, and what must not be.
 
-    tools/sass.py FOLDER ARCH...      FOLDER: FILE.sm_ARCH.cubin and .log (ptxas -v) of every cuda/FILE.cu
+    tools/sass.py FOLDER ARCH...   FOLDER: FILE.sm_ARCH.cubin and .log (ptxas -v) of cuda/FILE.cu
 
 Columns, for each kernel and architecture:
     regs block   registers of a thread; the most threads that a block may have (__launch_bounds__)
     shared bars  static shared memory in bytes; barriers
     stack local  bytes of the stack; loads and stores of local memory (spills are some of them)
-    loop         of the kernel's hottest loop, that with the most HMMA, or else FFMA and DFMA: its loads
-                 of global memory, of shared memory and ldmatrix ahead of the first of those instructions
+    loop         of the hottest loop, that with the most HMMA, or else FFMA and DFMA: loads of
+                 global memory, of shared memory and ldmatrix ahead of the first of those
     behind       loads of global memory in a loop behind a store to it: each a round trip more
 Fails where a kernel has local memory or a stack, where a block's registers are more than a
 multiprocessor has, and where a kernel that is named below misses what is asked of it. Without
@@ -30,6 +30,7 @@ AHEAD = [
     (r"attend_one_tensor<", r"LDSM", 1),
     (r"attend_tiles_tensor_kernel<", r"LDSM", 1),
 ]
+INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
 # kernels that read all they need of a row before they write any of it
 ROUND_TRIP = r"^(rmsnorm|rope|embed|swiglu)_kernel"
 
@@ -87,13 +88,13 @@ def read_code(cuobjdump, cubin):
         if found := re.search(r"Function : (\w+)", line):
             name = found[1]
             code[name] = []
-        elif found := re.match(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);", line):
+        elif found := INSTRUCTION.match(line):
             code[name].append((int(found[1], 16), found[2], found[3]))
     return code
 
 
 def loops(code):
-    """Of every branch backwards the instructions from its target on, without those of loops inside."""
+    """Of every branch backwards the instructions from its target on, less those of loops inside."""
     ends = []
     for i, (address, op, operands) in enumerate(code):
         target = re.findall(r"0x([0-9a-f]+)", operands)

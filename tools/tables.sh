@@ -18,7 +18,8 @@ fi
 learn_bases() {
     name=$1 from=$2 on=$3
     shift 3
-    "$stief" calibrate "$model" "$from" -o $out/$name.bases --holdout "$on" --keep 0.25 \
+    "$stief" calibrate "$model" "$from" -o $out/$name.bases --holdout "$on" --objective layer \
+        --keep 0.25 \
         --report $out/$name.html --json "$@" > $out/$name.json
 }
 
@@ -39,11 +40,11 @@ title() {
     eigen-greedy) echo "EigenAttention's bases, our allocation (\`--steps 0 --key-basis layer" \
         "--metric identity\`)" ;;
     stiefel-space) echo "StiefAttention's space (\`--key-basis layer --metric identity\`)" ;;
-    stief) echo "**the defaults**" ;;
-    post) echo "the defaults, keys after rotation (\`--keys post\`)" ;;
-    auto) echo "the defaults, the layer's better keys (\`--keys auto\`)" ;;
+    stief) echo "**descent, rank alone** (\`--objective layer\`)" ;;
+    post) echo "descent, keys after rotation (\`--keys post\`)" ;;
+    auto) echo "descent, the layer's better keys (\`--keys auto\`)" ;;
     wikitext-eigen) echo "learned on WikiText-2: EigenAttention, its own thresholds" ;;
-    wikitext) echo "learned on WikiText-2: the defaults" ;;
+    wikitext) echo "learned on WikiText-2: descent" ;;
     esac
 }
 
@@ -115,7 +116,7 @@ longer_context() {
 
 smallest_cache() {
     "$stief" calibrate "$model" "$learn" -o $out/budget.bases --holdout "$measure" \
-        --ppl-budget 1% --json > $out/budget.json
+        --objective layer --ppl-budget 1% --json > $out/budget.json
     echo "keep $(short keep budget 1), perplexity $(two perplexity budget 6) against" \
         "$(two perplexity_full budget 1), KL divergence $(short kld_mean budget 6)," \
         "$(number seconds budget 1 | cut -d. -f1) s"

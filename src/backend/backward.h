@@ -9,6 +9,7 @@
 #include <span>
 
 #include "backend/backend.h"
+#include "backend/row_format.h"
 #include "base/linalg.h"
 
 namespace stief {
@@ -62,6 +63,17 @@ struct Backward {
                                         const float* b,  // (T, K)
                                         int T, int N, int K) = 0;
 
+    // What a cache of that format makes of rows in its basis: c ← unpack(pack(c)), and 0 where
+    // nothing is stored.
+    virtual void round_rows(float* c,             // (rows, d)  in place
+                            const float* weight,  // host  (kept)  as pack_row takes it, or null
+                            const RowFormat& format, DType dtype, int rows, int d) = 0;
+    // A direction with the covariance of the model's own score, E[zᵀz] = diag(p) − pᵀp, for
+    // p = softmax(z) and signs ξ ∈ {−1, 1} of the seed (score_sign):
+    //     z_i ← √p_i (ξ_i − √p_i Σ_j ξ_j √p_j)
+    virtual void score_direction(float* z,  // (rows, V)  in place: logits
+                                 uint64_t seed, int rows, int V) = 0;
+
     // ---- copies and sums
     virtual void zero(float* x, size_t n) = 0;
     // Rows of `width` floats, strides apart: one head's columns of (T, H, d) and back.
@@ -81,6 +93,14 @@ struct Backward {
 
     void copy(float* to, const float* from, size_t n) { copy_rows(to, n, from, n, 1, n); }
 };
+
+// ξ of score_direction: bit i % 64 of one number of the stream of the seed and the row.
+constexpr uint64_t score_signs(uint64_t seed, uint64_t row, uint64_t word) {
+    uint64_t z = seed + (row << 32 | word) * 0x9e3779b97f4a7c15u;  // splitmix64
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
 
 // Of the same kind as the backend, which outlives it and whose memory and order of work it shares.
 std::unique_ptr<Backward> make_backward(Backend& backend);

@@ -114,6 +114,15 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
     require_compression(options);
     CalibrationRun run(model, text, options, progress);
     partial.begin(run.key(), options.resume);
+    result.sequences = run.learn.count(), result.held_out = run.windows.count();
+    auto seconds = [&] {
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    };
+    if (options.objective == "model") {
+        calibrate_model(run, result, partial.folder);
+        result.seconds = seconds();
+        return result;
+    }
 
     learn_layers(run, partial, result);  // each: collect → warm start → descend → profile
     run.ticker.phase = "ranks and what they cost";
@@ -123,9 +132,7 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
 
     result.bases = bases_at(run, result, result.ranks);
     result.bytes_per_token = result.ranks.coordinates() * size_of(options.cache);
-    result.sequences = run.learn.count(), result.held_out = run.windows.count();
-    result.seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    result.seconds = seconds();
     return result;
 }
 
@@ -148,6 +155,8 @@ void write_bases(const CalibrationResult& result, const Model& model, const Cali
     bases.metadata["method"] = o.method;
     bases.metadata["key_basis"] = o.key_basis_per_layer ? "layer" : "head";
     bases.metadata["metric"] = o.metric;
+    bases.metadata["objective"] = o.objective;
+    bases.metadata["bits"] = o.bits;
     bases.metadata["seed"] = std::to_string(o.seed);
     bases.metadata["perplexity_full"] = format("%.6g", result.measured.reference.perplexity);
     bases.metadata["perplexity"] = format("%.6g", result.measured.loss.perplexity);

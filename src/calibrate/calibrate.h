@@ -22,11 +22,14 @@ struct CalibrationResult {
     Ranks ranks;
     std::vector<double> error, error_warm;  // (L) √Δ_l at these ranks, held out; by the eigenbases
     size_t bytes_per_token = 0, full_bytes_per_token = 0;
+    double predicted = 0;                   // objective model: divergence by prices, no window
+    std::vector<std::pair<std::string, double>> time;  // objective model: seconds of each phase
     Measured measured;  // held-out text through the cache, against the full one
     struct Point {      // the same bases at other sizes, no exact window
         double keep;
         size_t bytes_per_token;
         double perplexity, divergence;
+        double predicted = 0;  // objective model
     };
     std::vector<Point> sizes, sizes_eigen;  // by the learned bases; by the eigenbases, same ranks
     double perplexity_full = 0;             // of the full cache on the same text

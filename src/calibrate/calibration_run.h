@@ -38,6 +38,10 @@ constexpr size_t PASSES_OF_A_CURVE = 24;  // both sides of one head at every ran
 // The rest of calibrate(), in verify.cpp.
 Ranks allocate(CalibrationRun& run, const CalibrationResult& result);
 void verify(CalibrationRun& run, CalibrationResult& result);
+// Held-out text through the cache of these bases and through the full one.
+Measured measure_cache(CalibrationRun& run, const Bases& bases);
+// --objective model, in model_objective.cpp: fills in the result, bases included.
+void calibrate_model(CalibrationRun& run, CalibrationResult& result, const std::string& folder);
 Bases bases_at(const CalibrationRun& run, const CalibrationResult& result, const Ranks& ranks);
 
 }  // namespace stief

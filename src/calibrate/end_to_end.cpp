@@ -64,6 +64,36 @@ Measured EndToEnd::measure(const std::vector<LayerCuts>& cuts) {
     return measured;
 }
 
+std::vector<std::array<double, 2>> EndToEnd::each_alone(const std::vector<LayerCuts>& cuts) {
+    Backend& ops = *pass.model.backend;
+    size_t L = size_t(pass.c.L);
+    std::vector<std::array<double, 2>> all(L);
+    std::vector<float> input(each);  // of the layer at hand, nothing cut before it
+    for (size_t s = 0; s < count; s++) {
+        embed_sequence(pass.model, x.f32(), sequences.ids[s]);
+        for (size_t l = 0; l < L; l++) {
+            ops.download(input.data(), x.f32(), each * sizeof(float));
+            auto forward = [&](const LayerCuts& one) {
+                ops.upload(x.f32(), input.data(), each * sizeof(float));
+                pass.begin_on_backend(int(l), x.f32(), sequences.step(s));
+                pass.forward(one);
+                pass.ops_back->copy(x.f32(), pass.out, each);
+            };
+            for (bool values : {false, true}) {
+                LayerCuts alone = cuts[l];
+                for (Cut& other : values ? alone.k : alone.v) other = {};
+                forward(alone);
+                run(s, int(l) + 1, nullptr);
+                Tally tally;
+                score(s, tally);
+                all[l][values] += tally.result().divergence.mean / double(count);
+            }
+            forward(LayerCuts(pass.c, cuts[l].rotated));
+        }
+    }
+    return all;
+}
+
 double EndToEnd::sensitivity(const LayerInputs& inputs, int l, const LayerCuts& cuts) {
     Tally tally;
     double error = 0, energy = 0;

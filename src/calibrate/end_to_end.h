@@ -2,6 +2,8 @@
 // to the prediction of the next token. There is no exact window here; the cache itself is measured
 // by forward/perplexity.h once the bases are chosen.
 #pragma once
+#include <array>
+
 #include "calibrate/collect.h"
 #include "forward/perplexity.h"
 
@@ -19,6 +21,9 @@ struct EndToEnd {
     Measured measure(const std::vector<LayerCuts>& cuts);
     // w_l = KL / Δ_l of layer l alone with those cuts, X_l and Y_l as collected.
     double sensitivity(const LayerInputs& inputs, int l, const LayerCuts& cuts);
+
+    // KL(full ‖ ·) with the keys (first) or the values (second) of one layer alone cut: (L).
+    std::vector<std::array<double, 2>> each_alone(const std::vector<LayerCuts>& cuts);
 
   private:
     size_t each, piece;                 // floats of a sequence; rows of logits at once

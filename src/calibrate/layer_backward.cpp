@@ -6,6 +6,7 @@
 //     dP = dO ṽᵀ,  dS = P ⊙ (dP − rowsum(dP ⊙ P)) / √d,  dk̃ = dSᵀ q,  dṽ = Pᵀ dO
 //
 // dk̃ and dṽ add up over the m query heads of a kv head.
+#include <algorithm>
 #include <cmath>
 
 #include "calibrate/layer_blocks.h"
@@ -21,11 +22,11 @@ void LayerPass::backward(const LayerCuts& cuts, const float* Y, double scale,
     to_gradient(cuts, gradient);
 }
 
-// dy: in dŶ; out dk of rotated keys, dv.
-void LayerPass::pull_back() {
+// dy: in dŶ, out dx1; dk of rotated keys, dv; with queries dheads: of rotated queries.
+void LayerPass::pull_back(bool queries) {
     back_through_mlp();
     model.backend->matmul_transposed(datt, dy, model.layer[size_t(l)].wo, T);
-    for (int g = 0; g < c.G; g++) back_through_attention(g);
+    for (int g = 0; g < c.G; g++) back_through_attention(g, queries);
 }
 
 // dy: in dŶ, out dx1.
@@ -40,7 +41,7 @@ void LayerPass::back_through_mlp() {
     ops_back->rmsnorm_backward(dy, dxn, x1, w.ffn_norm, c.norm_eps, T);
 }
 
-void LayerPass::back_through_attention(int g) {
+void LayerPass::back_through_attention(int g, bool queries) {
     size_t d = size_t(c.d), t = size_t(T), wide = size_t(m) * d, side = size_t(g) * t * d;
     float* dheads_g = dheads + size_t(g) * t * wide;
     ops_back->copy_rows(dheads_g, wide, datt + size_t(g) * wide, size_t(c.H) * d, t, wide);
@@ -58,7 +59,61 @@ void LayerPass::back_through_attention(int g) {
                                           b.seen, b.first, c.d, scale);
         ops_back->add_transposed_product(dv + side, pb, dheads_g + first, rows, b.seen, c.d);
         ops_back->add_transposed_product(dk + side, dp, q + here, rows, b.seen, c.d);
+        Weight keys{k_cut + side, DType::F32, b.seen, c.d};
+        if (queries) model.backend->matmul_transposed(dheads_g + first, dp, keys, rows);
     });
+}
+
+// dx ← dx (E_r D_r)ᵀ for the tokens that are cut to the first r coordinates.
+void LayerPass::back_through_cut(float* dx, const Cut& cut, int sinks) {
+    size_t d = size_t(c.d), whole = size_t(std::min(T, sinks)), count = (size_t(T) - whole) * d;
+    int r = cut.format.kept();
+    if (cut.encode.empty() || r == c.d) return;
+    ops_back->zero(latent, count);
+    if (r == 0) return ops_back->copy(dx + whole * d, latent, count);
+    Weight D{decode_staged.read(cut.decode.data(), d * d), DType::F32, r, c.d};
+    std::vector<float> stored(d * size_t(r));  // E_r
+    for (size_t i = 0; i < d; i++)
+        std::copy_n(cut.encode.data() + i * d, r, stored.data() + i * size_t(r));
+    Weight E{cut_staged.read(stored.data(), stored.size()), DType::F32, c.d, r};
+    model.backend->matmul(latent, dx + whole * d, D, T - int(whole), false);
+    model.backend->matmul(dx + whole * d, latent, E, T - int(whole), false);
+}
+
+// From dq, dk and dv to dy, which has dx1 so far: out ∂/∂x. Scratch: datt, att, heads.
+void LayerPass::back_through_projections(const LayerCuts& cuts) {
+    Backend& ops = *model.backend;
+    const Model::Layer& w = model.layer[size_t(l)];
+    size_t d = size_t(c.d), t = size_t(T), wide = size_t(m) * d, G = size_t(c.G);
+    float *keys = att, *values = heads;  // (T, G, d) ×2
+    ops_back->copy(dkv, dk, G * t * d);
+    ops_back->copy(dkv + G * t * d, dv, G * t * d);
+    for (size_t g = 0; g < G; g++) {
+        float *dq_g = dheads + g * t * wide, *dk_g = dkv + g * t * d, *dv_g = dk_g + G * t * d;
+        ops_back->rope_backward(dq_g, turns, m, c.d, at);
+        back_through_cut(dk_g, cuts.k[g], cuts.sinks);
+        if (cuts.rotated) ops_back->rope_backward(dk_g, turns, 1, c.d, at);
+        back_through_cut(dv_g, cuts.v[g], cuts.sinks);
+        ops_back->copy_rows(datt + g * wide, size_t(c.H) * d, dq_g, wide, t, wide);
+        ops_back->copy_rows(keys + g * d, G * d, dk_g, d, t, d);
+        ops_back->copy_rows(values + g * d, G * d, dv_g, d, t, d);
+    }
+    ops.matmul_transposed(dxn, datt, w.wq, T);
+    ops.matmul_transposed(xn, keys, w.wk, T);
+    ops_back->add(dxn, xn, t * size_t(c.D));
+    ops.matmul_transposed(xn, values, w.wv, T);
+    ops_back->add(dxn, xn, t * size_t(c.D));
+    ops_back->rmsnorm_backward(dy, dxn, x, w.attn_norm, c.norm_eps, T);
+}
+
+void LayerPass::back_to_input(const LayerCuts& cuts, float* dx) {
+    size_t rows = size_t(T) * size_t(c.D), each = size_t(T) * size_t(c.d);
+    ops_back->copy(dy, dx, rows);
+    pull_back(true);
+    for (size_t g = 0; g < size_t(c.G) && !cuts.rotated; g++)
+        ops_back->rope_backward(dk + g * each, turns, 1, c.d, at);
+    back_through_projections(cuts);
+    ops_back->copy(dx, dy, rows);
 }
 
 void LayerPass::to_gradient(const LayerCuts& cuts, LayerGradient& gradient) {

@@ -15,7 +15,9 @@ Cut cut_to_rank(const Matrix& Q, const Metric& metric, size_t r) {
     if (r >= Q.cols) return {};
     Matrix Qr = first_columns(Q, r);
     Matrix P = times(times(metric.S, Qr), transposed_times(Qr, metric.S_inverse));
-    return {to_floats(transpose(P))};
+    Cut cut;
+    cut.transposed = to_floats(transpose(P));
+    return cut;
 }
 
 LayerGradient::LayerGradient(const Config& config)
@@ -43,6 +45,8 @@ size_t LayerArrays::place(const Config& c, int most, float* first) {
     };
     take(Hd, {&q, &heads, &att, &datt, &dheads});
     take(Gd, {&k, &v, &k_rotated, &k_cut, &v_cut, &dk, &dv});
+    take(2 * Gd, {&dkv});
+    take(t * size_t(c.d), {&latent});
     take(t * D, {&out, &xn, &x1, &dy, &dxn});
     take(t * F, {&gate, &up, &h, &dh, &dgate, &dup});
     take(size_t(c.G) * block_floats(most, m), {&p});
@@ -91,6 +95,7 @@ LayerPass::LayerPass(Model& owner, int most, const std::vector<float>& rotation)
     x_staged = Staged(ops, rows, "a layer's inputs");
     y_staged = Staged(ops, rows, "a layer's outputs");
     cut_staged = Staged(ops, size_t(c.d) * size_t(c.d), "a head's basis");
+    decode_staged = Staged(ops, size_t(c.d) * size_t(c.d), "a head's basis");
     rotation_staged = Staged(ops, rotation.size(), "the rotations of all positions");
     turns = rotation_staged.read(rotation.data(), rotation.size());
 }
@@ -130,21 +135,32 @@ void LayerPass::begin_on_backend(int layer, const float* input, const Step& step
     ops.end_step();
 }
 
-// to ← from P
-void LayerPass::cut_side(float* to, const float* from, const Cut& cut) {
+// to ← from P, or unpack(pack(from E)) D
+void LayerPass::cut_side(float* to, const float* from, const Cut& cut, const LayerCuts& cuts) {
     size_t d = size_t(c.d);
-    if (cut.transposed.empty()) return ops_back->copy(to, from, size_t(T) * d);
-    Weight P{cut_staged.read(cut.transposed.data(), d * d), DType::F32, c.d, c.d};
-    model.backend->matmul(to, from, P, T, false);
+    Backend& ops = *model.backend;
+    if (cut.nothing()) return ops_back->copy(to, from, size_t(T) * d);
+    if (!cut.transposed.empty()) {
+        Weight P{cut_staged.read(cut.transposed.data(), d * d), DType::F32, c.d, c.d};
+        return ops.matmul(to, from, P, T, false);
+    }
+    int whole = std::min(T, cuts.sinks);
+    Weight E{cut_staged.read(cut.encode.data(), d * d), DType::F32, c.d, c.d};
+    Weight D{decode_staged.read(cut.decode.data(), d * d), DType::F32, c.d, c.d};
+    ops.matmul_transposed(latent, from, E, T);
+    ops_back->round_rows(latent, nullptr, RowFormat::whole(c.d), cuts.dtype, whole, c.d);
+    ops_back->round_rows(latent + size_t(whole) * d, cut.weight.data(), cut.format, cuts.dtype,
+                         T - whole, c.d);
+    ops.matmul_transposed(to, latent, D, T);
 }
 
 void LayerPass::cut_head(const LayerCuts& cuts, int g) {
     size_t side = size_t(g) * size_t(T) * size_t(c.d);
     const Cut& cut_k = cuts.k[size_t(g)];
-    bool before = !cuts.rotated && !cut_k.transposed.empty();  // cut, then rotated
-    cut_side(k_cut + side, (before ? k : k_rotated) + side, cut_k);
+    bool before = !cuts.rotated && !cut_k.nothing();  // cut, then rotated
+    cut_side(k_cut + side, (before ? k : k_rotated) + side, cut_k, cuts);
     if (before) model.backend->rope(k_cut + side, nullptr, turns, 1, 0, c.d, at);
-    cut_side(v_cut + side, v + side, cuts.v[size_t(g)]);
+    cut_side(v_cut + side, v + side, cuts.v[size_t(g)], cuts);
 }
 
 // heads_g = softmax(q_g k̃_gᵀ / √d) ṽ_g, and its columns of att.

@@ -14,21 +14,29 @@
 #include <vector>
 
 #include "backend/backward.h"
+#include "backend/row_format.h"
 #include "backend/staged.h"
 #include "calibrate/warm_start.h"
 #include "forward/transformer.h"
 
 namespace stief {
 
-// Pᵀ as matmul's weight; empty: the head is not cut.
+// What storing a row does to it: either the projection P alone, without rounding (what a descent
+// needs), or k̃ = unpack(pack(k E)) D, as the cache does it. All empty: the head is not cut.
 struct Cut {
-    std::vector<float> transposed;  // (d, d)
+    std::vector<float> transposed;  // (d, d)  Pᵀ as matmul's weight
+    std::vector<float> encode, decode, weight;  // (d, d) ×2, (kept); c = k E in order of the format
+    RowFormat format;
+
+    bool nothing() const { return transposed.empty() && encode.empty(); }
 };
 Cut cut_to_rank(const Matrix& Q, const Metric& metric, size_t r);  // r = d: empty
 
 struct LayerCuts {
     bool rotated = false;   // keys are cut after rotation
     std::vector<Cut> k, v;  // (G)
+    int sinks = 0;          // of a cut with a format: the first tokens keep all coordinates,
+    DType dtype = DType::F16;  // which, as uncoded ones, are elements of this type
 
     LayerCuts(const Config& config, bool after_rotation)
         : rotated(after_rotation), k(size_t(config.G)), v(size_t(config.G)) {}
@@ -49,12 +57,14 @@ std::vector<float> rotation_table(const Config& config, int positions);
 struct LayerArrays {
     float *q, *k, *v;                    // (G, T, m, d), (G, T, d) ×2; q rotated, k not
     float *k_rotated, *k_cut, *v_cut;    // (G, T, d) ×3  cut: as attention sees them
+    float* latent;                       // (T, d)  one head's rows in its basis
     float *heads, *att;                  // (G, T, m, d); (T, H, d)
     float *p, *dp;                       // (G) of blocks of rows; one block
     float *x1, *xn, *gate, *up, *h;      // (T, D) ×2; (T, F) ×3
     float* out;                          // (T, D)  Ŷ
     float *dy, *dxn, *dh, *dgate, *dup;  // (T, D) ×2; (T, F) ×3
     float *datt, *dheads, *dk, *dv;      // (T, H, d); (G, T, m, d); (G, T, d) ×2
+    float* dkv;                          // (2, G, T, d)  of both before the cut and rotation
 
     // One after another from `first`, for `most` tokens; returns how many floats that is.
     size_t place(const Config& config, int most, float* first);
@@ -83,6 +93,10 @@ struct LayerPass : LayerArrays {
     // gradient += scale · (kᵀ ∂/∂k̃, vᵀ ∂/∂ṽ) of ‖Y − Ŷ‖², after forward with the same cuts.
     void backward(const LayerCuts& cuts, const float* Y,  // (T, D)  host
                   double scale, LayerGradient& gradient);
+    // dx: in ∂/∂Ŷ, out ∂/∂x of the layer's input, all ways; after forward with the same cuts. Leaves
+    // ∂/∂k̃, ∂/∂ṽ in dk (before rotation unless cuts.rotated) and dv. Rounding counts as noise that
+    // does not depend on x; a coordinate that is not stored passes nothing on.
+    void back_to_input(const LayerCuts& cuts, float* dx);  // (T, D)
     // sums += what the direction u of the output asks of every key and value, after forward
     // without cuts.
     void probe(const float* u,  // (T, D)
@@ -94,17 +108,19 @@ struct LayerPass : LayerArrays {
     const float* x = nullptr;      // (T, D)
     const float* turns = nullptr;  // (positions, 2, d/2)  the rotation
     Buffer arena;                  // of the arrays
-    Staged x_staged, y_staged, cut_staged, rotation_staged;
+    Staged x_staged, y_staged, cut_staged, decode_staged, rotation_staged;
     const float *y_host = nullptr, *y = nullptr;  // what y_staged holds since begin(), and where
 
     const float* target(const float* host);
-    void cut_side(float* to, const float* from, const Cut& cut);
+    void cut_side(float* to, const float* from, const Cut& cut, const LayerCuts& cuts);
     void cut_head(const LayerCuts& cuts, int g);
     void attend(int g);
     void finish();
-    void pull_back();
+    void pull_back(bool queries = false);
     void back_through_mlp();
-    void back_through_attention(int g);
+    void back_through_attention(int g, bool queries);
+    void back_through_cut(float* dx, const Cut& cut, int sinks);
+    void back_through_projections(const LayerCuts& cuts);
     void to_gradient(const LayerCuts& cuts, LayerGradient& gradient);
 };
 

@@ -55,13 +55,17 @@ std::string figures(const CalibrationResult& r, const Config& c, const Calibrati
         rows += format("<tr><td>%s</td><td>%s</td></tr>", name, html_text(value).c_str());
     };
     row("model", format("%s: %d layers, %d kv heads of %d", c.folder.c_str(), c.L, c.G, c.d));
-    row("method", format("%s, %s key basis, %s metric, keys %s rotation", o.method.c_str(),
+    if (o.objective == "model")
+        row("method", format("prices of the final prediction, %s bits, keys %s rotation",
+                             o.bits.c_str(), o.keys.c_str()));
+    else
+        row("method", format("%s, %s key basis, %s metric, keys %s rotation", o.method.c_str(),
                          o.key_basis_per_layer ? "one a layer" : "a head",
                          o.metric.c_str(), o.keys.c_str()));
     row("budget", budget);
     row("learnt from",
         format("%s, %zu sequences of %d tokens, %d steps, seed %llu", text.name.c_str(),
-               r.sequences, o.sequence, o.steps, static_cast<unsigned long long>(o.seed)));
+               r.sequences, o.sequence, o.objective == "model" ? 0 : o.steps, static_cast<unsigned long long>(o.seed)));
     row("measured on", format("%s, %zu tokens, exact window %d,%d", text.held_out_name.c_str(),
                               r.measured.loss.tokens, o.sinks, o.recent));
     row("cache",
@@ -148,9 +152,34 @@ std::string size_charts(const CalibrationResult& r) {
     for (const CalibrationResult::Point& p : r.sizes_eigen) add(1, p);
     double full = r.perplexity_full;
     Series level{"full cache", 2, {{0, full}, {double(r.full_bytes_per_token), full}}};
+    if (r.options.objective == "model") {
+        kl[1] = {"predicted", 1, {}, true}, ppl[1].points.clear();
+        for (const CalibrationResult::Point& p : r.sizes)
+            kl[1].points.push_back({double(p.bytes_per_token), p.predicted});
+    }
     divergence.series = {kl[0], kl[1]};
     perplexity.series = {ppl[0], ppl[1], level};
     return "<div class=\"grid2\">" + svg_chart(divergence) + svg_chart(perplexity) + "</div>";
+}
+
+// Bits a coordinate that the budget bought for each head.
+std::string bits_map(const CalibrationResult& r, const Config& c) {
+    std::string html = format(
+        "<div class=\"scroll\"><table class=\"heat\"><tr><th>layer</th>"
+        "<th colspan=\"%d\">keys by head</th><th colspan=\"%d\">values by head</th></tr>",
+        c.G, c.G);
+    for (size_t l = 0; l < r.bases.layer.size(); l++) {
+        html += format("<tr><td>%zu</td>", l);
+        for (int side : {0, 1})
+            for (const HeadBasis& head : side ? r.bases.layer[l].v : r.bases.layer[l].k) {
+                double bits = head.format.back().bits_per_element(r.options.cache, c.d);
+                html += format("<td style=\"background: color-mix(in srgb, var(--c%d) %d%%, "
+                               "var(--card))\">%.2f</td>",
+                               side, std::min(80, int(10 * bits)), bits);
+            }
+        html += "</tr>";
+    }
+    return html + "</table></div>";
 }
 
 }  // namespace
@@ -164,6 +193,15 @@ std::string report_html(const CalibrationResult& r, const Config& c, const Calib
         name + "</title>" + STYLE + "</head><body>";
     html += "<h1>Low-rank KV cache of " + name +
             "</h1><p class=\"soft\">stief " STIEF_VERSION " calibrate</p>" + figures(r, c, text);
+    if (r.options.objective == "model")
+        return html +
+               format("<h2>What a smaller cache costs</h2><p>Held-out text, the first %d tokens "
+                      "exact and no others.</p>", r.options.sinks) +
+               legend({{0, "measured"}, {1, "predicted by prices"}, {2, "full cache"}}) +
+               size_charts(r) +
+               "<h2>Bits</h2><p>What the budget bought: bits a coordinate that each head keeps of "
+               "its keys and values, scales included.</p>" +
+               bits_map(r, c) + "</body></html>\n";
     html +=
         "<h2>What a smaller cache costs</h2><p>Held-out text, no exact window. The eigenbases are "
         "what the descent starts from, given ranks by the same allocation.</p>" +

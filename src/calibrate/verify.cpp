@@ -23,12 +23,9 @@ static Ranks own_ranks(const CalibrationResult& result) {
     return ranks;
 }
 
-// Held-out text through the cache of these ranks and through the full one.
-static Measured measure_cache(CalibrationRun& run, const CalibrationResult& result,
-                              const Ranks& ranks) {
+Measured measure_cache(CalibrationRun& run, const Bases& bases) {
     Model& model = run.model;
     const CalibrationOptions& o = run.options;
-    Bases bases = bases_at(run, result, ranks);
     Transformer transformer(model, o.sequence);
     KvCache cut(*model.backend, model.config, o.sequence, o.cache, &bases);
     KvCache full(*model.backend, model.config, o.sequence, o.cache);
@@ -54,7 +51,7 @@ static Ranks within_perplexity(CalibrationRun& run, const CalibrationResult& res
         return threshold_ranks(c, result.layer, share);
     };
     size_t n = first_that_holds(eigen ? THRESHOLDS : path.steps.size(), [&](size_t i) {
-        Measured measured = measure_cache(run, result, at(i));
+        Measured measured = measure_cache(run, bases_at(run, result, at(i)));
         return measured.loss.perplexity <= measured.reference.perplexity * (1 + o.ppl_budget / 100);
     });
     return at(n);
@@ -126,7 +123,7 @@ static void measure_sizes(CalibrationRun& run, CalibrationResult& result) {
 void verify(CalibrationRun& run, CalibrationResult& result) {
     verify_layers(run, result);
     measure_sizes(run, result);
-    result.measured = measure_cache(run, result, result.ranks);
+    result.measured = measure_cache(run, bases_at(run, result, result.ranks));
 }
 
 }  // namespace stief

@@ -14,15 +14,39 @@
 
 namespace stief {
 
+// What only a layer's own objective knows asks for it; with prices of the model's it is an error.
+static std::string layer_only(const Args& args) {
+    return !args.method.empty()      ? "--method"
+           : !args.key_basis.empty() ? "--key-basis"
+           : !args.metric.empty()    ? "--metric"
+           : args.steps >= 0         ? "--steps"
+           : args.error_budget       ? "--error-budget"
+           : args.keys == "auto"     ? "--keys auto"
+           : args.resume             ? "--resume"
+                                     : "";
+}
+
+static void choose_objective(const Args& args, CalibrationOptions& o) {
+    std::string only = layer_only(args);
+    bool layer = args.objective == "layer" || (args.objective.empty() && !only.empty());
+    if (!layer && !only.empty()) throw UsageError(only + " belongs to --objective layer");
+    if (layer && args.bits == "mixed")
+        throw UsageError("--bits mixed needs prices: --objective model" +
+                         (only.empty() ? "" : ", without " + only));
+    o.objective = layer ? "layer" : "model";
+    o.bits = layer ? "16" : args.bits.empty() ? "mixed" : args.bits;
+}
+
 static CalibrationOptions options_of(const Args& args, const Config& config) {
     CalibrationOptions o;
-    o.method = args.method;
+    choose_objective(args, o);
+    if (!args.method.empty()) o.method = args.method;
     o.keys = args.keys;
     // EigenAttention's space is one key basis a layer and no metric; its method says so by itself.
-    bool eigen = args.method == "eigen";
+    bool eigen = o.method == "eigen";
     o.key_basis_per_layer = args.key_basis.empty() ? eigen : args.key_basis == "layer";
-    if (args.method != "stiefel") o.metric = "identity";
-    if (!args.metric.empty() && args.method != "identity") o.metric = args.metric;
+    if (o.method != "stiefel") o.metric = "identity";
+    if (!args.metric.empty() && o.method != "identity") o.metric = args.metric;
     o.keep = args.keep.value_or(0), o.error_budget = args.error_budget.value_or(0);
     o.ppl_budget = args.ppl_budget.value_or(0);
     for (const std::optional<double>* one : {&args.keep, &args.error_budget, &args.ppl_budget})
@@ -31,12 +55,14 @@ static CalibrationOptions options_of(const Args& args, const Config& config) {
     if (budgets > 1) throw UsageError("give one of --keep, --error-budget and --ppl-budget");
     if (budgets == 0) o.keep = 0.25;
     if (!args.window.empty()) std::tie(o.sinks, o.recent) = window_of(args);
-    o.tokens = args.calibration_tokens;
+    o.tokens = args.calibration_tokens  ? args.calibration_tokens
+               : o.objective == "model" ? 16384
+                                        : 32768;
     o.sequence = args.context ? args.context : std::min(512, config.context);
     check(o.sequence >= 8 && o.sequence <= config.context,
           "--context %d, expected sequences of 8 to the model's %d positions", o.sequence,
           config.context);
-    o.steps = args.steps;
+    if (args.steps >= 0) o.steps = args.steps;
     o.seed = args.seed.given ? args.seed.value : 1;     // the same bases again, unless asked
     if (args.seed.drawn) {
         o.seed = draw_seed();
@@ -89,12 +115,9 @@ static void add_numbers(JsonWriter& json, const char* key, const std::vector<dou
     json.end_array();
 }
 
-static std::string as_json(const CalibrationResult& r) {
-    JsonWriter json;
-    json.begin_object();
-    double kept = double(r.bytes_per_token) / double(r.full_bytes_per_token);
-    json.add("method", r.options.method).add("keep", kept);
-    json.add("cache_bytes_per_token", r.bytes_per_token);
+// The method's own part of the JSON object.
+static void add_layers(JsonWriter& json, const CalibrationResult& r) {
+    json.add("method", r.options.method);
     json.begin_object("ranks");
     add_ranks(json, "k", r.ranks.k);
     add_ranks(json, "v", r.ranks.v);
@@ -116,14 +139,59 @@ static std::string as_json(const CalibrationResult& r) {
     json.begin_array("sensitivity");
     for (const LayerBases& layer : r.layer) json.add("", layer.weight);
     json.end_array();
+}
+
+static double bits_per_element(const CalibrationResult& r, size_t bytes) {
+    return 8 * double(size_of(r.options.cache)) * double(bytes) / double(r.full_bytes_per_token);
+}
+
+// Coordinates at each width of every head: [[[n16, n8, n6, n5, n4, n3, n2, n1] of each head] …].
+static void add_formats(JsonWriter& json, const char* key, const CalibrationResult& r,
+                        std::vector<HeadBasis> LayerBasis::*side) {
+    json.begin_array(key);
+    for (const LayerBasis& layer : r.bases.layer) {
+        json.begin_array();
+        for (const HeadBasis& head : layer.*side) {
+            json.begin_array();
+            for (uint16_t n : head.format.back().count) json.add("", int(n));
+            json.end_array();
+        }
+        json.end_array();
+    }
+    json.end_array();
+}
+
+static void add_prices(JsonWriter& json, const CalibrationResult& r) {
+    json.begin_object("formats");
+    add_formats(json, "k", r, &LayerBasis::k);
+    add_formats(json, "v", r, &LayerBasis::v);
+    json.end_object();
+    json.add("kld_predicted", r.predicted);
+    json.begin_object("time");
+    for (const auto& [phase, seconds] : r.time) json.add(phase.c_str(), seconds);
+    json.end_object();
+}
+
+static std::string as_json(const CalibrationResult& r) {
+    JsonWriter json;
+    json.begin_object();
+    double kept = double(r.bytes_per_token) / double(r.full_bytes_per_token);
+    json.add("objective", r.options.objective).add("bits", r.options.bits).add("keep", kept);
+    json.add("cache_bytes_per_token", r.bytes_per_token);
+    json.add("bits_per_element", bits_per_element(r, r.bytes_per_token));
+    bool model = r.options.objective == "model";
+    model ? add_prices(json, r) : add_layers(json, r);
     json.begin_array("sizes");
-    for (const CalibrationResult::Point& p : r.sizes)
+    for (const CalibrationResult::Point& p : r.sizes) {
         json.begin_object()
             .add("keep", p.keep)
             .add("cache_bytes_per_token", p.bytes_per_token)
+            .add("bits_per_element", bits_per_element(r, p.bytes_per_token))
             .add("perplexity", p.perplexity)
-            .add("kld_mean", p.divergence)
-            .end_object();
+            .add("kld_mean", p.divergence);
+        if (model) json.add("kld_predicted", p.predicted);
+        json.end_object();
+    }
     json.end_array();
     json.add("perplexity_full", r.measured.reference.perplexity);
     json.add("perplexity", r.measured.loss.perplexity).add("kld_mean", r.measured.divergence.mean);
@@ -132,7 +200,32 @@ static std::string as_json(const CalibrationResult& r) {
     return json.end_object().text + "\n";
 }
 
-static std::string as_text(const CalibrationResult& r, const std::string& output) {
+// Bits a coordinate of every head, and what other sizes would cost.
+static std::string prices_as_text(const CalibrationResult& r, int d) {
+    std::string text = "layer   bits of keys       bits of values\n";
+    for (size_t l = 0; l < r.bases.layer.size(); l++) {
+        std::string bits[2];
+        for (int side : {0, 1})
+            for (const HeadBasis& head : side ? r.bases.layer[l].v : r.bases.layer[l].k)
+                bits[side] += format("%s%.2f", bits[side].empty() ? "" : " ",
+                                     head.format.back().bits_per_element(r.options.cache, d));
+        text += format("%5zu   %-18s %s\n", l, bits[0].c_str(), bits[1].c_str());
+    }
+    text += format(
+        "KL divergence, first %d tokens exact and no others:\n"
+        "bits an element   predicted   measured   perplexity (full %.4f)\n",
+        r.options.sinks, r.perplexity_full);
+    for (const CalibrationResult::Point& p : r.sizes)
+        text += format("%15.2f   %9.4g   %8.4g   %.4f\n", bits_per_element(r, p.bytes_per_token),
+                       p.predicted, p.divergence, p.perplexity);
+    text += "time       ";
+    for (const auto& [phase, seconds] : r.time)
+        text += format(" %s %.1f s%s", phase.c_str(), seconds,
+                       &phase == &r.time.back().first ? "\n" : ",");
+    return text;
+}
+
+static std::string ranks_as_text(const CalibrationResult& r) {
     std::string text = "layer   keys         values       error    eigenbases\n";
     for (size_t l = 0; l < r.layer.size(); l++) {
         std::string ranks[2];
@@ -142,9 +235,15 @@ static std::string as_text(const CalibrationResult& r, const std::string& output
         text += format("%5zu   %-12s %-12s %.4f   %.4f\n", l, ranks[0].c_str(), ranks[1].c_str(),
                        r.error[l], r.error_warm[l]);
     }
+    return text;
+}
+
+static std::string as_text(const CalibrationResult& r, const std::string& output, int d) {
+    std::string text = r.options.objective == "model" ? prices_as_text(r, d) : ranks_as_text(r);
     double kept = double(r.bytes_per_token) / double(r.full_bytes_per_token);
-    text += format("cache       %zu bytes a token of %zu (%.1f%%)\n", r.bytes_per_token,
-                   r.full_bytes_per_token, 100 * kept);
+    text += format("cache       %zu bytes a token of %zu (%.1f%%, %.2f bits an element)\n",
+                   r.bytes_per_token, r.full_bytes_per_token, 100 * kept,
+                   bits_per_element(r, r.bytes_per_token));
     text += format(
         "perplexity  %.4f, of the full cache %.4f; KL divergence %.4g nats (held-out text; %.3g%% of "
         "what was read of the cache was compressed)\n",
@@ -181,7 +280,7 @@ int calibrate_bases(const Args& args) {
         page.write(report_html(result, config, text));
         page.commit();
     }
-    print(args.json ? as_json(result) : as_text(result, args.output));
+    print(args.json ? as_json(result) : as_text(result, args.output, config.d));
     return 0;
 }
 

@@ -1,7 +1,7 @@
 // The part of the CUDA runtime that the backend uses, on host memory (runtime.cpp). Meanings as in
 // NVIDIA's manual; numbers of enumerators as in its headers. What a stream is given is done
-// when it is waited for (by the null stream, at once), and copies to the host arrive then; what it is
-// given while it is being captured is done as often as cudaGraphLaunch gives it the graph.
+// when it is waited for (by the null stream, at once), and copies to the host arrive then; what it
+// is given while it is being captured is done as often as cudaGraphLaunch gives it the graph.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -1,6 +1,6 @@
 // Which lane holds which element of a fragment: PTX ISA, "Matrix Fragments for mma.m16n8k16 with
-// floating point type" and "for mma.m16n8k8" (.tf32), row by row as in the figures. "9.3" is element 3 of
-// lane 9. Data, not formulas: the harness and the kernels say the same by arithmetic.
+// floating point type" and "for mma.m16n8k8" (.tf32), row by row. "9.3" is element 3 of lane 9.
+// Data, not arithmetic, as which the harness and the kernels say the same.
 #pragma once
 
 namespace stief::testing {

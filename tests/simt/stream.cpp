@@ -1,6 +1,7 @@
-// Streams, graphs, events and launches of cuda_runtime.h. A stream does its work when somebody waits
-// for it, and not before: what reads a result too early finds what was there. Only the null stream, in
-// which tests of the harness launch, works at once, after all streams that were made to wait for it.
+// Streams, graphs, events and launches of cuda_runtime.h. A stream does its work when somebody
+// waits for it, and not before: what reads a result too early finds what was there. Only the null
+// stream, in which tests of the harness launch, works at once, after all streams that were made to
+// wait for it.
 #include "stream.h"
 
 #include <chrono>

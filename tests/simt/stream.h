@@ -15,7 +15,8 @@ cudaError_t result(cudaError_t error);
 void deliver_later(void* to, const void* from, size_t bytes);
 void deliver(cudaStream_t stream, bool all);
 
-// Does the work that waits on a stream, on all of them; quietly: what it throws comes at the next wait.
+// Does the work that waits on a stream, on all of them; quietly: what it throws comes at the next
+// wait.
 void finish(cudaStream_t stream);
 void finish_all();
 void finish_quietly();

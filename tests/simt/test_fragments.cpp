@@ -25,7 +25,8 @@ struct Places {
         std::string entry;
         for (int at = 0; in >> entry; at++) {
             size_t dot = entry.find('.');
-            place[std::stoi(entry)][std::stoi(entry.substr(dot + 1))] = {at / columns, at % columns};
+            place[std::stoi(entry)][std::stoi(entry.substr(dot + 1))] = {at / columns,
+                                                                         at % columns};
         }
     }
     Place operator()(int lane, int i) const { return place[lane][i]; }

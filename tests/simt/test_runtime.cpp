@@ -98,7 +98,8 @@ TEST_CASE(
     CHECK(cudaGetLastError() == cudaSuccess);
 }
 
-TEST_CASE("a stream works when it is waited for, in order; events and the null stream wait for it") {
+TEST_CASE(
+    "a stream works when it is waited for, in order; events and the null stream wait for it") {
     DeviceMemory<float> cache(8), x(1);
     DeviceMemory<int> position(1);
     x.data[0] = 1, position.data[0] = 0;
@@ -119,7 +120,8 @@ TEST_CASE("a stream works when it is waited for, in order; events and the null s
     append(other, 3);
     CUDA_CHECK(cudaStreamSynchronize(other));
     CHECK(std::vector<float>(cache.data, cache.data + 3) == std::vector<float>{2, 3, 4});
-    append(stream, 4), append(blocking, 5), append(nullptr, 6);  // stream does not block the null one
+    append(stream, 4), append(blocking, 5),
+        append(nullptr, 6);  // stream does not block the null one
     CHECK(std::vector<float>(cache.data + 3, cache.data + 5) == std::vector<float>{6, 7});
     CUDA_CHECK(cudaDeviceSynchronize());
     CHECK(cache.data[5] == 5);

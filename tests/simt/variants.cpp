@@ -1,6 +1,7 @@
-// The kernels played by the host, on a small machine and, in another order of threads and blocks, on one
-// as large as an H100: more splits of the context, two rows a warp only from more rows on, and shared
-// memory for everything. (That a result is the same in every order watch/test_race.cpp shows.)
+// The kernels played by the host, on a small machine and, in another order of threads and blocks,
+// on one as large as an H100: more splits of the context, two rows a warp only from more rows on,
+// and shared memory for everything. (That a result is the same in every order watch/test_race.cpp
+// shows.)
 #include "backends.h"
 #include "simt.h"
 

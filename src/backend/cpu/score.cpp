@@ -19,23 +19,6 @@ struct Row {
     double sum = 0, log_sum = 0;  // ln Σ e^z
 };
 
-// Sums of at most 1024 terms in float, those in double: V = 128,256 terms.
-template <class F>
-double blocked_sum(size_t n, const F& term) {
-    double total = 0;
-    for (size_t begin = 0; begin < n; begin += 1024) {
-        Four sums = {};
-        size_t count = std::min<size_t>(1024, n - begin);
-        by_fours(count, [&](size_t i, size_t width) {
-            Four one = term(begin + i, width);
-            for (size_t j = width; j < 4; j++) one[j] = 0;
-            sums += one;
-        });
-        total += double(vectors::sum(sums));
-    }
-    return total;
-}
-
 Row read_row(const float* z, size_t V) {
     Row row;
     bool damaged = false;

@@ -192,8 +192,8 @@ std::vector<Scene> all_scenes() {
                            [=] { return products(dtype, N, K); }});
     for (DType dtype : dtypes)
         for (int D : {256, 515, 2048, 4096})
-            all.push_back(
-                {format("norm and embed %s, D %d", name_of(dtype), D), [=] { return rows(dtype, D); }});
+            all.push_back({format("norm and embed %s, D %d", name_of(dtype), D),
+                           [=] { return rows(dtype, D); }});
     all.push_back({"rope, swiglu, argmax, stream", elements});
     all.push_back({"calibration", backward});
     auto add = [&](DType dtype, const Shape& shape, bool ladder = false) {

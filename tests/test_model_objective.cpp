@@ -1,0 +1,145 @@
+// Formats by prices of the model's own prediction: the allocation, and calibrate --objective model.
+#include "calibrate/allocation.h"
+#include "calibrate/calibrate.h"
+#include "calibrate/partial.h"
+#include "calibrate/prices.h"
+#include "tiny_model.h"
+
+using namespace stief;
+using namespace stief::testing;
+
+TEST_SUITE_BEGIN("calibrate");
+
+namespace {
+
+// A list of choices whose error falls as bytes rise, not convex in general.
+Choices some_choices(Random& random) {
+    Choices all = {{0, 10 + 10 * random.uniform(), {}}};
+    for (int n = 0; n < 4; n++)
+        all.push_back({all.back().bytes + 1 + random.below(4),
+                       all.back().error * (0.3 + 0.7 * random.uniform()),
+                       {}});
+    return all;
+}
+
+struct Tried {
+    Scratch scratch;
+    Model model;
+    CalibrationText text;
+    CalibrationOptions options;
+
+    explicit Tried(int threads = 2) {
+        TinyModel tiny{.why = "prices", .L = 3, .D = 32, .F = 48, .V = 64, .H = 4, .G = 2, .d = 16};
+        write_tiny_model(tiny, scratch.path("."));
+        model = Model::open(scratch.path("."), {.name = "cpu"}, threads);
+        model.backend->exact = true;
+        Random random(3);
+        for (int i = 0; i < 600; i++) text.learn.push_back(Token(random.below(64)));
+        for (int i = 0; i < 120; i++) text.held_out.push_back(Token(random.below(64)));
+        text.name = "text";
+        options.sequence = 24, options.tokens = 240, options.held_out = 3;
+        options.measured_windows = 4, options.keep = 0.25;
+        options.sinks = 4, options.recent = 0;
+    }
+    Partial partial{scratch.path("out")};
+    CalibrationResult run() {
+        return calibrate(model, text, options, partial,
+                         [](size_t, size_t, const std::string&) {});
+    }
+};
+
+}  // namespace
+
+TEST_CASE("choices on the hulls are the best there are for the bytes that they take") {
+    Random random(8);
+    for (int trial = 0; trial < 200; trial++) {
+        std::vector<Choices> hulls;
+        for (int u = 0; u < 3; u++) hulls.push_back(lower_hull(some_choices(random)));
+        size_t budget = random.below(30), bytes = 0;
+        std::vector<size_t> at = choose_within(hulls, budget);
+        double error = 0;
+        for (size_t u = 0; u < 3; u++)
+            error += hulls[u][at[u]].error, bytes += hulls[u][at[u]].bytes;
+        CHECK(bytes <= budget);
+        // All combinations: none is better by more than the one step that did not fit.
+        double best = error, step = 0;
+        for (const Choices& hull : hulls)
+            for (size_t i = 1; i < hull.size(); i++)
+                step = std::max(step, hull[i - 1].error - hull[i].error);
+        for (const Choice& a : hulls[0])
+            for (const Choice& b : hulls[1])
+                for (const Choice& c : hulls[2])
+                    if (a.bytes + b.bytes + c.bytes <= budget)
+                        best = std::min(best, a.error + b.error + c.error);
+        CHECK(error - best <= step);
+        for (const Choices& hull : hulls)
+            for (size_t i = 2; i < hull.size(); i++) {
+                auto drop = [&](size_t n) {
+                    return (hull[n - 1].error - hull[n].error) /
+                           double(hull[n].bytes - hull[n - 1].bytes);
+                };
+                CHECK(drop(i) < drop(i - 1));
+            }
+    }
+}
+
+TEST_CASE("calibrate by prices keeps to its bytes, and what it measured is what the cache does") {
+    for (const char* keys : {"pre", "post"})
+        for (const char* bits : {"mixed", "16"})
+            for (double keep : {0.15, 0.25, 1.0}) {
+                CAPTURE(keys);
+                CAPTURE(bits);
+                CAPTURE(keep);
+                Tried tried;
+                tried.options.keys = keys, tried.options.bits = bits, tried.options.keep = keep;
+                CalibrationResult result = tried.run();
+                CHECK(double(result.bytes_per_token) <=
+                      keep * double(result.full_bytes_per_token));
+                CHECK(result.bytes_per_token > 0);
+                CHECK(result.bases.bytes_per_token(DType::F16) == result.bytes_per_token);
+                if (keep == 1) CHECK(result.measured.divergence.mean <= 1e-4);
+                std::string path = tried.scratch.path("out");
+                write_bases(result, tried.model, tried.text, tried.partial);
+                const Config& c = tried.model.config;
+                Bases bases = Bases::open(path, c, tried.model.weights.fingerprint(c));
+                CHECK(bases.hash(1) == result.bases.hash(1));
+
+                // The layer pass with these cuts against the cache with these bases: one text, the
+                // first 4 tokens exact and no others.
+                std::vector<LayerCuts> cuts(size_t(c.L), LayerCuts(c, keys[1] == 'o'));
+                for (size_t l = 0; l < size_t(c.L); l++) {
+                    cuts[l].sinks = 4;
+                    for (size_t g = 0; g < size_t(c.G); g++)
+                        for (bool values : {false, true}) {
+                            const LayerBasis& from = bases.layer[l];
+                            const HeadBasis& head = (values ? from.v : from.k)[g];
+                            (values ? cuts[l].v : cuts[l].k)[g] = {
+                                {}, head.encode, head.decode, head.weight, head.format[0]};
+                        }
+                }
+                Sequences one;
+                one.T = 24;
+                one.ids = {{tried.text.held_out.begin(), tried.text.held_out.begin() + 24}};
+                one.pos = {0};
+                std::vector<float> rotation = rotation_table(c, 24);
+                LayerPass pass(tried.model, 24, rotation);
+                EndToEnd end_to_end(pass, one, 1);
+                Measured by_cuts = end_to_end.measure(cuts);
+                Transformer transformer(tried.model, 24);
+                KvCache cut(*tried.model.backend, c, 24, DType::F16, &bases);
+                KvCache full(*tried.model.backend, c, 24, DType::F32);
+                Runner tested{transformer, cut, true}, reference{transformer, full, true};
+                Measured by_cache = measure(tested, &reference, one.ids[0],
+                                            {.name = Protocol::Chunks, .context = 24}, {});
+                double a = by_cuts.divergence.mean, b = by_cache.divergence.mean;
+                // Products in another order move a coordinate over a cell's edge now and then.
+                CHECK(std::abs(a - b) <= 0.02 * a + 1e-7);
+            }
+}
+
+TEST_CASE("the same seed gives the same formats for any number of threads") {
+    Tried one(1), three(3);
+    CHECK(one.run().bases.hash(1) == three.run().bases.hash(1));
+}
+
+TEST_SUITE_END();
