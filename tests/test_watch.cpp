@@ -4,7 +4,7 @@
 
 #include "forward/perplexity.h"
 #include "forward/watch.h"
-#include "reference.h"
+#include "backends.h"
 #include "tiny_model.h"
 
 using namespace stief;
@@ -30,8 +30,8 @@ std::vector<Token> some_ids(int n, int V, uint64_t seed) {
     return ids;
 }
 
-// What is written behind a prompt, and behind another one after it. stop: the first text's tokens
-// after which the caller has enough; 0: never.
+// What is written behind a prompt, and behind another one after it (0: none). stop: tokens of the
+// first text after which the caller has enough; 0: never.
 struct Script {
     int prompt, limit, stop, second;
     Sampling how;
@@ -48,6 +48,7 @@ std::vector<Token> play(const Script& script, int V, uint64_t seed, const Genera
     };
     Generated made = generate(sampler, some_ids(script.prompt, V, seed), script.limit, ends, sink);
     said.push_back(-1 - int(made.why));
+    if (script.second == 0) return said;
     made = generate(sampler, some_ids(script.second, V, seed + 1), script.limit, ends, sink);
     said.push_back(-1 - int(made.why));
     return said;
@@ -88,10 +89,10 @@ TEST_CASE("an exact answer is what the full cache writes from the same seed") {
         {{20, 40, 0, 3, greedy}, 200, "greedy"},
         {{20, 40, 7, 3, greedy}, 200, "stopped in a block"},
         {{1, 1, 0, 1, greedy}, 200, "one token"},
-        {{30, 60, 0, 1, greedy}, 70, "a full context"},
+        {{30, 60, 0, 0, greedy}, 70, "a full context"},
         {{20, 40, 0, 9, warm}, 200, "sampled"},
         {{33, 40, 11, 3, filtered}, 200, "filtered, stopped"},
-        {{40, 60, 0, 1, warm}, 77, "sampled, a full context"},
+        {{40, 60, 0, 0, warm}, 77, "sampled, a full context"},
     };
     for (const TinyModel& tiny : MODELS) {
         Scratch folder;
@@ -119,6 +120,25 @@ TEST_CASE("an exact answer is what the full cache writes from the same seed") {
                 }
             CHECK(wrong > 0);    // the compression does lose something here
         }
+    }
+}
+
+TEST_CASE("an exact answer is the full cache's on every instruction set") {
+    Scratch folder;
+    write_tiny_model(MODELS[0], folder.folder.string());
+    for (const Variant& variant : groups()) {
+        CAPTURE(variant.group);
+        if (variant.prepare) variant.prepare();
+        Model model = Model::open(folder.folder.string(), variant.options, variant.threads);
+        Bases bases = crude(model.config, 4);
+        Script script{9, 12, 0, 2, Sampling{}};
+        KvCache cache(*model.backend, model.config, 40, DType::F16, &bases);
+        Transformer transformer(model, 40);
+        WatchOptions how;
+        how.exact = true, how.block = 3;
+        Watch watch(transformer, cache, how, {});
+        CHECK(play_watched(watch, script, 2) == play_full(model, script, 40, 2));
+        CHECK(watch.drafting.verifications > 0);
     }
 }
 
@@ -194,9 +214,9 @@ TEST_CASE("exact sampling has the full cache's distribution") {
     for (int i = 0; i < DRAWS; i++) {
         cache.used = 0;
         watch.hold({});
-        size_t at = 0;
-        watch.generate(sampler, prompt, 2, {}, [&](Token id) {
-            at = at * V + size_t(id);
+        size_t at = 0, given = 0;
+        watch.generate(sampler, prompt, 3, {}, [&](Token id) {
+            if (given++ < 2) at = at * V + size_t(id);    // the second was drafted
             return true;
         });
         counted[at]++;
@@ -291,11 +311,12 @@ TEST_CASE("a level is the largest of the usual blocks, and a text leaves it by m
     log.levels = risk_levels(metadata);
     REQUIRE(log.levels.size() == 8);
     CHECK(log.levels[0].blocks == 256);
-    CHECK(log.levels[0].mean == doctest::Approx(0.9));
+    CHECK(log.levels[0].largest == doctest::Approx(0.9));
+    CHECK(log.levels[0].decile == doctest::Approx(0.01));
     CHECK(log.levels[7].blocks == 2);
-    CHECK(log.levels[7].mean == doctest::Approx((127 * 0.01 + 0.9) / 128));
+    CHECK(log.levels[7].largest == doctest::Approx((127 * 0.01 + 0.9) / 128));
     auto block = [](int first, double mean) { return AuditedBlock{first, 1, mean, mean, 1}; };
-    for (int i = 0; i < 50; i++) log.blocks.push_back(block(i, 0.02));
+    for (int i = 0; i < 50; i++) log.blocks.push_back(block(i, 0.005));
     CHECK(log.verdict() == AuditLog::Verdict::Usual);
     log.blocks.push_back(block(50, 2));    // once in 51: one time in five
     CHECK(log.verdict() == AuditLog::Verdict::Usual);
@@ -305,6 +326,8 @@ TEST_CASE("a level is the largest of the usual blocks, and a text leaves it by m
     log.take_back(51);
     CHECK(log.verdict() == AuditLog::Verdict::Usual);
     CHECK(log.audited() == 51);
+    for (int i = 51; i < 66; i++) log.blocks.push_back(block(i, 0.02));    // 15 of 66 over the decile
+    CHECK(log.verdict() == AuditLog::Verdict::Above);
     CHECK(AuditLog().verdict() == AuditLog::Verdict::NoLevel);
     metadata["risk_levels"] = "{\"8\": 3}";
     CHECK_THROWS_WITH_AS(risk_levels(metadata), doctest::Contains("no block's level"), Error);

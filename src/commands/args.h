@@ -43,7 +43,7 @@ struct Args {
     // what compression loses
     std::string risk = "off", cold = "ram";
     int audit = 0, tries = 16;
-    std::vector<int> lengths = {512, 2048, 8192};
+    std::vector<int> lengths;
     std::string kind = "all";
 
     // calibrate

@@ -12,6 +12,8 @@
 namespace stief {
 namespace {
 
+constexpr int ROOM = 16;    // of a length, for the answer
+
 struct NeedleRow {
     std::string kind;
     int length = 0, tries = 0, full = 0;        // found with the full cache
@@ -57,7 +59,7 @@ bool NeedleRun::finds_watched(const Needle& needle) {
 }
 
 void NeedleRun::one(NeedleRow& row, Random& random) {
-    Needle needle = make_needle(row.kind, row.length, tokenizer, novel, random);
+    Needle needle = make_needle(row.kind, row.length - ROOM, tokenizer, novel, random);
     row.tries++;
     if (!finds(needle, full)) return;
     row.full++;
@@ -113,15 +115,17 @@ std::string as_json(const std::vector<NeedleRow>& rows, const Args& args) {
 }  // namespace
 
 int needle(const Args& args) {
-    constexpr int ROOM = 64;    // for an answer
     Config config = Config::open(args.model);
-    int longest = *std::max_element(args.lengths.begin(), args.lengths.end());
     int context = args.context ? args.context : config.context;
-    check(longest + ROOM <= context,
-          "--lengths: %d tokens and an answer do not fit %d positions (%s)", longest, context,
-          args.context ? "--context" : "the model's");
     Args opened = args;
-    opened.context = longest + ROOM;
+    if (args.lengths.empty())
+        for (int length : {512, 2048, 8192})
+            if (length <= context) opened.lengths.push_back(length);
+    check(!opened.lengths.empty(), "%d positions are too few for needles; use --lengths", context);
+    int longest = *std::max_element(opened.lengths.begin(), opened.lengths.end());
+    check(longest <= context, "--lengths: %d tokens do not fit %d positions (%s)", longest, context,
+          args.context ? "--context" : "the model's");
+    opened.context = longest;
     Tokenizer tokenizer = Tokenizer::open(args.model);
     std::string novel = args.file.empty() ? "" : read_text(args.file);
     Session session(opened);
@@ -135,14 +139,14 @@ int needle(const Args& args) {
     Progress progress("needle", "tries", args.quiet);
     size_t kinds = args.kind == "all" ? NEEDLE_KINDS.size() : 1, done = 0;
     for (const std::string& kind : NEEDLE_KINDS)
-        for (int length : args.lengths) {
+        for (int length : opened.lengths) {
             if (args.kind != "all" && args.kind != kind) continue;
             NeedleRow& row = rows.emplace_back();
             row.kind = kind, row.length = length;
             Random random(seed);
             for (int i = 0; i < args.tries; i++) {
                 run.one(row, random);
-                progress.update(++done, kinds * args.lengths.size() * size_t(args.tries));
+                progress.update(++done, kinds * opened.lengths.size() * size_t(args.tries));
             }
         }
     progress.clear();

@@ -102,7 +102,8 @@ std::string as_json(const RiskReport& r) {
     json.add("same_top", r.all.same_top()).add("verdict", word(r.all.verdict()));
     const AuditedBlock& any = r.all.blocks.front();
     const RiskLevel* level = r.all.level_of(any);
-    json.add("level", level ? level->mean : double(NAN));
+    json.add("level", level ? level->largest : double(NAN));
+    json.add("level_decile", level ? level->decile : double(NAN));
     json.begin_object("coverage").add("share", double(r.sample.audited()) / r.all.audited());
     json.add("kld_audited", r.sample.mean()).add("kld_audited_stderr", r.sample.standard_error());
     json.add("correlation", r.audit_correlation).end_object();

@@ -54,7 +54,7 @@ const RiskLevel* AuditLog::level_of(const AuditedBlock& one) const {
 
 bool AuditLog::above(const AuditedBlock& one) const {
     const RiskLevel* level = level_of(one);
-    return level && one.mean > level->mean;
+    return level && one.mean > level->largest;
 }
 
 int AuditLog::count_above() const {
@@ -72,13 +72,25 @@ static double binomial_tail(int n, int k, double q) {
     return 1 - below;
 }
 
+// Ranks of order statistics: the decile is the ⌈0.9 M⌉-th, the largest the M-th.
+static int decile_rank(int blocks) {
+    return (9 * blocks + 9) / 10;
+}
+
 AuditLog::Verdict AuditLog::verdict() const {
     if (levels.empty()) return Verdict::NoLevel;
-    double q = 0;    // of the shortest blocks' level, the least sure
-    for (const AuditedBlock& one : blocks)
-        if (const RiskLevel* level = level_of(one)) q = std::max(q, 1.0 / (level->blocks + 1));
-    int k = count_above();
-    bool left = k > 0 && binomial_tail(int(blocks.size()), k, q) < 0.01;
+    double q_decile = 0, q_largest = 0;    // of the level with the fewest blocks, the least sure
+    int n = 0, over_decile = 0;
+    for (const AuditedBlock& one : blocks) {
+        const RiskLevel* level = level_of(one);
+        if (!level) continue;
+        n++, over_decile += one.mean > level->decile;
+        double M = level->blocks;
+        q_decile = std::max(q_decile, (M + 1 - decile_rank(level->blocks)) / (M + 1));
+        q_largest = std::max(q_largest, 1 / (M + 1));
+    }
+    auto improbable = [&](int k, double q) { return k > 0 && binomial_tail(n, k, q) < 0.01; };
+    bool left = improbable(count_above(), q_largest) || improbable(over_decile, q_decile);
     return left ? Verdict::Above : Verdict::Usual;
 }
 
@@ -91,9 +103,10 @@ std::string AuditLog::line() const {
         audited(), positions, mean(), standard_error(), most.mean, most.first,
         most.first + most.tokens - 1, 100 * same_top());
     if (levels.empty()) return text + "no level stored";
-    return text + format("%d of %zu blocks above calibration's level: %s", count_above(),
-                         blocks.size(),
-                         verdict() == Verdict::Above ? "this context loses more" : "as usual");
+    const char* all = verdict() == Verdict::Above ? "this context loses more than calibration's texts"
+                                                  : "as much as calibration's texts";
+    return text + format("%d of %zu blocks above all of calibration's; %s", count_above(),
+                         blocks.size(), all);
 }
 
 void AuditLog::take_back(int used) {
@@ -105,18 +118,20 @@ std::string risk_levels(std::span<const float> divergence, size_t stretch) {
     JsonWriter json;
     json.begin_object();
     for (size_t block = 1; block <= 128 && block <= stretch; block *= 2) {
-        size_t blocks = 0;
-        double most = 0;
+        std::vector<double> means;
         for (size_t begin = 0; begin < divergence.size(); begin += stretch) {
             size_t end = std::min(begin + stretch, divergence.size());
-            for (size_t at = begin; at + block <= end; at += block, blocks++) {
+            for (size_t at = begin; at + block <= end; at += block) {
                 double sum = 0;
                 for (size_t i = at; i < at + block; i++) sum += double(divergence[i]);
-                most = std::max(most, sum / double(block));
+                means.push_back(sum / double(block));
             }
         }
-        if (blocks == 0) continue;
-        json.begin_array(std::to_string(block)).add("", blocks).add("", most).end_array();
+        if (means.empty()) continue;
+        std::sort(means.begin(), means.end());
+        json.begin_array(std::to_string(block)).add("", means.size());
+        json.add("", means[size_t(decile_rank(int(means.size()))) - 1]).add("", means.back());
+        json.end_array();
     }
     return json.end_object().text;
 }
@@ -129,10 +144,10 @@ RiskLevels risk_levels(const std::map<std::string, std::string>& metadata) {
     RiskLevels levels;
     for (const Json::Member& one : stored.members) {
         int tokens = std::atoi(one.key.c_str());
-        check(tokens > (levels.empty() ? 0 : levels.back().block) && one.value.items.size() == 2,
+        check(tokens > (levels.empty() ? 0 : levels.back().block) && one.value.items.size() == 3,
               "%s: \"%.20s\" is no block's level", where.c_str(), one.key.c_str());
         levels.push_back({tokens, int(one.value.items[0].integer(where, 1, 1 << 30)),
-                          one.value.items[1].number(where)});
+                          one.value.items[1].number(where), one.value.items[2].number(where)});
     }
     return levels;
 }

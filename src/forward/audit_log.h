@@ -1,10 +1,11 @@
 // What audits of a text found: the divergence KL(full ‖ compressed) of blocks of its tokens, as a
 // sample of the whole text's; and what is usual, from blocks of text that calibration held out.
 //
-// A level is the largest block mean of M usual blocks: of another usual block it is exceeded with a
-// probability of 1 / (M + 1), an order statistic that asks nothing of the distribution. There is one
-// for each length of blocks, as short ones spread more. A text is said to leave the level where as
-// many of its blocks as do exceed it would have a probability below 1 % (binomial) if all were usual.
+// A level is an order statistic of M usual blocks' means, which asks nothing of their distribution:
+// another usual block exceeds the largest with a probability of 1 / (M + 1), the upper decile with
+// one of a tenth. There are two for each length of blocks, as short ones spread more. A text is said
+// to leave its level where as many blocks as do exceed either would have a probability below 1 %
+// (binomial) if all were usual: by a few blocks that lose much, or by many that lose more.
 #pragma once
 #include <map>
 #include <span>
@@ -22,7 +23,7 @@ struct AuditedBlock {
 struct RiskLevel {
     int block = 0;                // tokens
     int blocks = 0;               // M
-    double mean = 0;              // of a block, the largest of M
+    double decile = 0, largest = 0;    // of the blocks' means
 };
 using RiskLevels = std::vector<RiskLevel>;    // by tokens, ascending; empty: nothing is known
 
@@ -40,7 +41,7 @@ struct AuditLog {
     // Of the longest stored block that is no longer: its level holds for longer ones too, whose means
     // spread less. Null where there is none.
     const RiskLevel* level_of(const AuditedBlock& one) const;
-    bool above(const AuditedBlock& one) const;    // false where there is no level
+    bool above(const AuditedBlock& one) const;    // the largest; false where there is no level
     int count_above() const;
     Verdict verdict() const;
     std::string line() const;     // all of it, for a person
@@ -48,7 +49,7 @@ struct AuditLog {
 };
 
 // The levels that a bases file carries in its metadata, under "risk_levels":
-//     {"1": [blocks, mean], "2": …, "128": …}
+//     {"1": [blocks, decile, largest], "2": …, "128": …}
 // divergence: of each held-out position, in order; stretch: positions that follow one another.
 std::string risk_levels(std::span<const float> divergence, size_t stretch);
 // Empty where nothing is stored. Error where it is damaged.
