@@ -1,8 +1,6 @@
 // What storing does to rows, and the direction of the model's own score.
-// Twin: src/backend/cpu/backward_rows.cpp; the quantiser is src/backend/row_format.cpp's.
-#include <algorithm>
-
-#include "backend/buffer.h"
+// Twin: src/backend/cpu/backward_rows.cpp; the quantiser is coded_rows.cuh's.
+#include "coded_rows.cuh"
 #include "cuda_backward.h"
 #include "dispatch.cuh"
 
@@ -10,72 +8,27 @@ namespace stief {
 
 // ---- kernels -----------------------------------------------------------------------------------
 
-constexpr int BLOCK = 256, ROWS = 64;  // threads; rows a block, a thread each
+constexpr int BLOCK = 256, ROWS = BLOCK / WARP;  // threads; rows a block, a warp each
 
-struct Widths {
-    int count[RowFormat::WIDTHS], bits[RowFormat::WIDTHS];
-    float step[RowFormat::WIDTHS];
-};
-
-__device__ inline float rounded(float x, float step, int bits) {
-    float half = float(1 << (bits - 1));
-    float cell = fmaxf(-half, fminf(floorf(x / step), half - 1));
-    return step * (cell + 0.5f);
-}
-
-__device__ inline float cost_of(const float* c, const float* weight, const Widths& widths,
-                                float rho) {
-    float sum = 0;
-    int i = widths.count[0];
-    for (int w = 1; w < RowFormat::WIDTHS; w++)
-        for (int n = 0; n < widths.count[w]; n++, i++) {
-            float error = rounded(c[i], rho * widths.step[w], widths.bits[w]) - c[i];
-            sum += (weight ? weight[i] : 1.0f) * error * error;
-        }
-    return sum;
-}
-
-// The scale that pack_row finds, by the same steps.
-__device__ inline int search_scale(const float* c, const float* weight, const Widths& widths,
-                                   const float* scales, int first, int kept) {
-    double square = 0, all = 0;
-    for (int i = first; i < kept; i++) {
-        double w = weight ? double(weight[i]) : 1;
-        square += w * double(c[i]) * double(c[i]), all += w;
-    }
-    double rms = sqrt(square / all);
-    double exponent = rms > 0 ? fmin(fmax(8 * log2(rms) + 128, 0.0), 255.0) : 0;
-    int start = int(lround(exponent)), best = start;
-    float least = INFINITY;
-    auto offer = [&](int scale) {
-        if (scale < 0 || scale > 255) return;
-        float cost = cost_of(c, weight, widths, scales[scale]);
-        if (cost < least) least = cost, best = scale;
-    };
-    for (int away : {0, -8, -4, 4, 8, 12, 16}) offer(start + away);
-    for (int near : {2, 1}) {
-        int middle = best;
-        offer(middle - near), offer(middle + near);
-    }
-    return best;
-}
-
-// grid rows / ROWS, block ROWS: a thread a row.
+// grid rows / ROWS, block 256. Reads a row once for its mean square and once a scale that is tried.
 template <class E>
-__global__ void round_rows_kernel(float* c, const float* weight, const float* scales,
-                                  Widths widths, int rows, int d, int kept) {
-    int row = int(blockIdx.x) * ROWS + int(threadIdx.x);
+__global__ void round_rows_kernel(float* c, const float* weight, RowFormat format, int rows, int d,
+                                  int kept) {
+    int row = int(blockIdx.x) * ROWS + int(threadIdx.x) / WARP, lane = int(threadIdx.x) % WARP;
     if (row >= rows) return;
     c += size_t(row) * size_t(d);
-    int first = widths.count[0], i = first;
-    if (kept > first) {
-        float rho = scales[search_scale(c, weight, widths, scales, first, kept)];
-        for (int w = 1; w < RowFormat::WIDTHS; w++)
-            for (int n = 0; n < widths.count[w]; n++, i++)
-                c[i] = rounded(c[i], rho * widths.step[w], widths.bits[w]);
+    int whole = int(format.count[0]);
+    if (kept > whole) {
+        float rho = scale_of(search_scale(c, weight, format, kept));
+        __syncwarp();  // the search of every lane has read the row
+        for (int w = 1, from = whole; w < RowFormat::WIDTHS; from += int(format.count[w]), w++)
+            for (int j = from + lane; j < from + int(format.count[w]); j += WARP) {
+                float step = rho * step_of(w);
+                c[j] = step * float(DEVICE_LEVELS.of[w][code_of(c[j] / step, w)]);
+            }
     }
-    for (i = 0; i < first; i++) c[i] = to_float(to_element<E>(c[i]));
-    for (i = kept; i < d; i++) c[i] = 0;
+    for (int j = lane; j < whole; j += WARP) c[j] = to_float(to_element<E>(c[j]));
+    for (int j = kept + lane; j < d; j += WARP) c[j] = 0;
 }
 
 // grid a row, block 256. Shared: one double a warp. Reads and writes a row three times.
@@ -106,20 +59,16 @@ __global__ void score_direction_kernel(float* z, uint64_t seed, int V) {
 void CudaBackward::round_rows(float* c, const float* weight, const RowFormat& format, DType dtype,
                               int rows, int d) {
     if (rows == 0) return;
-    Widths widths;
-    for (size_t w = 0; w < size_t(RowFormat::WIDTHS); w++)
-        widths.count[w] = format.count[w], widths.bits[w] = RowFormat::BITS[w],
-        widths.step[w] = RowFormat::STEP[w];
     size_t kept = size_t(format.kept());
-    std::vector<float> host(256 + kept, 1.0f);  // every scale's ρ, then the weights
-    for (int s = 0; s < 256; s++) host[size_t(s)] = row_scale(uint8_t(s));
-    if (weight) std::copy_n(weight, kept, host.begin() + 256);
-    Buffer table(gpu, host.size() * sizeof(float), "scales of rows");
-    gpu.upload(table.data, host.data(), host.size() * sizeof(float));
+    float* weights = nullptr;
+    if (weight) {
+        weights = static_cast<float*>(
+            gpu.scratch(CudaBackend::Scratch::Reduction, kept * sizeof(float)));
+        gpu.upload(weights, weight, kept * sizeof(float));
+    }
     for_dtype(dtype, [&]<class E>(E) {
-        launch(round_rows_kernel<E>, dim3(unsigned((rows + ROWS - 1) / ROWS)), ROWS, 0, gpu.queue,
-               c, static_cast<const float*>(table.f32() + 256),
-               static_cast<const float*>(table.f32()), widths, rows, d, int(kept));
+        launch(round_rows_kernel<E>, dim3(unsigned((rows + ROWS - 1) / ROWS)), BLOCK, 0, gpu.queue,
+               c, static_cast<const float*>(weights), format, rows, d, int(kept));
     });
 }
 

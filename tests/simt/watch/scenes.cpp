@@ -170,7 +170,13 @@ Floats backward() {
     const float* logits = random(2 * V, 8);
     RowScore scores[2];
     const int32_t next[] = {3, 899};
-    ops->score(scores, logits, random(2 * V, 9), next, 2, V);
+    lab.backend->score(scores, logits, random(2 * V, 9), next, 2, V);
+    Output directions(lab, 2 * V, normals(2 * V, 11)), rows(lab, 3 * d, normals(3 * d, 12));
+    ops->score_direction(directions.data(), 5, 2, V);
+    RowFormat format;
+    format.count = {4, 8, 0, 0, 0, 8, 0, 8};
+    Floats weights(size_t(format.kept()), 0.5f);
+    ops->round_rows(rows.data(), weights.data(), format, DType::F16, 3, d);
     Random numbers(10);
     Matrix Q = random_orthogonal(d, numbers), W = random_matrix(d, d, numbers);
     for (size_t i = 0; i < d; i++)
