@@ -64,12 +64,13 @@ void CpuBackend::append(const CacheLayer& cache, const float* k, const float* v,
     };
 
     bool latent = cache.k[0].encode != nullptr;
-    size_t cost = latent ? 2 * width * d : 2 * width;
-    for_rows(size_t(step.T), cost, [&](size_t first, size_t end) {
+    size_t cost = latent ? 4 * d * d : 2 * d;  // products, and the search of the scales
+    for_heads(size_t(step.T), size_t(cache.G), cost,
+              [&](size_t first, size_t end, size_t g, size_t g_end) {
         int pos = step.pos + int(first), count = int(end - first);
         float* scratch =
             latent ? reinterpret_cast<float*>(thread_scratch(size_t(count) * d * 4)) : nullptr;
-        for (size_t g = 0; g < size_t(cache.G); g++) {
+        for (; g < g_end; g++) {
             store(cache.k[g], k + first * width + g * d, pos, count, scratch);
             store(cache.v[g], v + first * width + g * d, pos, count, scratch);
         }
@@ -82,8 +83,9 @@ const float* CpuBackend::latent_queries(const float* q, const CacheLayer& cache,
     if (!cache.rotated || !cache.k[0].decode_t) return q;
     size_t d = size_t(cache.d), width = size_t(cache.H) * d, m = size_t(cache.H / cache.G);
     latents.resize(size_t(T) * width);
-    for_rows(size_t(T), width * d, [&](size_t first, size_t end) {
-        for (size_t h = 0; h < size_t(cache.H); h++)
+    for_heads(size_t(T), size_t(cache.H), d * d,
+              [&](size_t first, size_t end, size_t h, size_t h_end) {
+        for (; h < h_end; h++)
             head_product(kernels, latents.data() + first * width + h * d, width,
                          q + first * width + h * d, width, cache.k[h / m].decode_t,
                          int(end - first), cache.d, cache.d);
@@ -95,9 +97,10 @@ const float* CpuBackend::latent_queries(const float* q, const CacheLayer& cache,
 void CpuBackend::decode_values(float* out, const CacheLayer& cache, int T) {
     if (!cache.v[0].decode) return;
     size_t d = size_t(cache.d), width = size_t(cache.H) * d, m = size_t(cache.H / cache.G);
-    for_rows(size_t(T), width * d, [&](size_t first, size_t end) {
+    for_heads(size_t(T), size_t(cache.H), d * d,
+              [&](size_t first, size_t end, size_t h, size_t h_end) {
         float* decoded = reinterpret_cast<float*>(thread_scratch((end - first) * d * 4));
-        for (size_t h = 0; h < size_t(cache.H); h++) {
+        for (; h < h_end; h++) {
             const CacheRows& head = cache.v[h / m];
             float* from = out + first * width + h * d;
             head_product(kernels, decoded, d, from, width, head.decode, int(end - first), cache.d,

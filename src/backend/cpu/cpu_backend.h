@@ -66,6 +66,17 @@ struct CpuBackend final : Backend {
         });
     }
 
+    // The same over the heads of tokens: part(first, end, h, h_end) for tokens first … end − 1 and
+    // heads h … h_end − 1. One token is split by heads, many by tokens.
+    template <class Function>
+    void for_heads(size_t T, size_t heads, size_t cost, const Function& part) {
+        if (T == 1)
+            for_rows(heads, cost, [&](size_t h, size_t end) { part(size_t(0), size_t(1), h, end); });
+        else
+            for_rows(T, heads * cost,
+                     [&](size_t first, size_t end) { part(first, end, size_t(0), heads); });
+    }
+
   private:
     void prepare(const CacheLayer& cache);  // the layouts that its threads will look up
     const float* latent_queries(const float* q, const CacheLayer& cache, int T);
