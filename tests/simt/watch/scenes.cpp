@@ -89,9 +89,10 @@ struct Shape {
     int H, G, d, rank;
     bool rotated;
     int recent;  // of the exact window; 0: there is none
+    bool codes = false;  // rows of mixed widths, whatever the rank
     std::string name() const {
-        return format("d %d, %d heads of %d, rank %d, keys %s rotation, window %d", d, H, G, rank,
-                      rotated ? "after" : "before", recent);
+        return format("d %d, %d heads of %d, rank %d%s, keys %s rotation, window %d", d, H, G, rank,
+                      codes ? " in codes" : "", rotated ? "after" : "before", recent);
     }
 };
 
@@ -100,8 +101,10 @@ Bases bases_of(const Config& config, const Shape& shape) {
     Random random(4);
     Matrix Q = random_orthogonal(size_t(shape.d), random);
     for (std::vector<HeadBasis>* side : {&bases.layer[0].k, &bases.layer[0].v})
-        for (HeadBasis& head : *side)
+        for (HeadBasis& head : *side) {
             head.encode = to_floats(Q), head.decode = to_floats(transpose(Q));
+            if (shape.codes) head.format[0].count = {4, 8, 0, 0, 8, 0, 16, 8};
+        }
     bases.layer[0].rotated = shape.rotated;
     bases.sinks = shape.recent ? 4 : 0, bases.recent = shape.recent;
     return bases;
@@ -216,6 +219,7 @@ std::vector<Scene> all_scenes() {
                     add(dtype, {H, 2, d, d == 128 ? d / 4 : d / 4 + 4, rotated, H == 8 ? 40 : 0});
         for (DType dtype : dtypes)  // a width of head that tensor cores do not serve
             add(dtype, {6, 2, 40, dtype == DType::F32 ? 40 : 12, rotated, 40});
+        add(DType::F16, {6, 2, 64, 44, rotated, 40, true});
     }
     return all;
 }
