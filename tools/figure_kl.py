@@ -83,7 +83,7 @@ class Panel:
         figure.text(self.left + self.width / 2, BOTTOM + 38, "bits an element, scales included "
                     "(full f16: 16)", 12, "soft", "middle")
         if y_label:
-            figure.text(20, (TOP + BOTTOM) / 2, "KL(full || compressed), nats a token", 12, "soft",
+            figure.text(11, (TOP + BOTTOM) / 2, "KL(full || compressed), nats a token", 12, "soft",
                         "middle", turn=-90)
 
     def line(self, points, look):
