@@ -53,7 +53,7 @@ constexpr int MERGE_BLOCK = 256, MERGE_PIECE = 64;  // threads; columns of out o
 __global__ void __launch_bounds__(MERGE_BLOCK)
     merge_kernel(float* out, Partial partials, CacheView cache, int splits) {
     int h = int(blockIdx.x), d = cache.d, tid = int(threadIdx.x);
-    const CacheRows head = cache.v(h / (cache.H / cache.G));
+    const CacheRows& head = cache.v(h / (cache.H / cache.G));
     int width = head.width, column = int(blockIdx.y) * MERGE_PIECE;
     int n = min(MERGE_PIECE, d - column);
     float* merged = reinterpret_cast<float*>(dynamic_shared());  // (d)

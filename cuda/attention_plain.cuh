@@ -29,7 +29,7 @@ __device__ __forceinline__ float row_sum(float x) {
 template <class E>
 struct PlainTile {
     CacheView cache;
-    CacheRows k, v;
+    const CacheRows &k, &v;
     const float* rotation;
     int row, lane;                       // this thread's
     int token;                           // position of the row's token

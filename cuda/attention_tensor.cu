@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q))
     int g = int(blockIdx.x) / chunks, m = cache.H / cache.G, h0 = int(blockIdx.x) % chunks * ROWS;
     int R = min(ROWS, m - h0), S = *pos + 1, warp = int(threadIdx.x) / WARP;
     Share share(S, int(blockIdx.y), int(gridDim.y), SHARE);
-    const CacheRows k = cache.k(g), v = cache.v(g);
+    const CacheRows &k = cache.k(g), &v = cache.v(g);
     const Seen& seen = cache.seen(g);
     if (share.first >= share.end) {
         for (int i = int(threadIdx.x); i < R; i += TENSOR_BLOCK) {

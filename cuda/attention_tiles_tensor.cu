@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(FLASH_BLOCK, 2)
     int t0 = (int(gridDim.x) - 1 - int(blockIdx.x)) / each * tokens;  // the longest go first
     heads = min(heads, m - h0), tokens = min(tokens, T - t0);
     int R = tokens * heads, first = *pos + t0;
-    const CacheRows k = cache.k(g), v = cache.v(g);
+    const CacheRows &k = cache.k(g), &v = cache.v(g);
 
     char* memory = dynamic_shared();
     Rebuild<E, D> basis = {};

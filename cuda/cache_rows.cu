@@ -19,7 +19,7 @@ template <class E, int TOKENS>
 __global__ void append_kernel(CacheView cache, const float* k, const float* v, const int* pos,
                               int T) {
     int side = int(blockIdx.y) / cache.G, g = int(blockIdx.y) % cache.G, d = cache.d;
-    const CacheRows head = cache.rows[blockIdx.y];
+    const CacheRows& head = cache.rows[blockIdx.y];
     int first = int(blockIdx.x) * TOKENS, count = min(TOKENS, T - first);
     int column = int(blockIdx.z) * PRODUCT_PIECE, n = min(PRODUCT_PIECE, head.width - column);
     if (n <= 0) return;
@@ -49,7 +49,7 @@ template <class E, int TOKENS>
 __global__ void append_codes_kernel(CacheView cache, const float* k, const float* v, const int* pos,
                                     int T) {
     int side = int(blockIdx.y) / cache.G, g = int(blockIdx.y) % cache.G, d = cache.d;
-    const CacheRows head = cache.rows[blockIdx.y];
+    const CacheRows& head = cache.rows[blockIdx.y];
     int first = int(blockIdx.x) * TOKENS, count = min(TOKENS, T - first);
     bool any = false;
     for (const RowStore& store : head.store) any |= store.data && coded(store.format);
@@ -77,7 +77,7 @@ __global__ void append_codes_kernel(CacheView cache, const float* k, const float
 template <int TOKENS, bool VALUES>
 __global__ void head_product_kernel(float* out, const float* in, CacheView cache, int T) {
     int h = int(blockIdx.y), g = h / (cache.H / cache.G), d = cache.d;
-    const CacheRows head = VALUES ? cache.v(g) : cache.k(g);
+    const CacheRows& head = VALUES ? cache.v(g) : cache.k(g);
     int first = int(blockIdx.x) * TOKENS, count = min(TOKENS, T - first);
     float* x = reinterpret_cast<float*>(dynamic_shared());  // (TOKENS, d)
     float *to = x + TOKENS * d, *partial = to + TOKENS * d;
