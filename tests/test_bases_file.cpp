@@ -46,7 +46,7 @@ Bases random_bases(const Config& c, double spread) {
         {RowFormat::whole(8), codes, codes}};
     size_t next = 0;
     for (int l = 0; l < c.L; l++) {
-        LayerBasis& layer = bases.layer.emplace_back();
+        Bases::Layer& layer = bases.layer.emplace_back();
         layer.rotated = l == 1;
         for (auto* side : {&layer.k, &layer.v})
             for (int g = 0; g < c.G; g++)
@@ -60,7 +60,7 @@ bool same(const Bases& a, const Bases& b) {
                  a.recent == b.recent;
     for (size_t l = 0; equal && l < a.layer.size(); l++) {
         equal = equal && a.layer[l].rotated == b.layer[l].rotated;
-        for (auto side : {&LayerBasis::k, &LayerBasis::v}) {
+        for (auto side : {&Bases::Layer::k, &Bases::Layer::v}) {
             const std::vector<HeadBasis>&x = a.layer[l].*side, &y = b.layer[l].*side;
             equal = equal && x.size() == y.size();
             for (size_t g = 0; equal && g < x.size(); g++)
@@ -146,7 +146,7 @@ TEST_CASE("bases of version 1 open as whole rows of one age") {
     REQUIRE(saved.config.G == 2);
     version_1("[[4,8],[0,8]]");
     Bases old = Bases::open(saved.path + "1", saved.config, 42);
-    for (LayerBasis& layer : bases.layer)
+    for (Bases::Layer& layer : bases.layer)
         for (auto* side : {&layer.k, &layer.v})
             for (HeadBasis& head : *side) head.weight.assign(size_t(saved.config.d), 1.0f);
     const int ranks[2][4] = {{4, 8, 8, 8}, {0, 8, 0, 4}};

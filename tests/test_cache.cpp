@@ -44,7 +44,7 @@ Bases random_bases(const Config& c, const std::vector<int>& ranks, bool rotated,
     Bases bases;
     size_t next = 0;
     for (int l = 0; l < c.L; l++) {
-        LayerBasis& layer = bases.layer.emplace_back();
+        Bases::Layer& layer = bases.layer.emplace_back();
         layer.rotated = rotated;
         for (auto* side : {&layer.k, &layer.v})
             for (int g = 0; g < c.G; g++)
@@ -116,7 +116,7 @@ struct Decoded {
 Doubles definition(const Case& c, const Bases& bases, DType dtype, const Floats& q, const Floats& k,
                    const Floats& v, const Floats& rotation) {
     Doubles out;
-    const LayerBasis& layer = bases.layer[0];
+    const Bases::Layer& layer = bases.layer[0];
     Decoded keys_of(c, layer.k, k, dtype, c.rotated ? nullptr : &rotation);
     Decoded values_of(c, layer.v, v, dtype, nullptr);
     for (int t = 0; t < c.S; t++)

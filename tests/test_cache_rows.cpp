@@ -48,7 +48,7 @@ Bases bases_of(const Case& c) {
     Random random(5);
     Bases bases;
     bases.ages = c.ages, bases.sinks = c.sinks, bases.recent = c.recent;
-    LayerBasis& layer = bases.layer.emplace_back();
+    Bases::Layer& layer = bases.layer.emplace_back();
     layer.rotated = c.rotated;
     size_t next = 0;
     for (auto* side : {&layer.k, &layer.v})
@@ -111,7 +111,7 @@ std::vector<std::vector<Doubles>> all_rows(const Case& c, const std::vector<Head
 
 Doubles definition(const Case& c, const Bases& bases, DType dtype, const Floats& q, const Floats& k,
                    const Floats& v, const Floats& rotation) {
-    const LayerBasis& layer = bases.layer[0];
+    const Bases::Layer& layer = bases.layer[0];
     auto key_rows = all_rows(c, layer.k, k, dtype, c.rotated ? nullptr : &rotation);
     auto value_rows = all_rows(c, layer.v, v, dtype, nullptr);
     Doubles out;

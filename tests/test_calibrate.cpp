@@ -47,7 +47,7 @@ struct Interrupted {};
 bool same_bases(const Bases& a, const Bases& b) {
     bool same = a.layer.size() == b.layer.size();
     for (size_t l = 0; same && l < a.layer.size(); l++)
-        for (auto side : {&LayerBasis::k, &LayerBasis::v})
+        for (auto side : {&Bases::Layer::k, &Bases::Layer::v})
             for (size_t g = 0; g < (a.layer[l].*side).size(); g++) {
                 const HeadBasis &x = (a.layer[l].*side)[g], &y = (b.layer[l].*side)[g];
                 same = same && x.format == y.format && same_bits(x.q, y.q) && same_bits(x.encode, y.encode) &&
@@ -261,7 +261,7 @@ TEST_CASE(
 TEST_CASE("curves fall to zero at full rank and count nothing twice") {
     Tried tried;
     CalibrationResult result = tried.run();
-    for (const LayerBases& layer : result.layer)
+    for (const LearnedLayer& layer : result.layer)
         for (const auto* side : {&layer.k, &layer.v})
             for (const std::vector<RankPoint>& curve : *side) {
                 CHECK(curve.front().rank == 0);

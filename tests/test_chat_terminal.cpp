@@ -261,9 +261,10 @@ TEST_CASE("a seed that was drawn is said and gives the same answer again") {
         Result drawn = run(options + how, "", scratch);
         CHECK(drawn.status == 0);
         REQUIRE(drawn.err.starts_with("seed "));
-        std::string seed = drawn.err.substr(5, drawn.err.find('\n') - 5);
+        size_t line = drawn.err.find('\n');
+        std::string seed = drawn.err.substr(5, line - 5);
         Result again = run(options + " --seed " + seed, "", scratch);
-        CHECK(again.err == "");
+        CHECK(again.err == drawn.err.substr(line + 1));  // it may say that the context was full
         CHECK(again.out == drawn.out);
     }
     CHECK(run(options + " --seed 18446744073709551615", "", scratch).status == 0);

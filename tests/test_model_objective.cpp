@@ -111,7 +111,7 @@ TEST_CASE("calibrate by prices keeps to its bytes, and what it measured is what 
                     cuts[l].sinks = 4;
                     for (size_t g = 0; g < size_t(c.G); g++)
                         for (bool values : {false, true}) {
-                            const LayerBasis& from = bases.layer[l];
+                            const Bases::Layer& from = bases.layer[l];
                             const HeadBasis& head = (values ? from.v : from.k)[g];
                             (values ? cuts[l].v : cuts[l].k)[g] = {
                                 {}, head.encode, head.decode, head.weight, head.format[0]};

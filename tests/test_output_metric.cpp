@@ -2,7 +2,7 @@
 // values, against central differences in double precision.
 #include "calibrate/output_metric.h"
 
-#include "calibrate/layer_bases.h"
+#include "calibrate/learned_layer.h"
 #include "matrices.h"
 #include "reference_layer.h"
 #include "tiny_model.h"
@@ -139,7 +139,7 @@ TEST_CASE("the output metric is symmetric, positive and tame, the same for any n
             Floats all;
             for (bool rotated : {false, true}) {
                 CalibrationOptions options;
-                LayerBases bases =
+                LearnedLayer bases =
                     warm_start_layer(probed.model, moments, sums, 0, rotated, options);
                 for (const BasisUnit& unit : bases.units) {
                     CHECK(distance(unit.metric.S, transpose(unit.metric.S)) <= 1e-13);

@@ -79,7 +79,7 @@ static void run(int argc, char** argv) {
                                : RowFormat::whole(int(keep * config.d / 4 + 0.5) * 4));
     Random random(1);
     for (int l = 0; l < config.L; l++) {
-        LayerBasis& layer = bases.layer.emplace_back();
+        Bases::Layer& layer = bases.layer.emplace_back();
         layer.rotated = rotated;
         for (auto* side : {&layer.k, &layer.v})
             for (int g = 0; g < config.G; g++)

@@ -29,7 +29,7 @@ Bases Bases::identity(const Config& config, int rank) {
     return bases;
 }
 
-size_t LayerBasis::bytes(DType dtype) const {
+size_t Bases::Layer::bytes(DType dtype) const {
     size_t sum = 0;
     for (const std::vector<HeadBasis>* side : {&k, &v})
         for (const HeadBasis& head : *side) sum += head.format.back().bytes(dtype);
@@ -38,7 +38,7 @@ size_t LayerBasis::bytes(DType dtype) const {
 
 size_t Bases::bytes_per_token(DType dtype) const {
     size_t sum = 0;
-    for (const LayerBasis& one : layer) sum += one.bytes(dtype);
+    for (const Bases::Layer& one : layer) sum += one.bytes(dtype);
     return sum;
 }
 
@@ -46,7 +46,7 @@ uint64_t Bases::hash(uint64_t seed) const {
     Hash hash;
     for (uint64_t word : {seed, uint64_t(sinks), uint64_t(recent)}) hash.add(word);
     for (int age : ages) hash.add(uint64_t(age));
-    for (const LayerBasis& one : layer) {
+    for (const Bases::Layer& one : layer) {
         hash.add(uint64_t(one.rotated));
         for (const std::vector<HeadBasis>* side : {&one.k, &one.v})
             for (const HeadBasis& head : *side) {

@@ -40,15 +40,14 @@ struct HeadBasis {
                            std::vector<float> decode);
 };
 
-struct LayerBasis {
-    bool rotated = true;          // keys are stored after rotation ("post")
-    std::vector<HeadBasis> k, v;  // (G)
-
-    size_t bytes(DType dtype) const;  // of a position beyond the window and all ages
-};
-
 struct Bases {
-    std::vector<LayerBasis> layer;  // (L)
+    struct Layer {
+        bool rotated = true;          // keys are stored after rotation ("post")
+        std::vector<HeadBasis> k, v;  // (G)
+
+        size_t bytes(DType dtype) const;  // of a position beyond the window and all ages
+    };
+    std::vector<Layer> layer;       // (L)
     std::vector<int> ages;          // distances, ascending, all > recent; none: one format
     int sinks = 4, recent = 64;     // the exact window: first and most recent tokens
     std::map<std::string, std::string> metadata;
@@ -63,7 +62,7 @@ struct Bases {
     static Bases open(const std::string& path, const Config& config, uint64_t fingerprint);
     void save(const std::string& path, uint64_t fingerprint) const;
 
-    size_t bytes_per_token(DType dtype) const;  // Σ LayerBasis::bytes
+    size_t bytes_per_token(DType dtype) const;  // Σ Layer::bytes
     uint64_t hash(uint64_t seed) const;         // of all that decides what a row means
 };
 

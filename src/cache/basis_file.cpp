@@ -19,10 +19,10 @@ constexpr std::pair<const char*, std::vector<float> HeadBasis::*> MATRICES[] = {
 
 // ---- writing -----------------------------------------------------------------------------------
 
-static std::string formats_json(const Bases& bases, std::vector<HeadBasis> LayerBasis::*side) {
+static std::string formats_json(const Bases& bases, std::vector<HeadBasis> Bases::Layer::*side) {
     JsonWriter json;
     json.begin_array();
-    for (const LayerBasis& layer : bases.layer) {
+    for (const Bases::Layer& layer : bases.layer) {
         json.begin_array();
         for (const HeadBasis& head : layer.*side) {
             json.begin_array();
@@ -69,8 +69,8 @@ void Bases::save(const std::string& path, uint64_t fingerprint) const {
     all["keys"] = keys;
     all["window"] = format("%d,%d", sinks, recent);
     all["ages"] = all_ages.end_array().text;
-    all["formats_k"] = formats_json(*this, &LayerBasis::k);
-    all["formats_v"] = formats_json(*this, &LayerBasis::v);
+    all["formats_k"] = formats_json(*this, &Bases::Layer::k);
+    all["formats_v"] = formats_json(*this, &Bases::Layer::v);
     write_safetensors(path, tensors, all);
 }
 
@@ -252,7 +252,7 @@ BasesFormats BasesFormats::of(const SafeTensors& file, const std::string& path, 
 }
 
 static void set_formats(Bases& bases, const BasesFormats::Side& side,
-                        std::vector<HeadBasis> LayerBasis::*heads, const std::string& where) {
+                        std::vector<HeadBasis> Bases::Layer::*heads, const std::string& where) {
     check(side.size() == bases.layer.size(), "%s: expected formats of %zu layers, found %zu",
           where.c_str(), bases.layer.size(), side.size());
     for (size_t l = 0; l < side.size(); l++) {
@@ -294,8 +294,8 @@ Bases Bases::open(const std::string& path, const Config& config, uint64_t finger
     BasesFormats formats = BasesFormats::of(file, path, config.d);
     bases.ages = formats.ages, bases.sinks = formats.sinks, bases.recent = formats.recent;
     const char* names = version > 1 ? "formats_" : "ranks_";
-    set_formats(bases, formats.k, &LayerBasis::k, path + ": " + names + "k");
-    set_formats(bases, formats.v, &LayerBasis::v, path + ": " + names + "v");
+    set_formats(bases, formats.k, &Bases::Layer::k, path + ": " + names + "k");
+    set_formats(bases, formats.v, &Bases::Layer::v, path + ": " + names + "v");
     Reader reader{path, config, file};
     for (size_t l = 0; l < bases.layer.size(); l++) {
         reader.side(l, 'k', bases.layer[l].k, version);

@@ -114,7 +114,7 @@ struct Plan {
 
     void fill(std::vector<CacheLayer>& layers) {
         for (size_t l = 0; l < size_t(config.L); l++) {
-            const LayerBasis* from = bases ? &bases->layer[l] : nullptr;
+            const Bases::Layer* from = bases ? &bases->layer[l] : nullptr;
             CacheLayer& one = layers.emplace_back();
             one.dtype = dtype, one.capacity = capacity;
             one.H = config.H, one.G = config.G, one.d = config.d;

@@ -44,7 +44,7 @@ Bases Bases::uniform(const Config& config, const std::vector<int>& ages,
     Random random(1);
     size_t d = size_t(config.d);
     for (int l = 0; l < config.L; l++) {
-        LayerBasis& layer = bases.layer.emplace_back();
+        Bases::Layer& layer = bases.layer.emplace_back();
         for (std::vector<HeadBasis>* side : {&layer.k, &layer.v})
             for (int g = 0; g < config.G; g++) {
                 Matrix Q = random_rotation(d, random);

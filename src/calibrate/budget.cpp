@@ -13,7 +13,7 @@ size_t Ranks::coordinates() const {
 }
 
 // Units in the order layer, head, keys, values.
-GreedyPath path_of(const Config& config, const std::vector<LayerBases>& layers, DType cache) {
+GreedyPath path_of(const Config& config, const std::vector<LearnedLayer>& layers, DType cache) {
     std::vector<RankUnit> units;
     for (size_t l = 0; l < layers.size(); l++)
         for (size_t g = 0; g < size_t(config.G); g++)
@@ -40,9 +40,9 @@ Ranks ranks_of(const Config& config, const GreedyPath& path, size_t steps) {
     return ranks;
 }
 
-Ranks threshold_ranks(const Config& config, const std::vector<LayerBases>& layers, double share) {
+Ranks threshold_ranks(const Config& config, const std::vector<LearnedLayer>& layers, double share) {
     Ranks ranks;
-    for (const LayerBases& layer : layers) {
+    for (const LearnedLayer& layer : layers) {
         std::vector<int> k, v;
         for (int g = 0; g < config.G; g++) {
             k.push_back(rank_of_share(layer.unit(false, g).spectrum, share, RANK_STEP));
@@ -67,7 +67,7 @@ size_t first_that_holds(size_t most, const std::function<bool(size_t)>& holds) {
 }
 
 // The largest share whose ranks fit, to 1e-9 of the spectrum: thresholds near 1 matter.
-static Ranks largest_threshold(const Config& config, const std::vector<LayerBases>& layers,
+static Ranks largest_threshold(const Config& config, const std::vector<LearnedLayer>& layers,
                                size_t coordinates) {
     double low = 0, high = 1;
     Ranks full = threshold_ranks(config, layers, 1);
@@ -80,7 +80,7 @@ static Ranks largest_threshold(const Config& config, const std::vector<LayerBase
     return threshold_ranks(config, layers, low);
 }
 
-Ranks ranks_within(const Config& config, const std::vector<LayerBases>& layers,
+Ranks ranks_within(const Config& config, const std::vector<LearnedLayer>& layers,
                    const CalibrationOptions& options, size_t budget) {
     size_t element = size_of(options.cache);
     Ranks ranks;
@@ -94,16 +94,16 @@ Ranks ranks_within(const Config& config, const std::vector<LayerBases>& layers,
 }
 
 // Δ_l of one layer at ranks[0].
-static double error_of(LayerPass& pass, const LayerInputs& inputs, const LayerBases& bases, int l,
+static double error_of(LayerPass& pass, const LayerInputs& inputs, const LearnedLayer& bases, int l,
                        const Ranks& ranks) {
     return std::sqrt(
         held_out_error(pass, inputs, l, cuts_at(pass.c, bases, ranks.k[0], ranks.v[0])));
 }
 
-void meet_error_budget(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases, int l,
+void meet_error_budget(LayerPass& pass, const LayerInputs& inputs, LearnedLayer& bases, int l,
                        const CalibrationOptions& options) {
     const Config& c = pass.c;
-    std::vector<LayerBases> alone = {bases};
+    std::vector<LearnedLayer> alone = {bases};
     auto fits = [&](const Ranks& ranks) {
         return error_of(pass, inputs, bases, l, ranks) <= options.error_budget;
     };

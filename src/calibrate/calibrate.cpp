@@ -15,15 +15,15 @@ constexpr size_t SENSITIVITY_SEQUENCES = 4;
 
 // --keys auto: after rotation where the eigenbases lose less there, keys alone at d/4 and d/2 on
 // held-out sequences; before it otherwise.
-LayerBases warm_start(CalibrationRun& run, const LayerInputs& inputs, const Moments& moments,
+LearnedLayer warm_start(CalibrationRun& run, const LayerInputs& inputs, const Moments& moments,
                       int l) {
     const CalibrationOptions& o = run.options;
     OutputMoments probed(run.model.config);
     if (o.metric == "output" && o.method != "identity")
         probed = probe_output(run.pass, inputs, l, o.seed, [&] { run.ticker(2); });
-    LayerBases pre = warm_start_layer(run.model, moments, probed, l, false, o);
+    LearnedLayer pre = warm_start_layer(run.model, moments, probed, l, false, o);
     if (o.keys == "pre") return pre;
-    LayerBases post = warm_start_layer(run.model, moments, probed, l, true, o);
+    LearnedLayer post = warm_start_layer(run.model, moments, probed, l, true, o);
     if (o.keys == "post") return post;
     const Config& c = run.model.config;
     std::vector<int> whole(size_t(c.G), c.d);
@@ -37,11 +37,11 @@ LayerBases warm_start(CalibrationRun& run, const LayerInputs& inputs, const Mome
 }
 
 // One layer, from its inputs to its error curves.
-LayerBases learn_layer(CalibrationRun& run, const LayerInputs& inputs, const Moments& moments,
+LearnedLayer learn_layer(CalibrationRun& run, const LayerInputs& inputs, const Moments& moments,
                        int l, EndToEnd& end_to_end) {
     const Config& c = run.model.config;
     const CalibrationOptions& o = run.options;
-    LayerBases bases = warm_start(run, inputs, moments, l);
+    LearnedLayer bases = warm_start(run, inputs, moments, l);
     run.ticker.phase = format("layer %d of %d, descent", l + 1, c.L);
     if (o.method == "stiefel") descend(run.pass, inputs, bases, l, o, [&] { run.ticker(2); });
 
@@ -62,7 +62,7 @@ void learn_layers(CalibrationRun& run, const Partial& partial, CalibrationResult
         run.ticker.phase = format("layer %d of %d, inputs", l + 1, c.L);
         Moments moments = collect(run.pass, inputs, l);
         run.ticker(run.learn.count());
-        LayerBases bases;
+        LearnedLayer bases;
         if (run.options.resume && partial.load(l, c, bases)) {
             result.resumed++;
         } else {

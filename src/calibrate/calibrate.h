@@ -18,7 +18,7 @@ struct CalibrationText {
 // All that the report shows.
 struct CalibrationResult {
     CalibrationOptions options;
-    std::vector<LayerBases> layer;  // (L) curves, spectra, errors at d/4 and d/2, w_l
+    std::vector<LearnedLayer> layer;  // (L) curves, spectra, errors at d/4 and d/2, w_l
     Ranks ranks;
     std::vector<double> error, error_warm;  // (L) √Δ_l at these ranks, held out; by the eigenbases
     size_t bytes_per_token = 0, full_bytes_per_token = 0;

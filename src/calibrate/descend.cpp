@@ -11,7 +11,7 @@
 // 0.0336).
 #include <algorithm>
 
-#include "calibrate/layer_bases.h"
+#include "calibrate/learned_layer.h"
 #include "calibrate/stiefel.h"
 
 namespace stief {
@@ -36,8 +36,8 @@ double held_out_error(LayerPass& pass, const LayerInputs& inputs, int l, const L
 }
 
 // Σ_r Δ_l with one side cut, at the ranks of the grid.
-static double side_error(LayerPass& pass, const LayerInputs& inputs, const LayerBases& bases, int l,
-                         bool values, bool warm) {
+static double side_error(LayerPass& pass, const LayerInputs& inputs, const LearnedLayer& bases,
+                         int l, bool values, bool warm) {
     const Config& c = pass.c;
     std::vector<int> whole(size_t(c.G), c.d);
     double sum = 0;
@@ -50,7 +50,7 @@ static double side_error(LayerPass& pass, const LayerInputs& inputs, const Layer
     return sum;
 }
 
-static void keep_what_is_better(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases,
+static void keep_what_is_better(LayerPass& pass, const LayerInputs& inputs, LearnedLayer& bases,
                                 int l) {
     for (bool values : {false, true}) {
         double warm = side_error(pass, inputs, bases, l, values, true);
@@ -96,7 +96,7 @@ static void turn_all(Backward& backward, std::vector<StiefelState>& states,
     backward.cayley(all);
 }
 
-void descend(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases, int l,
+void descend(LayerPass& pass, const LayerInputs& inputs, LearnedLayer& bases, int l,
              const CalibrationOptions& options, const std::function<void()>& progress) {
     const Config& c = pass.c;
     Random random(options.seed * 1000003 + uint64_t(l) + 1);

@@ -79,7 +79,7 @@ Bases bases_of(const CalibrationRun& run, const Priced& priced, const Formats& f
     bases.layer.assign(size_t(c.L), {run.options.keys == "post", {}, {}});
     for_units(c, [&](int l, int, bool values, size_t u) {
         const PricedUnit& unit = priced.unit[u];
-        LayerBasis& layer = bases.layer[size_t(l)];
+        Bases::Layer& layer = bases.layer[size_t(l)];
         (values ? layer.v : layer.k)
             .push_back({{formats.format[u]},
                         weights_of(unit),

@@ -68,7 +68,7 @@ void curves(IO& io, std::vector<std::vector<RankPoint>>& heads) {
 }
 
 template <class IO>
-void layer(IO& io, LayerBases& b) {
+void layer(IO& io, LearnedLayer& b) {
     io(b.rotated), io(b.kept_warm_k), io(b.kept_warm_v), io(b.weight);
     each(io, b.units, [&](BasisUnit& u) {
         io(u.values), io(u.first), io(u.count);
@@ -86,8 +86,8 @@ std::string Partial::path(int l) const {
     return join(folder, format("layers.%d", l));
 }
 
-void Partial::save(int l, const LayerBases& bases) const {
-    LayerBases copy = bases;
+void Partial::save(int l, const LearnedLayer& bases) const {
+    LearnedLayer copy = bases;
     Writer writer;
     layer(writer, copy);
     uint64_t header[] = {key, hash_of(writer.all)};
@@ -98,7 +98,7 @@ void Partial::save(int l, const LayerBases& bases) const {
     file.commit();
 }
 
-bool Partial::load(int l, const Config& config, LayerBases& bases) const {
+bool Partial::load(int l, const Config& config, LearnedLayer& bases) const {
     if (!file_exists(path(l))) return false;
     std::string text = read_text(path(l));
     uint64_t header[2] = {};

@@ -4,11 +4,11 @@
 //
 //     run:      "stief-partial 1\n": this folder is ours; locked (flock) by the run that works in it
 //     layers.N: "stief-partial 2\n", key (u64), hash of the rest (u64), doubles in the order in which
-//     partial.cpp visits a LayerBases
+//     partial.cpp visits a LearnedLayer
 #pragma once
 #include <string>
 
-#include "calibrate/layer_bases.h"
+#include "calibrate/learned_layer.h"
 
 namespace stief {
 
@@ -25,8 +25,8 @@ struct Partial {
     // Without resume removes the layers that an earlier run left.
     void begin(uint64_t run, bool resume);
     // False: not there. Error where the layer is damaged or of another run.
-    bool load(int l, const Config& config, LayerBases& bases) const;
-    void save(int l, const LayerBases& bases) const;
+    bool load(int l, const Config& config, LearnedLayer& bases) const;
+    void save(int l, const LearnedLayer& bases) const;
     // At the end: what this program wrote there, and the folder if nothing else is in it.
     void remove();
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "calibrate/layer_bases.h"
+#include "calibrate/learned_layer.h"
 
 namespace stief {
 
@@ -16,7 +16,7 @@ static std::vector<int> profile_ranks(int d) {
     return ranks;
 }
 
-static void add_errors(LayerPass& pass, const LayerInputs& inputs, const LayerBases& bases,
+static void add_errors(LayerPass& pass, const LayerInputs& inputs, const LearnedLayer& bases,
                        size_t s, int g, bool values, std::vector<RankPoint>& curve) {
     LayerCuts cuts(pass.c, bases.rotated);
     const BasisUnit& unit = bases.unit(values, g);
@@ -29,7 +29,7 @@ static void add_errors(LayerPass& pass, const LayerInputs& inputs, const LayerBa
     }
 }
 
-static void measure_errors(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases, int l) {
+static void measure_errors(LayerPass& pass, const LayerInputs& inputs, LearnedLayer& bases, int l) {
     const Config& c = pass.c;
     for (int r : {c.d / 4, c.d / 2}) {
         std::vector<int> ranks(size_t(c.G), r);
@@ -43,7 +43,7 @@ size_t curve_sequences(const Config& config, size_t held_out) {
     return std::min(held_out, size_t(std::max(2, 16 / config.G)));
 }
 
-void profile(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases, int l,
+void profile(LayerPass& pass, const LayerInputs& inputs, LearnedLayer& bases, int l,
              const std::function<void()>& progress) {
     const Config& c = pass.c;
     measure_errors(pass, inputs, bases, l);

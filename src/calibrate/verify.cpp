@@ -16,7 +16,7 @@ static std::vector<LayerCuts> all_cuts(const Config& c, const CalibrationResult&
 
 static Ranks own_ranks(const CalibrationResult& result) {
     Ranks ranks;
-    for (const LayerBases& layer : result.layer) {
+    for (const LearnedLayer& layer : result.layer) {
         ranks.k.push_back(layer.rank_k);
         ranks.v.push_back(layer.rank_v);
     }
@@ -93,7 +93,7 @@ static void verify_layers(CalibrationRun& run, CalibrationResult& result) {
     LayerInputs inputs(run.model, none, run.held_out, "");
     for (int l = 0; l < c.L; l++, inputs.next()) {
         collect(run.pass, inputs, l);
-        const LayerBases& layer = result.layer[size_t(l)];
+        const LearnedLayer& layer = result.layer[size_t(l)];
         const std::vector<int>&k = result.ranks.k[size_t(l)], &v = result.ranks.v[size_t(l)];
         for (bool warm : {false, true})
             (warm ? result.error_warm : result.error)

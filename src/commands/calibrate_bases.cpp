@@ -125,7 +125,7 @@ static void add_layers(JsonWriter& json, const CalibrationResult& r) {
     add_numbers(json, "layer_error", r.error);
     add_numbers(json, "layer_error_warm_start", r.error_warm);
     json.begin_array("errors_at_rank");
-    for (const LayerBases& layer : r.layer) {
+    for (const LearnedLayer& layer : r.layer) {
         json.begin_array();
         for (const RankError& e : layer.errors)
             json.begin_object()
@@ -137,7 +137,7 @@ static void add_layers(JsonWriter& json, const CalibrationResult& r) {
     }
     json.end_array();
     json.begin_array("sensitivity");
-    for (const LayerBases& layer : r.layer) json.add("", layer.weight);
+    for (const LearnedLayer& layer : r.layer) json.add("", layer.weight);
     json.end_array();
 }
 
@@ -147,9 +147,9 @@ static double bits_per_element(const CalibrationResult& r, size_t bytes) {
 
 // Coordinates at each width of every head: [[[n16, n8, n6, n5, n4, n3, n2, n1] of each head] …].
 static void add_formats(JsonWriter& json, const char* key, const CalibrationResult& r,
-                        std::vector<HeadBasis> LayerBasis::*side) {
+                        std::vector<HeadBasis> Bases::Layer::*side) {
     json.begin_array(key);
-    for (const LayerBasis& layer : r.bases.layer) {
+    for (const Bases::Layer& layer : r.bases.layer) {
         json.begin_array();
         for (const HeadBasis& head : layer.*side) {
             json.begin_array();
@@ -163,8 +163,8 @@ static void add_formats(JsonWriter& json, const char* key, const CalibrationResu
 
 static void add_prices(JsonWriter& json, const CalibrationResult& r) {
     json.begin_object("formats");
-    add_formats(json, "k", r, &LayerBasis::k);
-    add_formats(json, "v", r, &LayerBasis::v);
+    add_formats(json, "k", r, &Bases::Layer::k);
+    add_formats(json, "v", r, &Bases::Layer::v);
     json.end_object();
     json.add("kld_predicted", r.predicted);
     json.begin_object("time");

@@ -35,7 +35,8 @@ Needs needs_of(const Args& args, const Config& config, const Weights& weights) {
     if (bases) needs.whole = KvCache::bytes_for(config, needs.context, needs.dtype);
     Bases plain;
     if (!bases) plain = Bases::identity(config, config.d), bases = &plain;
-    for (const LayerBasis& layer : bases->layer) needs.per_token.push_back(layer.bytes(needs.dtype));
+    for (const Bases::Layer& layer : bases->layer)
+        needs.per_token.push_back(layer.bytes(needs.dtype));
     return needs;
 }
 

@@ -45,7 +45,7 @@ struct RankError {
     double warm, learned;
 };
 
-struct LayerBases {
+struct LearnedLayer {
     bool rotated = false;                           // keys are cut after rotation
     bool kept_warm_k = false, kept_warm_v = false;  // the descent did not beat the warm start
     std::vector<BasisUnit> units;
@@ -58,23 +58,23 @@ struct LayerBases {
 };
 
 // Every head at those ranks; warm: by the eigenbases.
-LayerCuts cuts_at(const Config& config, const LayerBases& bases, const std::vector<int>& rank_k,
+LayerCuts cuts_at(const Config& config, const LearnedLayer& bases, const std::vector<int>& rank_k,
                   const std::vector<int>& rank_v, bool warm = false);
-LayerBasis finished_layer(const Config& config, const LayerBases& bases, int l,
+Bases::Layer finished_layer(const Config& config, const LearnedLayer& bases, int l,
                           const std::vector<int>& rank_k, const std::vector<int>& rank_v);
 
 // Metrics and eigenbases: README.md §1. probed: where options.metric is "output".
-LayerBases warm_start_layer(Model& model, const Moments& moments, const OutputMoments& probed,
+LearnedLayer warm_start_layer(Model& model, const Moments& moments, const OutputMoments& probed,
                             int l, bool rotated, const CalibrationOptions& options);
 // README.md §3. progress(): after every sequence there and back.
-void descend(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases, int l,
+void descend(LayerPass& pass, const LayerInputs& inputs, LearnedLayer& bases, int l,
              const CalibrationOptions& options, const std::function<void()>& progress);
 // Δ_l of those cuts over the held-out sequences.
 double held_out_error(LayerPass& pass, const LayerInputs& inputs, int l, const LayerCuts& cuts);
 // README.md §4. Curves cost a pass over a sequence for each head, side and rank: with many
 // heads fewer sequences must do, each a mean over hundreds of tokens.
 size_t curve_sequences(const Config& config, size_t held_out);
-void profile(LayerPass& pass, const LayerInputs& inputs, LayerBases& bases, int l,
+void profile(LayerPass& pass, const LayerInputs& inputs, LearnedLayer& bases, int l,
              const std::function<void()>& progress);
 
 }  // namespace stief

@@ -1,4 +1,4 @@
-#include "calibrate/layer_bases.h"
+#include "calibrate/learned_layer.h"
 
 #include <cassert>
 
@@ -7,13 +7,13 @@
 
 namespace stief {
 
-const BasisUnit& LayerBases::unit(bool values, int g) const {
+const BasisUnit& LearnedLayer::unit(bool values, int g) const {
     for (const BasisUnit& one : units)
         if (one.values == values && g >= one.first && g < one.first + one.count) return one;
     fail("no basis of head %d", g);
 }
 
-LayerCuts cuts_at(const Config& config, const LayerBases& bases, const std::vector<int>& rank_k,
+LayerCuts cuts_at(const Config& config, const LearnedLayer& bases, const std::vector<int>& rank_k,
                   const std::vector<int>& rank_v, bool warm) {
     LayerCuts cuts(config, bases.rotated);
     for (int g = 0; g < config.G; g++) {
@@ -25,9 +25,9 @@ LayerCuts cuts_at(const Config& config, const LayerBases& bases, const std::vect
     return cuts;
 }
 
-LayerBasis finished_layer(const Config& config, const LayerBases& bases, int l,
+Bases::Layer finished_layer(const Config& config, const LearnedLayer& bases, int l,
                           const std::vector<int>& rank_k, const std::vector<int>& rank_v) {
-    LayerBasis layer{bases.rotated, {}, {}};
+    Bases::Layer layer{bases.rotated, {}, {}};
     for (bool values : {false, true})
         for (int g = 0; g < config.G; g++) {
             const BasisUnit& unit = bases.unit(values, g);
@@ -88,10 +88,10 @@ static void find_warm(BasisUnit& unit, const Matrix& moment, const CalibrationOp
     unit.Q = unit.warm;
 }
 
-LayerBases warm_start_layer(Model& model, const Moments& moments, const OutputMoments& probed,
+LearnedLayer warm_start_layer(Model& model, const Moments& moments, const OutputMoments& probed,
                             int l, bool rotated, const CalibrationOptions& options) {
     const Config& c = model.config;
-    LayerBases bases;
+    LearnedLayer bases;
     bases.rotated = rotated;
     std::string metric = options.method == "identity" ? "identity" : options.metric;
     int shared = options.key_basis_per_layer ? c.G : 1;
