@@ -31,18 +31,32 @@ __global__ void round_rows_kernel(float* c, const float* weight, RowFormat forma
     for (int j = kept + lane; j < d; j += WARP) c[j] = 0;
 }
 
-// grid a row, block 256. Shared: one double a warp. Reads and writes a row three times.
-__global__ void score_direction_kernel(float* z, uint64_t seed, int V) {
-    double* partial = reinterpret_cast<double*>(dynamic_shared());
-    uint64_t row = blockIdx.x;
-    z += size_t(row) * size_t(V);
+// ln Σ eᶻ of a row, by a block.
+__device__ double block_log_sum(const float* z, int V, double* partial) {
     float most = -INFINITY;
     for (int i = int(threadIdx.x); i < V; i += int(blockDim.x)) most = fmaxf(most, z[i]);
     most = block_max(most, reinterpret_cast<float*>(partial));
     double sum = 0;
     for (int i = int(threadIdx.x); i < V; i += int(blockDim.x)) sum += double(expf(z[i] - most));
-    sum = block_sum(sum, partial);
-    float half = float(0.5 * (double(most) + log(sum)));
+    return double(most) + log(block_sum(sum, partial));
+}
+
+// grid a row, block 256. Shared: one double a warp. Reads three times, writes once.
+__global__ void divergence_gradient_kernel(float* z, const float* reference, int V) {
+    double* partial = reinterpret_cast<double*>(dynamic_shared());
+    z += size_t(blockIdx.x) * size_t(V), reference += size_t(blockIdx.x) * size_t(V);
+    float mine = float(block_log_sum(z, V, partial));
+    float theirs = float(block_log_sum(reference, V, partial));
+    for (int i = int(threadIdx.x); i < V; i += int(blockDim.x))
+        z[i] = expf(z[i] - mine) - expf(reference[i] - theirs);
+}
+
+// grid a row, block 256. Shared: one double a warp. Reads and writes a row three times.
+__global__ void score_direction_kernel(float* z, uint64_t seed, int V) {
+    double* partial = reinterpret_cast<double*>(dynamic_shared());
+    uint64_t row = blockIdx.x;
+    z += size_t(row) * size_t(V);
+    float half = float(0.5 * block_log_sum(z, V, partial));
     double inner = 0;
     for (int i = int(threadIdx.x); i < V; i += int(blockDim.x)) {
         bool up = score_signs(seed, row, uint64_t(i) / 64) >> (i % 64) & 1;
@@ -75,6 +89,11 @@ void CudaBackward::round_rows(float* c, const float* weight, const RowFormat& fo
 void CudaBackward::score_direction(float* z, uint64_t seed, int rows, int V) {
     launch(score_direction_kernel, dim3(unsigned(rows)), BLOCK, BLOCK / WARP * sizeof(double),
            gpu.queue, z, seed, V);
+}
+
+void CudaBackward::divergence_gradient(float* z, const float* reference, int rows, int V) {
+    launch(divergence_gradient_kernel, dim3(unsigned(rows)), BLOCK, BLOCK / WARP * sizeof(double),
+           gpu.queue, z, reference, V);
 }
 
 }  // namespace stief

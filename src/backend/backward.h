@@ -73,6 +73,10 @@ struct Backward {
     //     z_i ← √p_i (ξ_i − √p_i Σ_j ξ_j √p_j)
     virtual void score_direction(float* z,  // (rows, V)  in place: logits
                                  uint64_t seed, int rows, int V) = 0;
+    // ∂KL(p ‖ softmax(z))/∂z for p = softmax(reference):  z ← softmax(z) − p
+    virtual void divergence_gradient(float* z,  // (rows, V)  in place: logits
+                                     const float* reference,  // (rows, V)
+                                     int rows, int V) = 0;
 
     // ---- copies and sums
     virtual void zero(float* x, size_t n) = 0;

@@ -35,6 +35,7 @@ struct Activations {
     Activations(size_t floats, const std::string& folder, bool spill);
     ~Activations();
     Activations(const Activations&) = delete;
+    Activations(Activations&& other) { swap(other); }
     void swap(Activations& other);
 };
 

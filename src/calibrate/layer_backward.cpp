@@ -116,6 +116,27 @@ void LayerPass::back_to_input(const LayerCuts& cuts, float* dx) {
     ops_back->copy(dx, dy, rows);
 }
 
+// Tokens whose rows are whole in any case ask nothing of the basis.
+void LayerPass::add_basis_gradient(const LayerCuts& cuts, LayerGradient& gradient) {
+    size_t d = size_t(c.d), each = size_t(T) * d, G = size_t(c.G);
+    int whole = std::min(T, cuts.sinks);
+    size_t skip = size_t(whole) * d;
+    std::vector<Gram> all;
+    for (bool values : {false, true})
+        for (size_t g = 0; g < G; g++) {
+            const Cut& cut = (values ? cuts.v : cuts.k)[g];
+            if (cut.encode.empty() || cut.format.kept() == 0) continue;
+            const float* from = (values ? v : cuts.rotated ? k_rotated : k) + g * each;
+            const float* asked = (values ? dv : dk) + g * each + skip;
+            float* latents = dkv + (g + (values ? G : 0)) * each;
+            store(latents, from, cut, cuts);
+            all.push_back({&(values ? gradient.v : gradient.k)[g], from + skip, asked, T - whole, c.d});
+            all.push_back({&(values ? gradient.stored_v : gradient.stored_k)[g], latents + skip, asked,
+                           T - whole, c.d});
+        }
+    ops_back->add_grams(all);
+}
+
 void LayerPass::to_gradient(const LayerCuts& cuts, LayerGradient& gradient) {
     size_t each = size_t(T) * size_t(c.d);
     const float* keys = cuts.rotated ? k_rotated : k;

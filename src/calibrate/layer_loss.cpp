@@ -21,7 +21,10 @@ Cut cut_to_rank(const Matrix& Q, const Metric& metric, size_t r) {
 }
 
 LayerGradient::LayerGradient(const Config& config)
-    : k(size_t(config.G), Matrix(size_t(config.d), size_t(config.d))), v(k) {}
+    : k(size_t(config.G), Matrix(size_t(config.d), size_t(config.d))),
+      v(k),
+      stored_k(k),
+      stored_v(k) {}
 
 // Angles in double: at position 131,071 a float angle is off by 4e-3.
 std::vector<float> rotation_table(const Config& config, int positions) {
@@ -135,6 +138,17 @@ void LayerPass::begin_on_backend(int layer, const float* input, const Step& step
     ops.end_step();
 }
 
+// latents ← unpack(pack(from E))
+void LayerPass::store(float* latents, const float* from, const Cut& cut, const LayerCuts& cuts) {
+    size_t d = size_t(c.d);
+    int whole = std::min(T, cuts.sinks);
+    Weight E{cut_staged.read(cut.encode.data(), d * d), DType::F32, c.d, c.d};
+    model.backend->matmul_transposed(latents, from, E, T);
+    ops_back->round_rows(latents, nullptr, RowFormat::whole(c.d), cuts.dtype, whole, c.d);
+    ops_back->round_rows(latents + size_t(whole) * d, cut.weight.data(), cut.format, cuts.dtype,
+                         T - whole, c.d);
+}
+
 // to ← from P, or unpack(pack(from E)) D
 void LayerPass::cut_side(float* to, const float* from, const Cut& cut, const LayerCuts& cuts) {
     size_t d = size_t(c.d);
@@ -144,13 +158,8 @@ void LayerPass::cut_side(float* to, const float* from, const Cut& cut, const Lay
         Weight P{cut_staged.read(cut.transposed.data(), d * d), DType::F32, c.d, c.d};
         return ops.matmul(to, from, P, T, false);
     }
-    int whole = std::min(T, cuts.sinks);
-    Weight E{cut_staged.read(cut.encode.data(), d * d), DType::F32, c.d, c.d};
+    store(latent, from, cut, cuts);
     Weight D{decode_staged.read(cut.decode.data(), d * d), DType::F32, c.d, c.d};
-    ops.matmul_transposed(latent, from, E, T);
-    ops_back->round_rows(latent, nullptr, RowFormat::whole(c.d), cuts.dtype, whole, c.d);
-    ops_back->round_rows(latent + size_t(whole) * d, cut.weight.data(), cut.format, cuts.dtype,
-                         T - whole, c.d);
     ops.matmul_transposed(to, latent, D, T);
 }
 

@@ -42,9 +42,10 @@ struct LayerCuts {
         : rotated(after_rotation), k(size_t(config.G)), v(size_t(config.G)) {}
 };
 
-// kᵀ ∂Δ/∂k̃ and vᵀ ∂Δ/∂ṽ of each kv head; k as it is cut, before or after rotation.
+// kᵀ ∂Δ/∂k̃ and vᵀ ∂Δ/∂ṽ of each kv head; k as it is cut, before or after rotation. Of coded rows
+// also c̃ᵀ ∂Δ/∂k̃ and c̃ᵀ ∂Δ/∂ṽ with c̃ what is stored.
 struct LayerGradient {
-    std::vector<Matrix> k, v;  // (G)  (d, d)
+    std::vector<Matrix> k, v, stored_k, stored_v;  // (G)  (d, d)
     LayerGradient(const Config& config);
 };
 
@@ -97,6 +98,8 @@ struct LayerPass : LayerArrays {
     // ∂/∂k̃, ∂/∂ṽ in dk (before rotation unless cuts.rotated) and dv. Rounding counts as noise that
     // does not depend on x; a coordinate that is not stored passes nothing on.
     void back_to_input(const LayerCuts& cuts, float* dx);  // (T, D)
+    // gradient += that of all heads cut by formats, after back_to_input with the same cuts.
+    void add_basis_gradient(const LayerCuts& cuts, LayerGradient& gradient);
     // sums += what the direction u of the output asks of every key and value, after forward
     // without cuts.
     void probe(const float* u,  // (T, D)
@@ -112,6 +115,7 @@ struct LayerPass : LayerArrays {
     const float *y_host = nullptr, *y = nullptr;  // what y_staged holds since begin(), and where
 
     const float* target(const float* host);
+    void store(float* latents, const float* from, const Cut& cut, const LayerCuts& cuts);
     void cut_side(float* to, const float* from, const Cut& cut, const LayerCuts& cuts);
     void cut_head(const LayerCuts& cuts, int g);
     void attend(int g);

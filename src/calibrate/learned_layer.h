@@ -23,7 +23,7 @@ struct CalibrationOptions {
     int tokens = 32768, sequence = 512;                 // learnt on; of one sequence
     int held_out = 8;                                   // sequences for errors and curves
     int measured_windows = 16;   // windows of held-out text for perplexity and KL
-    int steps = 150, batch = 6;  // of the descent; sequences a step
+    int steps = 0, batch = 6;    // of the descent; sequences a step
     double tau = 0.1;
     uint64_t seed = 1;
     bool resume = false;

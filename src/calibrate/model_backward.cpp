@@ -15,42 +15,75 @@ ModelBackward::ModelBackward(LayerPass& over, int most) : pass(over) {
     logits = Buffer(ops, piece * V * sizeof(float), "logits");
 }
 
-// dx ← ∂⟨u, z⟩/∂out
-void ModelBackward::back_through_classifier(const float* out, int T, uint64_t seed) {
+// Logits of `count` rows of what the last layer puts out; xn: their norm.
+static void logits_of(Model& model, float* logits, float* xn, const float* out, int count) {
+    model.backend->rmsnorm(xn, out, model.norm, model.config.norm_eps, count);
+    model.backend->matmul(logits, xn, model.classifier, count, false);
+}
+
+// dx ← the gradient that to_gradient(first row, rows) makes of the logits, through the classifier.
+template <class F>
+void ModelBackward::back_through_classifier(int T, const F& to_gradient) {
     Model& model = pass.model;
-    Backend& ops = *model.backend;
     size_t D = size_t(pass.c.D);
-    pass.ops_back->zero(dx.f32(), size_t(T) * D);
+    pass.ops_back->zero(dx.f32(), rows(T));
     for (size_t at = 0; at < size_t(T); at += piece) {
-        int rows = int(std::min(piece, size_t(T) - at));
-        ops.rmsnorm(xn.f32(), out + at * D, model.norm, pass.c.norm_eps, rows);
-        ops.matmul(logits.f32(), xn.f32(), model.classifier, rows, false);
-        pass.ops_back->score_direction(logits.f32(), seed + at, rows, pass.c.V);
-        ops.matmul_transposed(xn.f32(), logits.f32(), model.classifier, rows);
-        pass.ops_back->rmsnorm_backward(dx.f32() + at * D, xn.f32(), out + at * D, model.norm,
-                                        pass.c.norm_eps, rows);
+        int count = int(std::min(piece, size_t(T) - at));
+        const float* out = output(T) + at * D;
+        logits_of(model, logits.f32(), xn.f32(), out, count);
+        to_gradient(at, count);
+        model.backend->matmul_transposed(xn.f32(), logits.f32(), model.classifier, count);
+        pass.ops_back->rmsnorm_backward(dx.f32() + at * D, xn.f32(), out, model.norm,
+                                        pass.c.norm_eps, count);
     }
 }
 
-void ModelBackward::run(const std::vector<Token>& ids, const Step& step,
-                        const std::vector<LayerCuts>& cuts, uint64_t seed,
-                        const std::function<void(int)>& visit) {
-    const Config& c = pass.c;
-    size_t rows = size_t(step.T) * size_t(c.D);
-    auto input = [&](int l) { return inputs.f32() + size_t(l) * rows; };
+void ModelBackward::there(const std::vector<Token>& ids, const Step& step,
+                          const std::vector<LayerCuts>& cuts) {
+    auto input = [&](int l) { return inputs.f32() + size_t(l) * rows(step.T); };
     embed_sequence(pass.model, input(0), ids);
-    for (int l = 0; l < c.L; l++) {
+    for (int l = 0; l < pass.c.L; l++) {
         pass.begin_on_backend(l, input(l), step);
         pass.forward(cuts[size_t(l)]);
-        pass.ops_back->copy(input(l + 1), pass.out, rows);
+        pass.ops_back->copy(input(l + 1), pass.out, rows(step.T));
     }
-    back_through_classifier(input(c.L), step.T, seed);
-    for (int l = c.L - 1; l >= 0; l--) {
-        pass.begin_on_backend(l, input(l), step);
+}
+
+void ModelBackward::back(const Step& step, const std::vector<LayerCuts>& cuts, const Visit& visit) {
+    for (int l = pass.c.L - 1; l >= 0; l--) {
+        pass.begin_on_backend(l, inputs.f32() + size_t(l) * rows(step.T), step);
         pass.forward(cuts[size_t(l)]);
         pass.back_to_input(cuts[size_t(l)], dx.f32());
         visit(l);
     }
+}
+
+void ModelBackward::run(const std::vector<Token>& ids, const Step& step,
+                        const std::vector<LayerCuts>& cuts, uint64_t seed, const Visit& visit) {
+    there(ids, step, cuts);
+    back_through_classifier(step.T, [&](size_t at, int count) {
+        pass.ops_back->score_direction(logits.f32(), seed + at, count, pass.c.V);
+    });
+    back(step, cuts, visit);
+}
+
+void ModelBackward::run_divergence(const std::vector<Token>& ids, const Step& step,
+                                   const std::vector<LayerCuts>& cuts, const float* full,
+                                   const Visit& visit) {
+    Backend& ops = *pass.model.backend;
+    size_t most = inputs.bytes / sizeof(float) / size_t(pass.c.L + 1), V = size_t(pass.c.V);
+    if (!target.f32()) {
+        reference = Staged(ops, most, "the full model's output");
+        target = Buffer(ops, piece * V * sizeof(float), "logits");
+    }
+    there(ids, step, cuts);
+    const float* theirs = reference.read(full, rows(step.T));
+    back_through_classifier(step.T, [&](size_t at, int count) {
+        size_t D = size_t(pass.c.D);
+        logits_of(pass.model, target.f32(), xn.f32(), theirs + at * D, count);
+        pass.ops_back->divergence_gradient(logits.f32(), target.f32(), count, pass.c.V);
+    });
+    back(step, cuts, visit);
 }
 
 }  // namespace stief

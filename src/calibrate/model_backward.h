@@ -25,15 +25,28 @@ struct ModelBackward {
     // With one LayerCuts a layer (which may cut nothing). visit(l), from the last layer
     // to the first, finds k, k_rotated, v and their gradients dk (before rotation unless cuts say
     // after) and dv in the pass. The seed decides u.
+    using Visit = std::function<void(int)>;
     void run(const std::vector<Token>& ids, const Step& step, const std::vector<LayerCuts>& cuts,
-             uint64_t seed, const std::function<void(int)>& visit);
+             uint64_t seed, const Visit& visit);
+    // The same for the gradient of Σ_t KL(full ‖ cut) in place of ⟨u, z⟩, where the full model's
+    // last layer put out `full`.
+    void run_divergence(const std::vector<Token>& ids, const Step& step,
+                        const std::vector<LayerCuts>& cuts, const float* full,  // (T, D)  host
+                        const Visit& visit);
+    // The way there alone; then what the last layer puts out, of this many tokens.
+    void there(const std::vector<Token>& ids, const Step& step, const std::vector<LayerCuts>& cuts);
+    const float* output(int T) const { return inputs.f32() + size_t(pass.c.L) * rows(T); }
 
   private:
-    size_t piece;       // rows of logits at once
-    Buffer inputs, dx;  // (L + 1, T, D), (T, D)
-    Buffer xn, logits;  // (piece, D), (piece, V)
+    size_t piece;               // rows of logits at once
+    Buffer inputs, dx;          // (L + 1, T, D), (T, D)
+    Buffer xn, logits, target;  // (piece, D), (piece, V) ×2  target: of the full model, when asked
+    Staged reference;           // (T, D)
 
-    void back_through_classifier(const float* out, int T, uint64_t seed);
+    size_t rows(int T) const { return size_t(T) * size_t(pass.c.D); }
+    void back(const Step& step, const std::vector<LayerCuts>& cuts, const Visit& visit);
+    template <class F>
+    void back_through_classifier(int T, const F& to_gradient);
 };
 
 }  // namespace stief

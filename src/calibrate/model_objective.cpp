@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "calibrate/calibration_run.h"
+#include "calibrate/model_descent.h"
 #include "calibrate/prices.h"
 
 namespace stief {
@@ -52,6 +53,9 @@ struct Priced {
     }
 };
 
+// KL on held-out text of these units at these formats.
+using MeasuredKl = std::function<double(const Priced&, const Formats&)>;
+
 template <class F>
 void for_units(const Config& c, const F& at) {
     for (int l = 0; l < c.L; l++)
@@ -90,25 +94,67 @@ Bases bases_of(const CalibrationRun& run, const Priced& priced, const Formats& f
     return bases;
 }
 
-// The hulls of all units, from samples at the cuts; bases are found where there are none yet.
-void price(CalibrationRun& run, ModelBackward& back, const std::vector<LayerCuts>& cuts,
-           uint64_t round, const std::string& folder, Priced& priced) {
+PriceSamples samples_at(CalibrationRun& run, ModelBackward& back,
+                        const std::vector<LayerCuts>& cuts, uint64_t round,
+                        const std::string& folder) {
     const Config& c = run.model.config;
     const CalibrationOptions& o = run.options;
     int sinks = std::min(o.sinks, o.sequence - 1);
     PriceSamples samples(c, run.learn.count() * size_t(o.sequence - sinks), folder);
     collect_samples(back, run.learn, samples, cuts, sinks, o.seed * 2 + round,
                     [&] { run.ticker(3 * size_t(c.L)); });
-    bool first = priced.unit.empty();
+    return samples;
+}
+
+// Bases, prices and hulls of all units.
+Priced price(CalibrationRun& run, const PriceSamples& samples) {
+    const CalibrationOptions& o = run.options;
+    Priced priced;
     priced.unit.resize(samples.units), priced.hull.resize(samples.units);
     priced.scale.resize(samples.units, 1);
     run.model.threads->run(samples.units, [&](size_t u) {
-        if (first)
-            priced.unit[u] = price_unit(samples, u, {Covariance::Weighted, o.bits == "mixed"});
-        else
-            price_again(priced.unit[u], samples, u);
+        priced.unit[u] = price_unit(samples, u, {Covariance::Weighted, o.bits == "mixed"});
         priced.hull[u] = lower_hull(formats_of(priced.unit[u], samples, u, o.cache));
     });
+    return priced;
+}
+
+// The same bases by other samples, which weigh `share` against the prices that there are.
+Priced price_again(CalibrationRun& run, Priced priced, const PriceSamples& samples, double share) {
+    run.model.threads->run(samples.units, [&](size_t u) {
+        price_again(priced.unit[u], samples, u, share);
+        priced.hull[u] = lower_hull(formats_of(priced.unit[u], samples, u, run.options.cache));
+    });
+    return priced;
+}
+
+// Prices at the compressed cache: there they hold where the second order does not reach, but they
+// are as noisy as the first ones; the mean of both is less so. Held-out text decides.
+void price_compressed(CalibrationRun& run, ModelBackward& back, const std::string& folder,
+                      size_t budget, const MeasuredKl& divergence, Priced& priced,
+                      Formats& formats) {
+    double best = divergence(priced, formats);
+    PriceSamples samples = samples_at(run, back, cuts_of(run, priced, formats), 1, folder);
+    Priced before = priced;
+    for (double share : {1.0, 0.5}) {
+        Priced again = price_again(run, before, samples, share);
+        Formats other = again.within(budget);
+        double now = divergence(again, other);
+        if (!(now < best)) continue;
+        best = now, priced = std::move(again), formats = std::move(other);
+    }
+}
+
+// README §3 at these formats; kept where held-out text is better for it.
+void descend(CalibrationRun& run, ModelBackward& back, const std::string& folder,
+             const MeasuredKl& divergence, Priced& priced, const Formats& formats) {
+    const CalibrationOptions& o = run.options;
+    size_t passes = size_t(run.model.config.L);
+    ModelDescent descent(back, run.learn, folder, [&] { run.ticker(passes); });
+    Priced moved = priced;
+    descent.run(moved.unit, formats.format, [&] { return cuts_of(run, moved, formats); },
+                {o.steps, o.batch, o.tau, o.seed}, [&] { run.ticker(3 * passes); });
+    if (divergence(moved, formats) < divergence(priced, formats)) priced = std::move(moved);
 }
 
 // Errors of different tokens are taken as uncorrelated, which they are not in the first layers:
@@ -158,12 +204,12 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const std::
     const Config& c = run.model.config;
     const CalibrationOptions& o = run.options;
     Clock clock{result};
-    run.ticker.total = 2 * run.learn.count() * 3 * size_t(c.L);
+    size_t descent = o.steps > 0 ? run.learn.count() + 3 * size_t(o.steps) * size_t(o.batch) : 0;
+    run.ticker.total = (2 * run.learn.count() * 3 + descent) * size_t(c.L);
     run.ticker.phase = "prices of the full cache";
-    Priced priced;
     ModelBackward back(run.pass, o.sequence);
     std::vector<LayerCuts> none(size_t(c.L), LayerCuts(c, o.keys == "post"));
-    price(run, back, none, 0, folder, priced);
+    Priced priced = price(run, samples_at(run, back, none, 0, folder));
     clock.phase("prices");
 
     size_t budget = o.ppl_budget > 0 ? within_perplexity(run, priced, result.full_bytes_per_token)
@@ -174,7 +220,7 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const std::
           "larger one",
           o.keep, budget);
     EndToEnd held_out(run.pass, run.held_out, run.held_out.count());
-    auto divergence = [&](const Priced& by, const Formats& of) {
+    MeasuredKl divergence = [&](const Priced& by, const Formats& of) {
         return held_out.measure(cuts_of(run, by, of)).divergence.mean;
     };
     run.ticker.phase = "layers alone";
@@ -191,12 +237,13 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const std::
     clock.phase("layers alone");
 
     run.ticker.phase = "prices of the compressed cache";
-    Priced again = priced;
-    price(run, back, cuts_of(run, priced, formats), 1, folder, again);
-    Formats other = again.within(budget);
-    if (divergence(again, other) < best)
-        priced = std::move(again), formats = std::move(other);
+    price_compressed(run, back, folder, budget, divergence, priced, formats);
     clock.phase("prices at the compressed cache");
+    if (o.steps > 0) {
+        run.ticker.phase = "descent";
+        descend(run, back, folder, divergence, priced, formats);
+        clock.phase("descent");
+    }
     EndToEnd windows(run.pass, run.windows, run.windows.count());
     measure_sizes(run, windows, priced, result);
     clock.phase("sizes");

@@ -103,45 +103,67 @@ Matrix moment_of(const float* g, const float* k, size_t n, size_t d, Covariance 
     return C;
 }
 
-// a_i and n_i from rows of c (unit spread) and of g · D.
-void set_prices(PricedUnit& unit, const std::vector<float>& c, const std::vector<float>& gD,
-                size_t n, size_t d) {
-    unit.dropped.assign(d, 0), unit.noise.assign(d, 0);
+// a_i and n_i += share / n × those of rows of c (unit spread) and of g · D.
+void add_prices(PricedUnit& unit, const std::vector<float>& c, const std::vector<float>& gD,
+                size_t n, size_t d, double share) {
     for (size_t t = 0; t < n; t++) {
         const float *ct = c.data() + t * d, *gt = gD.data() + t * d;
         double rho2 = 0;
         for (size_t i = 0; i < d; i++) rho2 += double(ct[i]) * double(ct[i]) / double(d);
         for (size_t i = 0; i < d; i++) {
-            double g2 = 0.5 * double(gt[i]) * double(gt[i]) / double(n);
+            double g2 = 0.5 * share * double(gt[i]) * double(gt[i]) / double(n);
             unit.dropped[i] += g2 * double(ct[i]) * double(ct[i]);
             unit.noise[i] += g2 * rho2;
         }
     }
 }
 
-void reorder(PricedUnit& unit, const Matrix& E, const Matrix& D) {
-    size_t d = E.rows;
+std::vector<double> in_order(const std::vector<double>& from, const std::vector<size_t>& order) {
+    std::vector<double> to;
+    for (size_t i : order) to.push_back(from[i]);
+    return to;
+}
+
+// The most dearly priced coordinate first.
+void sort_by_price(PricedUnit& unit) {
+    size_t d = unit.Q.rows;
     std::vector<size_t> order(d);
     std::iota(order.begin(), order.end(), 0);
     const std::vector<double>& price = unit.how.coded ? unit.noise : unit.dropped;
     std::stable_sort(order.begin(), order.end(),
                      [&](size_t a, size_t b) { return price[a] > price[b]; });
-    PricedUnit sorted{unit.how, Matrix(d, d), {}, {}, {}, {}};
-    Matrix e(d, d), dec(d, d);
-    for (size_t j = 0; j < d; j++) {
-        for (size_t i = 0; i < d; i++) {
-            sorted.Q(i, j) = unit.Q(i, order[j]);
-            e(i, j) = E(i, order[j]);
-            dec(j, i) = D(order[j], i);
-        }
-        sorted.dropped.push_back(unit.dropped[order[j]]);
-        sorted.noise.push_back(unit.noise[order[j]]);
-    }
-    sorted.encode = to_floats(e), sorted.decode = to_floats(dec);
-    unit = std::move(sorted);
+    Matrix Q(d, d);
+    for (size_t j = 0; j < d; j++)
+        for (size_t i = 0; i < d; i++) Q(i, j) = unit.Q(i, order[j]);
+    unit.dropped = in_order(unit.dropped, order), unit.noise = in_order(unit.noise, order);
+    unit.turn_to(Q);
 }
 
 }  // namespace
+
+void PricedUnit::turn_to(const Matrix& to) {
+    Q = to;
+    size_t d = Q.rows;
+    Matrix E = stief::encode(Q, metric), D = stief::decode(Q, metric), C = times(moment, E);
+    spread.assign(d, 1);
+    for (size_t i = 0; i < d; i++) {
+        double square = 0;
+        for (size_t j = 0; j < d; j++) square += E(j, i) * C(j, i);
+        if (square > 0) spread[i] = std::sqrt(square);
+        for (size_t j = 0; j < d; j++) E(j, i) /= spread[i], D(i, j) *= spread[i];
+    }
+    encode = to_floats(E), decode = to_floats(D);
+}
+
+void price_again(PricedUnit& unit, const PriceSamples& samples, size_t index, double share) {
+    size_t n = samples.tokens, d = samples.d;
+    Matrix E = from_floats(unit.encode, d), D = from_floats(unit.decode, d);
+    for (std::vector<double>* prices : {&unit.dropped, &unit.noise})
+        for (double& one : *prices) one *= 1 - share;
+    add_prices(unit, product(samples.k(index), n, E), product(samples.g(index), n, transpose(D)), n,
+               d, share);
+    sort_by_price(unit);
+}
 
 PricedUnit price_unit(const PriceSamples& samples, size_t index, const Pricing& how) {
     size_t n = samples.tokens, d = samples.d;
@@ -149,29 +171,16 @@ PricedUnit price_unit(const PriceSamples& samples, size_t index, const Pricing& 
     Matrix energy(d, d), moment = moment_of(g, k, n, d, how.covariance);
     add_gram(energy, g, d, g, d, n);
     require_finite(moment, "second moments");
-    Metric metric = metric_of(energy);
     PricedUnit unit;
     unit.how = how;
-    unit.Q = warm_start(moment, metric).vectors;
-    Matrix E = encode(unit.Q, metric), D = decode(unit.Q, metric);
-    std::vector<float> c = product(k, n, E);
-    for (size_t i = 0; i < d; i++) {
-        double square = 0;
-        for (size_t t = 0; t < n; t++) square += double(c[t * d + i]) * double(c[t * d + i]);
-        double spread = square > 0 ? std::sqrt(square / double(n)) : 1;
-        for (size_t j = 0; j < d; j++) E(j, i) /= spread, D(i, j) *= spread;
-    }
-    set_prices(unit, product(k, n, E), product(g, n, transpose(D)), n, d);
-    reorder(unit, E, D);
+    unit.metric = metric_of(energy);
+    unit.moment = Matrix(d, d);
+    add_gram(unit.moment, k, d, k, d, n);
+    for (double& x : unit.moment.data) x /= double(n);
+    unit.turn_to(warm_start(moment, unit.metric).vectors);
+    unit.dropped.assign(d, 0), unit.noise.assign(d, 0);
+    price_again(unit, samples, index, 1);
     return unit;
-}
-
-void price_again(PricedUnit& unit, const PriceSamples& samples, size_t index) {
-    size_t n = samples.tokens, d = samples.d;
-    Matrix E = from_floats(unit.encode, d), D = from_floats(unit.decode, d);
-    set_prices(unit, product(samples.k(index), n, E), product(samples.g(index), n, transpose(D)), n,
-               d);
-    reorder(unit, E, D);
 }
 
 std::vector<float> weights_of(const PricedUnit& unit) {

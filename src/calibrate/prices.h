@@ -47,15 +47,20 @@ struct Pricing {
 // by noise where they are coded, else by what dropping them costs.
 struct PricedUnit {
     Pricing how;
+    Metric metric;
+    Matrix moment;                       // (d, d)  mean kᵀk, of which the spread is
     Matrix Q;                            // (d, d)
+    std::vector<double> spread;          // (d)  σ
     std::vector<float> encode, decode;   // (d, d)  E = S Q / σ, D = σ Qᵀ S⁻¹
     std::vector<double> dropped, noise;  // (d)  a_i, n_i in nats a token
+
+    void turn_to(const Matrix& Q);  // spread, encode and decode follow
 };
 
 // The basis: eigenvectors of S C S with S² = Σ gᵀg.
 PricedUnit price_unit(const PriceSamples& samples, size_t unit, const Pricing& how);
-// The same unit's prices by other samples, in the basis that it has.
-void price_again(PricedUnit& priced, const PriceSamples& samples, size_t unit);
+// The same unit's prices by other samples, in the basis that it has: (1 − share) old + share new.
+void price_again(PricedUnit& priced, const PriceSamples& samples, size_t unit, double share);
 
 // Every format on the unit's own greedy path from nothing to whole rows, priced by what the
 // quantiser does to the unit's rows; where nothing is coded, every rank in steps of 4.

@@ -81,7 +81,7 @@ std::vector<Flag> flags(Args& a) {
         {"--tokens", "N", "calibrate",
          "tokens to learn from (default 16384; objective layer: 32768)",
          &a.calibration_tokens, 2},
-        {"--steps", "N", "calibrate", "of the descent (default 150; objective layer)", &a.steps, 0,
+        {"--steps", "N", "calibrate", "of the descent (default: objective layer 150, model 0)", &a.steps, 0,
          1000000},
         {"--holdout", "FILE", "calibrate", "text to measure on (default: the last tenth)",
          &a.holdout},

@@ -19,7 +19,6 @@ static std::string layer_only(const Args& args) {
     return !args.method.empty()      ? "--method"
            : !args.key_basis.empty() ? "--key-basis"
            : !args.metric.empty()    ? "--metric"
-           : args.steps >= 0         ? "--steps"
            : args.error_budget       ? "--error-budget"
            : args.keys == "auto"     ? "--keys auto"
            : args.resume             ? "--resume"
@@ -51,18 +50,17 @@ static CalibrationOptions options_of(const Args& args, const Config& config) {
     o.ppl_budget = args.ppl_budget.value_or(0);
     for (const std::optional<double>* one : {&args.keep, &args.error_budget, &args.ppl_budget})
         if (*one && !(**one > 0)) throw UsageError("a budget is a number above 0");
+    bool layer = o.objective == "layer";
     int budgets = int(o.keep > 0) + int(o.error_budget > 0) + int(o.ppl_budget > 0);
     if (budgets > 1) throw UsageError("give one of --keep, --error-budget and --ppl-budget");
     if (budgets == 0) o.keep = 0.25;
     if (!args.window.empty()) std::tie(o.sinks, o.recent) = window_of(args);
-    o.tokens = args.calibration_tokens  ? args.calibration_tokens
-               : o.objective == "model" ? 16384
-                                        : 32768;
+    o.tokens = args.calibration_tokens ? args.calibration_tokens : layer ? 32768 : 16384;
     o.sequence = args.context ? args.context : std::min(512, config.context);
     check(o.sequence >= 8 && o.sequence <= config.context,
           "--context %d, expected sequences of 8 to the model's %d positions", o.sequence,
           config.context);
-    if (args.steps >= 0) o.steps = args.steps;
+    o.steps = args.steps >= 0 ? args.steps : layer ? 150 : 0;
     o.seed = args.seed.given ? args.seed.value : 1;     // the same bases again, unless asked
     if (args.seed.drawn) {
         o.seed = draw_seed();

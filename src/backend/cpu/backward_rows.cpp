@@ -10,14 +10,32 @@ namespace stief {
 
 using namespace vectors;
 
+// ln Σ eᶻ
+static double log_sum(const float* z, size_t n) {
+    float most = *std::max_element(z, z + n);
+    double sum =
+        blocked_sum(n, [&](size_t i, size_t width) { return exp(load(z + i, width) - most); });
+    return double(most) + std::log(sum);
+}
+
+void CpuBackward::divergence_gradient(float* z, const float* reference, int rows, int V) {
+    size_t n = size_t(V);
+    threads.run(size_t(rows), [&](size_t row) {
+        float* at = z + row * n;
+        const float* full = reference + row * n;
+        float mine = float(log_sum(at, n)), theirs = float(log_sum(full, n));
+        by_fours(n, [&](size_t i, size_t width) {
+            store(at + i, exp(load(at + i, width) - mine) - exp(load(full + i, width) - theirs),
+                  width);
+        });
+    });
+}
+
 void CpuBackward::score_direction(float* z, uint64_t seed, int rows, int V) {
     size_t n = size_t(V);
     threads.run(size_t(rows), [&](size_t row) {
         float* at = z + row * n;
-        float most = *std::max_element(at, at + n);
-        double sum = blocked_sum(
-            n, [&](size_t i, size_t width) { return exp(load(at + i, width) - most); });
-        float half = float(0.5 * (double(most) + std::log(sum)));
+        float half = float(0.5 * log_sum(at, n));
         auto sign = [&](size_t i) {
             return score_signs(seed, row, i / 64) >> (i % 64) & 1 ? 1.0f : -1.0f;
         };

@@ -29,6 +29,7 @@ struct CpuBackward final : Backward {
     void round_rows(float* c, const float* weight, const RowFormat& format, DType dtype, int rows,
                     int d) override;
     void score_direction(float* z, uint64_t seed, int rows, int V) override;
+    void divergence_gradient(float* z, const float* reference, int rows, int V) override;
 
     void zero(float* x, size_t n) override;
     void copy_rows(float* to, size_t to_stride, const float* from, size_t from_stride, size_t rows,

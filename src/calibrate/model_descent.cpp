@@ -1,0 +1,75 @@
+#include "calibrate/model_descent.h"
+
+#include "calibrate/stiefel.h"
+
+namespace stief {
+
+ModelDescent::ModelDescent(ModelBackward& through, const Sequences& learn,
+                           const std::string& folder, const std::function<void()>& progress)
+    : model(through),
+      sequences(learn),
+      full(learn.count() * size_t(learn.T) * size_t(through.pass.c.D), folder, false) {
+    const Config& c = model.pass.c;
+    std::vector<LayerCuts> none(size_t(c.L), LayerCuts(c, false));
+    size_t each = size_t(learn.T) * size_t(c.D);
+    for (size_t s = 0; s < learn.count(); s++) {
+        model.there(learn.ids[s], learn.step(s), none);
+        model.pass.model.backend->download(full.data + s * each, model.output(learn.T),
+                                           each * sizeof(float));
+        progress();
+    }
+}
+
+Matrix basis_gradient(const PricedUnit& unit, const Matrix& of_rows, const Matrix& of_stored,
+                      int kept) {
+    size_t d = unit.Q.rows, r = size_t(kept);
+    Matrix G = times(times(times(unit.metric.S, of_rows), unit.metric.S_inverse), unit.Q);
+    Matrix noise = times(unit.metric.S_inverse, transpose(of_stored));
+    for (size_t i = 0; i < d; i++)
+        for (size_t j = 0; j < d; j++)
+            G(i, j) = j < r ? G(i, j) + noise(i, j) * unit.spread[j] : 0;
+    return G;
+}
+
+void ModelDescent::run(std::vector<PricedUnit>& units, const std::vector<RowFormat>& formats,
+                       const std::function<std::vector<LayerCuts>()>& cuts_now,
+                       const Options& options, const std::function<void()>& progress) {
+    LayerPass& pass = model.pass;
+    const Config& c = pass.c;
+    size_t each = size_t(sequences.T) * size_t(c.D);
+    Random random(options.seed);
+    std::vector<StiefelState> states;
+    for (const PricedUnit& unit : units) states.emplace_back(unit.Q);
+    for (int t = 0; t < options.steps; t++) {
+        std::vector<LayerCuts> cuts = cuts_now();
+        std::vector<LayerGradient> gradient(size_t(c.L), LayerGradient(c));
+        for (int i = 0; i < options.batch; i++) {
+            size_t s = random.below(sequences.count());
+            model.run_divergence(sequences.ids[s], sequences.step(s), cuts, full.data + s * each,
+                                 [&](int l) {
+                                     pass.add_basis_gradient(cuts[size_t(l)], gradient[size_t(l)]);
+                                 });
+            progress();
+        }
+        double tau = annealed(options.tau, t, options.steps);
+        std::vector<StiefelTurn> turns(units.size());
+        pass.threads.run(units.size(), [&](size_t u) {
+            const LayerGradient& of = gradient[u / 2 / size_t(c.G)];
+            size_t g = u / 2 % size_t(c.G);
+            bool values = u % 2;
+            turns[u] = stiefel_turn(states[u],
+                                    basis_gradient(units[u], (values ? of.v : of.k)[g],
+                                                (values ? of.stored_v : of.stored_k)[g],
+                                                formats[u].kept()),
+                                    tau);
+        });
+        std::vector<Turn> all;
+        for (size_t u = 0; u < units.size(); u++)
+            if (turns[u].tau != 0) all.push_back({&states[u].Q, &turns[u].W, turns[u].tau});
+        pass.ops_back->cayley(all);
+        for (size_t u = 0; u < units.size(); u++) units[u].turn_to(states[u].Q);
+    }
+    for (PricedUnit& unit : units) unit.turn_to(finished(unit.Q, "descent"));
+}
+
+}  // namespace stief
