@@ -102,13 +102,17 @@ TEST_CASE("a run that is killed and resumed gives the bases of an uninterrupted 
     Tried whole, killed;
     Bases want = whole.run().bases;
     auto stop_in_layer_2 = [](size_t, size_t, const std::string& phase) {
-        if (phase.find("layer 2 of 2, error") != phase.npos) throw Interrupted();
+        if (phase.find("layer 2 of 2, error against") != phase.npos) throw Interrupted();
+    };
+    auto stop_in_descent_2 = [](size_t, size_t, const std::string& phase) {
+        if (phase.find("layer 2 of 2, error of") != phase.npos) throw Interrupted();
     };
     CHECK_THROWS_AS(killed.run(stop_in_layer_2), Interrupted);
     CHECK(!file_exists(killed.output()));
     killed.options.resume = true;
+    CHECK_THROWS_AS(killed.run(stop_in_descent_2), Interrupted);
     CalibrationResult result = killed.run();
-    CHECK(result.resumed == 1);
+    CHECK(result.resumed == 3);  // two eigenbases and a descent
     CHECK(same_bases(result.bases, want));
     write_bases(result, killed.model, killed.text, killed.partial);
     const Config& c = killed.model.config;
@@ -191,6 +195,29 @@ TEST_CASE("an error budget is met by every layer, measured") {
         }
 }
 
+TEST_CASE("a planted rank is found, by every metric, with and without descent") {
+    for (int planted : {4, 8, 12})
+        for (bool rotated : {false, true})
+            for (const char* metric : {"output", "query", "identity"})
+                for (int steps : {0, 12}) {
+                    CAPTURE(planted);
+                    CAPTURE(rotated);
+                    CAPTURE(metric);
+                    CAPTURE(steps);
+                    Tried tried({.why = "planted", .L = 2, .D = 32, .d = 16, .planted = planted,
+                                 .planes = rotated});
+                    CalibrationOptions& o = tried.options;
+                    o.keep = 0, o.error_budget = 0.001, o.metric = metric, o.steps = steps;
+                    o.keys = rotated ? "post" : "pre";
+                    CalibrationResult result = tried.run();
+                    for (const LayerRanks& ranks : result.ranks)
+                        for (int g = 0; g < 2; g++)
+                            for (bool values : {false, true})
+                                CHECK(ranks.at(values, g) == planted);
+                    for (double error : result.error) CHECK(error <= 0.001);
+                }
+}
+
 TEST_CASE("a perplexity budget is met, measured through the cache") {
     for (const char* method : {"stiefel", "eigen"}) {
         CAPTURE(method);
@@ -254,7 +281,14 @@ TEST_CASE(
     tried.options.steps = 60;
     CalibrationResult result = tried.run();
     REQUIRE(result.layer[0].errors.size() == 2);
-    for (const RankError& e : result.layer[0].errors) CHECK(e.learned <= e.warm * 1.01);
+    CHECK(result.error[0] <= result.error_warm[0]);
+    for (bool values : {false, true})
+        for (int g = 0; g < 2; g++) {
+            const LearnedLayer& layer = result.layer[0];
+            std::vector<RankPoint> best = layer.curve(values, g);
+            const std::vector<RankPoint>& warm = (values ? layer.warm_v : layer.warm_k)[size_t(g)];
+            for (size_t i = 0; i < best.size(); i++) CHECK(best[i].error <= warm[i].error);
+        }
     for (const BasisUnit& unit : result.layer[0].units) CHECK(infeasibility(unit.Q) <= FEASIBLE);
 }
 

@@ -100,6 +100,7 @@ TEST_CASE("the gradient of the layer's error in every basis is its central diffe
             rows.emplace_back(x.begin() + ptrdiff_t(t) * c.D, x.begin() + ptrdiff_t(t + 1) * c.D);
         std::vector<Unit> k_units, v_units;
         LayerCuts cuts(c, one.rotated);
+        cuts.dtype = DType::F32;
         for (size_t g = 0; g < G; g++) {
             k_units.push_back({some_basis(d, 10 + g), some_metric(d, 20 + g), one.rk});
             v_units.push_back({some_basis(d, 30 + g), some_metric(d, 40 + g), one.rv});

@@ -49,14 +49,11 @@ double inner(const Floats& a, const Floats& b) {
     return sum;
 }
 
-// I + ε A as a cut, which takes Pᵀ.
+// E = I + ε A, D = I.
 Cut nudge(const Matrix& A, double epsilon) {
-    Matrix P = transpose(A);
-    for (double& x : P.data) x *= epsilon;
-    add_scaled(P, 1, identity(A.rows));
-    Cut cut;
-    cut.transposed = to_floats(P);
-    return cut;
+    Matrix E = identity(A.rows);
+    add_scaled(E, epsilon, A);
+    return {to_floats(E), to_floats(identity(A.rows)), {}, RowFormat::whole(int(A.rows))};
 }
 
 Matrix some_matrix(size_t d, uint64_t seed) {
@@ -107,9 +104,10 @@ TEST_CASE("the gradient of every head's keys and values is the logits' central d
             Whole whole(pass, ids, 11);
 
             std::vector<LayerCuts> cuts(3, LayerCuts(c, one.rotated));
+            for (LayerCuts& layer : cuts) layer.dtype = DType::F32;
             for (size_t l = 0; l < 3; l++)
                 for (size_t g = 0; g < size_t(c.G) && one.cut && l > 0; g++) {
-                    cuts[l].sinks = 2, cuts[l].dtype = DType::F32;
+                    cuts[l].sinks = 2;
                     for (Cut* cut : {&cuts[l].k[g], &cuts[l].v[g]}) {
                         Matrix Q = qr(some_matrix(d, 10 * l + g)).Q;
                         cut->encode = to_floats(Q), cut->decode = to_floats(transpose(Q));

@@ -1,4 +1,4 @@
-// Formats by prices of the model's own prediction: the allocation, and calibrate --objective model.
+// Formats by prices of the model's own prediction: calibrate --objective model.
 #include "calibrate/allocation.h"
 #include "calibrate/calibrate.h"
 #include "calibrate/partial.h"
@@ -11,16 +11,6 @@ using namespace stief::testing;
 TEST_SUITE_BEGIN("calibrate");
 
 namespace {
-
-// A list of choices whose error falls as bytes rise, not convex in general.
-Choices some_choices(Random& random) {
-    Choices all = {{0, 10 + 10 * random.uniform(), {}}};
-    for (int n = 0; n < 4; n++)
-        all.push_back({all.back().bytes + 1 + random.below(4),
-                       all.back().error * (0.3 + 0.7 * random.uniform()),
-                       {}});
-    return all;
-}
 
 struct Tried {
     Scratch scratch;
@@ -49,39 +39,6 @@ struct Tried {
 };
 
 }  // namespace
-
-TEST_CASE("choices on the hulls are the best there are for the bytes that they take") {
-    Random random(8);
-    for (int trial = 0; trial < 200; trial++) {
-        std::vector<Choices> hulls;
-        for (int u = 0; u < 3; u++) hulls.push_back(lower_hull(some_choices(random)));
-        size_t budget = random.below(30), bytes = 0;
-        std::vector<size_t> at = choose_within(hulls, budget);
-        double error = 0;
-        for (size_t u = 0; u < 3; u++)
-            error += hulls[u][at[u]].error, bytes += hulls[u][at[u]].bytes;
-        CHECK(bytes <= budget);
-        // All combinations: none is better by more than the one step that did not fit.
-        double best = error, step = 0;
-        for (const Choices& hull : hulls)
-            for (size_t i = 1; i < hull.size(); i++)
-                step = std::max(step, hull[i - 1].error - hull[i].error);
-        for (const Choice& a : hulls[0])
-            for (const Choice& b : hulls[1])
-                for (const Choice& c : hulls[2])
-                    if (a.bytes + b.bytes + c.bytes <= budget)
-                        best = std::min(best, a.error + b.error + c.error);
-        CHECK(error - best <= step);
-        for (const Choices& hull : hulls)
-            for (size_t i = 2; i < hull.size(); i++) {
-                auto drop = [&](size_t n) {
-                    return (hull[n - 1].error - hull[n].error) /
-                           double(hull[n].bytes - hull[n - 1].bytes);
-                };
-                CHECK(drop(i) < drop(i - 1));
-            }
-    }
-}
 
 TEST_CASE("calibrate by prices keeps to its bytes, and what it measured is what the cache does") {
     for (const char* keys : {"pre", "post"})
@@ -114,7 +71,7 @@ TEST_CASE("calibrate by prices keeps to its bytes, and what it measured is what 
                             const Bases::Layer& from = bases.layer[l];
                             const HeadBasis& head = (values ? from.v : from.k)[g];
                             (values ? cuts[l].v : cuts[l].k)[g] = {
-                                {}, head.encode, head.decode, head.weight, head.format[0]};
+                                head.encode, head.decode, head.weight, head.format[0]};
                         }
                 }
                 Sequences one;

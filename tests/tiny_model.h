@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/bf16.h"
+#include "base/linalg.h"
 #include "base/random.h"
 #include "formats/safetensors.h"
 #include "testing.h"
@@ -20,7 +21,26 @@ struct TinyModel {
     bool tied = true, scaled_rope = false;
     double deviation = 0.15;              // of the random weights; 0: every weight is zero
     int context = 512;
+    // Keys and values of every head live in that many of its d coordinates (0: in all): keys in any
+    // space of coordinates, or, as rotation leaves whole, in the first planes (j, j + d/2).
+    int planted = 0;
+    bool planes = false;
 };
+
+// Rows of one head (d, D) ← U Uᵀ rows, U (d, rank) orthonormal.
+inline void plant(float* rows, const TinyModel& m, bool planes, uint64_t seed) {
+    size_t d = size_t(m.d), D = size_t(m.D), rank = size_t(m.planted);
+    Random random(seed);
+    Matrix A(d, d);
+    for (double& a : A.data) a = random.normal();
+    Matrix U = first_columns(qr(A).Q, rank);
+    for (size_t j = 0; planes && j < rank; j++)
+        for (size_t i = 0; i < d; i++) U(i, j) = i == j / 2 + j % 2 * (d / 2);
+    Matrix W(d, D);
+    W.data.assign(rows, rows + d * D);
+    W = times(U, transposed_times(U, W));
+    for (size_t i = 0; i < d * D; i++) rows[i] = float(W.data[i]);
+}
 
 inline std::vector<char> stored(const std::vector<float>& values, DType dtype) {
     std::vector<char> bytes(values.size() * size_of(dtype));
@@ -59,6 +79,10 @@ inline void write_tiny_model(const TinyModel& m, const std::string& folder, uint
         for (size_t extent : shape) count *= extent;
         std::vector<float> values(count);
         for (float& x : values) x = float((norm ? 1.0 : 0.0) + m.deviation * random.normal());
+        bool keys = name.ends_with("k_proj.weight");
+        for (int g = 0; m.planted && g < m.G && (keys || name.ends_with("v_proj.weight")); g++)
+            plant(values.data() + size_t(g) * size_t(m.d) * size_t(m.D), m, keys && m.planes,
+                  seed + tensors.size() * 100 + size_t(g));
         bytes.push_back(stored(values, m.dtype));
         tensors.push_back({name, {nullptr, m.dtype, shape}});
     };

@@ -1,5 +1,6 @@
 #include "calibrate/allocation.h"
 
+#include <algorithm>
 #include <cmath>
 #include <queue>
 
@@ -26,20 +27,51 @@ Choices lower_hull(const Choices& choices) {
     return hull;
 }
 
+Choices rank_choices(const std::vector<RankPoint>& curve, double weight, DType dtype) {
+    check(!curve.empty() && curve[0].rank == 0, "a curve of errors does not begin at rank 0");
+    Choices points;  // of the running minimum
+    double lowest = INFINITY;
+    for (const RankPoint& p : curve) {
+        check(std::isfinite(p.error) && p.error >= 0, "error %g at rank %d, expected a number >= 0",
+              p.error, p.rank);
+        check(points.empty() || p.rank > points.back().format.kept(),
+              "a curve of errors: rank %d does not ascend", p.rank);
+        lowest = std::min(lowest, p.error);
+        RowFormat format = RowFormat::whole(p.rank);
+        points.push_back({format.bytes(dtype), lowest, format});
+    }
+    Choices hull = lower_hull(points), all;
+    if (hull.back().format.kept() < curve.back().rank) hull.push_back(points.back());  // flat
+    size_t edge = 0;  // hull[edge] … hull[edge + 1]
+    for (int rank = 0, last = curve.back().rank;; rank = std::min(rank + RANK_STEP, last)) {
+        while (edge + 1 < hull.size() && hull[edge + 1].format.kept() < rank) edge++;
+        double error = hull[0].error;
+        if (rank > 0) {
+            const Choice &a = hull[edge], &b = hull[edge + 1];
+            double along = double(rank - a.format.kept()) / (b.format.kept() - a.format.kept());
+            error = (1 - along) * a.error + along * b.error;  // ≥ 0 in spite of rounding
+        }
+        RowFormat format = RowFormat::whole(rank);
+        all.push_back({format.bytes(dtype), weight * error, format});
+        if (rank == last) return all;
+    }
+}
+
 std::vector<size_t> choose_within(const std::vector<Choices>& hulls, size_t budget) {
     std::vector<size_t> at(hulls.size());
     size_t bytes = 0;
     struct Step {
         double drop;
-        size_t unit;
-        bool operator<(const Step& other) const {
-            return drop != other.drop ? drop < other.drop : unit > other.unit;
+        size_t bytes, unit;  // of the unit before the step
+        bool operator<(const Step& other) const {  // the queue's top is the largest
+            if (drop != other.drop) return drop < other.drop;
+            return std::pair(bytes, unit) > std::pair(other.bytes, other.unit);
         }
     };
     std::priority_queue<Step> steps;
     auto offer = [&](size_t u) {
         if (at[u] + 1 < hulls[u].size())
-            steps.push({drop_a_byte(hulls[u][at[u]], hulls[u][at[u] + 1]), u});
+            steps.push({drop_a_byte(hulls[u][at[u]], hulls[u][at[u] + 1]), hulls[u][at[u]].bytes, u});
     };
     for (size_t u = 0; u < hulls.size(); u++) bytes += hulls[u][0].bytes, offer(u);
     while (!steps.empty()) {

@@ -23,8 +23,20 @@ using Choices = std::vector<Choice>;  // bytes ascending, the first the least th
 // before, and every drop is positive. Error where an error is not finite.
 Choices lower_hull(const Choices& choices);
 
+// Error against rank: an element for each coordinate that is kept and no codes.
+constexpr int RANK_STEP = 4;  // ranks are multiples of it, or the last one of the curve
+struct RankPoint {
+    int rank;
+    double error;  // Δ(rank)
+};
+// Every rank of a unit by its measured curve: the lower convex hull of its running minimum (more
+// rank is never worse: what rises is noise), at multiples of RANK_STEP and at its last rank.
+// Errors times weight. Error where an error is not finite or ranks do not ascend from 0.
+Choices rank_choices(const std::vector<RankPoint>& curve, double weight, DType dtype);
+
 // For each unit which of its hull's choices, at most `budget` bytes in all (fewer where the first
-// choices alone do not fit: then those). Equal drops: the lower unit first.
+// choices alone do not fit: then those). Equal drops: the unit that has
+// fewer bytes first, then the lower one.
 std::vector<size_t> choose_within(const std::vector<Choices>& hulls, size_t budget);
 
 }  // namespace stief

@@ -4,14 +4,9 @@
 
 namespace stief {
 
-struct Ranks {
-    std::vector<std::vector<int>> k, v;  // (L, G)
-    size_t coordinates() const;          // of a token over all layers
-};
+using Ranks = std::vector<LayerRanks>;  // (L)
 
-// The greedy path of all heads of layers, weighted; ranks_of turns a point of it into ranks.
-GreedyPath path_of(const Config& config, const std::vector<LearnedLayer>& layers, DType cache);
-Ranks ranks_of(const Config& config, const GreedyPath& path, size_t steps);
+size_t coordinates(const Ranks& ranks);  // of a token over all layers
 
 // Ranks that reach that share of every spectrum (EigenAttention).
 Ranks threshold_ranks(const Config& config, const std::vector<LearnedLayer>& layers, double share);
@@ -20,8 +15,14 @@ Ranks threshold_ranks(const Config& config, const std::vector<LearnedLayer>& lay
 Ranks ranks_within(const Config& config, const std::vector<LearnedLayer>& layers,
                    const CalibrationOptions& options, size_t budget);
 
-// Sets rank_k and rank_v of one layer: the cheapest on its path (eigen: by its thresholds, lowered
-// by 0.02 at a time) whose measured √Δ_l on held-out sequences is at most options.error_budget.
+// The cheapest ranks that hold(ranks), on the greedy path in steps of one rank of one head, or, for
+// options.method eigen, by thresholds: 1 − share = 2^(−n/64).
+Ranks cheapest_ranks(const Config& config, const std::vector<LearnedLayer>& layers,
+                     const CalibrationOptions& options,
+                     const std::function<bool(const Ranks&)>& hold);
+
+// Sets the ranks of one layer: the cheapest (eigen: by its thresholds, lowered by 0.02 at a time)
+// whose measured √Δ_l on held-out sequences is at most options.error_budget.
 void meet_error_budget(LayerPass& pass, const LayerInputs& inputs, LearnedLayer& bases, int l,
                        const CalibrationOptions& options);
 

@@ -26,52 +26,76 @@ LearnedLayer warm_start(CalibrationRun& run, const LayerInputs& inputs, const Mo
     LearnedLayer post = warm_start_layer(run.model, moments, probed, l, true, o);
     if (o.keys == "post") return post;
     const Config& c = run.model.config;
-    std::vector<int> whole(size_t(c.G), c.d);
-    double error_pre = 0, error_post = 0;
-    for (int r : {c.d / 4, c.d / 2}) {
-        std::vector<int> ranks(size_t(c.G), r);
-        error_pre += held_out_error(run.pass, inputs, l, cuts_at(c, pre, ranks, whole));
-        error_post += held_out_error(run.pass, inputs, l, cuts_at(c, post, ranks, whole));
-    }
+    auto error = [&](const LearnedLayer& by, int r) {
+        LayerCuts cuts = cuts_at(c, by, LayerRanks::all(c, r, c.d), Which::Warm);
+        return held_out_error(run.pass, inputs, l, cuts);
+    };
+    double error_pre = error(pre, c.d / 4) + error(pre, c.d / 2);
+    double error_post = error(post, c.d / 4) + error(post, c.d / 2);
     return error_post < error_pre ? post : pre;
 }
 
-// One layer, from its inputs to its error curves.
-LearnedLayer learn_layer(CalibrationRun& run, const LayerInputs& inputs, const Moments& moments,
-                       int l, EndToEnd& end_to_end) {
-    const Config& c = run.model.config;
-    const CalibrationOptions& o = run.options;
-    LearnedLayer bases = warm_start(run, inputs, moments, l);
-    run.ticker.phase = format("layer %d of %d, descent", l + 1, c.L);
-    if (o.method == "stiefel") descend(run.pass, inputs, bases, l, o, [&] { run.ticker(2); });
-
-    run.ticker.phase = format("layer %d of %d, error against rank", l + 1, c.L);
-    profile(run.pass, inputs, bases, l, [&] { run.ticker(PASSES_OF_A_CURVE); });
-    std::vector<int> middle(size_t(c.G), c.d / 2);
-    bases.weight = end_to_end.sensitivity(inputs, l, cuts_at(c, bases, middle, middle));
-    if (o.error_budget > 0) meet_error_budget(run.pass, inputs, bases, l, o);
-    return bases;
-}
-
-// Layers do not depend on one another, but the inputs of each are the outputs of the one before.
-void learn_layers(CalibrationRun& run, const Partial& partial, CalibrationResult& result) {
+// One sweep over the layers, of so many passes a layer. They do not depend on one another, but the
+// inputs of each are the outputs of the one before. What an interrupted run has done is read, as
+// layers `first` … of the folder.
+void sweep(CalibrationRun& run, const Partial& partial, int first, size_t passes,
+           CalibrationResult& result,
+           const std::function<LearnedLayer(LayerInputs&, const Moments&, int)>& work) {
     const Config& c = run.model.config;
     LayerInputs inputs(run.model, run.learn, run.held_out, partial.folder);
-    EndToEnd end_to_end(run.pass, run.held_out, SENSITIVITY_SEQUENCES);
+    std::vector<LearnedLayer> layers(size_t(c.L));
+    size_t before = run.ticker.done;
     for (int l = 0; l < c.L; l++, inputs.next()) {
         run.ticker.phase = format("layer %d of %d, inputs", l + 1, c.L);
         Moments moments = collect(run.pass, inputs, l);
         run.ticker(run.learn.count());
-        LearnedLayer bases;
-        if (run.options.resume && partial.load(l, c, bases)) {
+        LearnedLayer& bases = layers[size_t(l)];
+        if (run.options.resume && partial.load(first + l, c, bases)) {
+            bases.cache = run.options.cache;
             result.resumed++;
         } else {
-            bases = learn_layer(run, inputs, moments, l, end_to_end);
-            partial.save(l, bases);
+            bases = work(inputs, moments, l);
+            partial.save(first + l, bases);
         }
-        run.ticker.done = size_t(l + 1) * run.passes_of_a_layer();
-        result.layer.push_back(std::move(bases));
+        run.ticker.done = before + size_t(l + 1) * passes;
     }
+    result.layer = std::move(layers);
+}
+
+// Eigenbases, their error curves, and what the layer's error costs the model.
+void warm_starts(CalibrationRun& run, const Partial& partial, CalibrationResult& result) {
+    const Config& c = run.model.config;
+    EndToEnd end_to_end(run.pass, run.held_out, SENSITIVITY_SEQUENCES);
+    size_t passes = run.passes_of_the_warm_start();
+    sweep(run, partial, 0, passes, result, [&](LayerInputs& inputs, const Moments& moments, int l) {
+        LearnedLayer bases = warm_start(run, inputs, moments, l);
+        run.ticker.phase = format("layer %d of %d, error against rank", l + 1, c.L);
+        profile(run.pass, inputs, bases, l, [&] { run.ticker(PASSES_OF_A_CURVE); });
+        LayerRanks middle = LayerRanks::all(c, c.d / 2, c.d / 2);
+        bases.weight =
+            end_to_end.sensitivity(inputs, l, cuts_at(c, bases, middle, Which::Warm));
+        if (run.options.error_budget > 0)
+            meet_error_budget(run.pass, inputs, bases, l, run.options);
+        return bases;
+    });
+}
+
+// Descent at the ranks that the eigenbases' curves give.
+void descents(CalibrationRun& run, const Partial& partial, CalibrationResult& result) {
+    const Config& c = run.model.config;
+    std::vector<LearnedLayer> warm = result.layer;
+    size_t passes = run.passes_of_the_descent();
+    sweep(run, partial, c.L, passes, result, [&](LayerInputs& inputs, const Moments&, int l) {
+        LearnedLayer bases = warm[size_t(l)];
+        run.ticker.phase = format("layer %d of %d, descent", l + 1, c.L);
+        descend(run.pass, inputs, bases, l, result.ranks[size_t(l)], run.options,
+                [&] { run.ticker(2); });
+        run.ticker.phase = format("layer %d of %d, error of the learned bases", l + 1, c.L);
+        profile(run.pass, inputs, bases, l, [&] { run.ticker(PASSES_OF_A_CURVE); });
+        if (run.options.error_budget > 0)
+            meet_error_budget(run.pass, inputs, bases, l, run.options);
+        return bases;
+    });
 }
 
 size_t full_bytes(const Config& c, const CalibrationOptions& options) {
@@ -124,14 +148,18 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
         return result;
     }
 
-    learn_layers(run, partial, result);  // each: collect → warm start → descend → profile
-    run.ticker.phase = "ranks and what they cost";
-    run.ticker(0);
+    warm_starts(run, partial, result);
     result.ranks = allocate(run, result);
+    if (options.method == "stiefel" && options.steps > 0) {
+        descents(run, partial, result);
+        result.ranks = allocate(run, result);
+    }
+    run.ticker.phase = "what it costs";
+    run.ticker(0);
     verify(run, result);
 
     result.bases = bases_at(run, result, result.ranks);
-    result.bytes_per_token = result.ranks.coordinates() * size_of(options.cache);
+    result.bytes_per_token = coordinates(result.ranks) * size_of(options.cache);
     result.seconds = seconds();
     return result;
 }

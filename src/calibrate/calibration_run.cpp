@@ -45,23 +45,30 @@ CalibrationRun::CalibrationRun(Model& owner, const CalibrationText& of,
                           c.context, random);
     held_out = cut_sequences(text.held_out, how.sequence, size_t(how.held_out), c.context, random);
     windows = first_windows(text.held_out, how.sequence, size_t(how.measured_windows));
-    ticker.total = size_t(c.L) * passes_of_a_layer();
+    ticker.total = size_t(c.L) * (passes_of_the_warm_start() + passes_of_the_descent());
 }
 
-size_t CalibrationRun::passes_of_a_layer() const {
-    size_t there_and_back = 2 * size_t(options.steps) * size_t(options.batch);
-    size_t curves = curve_sequences(model.config, held_out.count()) * size_t(model.config.G) *
-                    PASSES_OF_A_CURVE;
+size_t CalibrationRun::passes_of_curves() const {
+    return curve_sequences(model.config, held_out.count()) * size_t(model.config.G) *
+           PASSES_OF_A_CURVE;
+}
+
+size_t CalibrationRun::passes_of_the_warm_start() const {
     size_t probes = options.metric == "output" ? 2 * learn.count() : 0;
-    return learn.count() + probes + there_and_back + curves;
+    return learn.count() + probes + passes_of_curves();
+}
+
+size_t CalibrationRun::passes_of_the_descent() const {
+    if (options.method != "stiefel" || options.steps == 0) return 0;
+    return learn.count() + 2 * size_t(options.steps) * size_t(options.batch) + passes_of_curves();
 }
 
 uint64_t CalibrationRun::key() const {
     const CalibrationOptions& o = options;
     std::string words = format(
-        "%s %s %s %d %s %.17g %d %d %d %d %d %.17g %llu %d %016llx",
-        model.backend->name.c_str(), o.method.c_str(), o.keys.c_str(),
-        int(o.key_basis_per_layer), o.metric.c_str(), o.error_budget, o.tokens, o.sequence,
+        "%s %d %s %s %d %s %.17g %.17g %.17g %d %d %d %d %d %.17g %llu %d %016llx",
+        model.backend->name.c_str(), int(o.cache), o.method.c_str(), o.keys.c_str(),
+        int(o.key_basis_per_layer), o.metric.c_str(), o.keep, o.error_budget, o.ppl_budget, o.tokens, o.sequence,
         o.held_out, o.steps, o.batch, o.tau, (unsigned long long)o.seed, int(model.backend->exact),
         (unsigned long long)model.weights.fingerprint(model.config));
     Hash hash;

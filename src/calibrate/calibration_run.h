@@ -24,7 +24,9 @@ struct CalibrationRun {
 
     CalibrationRun(Model& owner, const CalibrationText& of, const CalibrationOptions& how,
                    const CalibrationProgress& progress);
-    size_t passes_of_a_layer() const;
+    size_t passes_of_curves() const;  // of one layer, as are the others
+    size_t passes_of_the_warm_start() const;
+    size_t passes_of_the_descent() const;
     // What the layers depend on: options, model, text.
     uint64_t key() const;
 };

@@ -13,11 +13,8 @@ namespace stief {
 
 Cut cut_to_rank(const Matrix& Q, const Metric& metric, size_t r) {
     if (r >= Q.cols) return {};
-    Matrix Qr = first_columns(Q, r);
-    Matrix P = times(times(metric.S, Qr), transposed_times(Qr, metric.S_inverse));
-    Cut cut;
-    cut.transposed = to_floats(transpose(P));
-    return cut;
+    return {to_floats(encode(Q, metric)), to_floats(decode(Q, metric)), {},
+            RowFormat::whole(int(r))};
 }
 
 LayerGradient::LayerGradient(const Config& config)
@@ -145,19 +142,15 @@ void LayerPass::store(float* latents, const float* from, const Cut& cut, const L
     Weight E{cut_staged.read(cut.encode.data(), d * d), DType::F32, c.d, c.d};
     model.backend->matmul_transposed(latents, from, E, T);
     ops_back->round_rows(latents, nullptr, RowFormat::whole(c.d), cuts.dtype, whole, c.d);
-    ops_back->round_rows(latents + size_t(whole) * d, cut.weight.data(), cut.format, cuts.dtype,
-                         T - whole, c.d);
+    ops_back->round_rows(latents + size_t(whole) * d, cut.weight.empty() ? nullptr : cut.weight.data(),
+                         cut.format, cuts.dtype, T - whole, c.d);
 }
 
-// to ← from P, or unpack(pack(from E)) D
+// to ← unpack(pack(from E)) D
 void LayerPass::cut_side(float* to, const float* from, const Cut& cut, const LayerCuts& cuts) {
     size_t d = size_t(c.d);
     Backend& ops = *model.backend;
     if (cut.nothing()) return ops_back->copy(to, from, size_t(T) * d);
-    if (!cut.transposed.empty()) {
-        Weight P{cut_staged.read(cut.transposed.data(), d * d), DType::F32, c.d, c.d};
-        return ops.matmul(to, from, P, T, false);
-    }
     store(latent, from, cut, cuts);
     Weight D{decode_staged.read(cut.decode.data(), d * d), DType::F32, c.d, c.d};
     ops.matmul_transposed(to, latent, D, T);

@@ -21,21 +21,22 @@
 
 namespace stief {
 
-// What storing a row does to it: either the projection P alone, without rounding (what a descent
-// needs), or k̃ = unpack(pack(k E)) D, as the cache does it. All empty: the head is not cut.
+// What storing a row does to it, as the cache does it: k̃ = unpack(pack(k E)) D. All empty: the head
+// is not cut.
 struct Cut {
-    std::vector<float> transposed;  // (d, d)  Pᵀ as matmul's weight
-    std::vector<float> encode, decode, weight;  // (d, d) ×2, (kept); c = k E in order of the format
+    std::vector<float> encode, decode;  // (d, d) ×2  c = k E, in order of the format
+    std::vector<float> weight;          // (kept), or none: of pack_row
     RowFormat format;
 
-    bool nothing() const { return transposed.empty() && encode.empty(); }
+    bool nothing() const { return encode.empty(); }
 };
-Cut cut_to_rank(const Matrix& Q, const Metric& metric, size_t r);  // r = d: empty
+// r elements and no codes: what is optimised is P but for their rounding. r = d: empty.
+Cut cut_to_rank(const Matrix& Q, const Metric& metric, size_t r);
 
 struct LayerCuts {
     bool rotated = false;   // keys are cut after rotation
     std::vector<Cut> k, v;  // (G)
-    int sinks = 0;          // of a cut with a format: the first tokens keep all coordinates,
+    int sinks = 0;          // the first tokens keep all coordinates,
     DType dtype = DType::F16;  // which, as uncoded ones, are elements of this type
 
     LayerCuts(const Config& config, bool after_rotation)

@@ -1,5 +1,6 @@
 #include "calibrate/learned_layer.h"
 
+#include <algorithm>
 #include <cassert>
 
 #include "base/bf16.h"
@@ -13,29 +14,61 @@ const BasisUnit& LearnedLayer::unit(bool values, int g) const {
     fail("no basis of head %d", g);
 }
 
-LayerCuts cuts_at(const Config& config, const LearnedLayer& bases, const std::vector<int>& rank_k,
-                  const std::vector<int>& rank_v, bool warm) {
-    LayerCuts cuts(config, bases.rotated);
-    for (int g = 0; g < config.G; g++) {
-        const BasisUnit &k = bases.unit(false, g), &v = bases.unit(true, g);
-        size_t i = size_t(g);
-        cuts.k[i] = cut_to_rank(warm ? k.warm : k.Q, k.metric, size_t(rank_k[i]));
-        cuts.v[i] = cut_to_rank(warm ? v.warm : v.Q, v.metric, size_t(rank_v[i]));
+// Along the straight line between the points of a curve.
+static double error_at(const std::vector<RankPoint>& curve, int rank) {
+    size_t i = 1;
+    while (i < curve.size() && curve[i].rank < rank) i++;
+    if (i == curve.size()) return curve.back().error;
+    const RankPoint &a = curve[i - 1], &b = curve[i];
+    double along = double(rank - a.rank) / (b.rank - a.rank);
+    return (1 - along) * a.error + along * b.error;
+}
+
+const Matrix& LearnedLayer::best(const BasisUnit& unit, const LayerRanks& at) const {
+    if (!descended) return unit.warm;
+    double warm = 0, learned = 0;
+    for (int g = unit.first; g < unit.first + unit.count; g++) {
+        warm += error_at((unit.values ? warm_v : warm_k)[size_t(g)], at.at(unit.values, g));
+        learned += error_at((unit.values ? v : k)[size_t(g)], at.at(unit.values, g));
     }
+    return learned < warm ? unit.Q : unit.warm;
+}
+
+std::vector<RankPoint> LearnedLayer::curve(bool values, int g) const {
+    std::vector<RankPoint> lower = (values ? warm_v : warm_k)[size_t(g)];
+    for (size_t i = 0; descended && i < lower.size(); i++)
+        lower[i].error = std::min(lower[i].error, (values ? v : k)[size_t(g)][i].error);
+    return lower;
+}
+
+LayerCuts cuts_at(const Config& config, const LearnedLayer& bases, const LayerRanks& ranks,
+                  Which which) {
+    LayerCuts cuts(config, bases.rotated);
+    cuts.dtype = bases.cache;
+    for (int g = 0; g < config.G; g++)
+        for (bool values : {false, true}) {
+            const BasisUnit& unit = bases.unit(values, g);
+            const Matrix& Q = which == Which::Warm      ? unit.warm
+                              : which == Which::Learned ? unit.Q
+                                                        : bases.best(unit, ranks);
+            (values ? cuts.v : cuts.k)[size_t(g)] =
+                cut_to_rank(Q, unit.metric, size_t(ranks.at(values, g)));
+        }
     return cuts;
 }
 
 Bases::Layer finished_layer(const Config& config, const LearnedLayer& bases, int l,
-                          const std::vector<int>& rank_k, const std::vector<int>& rank_v) {
+                            const LayerRanks& ranks) {
     Bases::Layer layer{bases.rotated, {}, {}};
     for (bool values : {false, true})
         for (int g = 0; g < config.G; g++) {
             const BasisUnit& unit = bases.unit(values, g);
             std::string name = format("layers.%d head %d %s", l, g, values ? "values" : "keys");
-            Matrix Q = finished(unit.Q, name.c_str());
-            int r = (values ? rank_v : rank_k)[size_t(g)];
+            Matrix Q = finished(bases.kept_warm ? unit.warm : bases.best(unit, ranks),
+                                name.c_str());
             (values ? layer.v : layer.k)
-                .push_back(HeadBasis::whole(r, to_floats(Q), to_floats(encode(Q, unit.metric)),
+                .push_back(HeadBasis::whole(ranks.at(values, g), to_floats(Q),
+                                            to_floats(encode(Q, unit.metric)),
                                             to_floats(decode(Q, unit.metric))));
         }
     return layer;
@@ -92,7 +125,7 @@ LearnedLayer warm_start_layer(Model& model, const Moments& moments, const Output
                             int l, bool rotated, const CalibrationOptions& options) {
     const Config& c = model.config;
     LearnedLayer bases;
-    bases.rotated = rotated;
+    bases.rotated = rotated, bases.cache = options.cache;
     std::string metric = options.method == "identity" ? "identity" : options.metric;
     int shared = options.key_basis_per_layer ? c.G : 1;
     for (bool values : {false, true})

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "cache/basis.h"
+#include "calibrate/allocation.h"
 #include "calibrate/output_metric.h"
-#include "calibrate/rank_allocation.h"
 
 namespace stief {
 
@@ -45,35 +45,59 @@ struct RankError {
     double warm, learned;
 };
 
-struct LearnedLayer {
-    bool rotated = false;                           // keys are cut after rotation
-    bool kept_warm_k = false, kept_warm_v = false;  // the descent did not beat the warm start
-    std::vector<BasisUnit> units;
-    std::vector<RankError> errors;             // at d/4 and d/2
-    std::vector<std::vector<RankPoint>> k, v;  // (G) Δ of that head alone, held out
-    double weight = 1;                         // w_l: KL of the layer alone over its Δ
-    std::vector<int> rank_k, rank_v;           // (G) where a budget is the layer's own
+// Δ of one head's keys or values alone against their rank, on held-out sequences.
+using Curves = std::vector<std::vector<RankPoint>>;  // (G)
 
-    const BasisUnit& unit(bool values, int g) const;
+// Ranks of the keys and values of each kv head of one layer.
+struct LayerRanks {
+    std::vector<int> k, v;  // (G)
+
+    static LayerRanks all(const Config& config, int k, int v) {
+        return {std::vector<int>(size_t(config.G), k), std::vector<int>(size_t(config.G), v)};
+    }
+    int at(bool values, int g) const { return (values ? v : k)[size_t(g)]; }
 };
 
-// Every head at those ranks; warm: by the eigenbases.
-LayerCuts cuts_at(const Config& config, const LearnedLayer& bases, const std::vector<int>& rank_k,
-                  const std::vector<int>& rank_v, bool warm = false);
+enum class Which { Warm, Learned, Best };  // Best: at its ranks each unit's better one, see best()
+
+struct LearnedLayer {
+    bool rotated = false;       // keys are cut after rotation
+    bool descended = false;     // learned bases differ from the warm ones and have curves
+    bool kept_warm = false;     // all of them together did not beat the warm start
+    DType cache = DType::F16;   // of the elements that are kept
+    std::vector<BasisUnit> units;
+    std::vector<RankError> errors;  // at d/4 and d/2
+    Curves warm_k, warm_v, k, v;    // by the eigenbases; by the learned bases
+    double weight = 1;              // w_l: KL of the layer alone over its Δ
+    LayerRanks ranks;               // where a budget is the layer's own
+
+    const BasisUnit& unit(bool values, int g) const;
+    // Of a unit at these ranks, by its heads' curves: the learned basis where it is better, else
+    // the eigenbasis. So no rank is worse for the descent.
+    const Matrix& best(const BasisUnit& unit, const LayerRanks& ranks) const;
+    // The lower of both curves.
+    std::vector<RankPoint> curve(bool values, int g) const;
+};
+
+LayerCuts cuts_at(const Config& config, const LearnedLayer& bases, const LayerRanks& ranks,
+                  Which which);
+// Which::Best, but for kept_warm.
 Bases::Layer finished_layer(const Config& config, const LearnedLayer& bases, int l,
-                          const std::vector<int>& rank_k, const std::vector<int>& rank_v);
+                            const LayerRanks& ranks);
 
 // Metrics and eigenbases: README.md §1. probed: where options.metric is "output".
 LearnedLayer warm_start_layer(Model& model, const Moments& moments, const OutputMoments& probed,
                             int l, bool rotated, const CalibrationOptions& options);
-// README.md §3. progress(): after every sequence there and back.
+// README.md §3 at these ranks and near them. progress(): after every sequence there and back.
 void descend(LayerPass& pass, const LayerInputs& inputs, LearnedLayer& bases, int l,
-             const CalibrationOptions& options, const std::function<void()>& progress);
+             const LayerRanks& ranks, const CalibrationOptions& options,
+             const std::function<void()>& progress);
 // Δ_l of those cuts over the held-out sequences.
 double held_out_error(LayerPass& pass, const LayerInputs& inputs, int l, const LayerCuts& cuts);
 // README.md §4. Curves cost a pass over a sequence for each head, side and rank: with many
 // heads fewer sequences must do, each a mean over hundreds of tokens.
 size_t curve_sequences(const Config& config, size_t held_out);
+// Curves by the eigenbases, or, once descended, by the learned bases, and the errors of both.
 void profile(LayerPass& pass, const LayerInputs& inputs, LearnedLayer& bases, int l,
              const std::function<void()>& progress);
 

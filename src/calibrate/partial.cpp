@@ -7,7 +7,7 @@
 
 namespace stief {
 
-static const std::string MAGIC = "stief-partial 2\n";
+static const std::string MAGIC = "stief-partial 3\n";
 
 namespace {
 
@@ -61,7 +61,7 @@ void matrix(IO& io, Matrix& A) {
 }
 
 template <class IO>
-void curves(IO& io, std::vector<std::vector<RankPoint>>& heads) {
+void curves(IO& io, Curves& heads) {
     each(io, heads, [&](std::vector<RankPoint>& curve) {
         each(io, curve, [&](RankPoint& p) { io(p.rank), io(p.error); });
     });
@@ -69,38 +69,38 @@ void curves(IO& io, std::vector<std::vector<RankPoint>>& heads) {
 
 template <class IO>
 void layer(IO& io, LearnedLayer& b) {
-    io(b.rotated), io(b.kept_warm_k), io(b.kept_warm_v), io(b.weight);
+    io(b.rotated), io(b.descended), io(b.weight);
     each(io, b.units, [&](BasisUnit& u) {
         io(u.values), io(u.first), io(u.count);
         matrix(io, u.metric.S), matrix(io, u.metric.S_inverse), matrix(io, u.warm), matrix(io, u.Q);
         each(io, u.spectrum, [&](double& x) { io(x); });
     });
     each(io, b.errors, [&](RankError& e) { io(e.rank), io(e.warm), io(e.learned); });
-    curves(io, b.k), curves(io, b.v);
-    for (std::vector<int>* ranks : {&b.rank_k, &b.rank_v}) each(io, *ranks, [&](int& r) { io(r); });
+    for (Curves* of : {&b.warm_k, &b.warm_v, &b.k, &b.v}) curves(io, *of);
+    for (std::vector<int>* side : {&b.ranks.k, &b.ranks.v}) each(io, *side, [&](int& r) { io(r); });
 }
 
 }  // namespace
 
-std::string Partial::path(int l) const {
-    return join(folder, format("layers.%d", l));
+std::string Partial::path(int n) const {
+    return join(folder, format("layers.%d", n));
 }
 
-void Partial::save(int l, const LearnedLayer& bases) const {
+void Partial::save(int n, const LearnedLayer& bases) const {
     LearnedLayer copy = bases;
     Writer writer;
     layer(writer, copy);
     uint64_t header[] = {key, hash_of(writer.all)};
-    AtomicFile file(path(l));
+    AtomicFile file(path(n));
     file.write(MAGIC);
     file.write(header, sizeof header);
     file.write(writer.all.data(), writer.all.size() * sizeof(double));
     file.commit();
 }
 
-bool Partial::load(int l, const Config& config, LearnedLayer& bases) const {
-    if (!file_exists(path(l))) return false;
-    std::string text = read_text(path(l));
+bool Partial::load(int n, const Config& config, LearnedLayer& bases) const {
+    if (!file_exists(path(n))) return false;
+    std::string text = read_text(path(n));
     uint64_t header[2] = {};
     size_t start = MAGIC.size() + sizeof header;
     bool whole = text.size() >= start && text.compare(0, MAGIC.size(), MAGIC) == 0;
@@ -110,16 +110,16 @@ bool Partial::load(int l, const Config& config, LearnedLayer& bases) const {
         if (!all.empty()) std::memcpy(all.data(), text.data() + start, all.size() * sizeof(double));
     }
     check(whole && header[1] == hash_of(all),
-          "%s: damaged; run again without --resume", path(l).c_str());
+          "%s: damaged; run again without --resume", path(n).c_str());
     check(
         header[0] == key,
         "%s: of a run with another model, text or options; run again without --resume, or with the "
         "options of that run",
-        path(l).c_str());
+        path(n).c_str());
     Reader reader{all.data(), all.data() + all.size()};
     layer(reader, bases);
     check(bases.k.size() == size_t(config.G), "%s: damaged; run again without --resume",
-          path(l).c_str());
+          path(n).c_str());
     return true;
 }
 

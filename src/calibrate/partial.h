@@ -3,8 +3,8 @@
 // resumed run gives the bases of an uninterrupted one to the last bit.
 //
 //     run:      "stief-partial 1\n": this folder is ours; locked (flock) by the run that works in it
-//     layers.N: "stief-partial 2\n", key (u64), hash of the rest (u64), doubles in the order in which
-//     partial.cpp visits a LearnedLayer
+//     layers.N: "stief-partial 3\n", key (u64), hash of the rest (u64), doubles in the order in which
+//     partial.cpp visits a LearnedLayer; N: the layer, and L more once it has descended
 #pragma once
 #include <string>
 
@@ -25,14 +25,14 @@ struct Partial {
     // Without resume removes the layers that an earlier run left.
     void begin(uint64_t run, bool resume);
     // False: not there. Error where the layer is damaged or of another run.
-    bool load(int l, const Config& config, LearnedLayer& bases) const;
-    void save(int l, const LearnedLayer& bases) const;
+    bool load(int n, const Config& config, LearnedLayer& bases) const;
+    void save(int n, const LearnedLayer& bases) const;
     // At the end: what this program wrote there, and the folder if nothing else is in it.
     void remove();
 
   private:
     int lock = -1;
-    std::string path(int l) const;
+    std::string path(int n) const;
     void remove_own(bool all) const;               // all: the marker and the folder too
 };
 

@@ -7,7 +7,6 @@
 #include <unordered_map>
 
 #include "base/limits.h"
-#include "calibrate/rank_allocation.h"
 
 namespace stief {
 
@@ -312,7 +311,7 @@ double price_of(const PricedUnit& unit, const PriceSamples& samples, size_t inde
 }
 
 Cut cut_of(const PricedUnit& unit, const RowFormat& format) {
-    return {{}, unit.encode, unit.decode, weights_of(unit), format};
+    return {unit.encode, unit.decode, weights_of(unit), format};
 }
 
 }  // namespace stief

@@ -16,9 +16,11 @@ static std::vector<int> profile_ranks(int d) {
     return ranks;
 }
 
+// Of the learned bases; before the descent those are the eigenbases.
 static void add_errors(LayerPass& pass, const LayerInputs& inputs, const LearnedLayer& bases,
                        size_t s, int g, bool values, std::vector<RankPoint>& curve) {
     LayerCuts cuts(pass.c, bases.rotated);
+    cuts.dtype = bases.cache;
     const BasisUnit& unit = bases.unit(values, g);
     for (RankPoint& point : curve) {
         if (point.rank == pass.c.d) continue;
@@ -31,11 +33,14 @@ static void add_errors(LayerPass& pass, const LayerInputs& inputs, const Learned
 
 static void measure_errors(LayerPass& pass, const LayerInputs& inputs, LearnedLayer& bases, int l) {
     const Config& c = pass.c;
+    bases.errors.clear();
     for (int r : {c.d / 4, c.d / 2}) {
-        std::vector<int> ranks(size_t(c.G), r);
-        double warm = held_out_error(pass, inputs, l, cuts_at(c, bases, ranks, ranks, true));
-        double learned = held_out_error(pass, inputs, l, cuts_at(c, bases, ranks, ranks));
-        bases.errors.push_back({r, std::sqrt(warm), std::sqrt(learned)});
+        auto error = [&](Which which) {
+            LayerCuts cuts = cuts_at(c, bases, LayerRanks::all(c, r, r), which);
+            return std::sqrt(held_out_error(pass, inputs, l, cuts));
+        };
+        double warm = error(Which::Warm);
+        bases.errors.push_back({r, warm, bases.descended ? error(Which::Learned) : warm});
     }
 }
 
@@ -66,9 +71,10 @@ void profile(LayerPass& pass, const LayerInputs& inputs, LearnedLayer& bases, in
             progress();
         }
     }
-    for (std::vector<std::vector<RankPoint>>* side : {&bases.k, &bases.v})
+    for (Curves* side : {&bases.k, &bases.v})
         for (std::vector<RankPoint>& curve : *side)
             for (RankPoint& point : curve) point.error /= energy;
+    if (!bases.descended) bases.warm_k = bases.k, bases.warm_v = bases.v;
 }
 
 }  // namespace stief

@@ -117,8 +117,8 @@ std::string heat_map(const CalibrationResult& r, const Config& c) {
         c.G, c.G);
     for (size_t l = 0; l < r.layer.size(); l++) {
         html += format("<tr><td>%zu</td>", l);
-        for (int rank : r.ranks.k[l]) html += heat_cell(rank, c.d, 0);
-        for (int rank : r.ranks.v[l]) html += heat_cell(rank, c.d, 1);
+        for (int rank : r.ranks[l].k) html += heat_cell(rank, c.d, 0);
+        for (int rank : r.ranks[l].v) html += heat_cell(rank, c.d, 1);
         html += format("<td>%.4f</td><td>%.2f</td></tr>", r.error[l], r.layer[l].weight);
     }
     return html + "</table></div>";

@@ -1,5 +1,6 @@
 // Ranks for the budget, and what the result does to the model, measured on held-out text: the
 // layers' errors, and perplexity and KL divergence through the real cache with its exact window.
+#include <algorithm>
 #include <cmath>
 
 #include "calibrate/calibration_run.h"
@@ -7,20 +8,13 @@
 namespace stief {
 
 static std::vector<LayerCuts> all_cuts(const Config& c, const CalibrationResult& result,
-                                       const Ranks& ranks, bool warm = false) {
+                                       const Ranks& ranks, Which which) {
     std::vector<LayerCuts> cuts;
-    for (size_t l = 0; l < result.layer.size(); l++)
-        cuts.push_back(cuts_at(c, result.layer[l], ranks.k[l], ranks.v[l], warm));
-    return cuts;
-}
-
-static Ranks own_ranks(const CalibrationResult& result) {
-    Ranks ranks;
-    for (const LearnedLayer& layer : result.layer) {
-        ranks.k.push_back(layer.rank_k);
-        ranks.v.push_back(layer.rank_v);
+    for (size_t l = 0; l < result.layer.size(); l++) {
+        const LearnedLayer& layer = result.layer[l];
+        cuts.push_back(cuts_at(c, layer, ranks[l], layer.kept_warm ? Which::Warm : which));
     }
-    return ranks;
+    return cuts;
 }
 
 Measured measure_cache(CalibrationRun& run, const Bases& bases) {
@@ -37,24 +31,19 @@ Measured measure_cache(CalibrationRun& run, const Bases& bases) {
     return measured;
 }
 
-// The cheapest point of the greedy path (eigen: of the thresholds) whose measured perplexity rises
-// by at most that many per cent, by bisection.
+static Ranks own_ranks(const CalibrationResult& result) {
+    Ranks ranks;
+    for (const LearnedLayer& layer : result.layer) ranks.push_back(layer.ranks);
+    return ranks;
+}
+
+// The cheapest ranks whose measured perplexity rises by at most that many per cent.
 static Ranks within_perplexity(CalibrationRun& run, const CalibrationResult& result) {
-    const Config& c = run.model.config;
     const CalibrationOptions& o = run.options;
-    GreedyPath path = path_of(c, result.layer, o.cache);
-    bool eigen = o.method == "eigen";
-    constexpr size_t THRESHOLDS = 1024;  // of an exponential scale: 1 − share = 2^(−n/64)
-    auto at = [&](size_t n) {
-        if (!eigen) return ranks_of(c, path, n);
-        double share = n == THRESHOLDS ? 2 : 1 - std::exp2(-double(n) / 64);
-        return threshold_ranks(c, result.layer, share);
-    };
-    size_t n = first_that_holds(eigen ? THRESHOLDS : path.steps.size(), [&](size_t i) {
-        Measured measured = measure_cache(run, bases_at(run, result, at(i)));
+    return cheapest_ranks(run.model.config, result.layer, o, [&](const Ranks& ranks) {
+        Measured measured = measure_cache(run, bases_at(run, result, ranks));
         return measured.loss.perplexity <= measured.reference.perplexity * (1 + o.ppl_budget / 100);
     });
-    return at(n);
 }
 
 Ranks allocate(CalibrationRun& run, const CalibrationResult& result) {
@@ -63,7 +52,7 @@ Ranks allocate(CalibrationRun& run, const CalibrationResult& result) {
     Ranks ranks = o.error_budget > 0 ? own_ranks(result)
                   : o.ppl_budget > 0 ? within_perplexity(run, result)
                                      : ranks_within(run.model.config, result.layer, o, budget);
-    if (ranks.coordinates() > 0) return ranks;
+    if (coordinates(ranks) > 0) return ranks;
     if (o.keep > 0)
         fail("--keep %g is %zu bytes a token, too few for the smallest ranks of --method %s; use a "
              "larger one",
@@ -80,12 +69,13 @@ Bases bases_at(const CalibrationRun& run, const CalibrationResult& result, const
     for (int l = 0; l < run.model.config.L; l++) {
         size_t i = size_t(l);
         bases.layer.push_back(
-            finished_layer(run.model.config, result.layer[i], l, ranks.k[i], ranks.v[i]));
+            finished_layer(run.model.config, result.layer[i], l, ranks[i]));
     }
     return bases;
 }
 
-// √Δ_l at the chosen ranks, by the learned bases and by the eigenbases.
+// √Δ_l at the chosen ranks, by the eigenbases and by the learned bases. Where each unit's better
+// one do not do better together, the eigenbases stay.
 static void verify_layers(CalibrationRun& run, CalibrationResult& result) {
     const Config& c = run.model.config;
     Sequences none;
@@ -93,12 +83,14 @@ static void verify_layers(CalibrationRun& run, CalibrationResult& result) {
     LayerInputs inputs(run.model, none, run.held_out, "");
     for (int l = 0; l < c.L; l++, inputs.next()) {
         collect(run.pass, inputs, l);
-        const LearnedLayer& layer = result.layer[size_t(l)];
-        const std::vector<int>&k = result.ranks.k[size_t(l)], &v = result.ranks.v[size_t(l)];
-        for (bool warm : {false, true})
-            (warm ? result.error_warm : result.error)
-                .push_back(
-                    std::sqrt(held_out_error(run.pass, inputs, l, cuts_at(c, layer, k, v, warm))));
+        LearnedLayer& layer = result.layer[size_t(l)];
+        auto error = [&](Which which) {
+            LayerCuts cuts = cuts_at(c, layer, result.ranks[size_t(l)], which);
+            return std::sqrt(held_out_error(run.pass, inputs, l, cuts));
+        };
+        double warm = error(Which::Warm), best = layer.descended ? error(Which::Best) : warm;
+        layer.kept_warm = layer.descended && !(best < warm);
+        result.error_warm.push_back(warm), result.error.push_back(std::min(warm, best));
     }
 }
 
@@ -109,11 +101,11 @@ static void measure_sizes(CalibrationRun& run, CalibrationResult& result) {
     size_t full = result.full_bytes_per_token;
     for (double keep : {0.125, 0.25, 0.375, 0.5, 0.75}) {
         Ranks ranks = ranks_within(c, result.layer, run.options, size_t(keep * double(full)));
-        if (ranks.coordinates() == 0) continue;
-        for (bool warm : {false, true}) {
-            Measured m = end_to_end.measure(all_cuts(c, result, ranks, warm));
-            (warm ? result.sizes_eigen : result.sizes)
-                .push_back({keep, ranks.coordinates() * size_of(run.options.cache),
+        if (coordinates(ranks) == 0) continue;
+        for (Which which : {Which::Best, Which::Warm}) {
+            Measured m = end_to_end.measure(all_cuts(c, result, ranks, which));
+            (which == Which::Warm ? result.sizes_eigen : result.sizes)
+                .push_back({keep, coordinates(ranks) * size_of(run.options.cache),
                             m.loss.perplexity, m.divergence.mean});
             result.perplexity_full = m.reference.perplexity;
         }

@@ -96,12 +96,12 @@ static CalibrationText read_texts(const Args& args) {
     return text;
 }
 
-static void add_ranks(JsonWriter& json, const char* side,
-                      const std::vector<std::vector<int>>& ranks) {
-    json.begin_array(side);
-    for (const std::vector<int>& layer : ranks) {
+static void add_ranks(JsonWriter& json, const char* name, const Ranks& ranks,
+                      std::vector<int> LayerRanks::*side) {
+    json.begin_array(name);
+    for (const LayerRanks& layer : ranks) {
         json.begin_array();
-        for (int r : layer) json.add("", r);
+        for (int r : layer.*side) json.add("", r);
         json.end_array();
     }
     json.end_array();
@@ -117,8 +117,8 @@ static void add_numbers(JsonWriter& json, const char* key, const std::vector<dou
 static void add_layers(JsonWriter& json, const CalibrationResult& r) {
     json.add("method", r.options.method);
     json.begin_object("ranks");
-    add_ranks(json, "k", r.ranks.k);
-    add_ranks(json, "v", r.ranks.v);
+    add_ranks(json, "k", r.ranks, &LayerRanks::k);
+    add_ranks(json, "v", r.ranks, &LayerRanks::v);
     json.end_object();
     add_numbers(json, "layer_error", r.error);
     add_numbers(json, "layer_error_warm_start", r.error_warm);
@@ -228,7 +228,7 @@ static std::string ranks_as_text(const CalibrationResult& r) {
     for (size_t l = 0; l < r.layer.size(); l++) {
         std::string ranks[2];
         for (int side : {0, 1})
-            for (int rank : (side ? r.ranks.v : r.ranks.k)[l])
+            for (int rank : side ? r.ranks[l].v : r.ranks[l].k)
                 ranks[side] += (ranks[side].empty() ? "" : " ") + std::to_string(rank);
         text += format("%5zu   %-12s %-12s %.4f   %.4f\n", l, ranks[0].c_str(), ranks[1].c_str(),
                        r.error[l], r.error_warm[l]);
