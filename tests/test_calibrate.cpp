@@ -18,17 +18,16 @@ namespace {
 struct Tried {
     Scratch scratch;
     Model model;
-    CalibrationText text;
+    CalibrationText text{{{"text", {}}}, {{"text", {}}}};
     CalibrationOptions options;
 
     explicit Tried(const TinyModel& tiny = {.why = "calibrate"}, int threads = 2) {
         write_tiny_model(tiny, scratch.path("."));
         model = Model::open(scratch.path("."), {.name = "cpu"}, threads);
         Random random(3);
-        for (int i = 0; i < 400; i++) text.learn.push_back(Token(random.below(uint64_t(tiny.V))));
+        for (int i = 0; i < 400; i++) text.learn[0].ids.push_back(Token(random.below(uint64_t(tiny.V))));
         for (int i = 0; i < 100; i++)
-            text.held_out.push_back(Token(random.below(uint64_t(tiny.V))));
-        text.name = "text";
+            text.held_out[0].ids.push_back(Token(random.below(uint64_t(tiny.V))));
         options.objective = "layer", options.bits = "16";
         options.sequence = 24, options.tokens = 240, options.steps = 12, options.batch = 3;
         options.held_out = 3, options.measured_windows = 3, options.keep = 0.5;
@@ -307,8 +306,8 @@ TEST_CASE("curves fall to zero at full rank and count nothing twice") {
 
 TEST_CASE("a text of one repeated token is learnt from without complaint") {
     Tried tried;
-    std::fill(tried.text.learn.begin(), tried.text.learn.end(), Token(5));
-    std::fill(tried.text.held_out.begin(), tried.text.held_out.end(), Token(5));
+    std::fill(tried.text.learn[0].ids.begin(), tried.text.learn[0].ids.end(), Token(5));
+    std::fill(tried.text.held_out[0].ids.begin(), tried.text.held_out[0].ids.end(), Token(5));
     for (const char* method : {"stiefel", "eigen"}) {
         tried.options.method = method;
         CalibrationResult result = tried.run();
@@ -327,7 +326,7 @@ TEST_CASE("a model of zeros, or with NaN, is refused in one line") {
 
 TEST_CASE("too little text and too small a budget say what is missing") {
     Tried little;
-    little.text.learn.resize(30);
+    little.text.learn[0].ids.resize(30);
     CHECK_THROWS_WITH_AS(little.run(), doctest::Contains("30 tokens to learn from"), Error);
     Tried small;
     small.options.keep = 0.01;

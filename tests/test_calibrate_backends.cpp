@@ -13,11 +13,10 @@ namespace {
 CalibrationResult learn(const std::string& folder, const BackendOptions& backend) {
     Model model = Model::open(folder, backend, 2);
     model.backend->exact = true;
-    CalibrationText text;
+    CalibrationText text{{{"text", {}}}, {{"text", {}}}};
     Random random(3);
-    for (int i = 0; i < 240; i++) text.learn.push_back(Token(random.below(64)));
-    for (int i = 0; i < 60; i++) text.held_out.push_back(Token(random.below(64)));
-    text.name = "text";
+    for (int i = 0; i < 240; i++) text.learn[0].ids.push_back(Token(random.below(64)));
+    for (int i = 0; i < 60; i++) text.held_out[0].ids.push_back(Token(random.below(64)));
     CalibrationOptions options;
     options.objective = "layer", options.bits = "16";
     options.sequence = 20, options.tokens = 160, options.steps = 6, options.batch = 2;

@@ -15,7 +15,7 @@ namespace {
 struct Tried {
     Scratch scratch;
     Model model;
-    CalibrationText text;
+    CalibrationText text{{{"text", {}}}, {{"text", {}}}};
     CalibrationOptions options;
 
     explicit Tried(int threads = 2) {
@@ -24,9 +24,8 @@ struct Tried {
         model = Model::open(scratch.path("."), {.name = "cpu"}, threads);
         model.backend->exact = true;
         Random random(3);
-        for (int i = 0; i < 600; i++) text.learn.push_back(Token(random.below(64)));
-        for (int i = 0; i < 120; i++) text.held_out.push_back(Token(random.below(64)));
-        text.name = "text";
+        for (int i = 0; i < 600; i++) text.learn[0].ids.push_back(Token(random.below(64)));
+        for (int i = 0; i < 120; i++) text.held_out[0].ids.push_back(Token(random.below(64)));
         options.sequence = 24, options.tokens = 240, options.held_out = 3;
         options.measured_windows = 4, options.keep = 0.25;
         options.sinks = 4, options.recent = 0;
@@ -76,7 +75,7 @@ TEST_CASE("calibrate by prices keeps to its bytes, and what it measured is what 
                 }
                 Sequences one;
                 one.T = 24;
-                one.ids = {{tried.text.held_out.begin(), tried.text.held_out.begin() + 24}};
+                one.ids = {{tried.text.held_out[0].ids.begin(), tried.text.held_out[0].ids.begin() + 24}};
                 one.pos = {0};
                 std::vector<float> rotation = rotation_table(c, 24);
                 LayerPass pass(tried.model, 24, rotation);

@@ -144,6 +144,7 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
     };
     if (options.objective == "model") {
         calibrate_model(run, result, partial.folder);
+        result.by_text = by_text(result.measured, run.windows, text.held_out);
         result.seconds = seconds();
         return result;
     }
@@ -157,6 +158,7 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
     run.ticker.phase = "what it costs";
     run.ticker(0);
     verify(run, result);
+    result.by_text = by_text(result.measured, run.windows, text.held_out);
 
     result.bases = bases_at(run, result, result.ranks);
     result.bytes_per_token = coordinates(result.ranks) * size_of(options.cache);
@@ -164,9 +166,12 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
     return result;
 }
 
-static uint64_t hash_of(const std::vector<Token>& ids) {
+static uint64_t hash_of(const std::vector<NamedText>& texts, size_t& tokens) {
     Hash hash;
-    hash.add_bytes(ids.data(), ids.size() * sizeof(Token));
+    for (const NamedText& one : texts) {
+        hash.add_bytes(one.ids.data(), one.ids.size() * sizeof(Token));
+        tokens += one.ids.size();
+    }
     return hash.value();
 }
 
@@ -175,9 +180,11 @@ void write_bases(const CalibrationResult& result, const Model& model, const Cali
     Bases bases = result.bases;
     const CalibrationOptions& o = result.options;
     bases.metadata["model"] = model.config.folder;
-    bases.metadata["text"] = text.name;
-    bases.metadata["text_tokens"] = std::to_string(text.learn.size());
-    bases.metadata["text_hash"] = format("%016llx", (unsigned long long)hash_of(text.learn));
+    size_t tokens = 0;
+    uint64_t hash = hash_of(text.learn, tokens);
+    bases.metadata["text"] = names_of(text.learn);
+    bases.metadata["text_tokens"] = std::to_string(tokens);
+    bases.metadata["text_hash"] = format("%016llx", (unsigned long long)hash);
     bases.metadata["options"] = format("tokens %d, sequence %d, steps %d, keys %s", o.tokens, o.sequence,
                                        o.steps, o.keys.c_str());
     bases.metadata["method"] = o.method;

@@ -10,11 +10,6 @@
 
 namespace stief {
 
-struct CalibrationText {
-    std::vector<Token> learn, held_out;  // ids
-    std::string name, held_out_name;     // for messages
-};
-
 // All that the report shows.
 struct CalibrationResult {
     CalibrationOptions options;
@@ -25,6 +20,7 @@ struct CalibrationResult {
     double predicted = 0;                   // objective model: divergence by prices, no window
     std::vector<std::pair<std::string, double>> time;  // objective model: seconds of each phase
     Measured measured;  // held-out text through the cache, against the full one
+    std::vector<TextDivergence> by_text;  // the same on each held-out text
     struct Point {      // the same bases at other sizes, no exact window
         double keep;
         size_t bytes_per_token;

@@ -6,20 +6,30 @@
 
 namespace stief {
 
-static Sequences first_windows(std::span<const Token> ids, int T, size_t at_most) {
-    Sequences all;
-    all.T = T;
-    for (size_t begin = 0; begin + size_t(T) <= ids.size() && all.count() < at_most;
-         begin += size_t(T)) {
-        all.ids.emplace_back(ids.begin() + ptrdiff_t(begin), ids.begin() + ptrdiff_t(begin) + T);
-        all.pos.push_back(0);
-    }
-    return all;
-}
-
 int shortest_sequence(const CalibrationOptions& options) {
     int window = options.sinks + options.recent;
     return options.ppl_budget > 0 ? 2 * window + 2 : window + 2;
+}
+
+// Every text holds a sequence; from a single one two are learned.
+static void require_texts(const CalibrationText& text, const CalibrationOptions& how) {
+    check(!text.learn.empty() && !text.held_out.empty(), "no text to learn from or to measure on");
+    const NamedText* least = nullptr;
+    size_t T = size_t(how.sequence), times = text.learn.size() > 1 ? 1 : 2, fits = T, needed = T;
+    bool held_out = false;
+    for (const std::vector<NamedText>* side : {&text.learn, &text.held_out})
+        for (const NamedText& one : *side) {
+            size_t of = side == &text.learn ? times : 1;
+            if (one.ids.size() / of >= fits) continue;
+            least = &one, fits = one.ids.size() / of, needed = of * T;
+            held_out = side == &text.held_out;
+        }
+    if (!least) return;
+    fail("%s: %zu tokens %s, expected at least %zu (sequences of %zu tokens); give more text%s",
+         least->name.c_str(), least->ids.size(), held_out ? "held out" : "to learn from", needed, T,
+         int(fits) >= shortest_sequence(how)
+             ? format(", or shorter sequences with --context %zu", fits).c_str()
+             : "");
 }
 
 CalibrationRun::CalibrationRun(Model& owner, const CalibrationText& of,
@@ -31,18 +41,10 @@ CalibrationRun::CalibrationRun(Model& owner, const CalibrationText& of,
       pass(owner, how.sequence, rotation),
       ticker{progress, 0, 0, ""} {
     const Config& c = model.config;
-    size_t T = size_t(how.sequence);
-    size_t fits = std::min(text.learn.size() / 2, text.held_out.size());
-    if (fits < T)
-        fail("%s: %zu tokens to learn from and %zu held out, expected at least %zu and %zu "
-             "(sequences of %zu tokens); give more text%s",
-             text.name.c_str(), text.learn.size(), text.held_out.size(), 2 * T, T, T,
-             int(fits) >= shortest_sequence(how)
-                 ? format(", or shorter sequences with --context %zu", fits).c_str()
-                 : "");
+    require_texts(text, how);
     Random random(how.seed);
-    learn = cut_sequences(text.learn, how.sequence, std::max<size_t>(2, size_t(how.tokens) / T),
-                          c.context, random);
+    size_t sequences = std::max<size_t>(2, size_t(how.tokens) / size_t(how.sequence));
+    learn = cut_sequences(text.learn, how.sequence, sequences, c.context, random);
     held_out = cut_sequences(text.held_out, how.sequence, size_t(how.held_out), c.context, random);
     windows = first_windows(text.held_out, how.sequence, size_t(how.measured_windows));
     ticker.total = size_t(c.L) * (passes_of_the_warm_start() + passes_of_the_descent());
@@ -73,9 +75,12 @@ uint64_t CalibrationRun::key() const {
         (unsigned long long)model.weights.fingerprint(model.config));
     Hash hash;
     hash.add_bytes(words.data(), words.size());
-    for (const std::vector<Token>* ids : {&text.learn, &text.held_out}) {
-        hash.add(uint64_t(ids->size()));
-        hash.add_bytes(ids->data(), ids->size() * sizeof(Token));
+    for (const std::vector<NamedText>* side : {&text.learn, &text.held_out}) {
+        hash.add(uint64_t(side->size()));
+        for (const NamedText& one : *side) {
+            hash.add(uint64_t(one.ids.size()));
+            hash.add_bytes(one.ids.data(), one.ids.size() * sizeof(Token));
+        }
     }
     return hash.value();
 }

@@ -17,7 +17,7 @@ struct CalibrationRun {
     const CalibrationText& text;
     const CalibrationOptions& options;
     Sequences learn, held_out;
-    Sequences windows;  // the first of the held-out text, one after another
+    Sequences windows;  // the first of each held-out text, one after another
     std::vector<float> rotation;
     LayerPass pass;
     Ticker ticker;

@@ -14,19 +14,6 @@
 
 namespace stief {
 
-Sequences cut_sequences(std::span<const Token> ids, int T, size_t at_most, int context,
-                        Random& random) {
-    Sequences all;
-    all.T = T;
-    size_t t = size_t(T), count = std::min(at_most, ids.size() / t);
-    for (size_t i = 0; i < count; i++) {
-        size_t begin = count > 1 ? i * ((ids.size() - t) / (count - 1)) : 0;
-        all.ids.emplace_back(ids.begin() + ptrdiff_t(begin), ids.begin() + ptrdiff_t(begin + t));
-        all.pos.push_back(int(random.below(uint64_t(context - T) + 1)));
-    }
-    return all;
-}
-
 Activations::Activations(size_t floats, const std::string& folder, bool spill)
     : bytes(std::max<size_t>(floats, 1) * sizeof(float)) {
     int file = -1, flags = MAP_PRIVATE | MAP_ANONYMOUS;

@@ -1,28 +1,13 @@
-// What calibration reads: sequences of a text, and the inputs and outputs of the layer at hand on
-// them.
+// The inputs and outputs of the layer at hand on what calibration reads.
 #pragma once
 #include <span>
 #include <string>
 #include <vector>
 
-#include "base/random.h"
 #include "calibrate/layer_loss.h"
+#include "calibrate/texts.h"
 
 namespace stief {
-
-// Sequences of T tokens of a text.
-struct Sequences {
-    int T = 0;
-    std::vector<std::vector<Token>> ids;  // (count, T)
-    std::vector<int> pos;                 // (count)  position of each one's first token
-
-    size_t count() const { return ids.size(); }
-    Step step(size_t s) const { return {pos[s], T}; }
-};
-// Spread evenly over the text, each from a random position on: attention does not change under such an
-// offset, but keys after rotation do, and their bases must serve all positions.
-Sequences cut_sequences(std::span<const Token> ids, int T, size_t at_most, int context,
-                        Random& random);
 
 // out (T, D) ← the embeddings of one sequence, in the backend's memory.
 void embed_sequence(Model& model, float* out, const std::vector<Token>& ids);

@@ -64,9 +64,9 @@ std::string figures(const CalibrationResult& r, const Config& c, const Calibrati
                          o.metric.c_str(), o.keys.c_str()));
     row("budget", budget);
     row("learnt from",
-        format("%s, %zu sequences of %d tokens, %d steps, seed %llu", text.name.c_str(),
+        format("%s, %zu sequences of %d tokens, %d steps, seed %llu", names_of(text.learn).c_str(),
                r.sequences, o.sequence, o.objective == "model" ? 0 : o.steps, static_cast<unsigned long long>(o.seed)));
-    row("measured on", format("%s, %zu tokens, exact window %d,%d", text.held_out_name.c_str(),
+    row("measured on", format("%s, %zu tokens, exact window %d,%d", names_of(text.held_out).c_str(),
                               r.measured.loss.tokens, o.sinks, o.recent));
     row("cache",
         format("%zu bytes a token of %zu (%.1f%%)", r.bytes_per_token, r.full_bytes_per_token,

@@ -25,8 +25,11 @@ Measured measure_cache(CalibrationRun& run, const Bases& bases) {
     KvCache full(*model.backend, model.config, o.sequence, o.cache);
     bool exact = model.backend->exact;
     Runner tested{transformer, cut, exact}, reference{transformer, full, exact};
-    Protocol protocol{.name = Protocol::Chunks, .context = o.sequence, .limit = o.measured_windows};
-    Measured measured = measure(tested, &reference, run.text.held_out, protocol, {});
+    Protocol protocol{.name = Protocol::Chunks, .context = o.sequence};
+    std::vector<Token> ids;
+    for (const std::vector<Token>& window : run.windows.ids)
+        ids.insert(ids.end(), window.begin(), window.end());
+    Measured measured = measure(tested, &reference, ids, protocol, {});
     model.backend->exact = exact;
     return measured;
 }

@@ -1,4 +1,4 @@
-// stief calibrate: learns bases and ranks for the low-rank cache from a text, measures them on text
+// stief calibrate: learns bases and ranks for the low-rank cache from texts, measures them on text
 // it did not learn from, and writes one file of bases.
 #include <tuple>
 #include <unistd.h>
@@ -9,6 +9,7 @@
 #include "base/json_writer.h"
 #include "base/progress.h"
 #include "calibrate/report.h"
+#include "commands/calibration_text.h"
 #include "commands/outputs.h"
 #include "commands/session.h"
 
@@ -90,31 +91,6 @@ static CalibrationOptions options_of(const Args& args, const Config& config) {
     o.resume = args.resume;
     if (!args.cache.empty()) o.cache = parse_cache_dtype(args.cache);
     return o;
-}
-
-static std::vector<Token> encode_file(const Tokenizer& tokenizer, const std::string& path) {
-    std::vector<Token> ids = tokenizer.encode(read_text(path));
-    check(!ids.empty(), "%s: empty, expected a text to learn from", path.c_str());
-    return ids;
-}
-
-// The last tenth of the text is held out unless another text is given.
-static CalibrationText read_texts(const Args& args) {
-    Tokenizer tokenizer = Tokenizer::open(args.model);
-    CalibrationText text;
-    text.name = text.held_out_name = args.rest[0];
-    text.learn = encode_file(tokenizer, args.rest[0]);
-    if (!args.holdout.empty()) {
-        text.held_out_name = args.holdout;
-        text.held_out = encode_file(tokenizer, args.holdout);
-        return text;
-    }
-    // Of a short text more than a tenth: one sequence must fit.
-    size_t tenth = text.learn.size() / 10, most = size_t(args.context ? args.context : 512);
-    size_t held = std::min(std::max(tenth, most), text.learn.size() / 3);
-    text.held_out.assign(text.learn.end() - ptrdiff_t(held), text.learn.end());
-    text.learn.resize(text.learn.size() - held);
-    return text;
 }
 
 static void add_ranks(JsonWriter& json, const char* name, const Ranks& ranks,
@@ -214,6 +190,14 @@ static std::string as_json(const CalibrationResult& r) {
     json.end_array();
     json.add("perplexity_full", r.measured.reference.perplexity);
     json.add("perplexity", r.measured.loss.perplexity).add("kld_mean", r.measured.divergence.mean);
+    json.begin_array("held_out");
+    for (const TextDivergence& one : r.by_text)
+        json.begin_object()
+            .add("text", one.name)
+            .add("tokens", one.tokens)
+            .add("kld_mean", one.mean)
+            .end_object();
+    json.end_array();
     json.add("compressed_share", r.measured.compressed_share);
     json.add("seconds", r.seconds);
     return json.end_object().text + "\n";
@@ -268,21 +252,27 @@ static std::string as_text(const CalibrationResult& r, const std::string& output
         "what was read of the cache was compressed)\n",
         r.measured.loss.perplexity, r.measured.reference.perplexity, r.measured.divergence.mean,
         100 * r.measured.compressed_share);
+    for (const TextDivergence& one : r.by_text)
+        if (r.by_text.size() > 1)
+            text += format("            %.4g nats on %s\n", one.mean, one.name.c_str());
     return text + format("wrote %s in %s\n", output.c_str(), human_time(r.seconds).c_str());
 }
 
 int calibrate_bases(const Args& args) {
     if (args.output.empty())
         throw UsageError(
-            "calibrate needs a place for the bases: stief calibrate MODEL FILE -o BASES");
+            "calibrate needs a place for the bases: stief calibrate MODEL [TEXT...] -o BASES");
     Config config = Config::open(args.model);
     CalibrationOptions options = options_of(args, config);
+    std::vector<std::string> files = calibration_files(args);
+    std::vector<NamedFile> inputs = {{"--holdout", args.holdout}};
+    for (const std::string& path : files) inputs.push_back({"the text to learn from", path});
     check_outputs({{{"-o", args.output}, Output::Bases}, {{"--report", args.report}, Output::Page}},
-                  {{"the text to learn from", args.rest[0]}, {"--holdout", args.holdout}}, args.model);
+                  inputs, args.model);
     Partial partial(args.output);
     Model model = Model::open(args.model, backend_options(args), args.threads);
     model.backend->exact = args.exact;
-    CalibrationText text = read_texts(args);
+    CalibrationText text = read_texts(args, files);
 
     CalibrationResult result;
     {
