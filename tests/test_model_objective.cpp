@@ -121,7 +121,7 @@ TEST_CASE("ages: each keeps to its bytes, and what is written is what was measur
     KvCache cut(*tried.model.backend, c, o.sequence, DType::F16, &bases);
     KvCache whole(*tried.model.backend, c, o.sequence, DType::F16);
     Runner tested{transformer, cut, true}, reference{transformer, whole, true};
-    Measured again = measure(tested, &reference, tried.text.held_out,
+    Measured again = measure(tested, &reference, tried.text.held_out[0].ids,
                              {.name = Protocol::Chunks, .context = o.sequence, .limit = 4}, {});
     CHECK(again.divergence.mean == result.measured.divergence.mean);
 }
