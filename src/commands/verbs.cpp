@@ -13,7 +13,7 @@ const std::vector<Verb> verbs = {
      2, risk},
     {"needle", "MODEL [--bases BASES] [options]", "what can still be found in a long context", 1, 1,
      needle},
-    {"calibrate", "MODEL FILE -o BASES [options]", "learns the bases of a low-rank cache", 2, 2,
+    {"calibrate", "MODEL FILE -o BASES [options]", "learns a cache: coordinates, and bits for each", 2, 2,
      calibrate_bases},
     {"bench", "MODEL [options]", "speed of prefill and decode, as shares of the memory's", 1, 1, bench},
     {"inspect", "MODEL|BASES [options]", "what a folder or a file of bases holds", 1, 1, inspect},
