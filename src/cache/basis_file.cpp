@@ -4,6 +4,7 @@
 #include "base/json_writer.h"
 #include "base/linalg.h"
 #include "cache/basis.h"
+#include "formats/model_folder.h"
 
 namespace stief {
 
@@ -264,14 +265,14 @@ static void set_formats(Bases& bases, const BasesFormats::Side& side,
 }
 
 Bases Bases::open(const std::string& path, const Config& config, uint64_t fingerprint) {
+    expect_bases_file(path);
     SafeTensors file = SafeTensors::open_file(path);
     Metadata metadata{path, file};
     int version = metadata.version();
     std::string want = format("%016llx", static_cast<unsigned long long>(fingerprint));
     check(metadata.text("fingerprint") == want,
-          "%s: these bases were learned for another model (%.40s; its fingerprint is %.20s, that "
-          "of %s is "
-          "%s)",
+          "%s: these bases were learned for another model (%.40s; its fingerprint is %.20s, "
+          "that of %s is %s)",
           path.c_str(),
           file.metadata.count("model") ? file.metadata.at("model").c_str() : "unnamed",
           metadata.text("fingerprint").c_str(), config.folder.c_str(), want.c_str());

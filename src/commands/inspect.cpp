@@ -2,10 +2,10 @@
 #include <algorithm>
 #include <numeric>
 
-#include "base/file.h"
 #include "base/json_writer.h"
 #include "base/progress.h"
 #include "commands/session.h"
+#include "formats/model_folder.h"
 
 namespace stief {
 namespace {
@@ -144,7 +144,7 @@ std::string as_json(const Config& c, const Weights& weights, const Needs& needs,
 }  // namespace
 
 int inspect(const Args& args) {
-    if (file_exists(args.model)) return inspect_bases(args);
+    if (is_bases_file(args.model)) return inspect_bases(args);
     Config config = Config::open(args.model);
     Weights weights = Weights::open(config);
     Threads threads(args.threads);
