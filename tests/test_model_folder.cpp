@@ -15,7 +15,8 @@ using namespace stief::testing;
 
 namespace {
 
-const std::string LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0d\nsize 22036200\n";
+const std::string LFS =
+    "version https://git-lfs.github.com/spec/v1\noid sha256:0d\nsize 22036200\n";
 
 void put(const std::string& path, const std::string& text) {
     std::filesystem::create_directories(std::filesystem::path(path).parent_path());
@@ -132,21 +133,21 @@ TEST_CASE("weights that are elsewhere, elsewise or not all there are named") {
 TEST_CASE("weights that MLX has quantised are refused by name") {
     Scratch scratch;
     put(scratch.path("config.json"), R"({"model_type": "llama", "quantization": {"bits": 4}})");
-    CHECK(said_by([&] { Config::open(scratch.folder.string()); }).find("quantised by MLX (4 bits)") !=
-          std::string::npos);
+    std::string said = said_by([&] { Config::open(scratch.folder.string()); });
+    CHECK(said.find("quantised by MLX (4 bits)") != std::string::npos);
 }
 
 TEST_CASE("every verb says the same of what is no model") {
     Scratch scratch;
     make_things(scratch);
-    for (const char* name : 
-         {"none", "acme.gguf", "lora", "models--acme--one", "empty", "blank.safetensors",
-          "lora/adapter_config.json", "parts/config.json", "parts/model.safetensors", "parts/notes"}) {
+    for (const char* name : {"none", "acme.gguf", "lora", "models--acme--one", "empty",
+                             "blank.safetensors", "lora/adapter_config.json", "parts/config.json",
+                             "parts/model.safetensors", "parts/notes"}) {
         std::string path = scratch.path(name);
         std::string first;
         for (const std::string& words :
-             {"chat " + path, "generate " + path + " -p x", "inspect " + path, "tokenize " + path + " x",
-              "bench " + path, "perplexity " + path + " README.md",
+             {"chat " + path, "generate " + path + " -p x", "inspect " + path,
+              "tokenize " + path + " x", "bench " + path, "perplexity " + path + " README.md",
               "logits " + path + " --ids 1 -o " + scratch.path("o"),
               "calibrate " + path + " README.md -o " + scratch.path("b")}) {
             CAPTURE(words);

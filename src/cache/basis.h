@@ -1,5 +1,5 @@
-// The bases of the low-rank cache: for every layer and kv head an invertible change of coordinates
-// of its keys and of its values, and how the new coordinates are stored.
+// The bases of the compressed cache: for every layer and kv head an invertible change of
+// coordinates of its keys and of its values, and how the new coordinates are stored.
 //
 //     c = k E   encode, most important coordinate first     E = S Q diag(1/σ)    (d, d)
 //     k ≈ c̃ D   c̃ = c through its format, 0 beyond          D = E⁻¹              (d, d)

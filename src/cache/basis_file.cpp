@@ -136,8 +136,7 @@ RowFormat format_of(const Json& counts, int d, const std::string& where) {
     for (size_t w = 0; w < RowFormat::WIDTHS; w++) {
         int n = int(counts.items[w].integer(where, 0, d)), step = w ? ROW_GROUP : 4;
         check(n % step == 0 || (w == 0 && n == d),
-              "%s: %d coordinates of %d bits, expected a "
-              "multiple of %d",
+              "%s: %d coordinates of %d bits, expected a multiple of %d",
               where.c_str(), n, RowFormat::BITS[w], step);
         one.count[w] = uint16_t(n);
     }
@@ -232,8 +231,7 @@ struct Reader {
                   where.c_str(), ED.data[i], size.data[i]);
         for (float w : head.weight)
             check(w >= 0 && std::isfinite(w),
-                  "%s: a weight is %g, expected 0 or more: the file is "
-                  "damaged",
+                  "%s: a weight is %g, expected 0 or more: the file is damaged",
                   where.c_str(), double(w));
     }
 };

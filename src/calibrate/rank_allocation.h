@@ -1,8 +1,9 @@
-// Ranks for a budget of bytes: minimise Σ_u w_u Δ_u(r_u) subject to Σ_u bytes_u r_u ≤ budget,
-// README.md §5. Greedy on the lower convex hulls of the curves, best drop of weighted error a
-// byte first (Everett 1963, Generalized Lagrange Multiplier Method): optimal on the hulls whenever
-// the budget is used up, and otherwise within the one step that did not fit. The whole path is
-// kept, since measured budgets (perplexity, layer error) are found by bisection on it.
+// Ranks for a budget of bytes (--objective layer; formats of mixed bits: allocation.h): minimise
+// Σ_u w_u Δ_u(r_u) subject to Σ_u bytes_u r_u ≤ budget, README.md §5. Greedy on the lower convex
+// hulls of the curves, best drop of weighted error a byte first (Everett 1963, Generalized Lagrange
+// Multiplier Method): optimal on the hulls whenever the budget is used up, and otherwise within the
+// one step that did not fit. The whole path is kept, since measured budgets (perplexity, layer
+// error) are found by bisection on it.
 #pragma once
 #include <cstdint>
 #include <string>

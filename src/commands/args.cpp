@@ -87,9 +87,11 @@ static Seed parse_seed(const std::string& text, const Flag& flag, const std::str
     const char* last = text.data() + text.size();
     auto [end, error] = std::from_chars(text.data(), last, seed.value);
     if ((error != std::errc() || end != last) && !seed.drawn)
-        usage_error(format("%s takes a whole number from 0 to 18446744073709551615, or -1 for one that "
-                           "is drawn, not '%s'", flag.name, text.c_str()),
-                    verb);
+        usage_error(
+            format("%s takes a whole number from 0 to 18446744073709551615, or -1 for one that "
+                   "is drawn, not '%s'",
+                   flag.name, text.c_str()),
+            verb);
     return seed;
 }
 

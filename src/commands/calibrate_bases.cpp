@@ -1,5 +1,5 @@
-// stief calibrate: learns bases and ranks for the low-rank cache from a text, measures them on text
-// it did not learn from, and writes one file of bases.
+// stief calibrate: learns a cache from a text (bases, and a rank or bits for each coordinate),
+// measures it on text it did not learn from, and writes one file of bases.
 #include <tuple>
 #include <unistd.h>
 
@@ -245,8 +245,8 @@ static std::string as_text(const CalibrationResult& r, const std::string& output
                    r.bytes_per_token, r.full_bytes_per_token, 100 * kept,
                    bits_per_element(r, r.bytes_per_token));
     text += format(
-        "perplexity  %.4f, of the full cache %.4f; KL divergence %.4g nats (held-out text; %.3g%% of "
-        "what was read of the cache was compressed)\n",
+        "perplexity  %.4f, of the full cache %.4f; KL divergence %.4g nats (held-out text; %.3g%% "
+        "of what was read of the cache was compressed)\n",
         r.measured.loss.perplexity, r.measured.reference.perplexity, r.measured.divergence.mean,
         100 * r.measured.compressed_share);
     return text + format("wrote %s in %s\n", output.c_str(), human_time(r.seconds).c_str());
@@ -259,7 +259,8 @@ int calibrate_bases(const Args& args) {
     Config config = Config::open(args.model);
     CalibrationOptions options = options_of(args, config);
     check_outputs({{{"-o", args.output}, Output::Bases}, {{"--report", args.report}, Output::Page}},
-                  {{"the text to learn from", args.rest[0]}, {"--holdout", args.holdout}}, args.model);
+                  {{"the text to learn from", args.rest[0]}, {"--holdout", args.holdout}},
+                  args.model);
     Partial partial(args.output);
     Model model = Model::open(args.model, backend_options(args), args.threads);
     model.backend->exact = args.exact;

@@ -145,14 +145,16 @@ static void expect_no_cache_root(const std::string& path) {
         bool named = std::find(all.begin(), all.end(), main) != all.end();
         std::string one = named ? main : all.empty() ? "" : all[0];
         if (one.empty())
-            fail("%s is a folder of the hub's cache without a snapshot: the download was interrupted",
+            fail("%s is a folder of the hub's cache without a snapshot: the download was "
+                 "interrupted",
                  path.c_str());
-        fail("%s is a folder of the hub's cache; the model is in a snapshot of it%s: %s", path.c_str(),
-             all.size() > 1 ? format(", of %zu", all.size()).c_str() : "",
+        fail("%s is a folder of the hub's cache; the model is in a snapshot of it%s: %s",
+             path.c_str(), all.size() > 1 ? format(", of %zu", all.size()).c_str() : "",
              join(snapshots, one).c_str());
     }
     std::string model = first_that(path, "models--", "");
-    check(model.empty(), "%s is the hub's cache; give a model's snapshot in it, as in %s/snapshots/…",
+    check(model.empty(),
+          "%s is the hub's cache; give a model's snapshot in it, as in %s/snapshots/…",
           path.c_str(), join(path, model).c_str());
 }
 

@@ -5,9 +5,9 @@
 
 namespace stief {
 
-// Error where path is not there, is a file, or is a folder that is recognised as something else: the
-// hub's cache, an adapter, Meta's own checkpoint, GGUF files. A folder that merely lacks a file is
-// let through: what needs the file says so.
+// Error where path is not there, is a file, or is a folder that is recognised as something else:
+// the hub's cache, an adapter, Meta's own checkpoint, GGUF files. A folder that merely lacks a file
+// is let through: what needs the file says so.
 void expect_model_folder(const std::string& path);
 
 // Whether path is a file of bases, by the first bytes of it: it may be damaged further on.
