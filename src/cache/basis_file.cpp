@@ -1,3 +1,4 @@
+// A file of bases, written and read: basis.h says what it holds. Whatever is read is checked.
 #include <cmath>
 #include <cstring>
 
