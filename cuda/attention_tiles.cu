@@ -29,7 +29,8 @@ __global__ void __launch_bounds__(PLAIN_BLOCK)
     float scale = LOG2_E / sqrtf(float(d));
     for (int j = tile.lane; j < d; j += 16)
         tile.q[tile.row * d + j] = tile.row < R ? scale * q[row_at(tile.row) + size_t(j)] : 0;
-    tile.add_range(cache.seen(g), 0, first + tokens, first, first + tokens - 1);  // its first barrier orders q
+    // Its first barrier orders q.
+    tile.add_range(cache.seen(g), 0, first + tokens, first, first + tokens - 1);
 
     if (tile.row >= R) return;
     int width = tile.v.width;

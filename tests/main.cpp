@@ -1,6 +1,6 @@
-// The test program. Options of its own: --gpu makes a missing device a failure, so that a machine with
-// a GPU cannot pass by skipping; --smollm2=FOLDER says where SmolLM2-135M-Instruct lies; everything
-// else is doctest's (-ts=cache, -tc="*name*").
+// The test program. Options of its own: --gpu makes a missing device a failure, so that a machine
+// with a GPU cannot pass by skipping; --smollm2=FOLDER says where SmolLM2-135M-Instruct lies;
+// everything else is doctest's (-ts=cache, -tc="*name*").
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <unistd.h>
 
@@ -27,7 +27,8 @@ std::string smollm2() {
 
 void skip(const std::string& why) {
     skips++;
-    std::printf("skipped: %s (%s)\n", doctest::getContextOptions()->currentTest->m_name, why.c_str());
+    std::printf("skipped: %s (%s)\n", doctest::getContextOptions()->currentTest->m_name,
+                why.c_str());
 }
 
 int skipped() {
@@ -92,6 +93,7 @@ int main(int argc, char** argv) {
     for (int i = 1; i < argc; i++)
         if (!std::strcmp(argv[i], "--gpu") && !gpu_answers()) Counter::failed++, status = 1;
     int missing = skipped();
-    std::printf("%d passed, %d failed, %d skipped\n", Counter::passed - missing, Counter::failed, missing);
+    std::printf("%d passed, %d failed, %d skipped\n", Counter::passed - missing, Counter::failed,
+                missing);
     return status;
 }

@@ -1,5 +1,5 @@
-// A Llama in double precision, written from the equations, one token at a time: what the forward pass
-// is compared with. Shared with the runtime are only config, tensors and rotary frequencies.
+// A Llama in double precision, written from the equations, one token at a time: what the forward
+// pass is compared with. Shared with the runtime are only config, tensors and rotary frequencies.
 #pragma once
 #include <cmath>
 #include <cstring>
@@ -82,7 +82,8 @@ struct ReferenceLlama {
 
     Vec next(Token id) {                                      // logits after one more token
         Vec x(static_cast<size_t>(c.D));
-        for (size_t i = 0; i < x.size(); i++) x[i] = element(w.embedding, size_t(id) * x.size() + i);
+        for (size_t i = 0; i < x.size(); i++)
+            x[i] = element(w.embedding, size_t(id) * x.size() + i);
         for (size_t l = 0; l < size_t(c.L); l++) {
             const LayerWeights& layer = w.layer[l];
             Vec xn = normed(x, layer.attn_norm, double(c.norm_eps));

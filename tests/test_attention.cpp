@@ -71,9 +71,9 @@ static Doubles reference_attend(const Shapes& c, const TestCache& cache, const F
     return out;
 }
 
-// Not exact, a device takes queries and weights of the softmax rounded to the rows' own 16 bits: both
-// errors are relative, at most the unit roundoff u each, so 4 u² for the square of their sum. The CPU
-// takes all four factors as bf16, where there are many tokens.
+// Not exact, a device takes queries and weights of the softmax rounded to the rows' own 16 bits:
+// both errors are relative, at most the unit roundoff u each, so 4 u² for the square of their sum.
+// The CPU takes all four factors as bf16, where there are many tokens.
 static double tolerance(const Lab& lab, DType dtype, bool exact, int T) {
     if (exact || dtype == DType::F32 || (T == 1 && !lab.device())) return TOL_F32;
     if (!lab.device()) return TOL_FOUR_ROUNDED;

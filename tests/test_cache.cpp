@@ -85,7 +85,8 @@ Doubles through(const float* x, const HeadBasis& basis, int r, int d, DType dtyp
             c[size_t(j)] += double(x[i]) * double(basis.encode[size_t(i * d + j)]);
     for (int i = 0; i < r; i++)
         for (int j = 0; j < d; j++)
-            out[size_t(j)] += rounded(c[size_t(i)], dtype) * double(basis.decode[size_t(i * d + j)]);
+            out[size_t(j)] +=
+                rounded(c[size_t(i)], dtype) * double(basis.decode[size_t(i * d + j)]);
     return out;
 }
 
@@ -105,7 +106,8 @@ struct Decoded {
         for (int row = 0; row < c.S * c.G; row++)
             for (bool whole : {true, false}) {
                 const HeadBasis& head = basis[size_t(row % c.G)];
-                Doubles one = through(&x[size_t(row * c.d)], head, whole ? c.d : head.format[0].kept(), c.d, dtype);
+                Doubles one = through(&x[size_t(row * c.d)], head,
+                                      whole ? c.d : head.format[0].kept(), c.d, dtype);
                 if (rotation) rotate_double(one, &(*rotation)[size_t(row / c.G * c.d)]);
                 (whole ? exact : cut).push_back(one);
             }
@@ -138,10 +140,10 @@ Doubles definition(const Case& c, const Bases& bases, DType dtype, const Floats&
 }
 
 // Appends and attends S tokens of one layer, `piece` at a time, and compares all outputs.
-// What is stored is rounded once, in the definition as well; beyond that a device's matrix unit rounds
-// queries, keys that it rebuilds, the basis and the weights: four relative errors of at most u (and an
-// element of c may round the other way), so 4 u² for the square of their sum if they are independent.
-// The CPU's takes its factors as bf16 in batches.
+// What is stored is rounded once, in the definition as well; beyond that a device's matrix unit
+// rounds queries, keys that it rebuilds, the basis and the weights: four relative errors of at most
+// u (and an element of c may round the other way), so 4 u² for the square of their sum if they are
+// independent. The CPU's takes its factors as bf16 in batches.
 double tolerance(const Lab& lab, DType dtype, bool exact, int piece) {
     if (dtype == DType::F32) return 1e-10;
     if (!lab.device() && !exact && piece > 1) return TOL_FOUR_ROUNDED;
@@ -224,7 +226,7 @@ TEST_CASE("attention over truncated rows is its definition, whatever was appende
         check_case(c, {8, c.d, 0, 4, c.d / 4 * 4, 4, c.d / 8 * 4}, DType::F32, true, {1, 7, 31});
 }
 
-TEST_CASE("attention over rows of 16 bits is its definition: windows, both kinds of key, any group") {
+TEST_CASE("attention over rows of 16 bits is its definition: windows, either key, any group") {
     const struct {
         Case c;
         std::vector<int> ranks;  // keys, then values of each head

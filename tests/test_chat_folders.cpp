@@ -1,5 +1,5 @@
-// Folders as people bring them, through the program: what ends a conversation, whose headers it has,
-// what a text begins with. Each is the model that ships with one of its files changed.
+// Folders as people bring them, through the program: what ends a conversation, whose headers it
+// has, what a text begins with. Each is the model that ships with one of its files changed.
 #include <fstream>
 
 #include "base/json.h"
@@ -86,7 +86,8 @@ TEST_CASE("a folder without a known template is refused, and talks where one is 
 TEST_CASE("a saved conversation goes on in its own form only") {
     if (!can_run()) return;
     Copy copy;
-    std::string talk = copy.scratch.path("talk"), chat = "chat '" + copy.path + "' --greedy --quiet --commands";
+    std::string talk = copy.scratch.path("talk"),
+                chat = "chat '" + copy.path + "' --greedy --quiet --commands";
     REQUIRE(run(chat, HELLO + "/save " + talk + "\n").status == 0);
     Ran other = run(chat + " --template llama3.1 --date '1 Jan 2030'", "/load " + talk + "\n");
     CHECK(other.status == 1);
@@ -138,7 +139,8 @@ TEST_CASE("BOS comes from the tokenizer, and a prompt may spell it") {
     copy.change("config.json", "\"bos_token_id\": 4080,", "");
     std::string text = copy.scratch.path("text");
     std::ofstream(text) << std::string(4000, 'a') + " word.\n";
-    for (const char* how : {" --context 32 --chunks 2", " --protocol llama.cpp --context 32 --chunks 2"}) {
+    for (const char* how :
+         {" --context 32 --chunks 2", " --protocol llama.cpp --context 32 --chunks 2"}) {
         auto measured = [&](const std::string& model) {
             std::string words = "perplexity '" + model + "' '" + text + "' --quiet --json" + how;
             std::string json = run(words).out;

@@ -42,7 +42,8 @@ std::string chatml(const std::string& before, const std::string& content = "m['c
            " + '<|im_end|>' + '\n'}}{% endfor %}{{ '<|im_start|>assistant\n' }}";
 }
 
-const std::string OWN = "{% if loop.first %}{{ '<|im_start|>system\nYou are Kit.<|im_end|>\n' }}{% endif %}";
+const std::string OWN =
+    "{% if loop.first %}{{ '<|im_start|>system\nYou are Kit.<|im_end|>\n' }}{% endif %}";
 
 // A folder whose tokenizer has the names of both families, and its template.
 struct Folder {
@@ -75,10 +76,13 @@ using Messages = std::vector<std::pair<std::string, std::string>>;
 
 std::vector<Token> ids_of(const ChatTemplate& chat, const Messages& messages) {
     std::vector<Token> ids;
-    auto add = [&](const std::vector<Token>& more) { ids.insert(ids.end(), more.begin(), more.end()); };
+    auto add = [&](const std::vector<Token>& more) {
+        ids.insert(ids.end(), more.begin(), more.end());
+    };
     bool own = !messages.empty() && messages[0].first == "system";
     add(own ? chat.opening(messages[0].second) : chat.opening());
-    for (size_t i = own; i < messages.size(); i++) add(chat.message(messages[i].first, messages[i].second));
+    for (size_t i = own; i < messages.size(); i++)
+        add(chat.message(messages[i].first, messages[i].second));
     add(chat.answer_header());
     return ids;
 }
@@ -92,9 +96,9 @@ std::string stripped(const std::string& text) {
 std::string written(const ChatForm& form, const Messages& messages) {
     std::string text = form.bos;
     auto turn = [&](const std::string& role, const std::string& content) {
-        text += form.name == "chatml"
-                    ? "<|im_start|>" + role + "\n" + content + "<|im_end|>\n"
-                    : "<|start_header_id|>" + role + "<|end_header_id|>\n\n" + content + "<|eot_id|>";
+        text += form.name == "chatml" ? "<|im_start|>" + role + "\n" + content + "<|im_end|>\n"
+                                      : "<|start_header_id|>" + role + "<|end_header_id|>\n\n" +
+                                            content + "<|eot_id|>";
     };
     bool own = !messages.empty() && messages[0].first == "system", dated = form.name == "llama3.1";
     std::string dates = "Cutting Knowledge Date: May 2031\nToday Date: 4 Jul 2032\n\n";
@@ -110,15 +114,19 @@ std::string written(const ChatForm& form, const Messages& messages) {
 
 TEST_CASE("a template is recognised by what it writes") {
     const std::string fixed = "{%- set date_string = \"26 Jul 2024\" %}";
-    const struct { std::string jinja, name, bos, date; bool strips; const char* system; } cases[] = {
+    const struct {
+        std::string jinja, name, bos, date;
+        bool strips;
+        const char* system;
+    } cases[] = {
         {LLAMA3, "llama3", "<s>", "", true, nullptr},
         {llama31(fixed), "llama3.1", "<s>", "26 Jul 2024", true, nullptr},
         {chatml(""), "chatml", "", "", false, nullptr},
         {chatml("{{ bos_token }}", "m['content'] | trim"), "chatml", "<s>", "", true, nullptr},
         {chatml(OWN), "chatml", "", "", false, "You are Kit."},
         {"{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}", "chatml", "", "", false,
-         nullptr}};
+         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+         "chatml", "", "", false, nullptr}};
     for (const auto& c : cases) {
         CAPTURE(c.jinja);
         std::optional<ChatForm> form = recognise(c.jinja, "<s>");
@@ -134,7 +142,9 @@ TEST_CASE("a template is recognised by what it writes") {
 
 TEST_CASE("a template that states more than a family does is none of it") {
     const std::string others[] = {
-        "", "{{ bos_token }}", "{% for m in messages %}<|User|>{{ m['content'] }}{% endfor %}<|Assistant|>",
+        "",
+        "{{ bos_token }}",
+        "{% for m in messages %}<|User|>{{ m['content'] }}{% endfor %}<|Assistant|>",
         "{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}",
         chatml("{% set system_message = 'You are Kit.' %}"),
         chatml("{{ '<|im_start|>system\n' + default_system + '<|im_end|>\n' }}"),
@@ -143,7 +153,8 @@ TEST_CASE("a template that states more than a family does is none of it") {
         chatml("{{ strftime_now('%Y') }}"),
         chatml(LLAMA3),
         "{{ '<|im_start|>assistant' }}<|im_end|>",
-        "{{ '<|start_header_id|>system<|end_header_id|>\n\n' + default_system + '<|eot_id|>' }}" + LLAMA3,
+        "{{ '<|start_header_id|>system<|end_header_id|>\n\n' + default_system + '<|eot_id|>' }}" +
+            LLAMA3,
         llama31(""),
         "{# unclosed"};
     for (const std::string& jinja : others) {
@@ -184,7 +195,8 @@ TEST_CASE("a conversation's ids are those of its template written out") {
 TEST_CASE("a folder that states no form, or another, is told what can be done") {
     using doctest::Contains;
     Folder folder("[INST]");
-    CHECK_THROWS_WITH_AS(folder.form(), Contains("not known here (llama3, llama3.1, chatml"), Error);
+    CHECK_THROWS_WITH_AS(folder.form(), Contains("not known here (llama3, llama3.1, chatml"),
+                         Error);
     CHECK(folder.form("chatml").name == "chatml");
     CHECK(folder.form("llama3").strips);
     CHECK(!folder.form("chatml").default_system);
@@ -195,7 +207,7 @@ TEST_CASE("a folder that states no form, or another, is told what can be done") 
     folder.put("tokenizer_config.json", R"({"chat_template": [{"name": "tool_use", "template": "x"},
         {"name": "default", "template": )" + quote(LLAMA3) + "}]}");
     CHECK(folder.form().name == "llama3");
-    folder.put("chat_template.jinja", "\xef\xbb\xbf" + chatml(""));        // overrules the other file
+    folder.put("chat_template.jinja", "\xef\xbb\xbf" + chatml(""));  // overrules the other file
     CHECK(folder.form().name == "chatml");
     CHECK_THROWS_WITH_AS(folder.form("", "4 Jul 2032"), Contains("state no date"), Error);
 

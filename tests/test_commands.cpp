@@ -22,8 +22,8 @@ TEST_SUITE_BEGIN("commands");
 TEST_CASE("help names every verb, and each verb's help every option it takes") {
     Ran all = run("--help");
     CHECK(all.status == 0);
-    for (const char* verb :
-         {"chat", "generate", "perplexity", "risk", "needle", "bench", "inspect", "tokenize", "logits"}) {
+    for (const char* verb : {"chat", "generate", "perplexity", "risk", "needle", "bench", "inspect",
+                             "tokenize", "logits"}) {
         CAPTURE(std::string(verb));
         CHECK(all.out.find(verb) != all.out.npos);
         Ran one = run(std::string(verb) + " --help");
@@ -210,8 +210,9 @@ TEST_CASE("perplexity, inspect and bench print one JSON object and nothing else 
     REQUIRE(measured.find("rows")->items[0].find("share_of_matrix_rate") != nullptr);
     CHECK(measured.find("rows")->items[1].find("share_of_matrix_rate") == nullptr);
     CHECK(measured.find("rows")->items[2].find("resident_bytes")->number("") > 0);
-    for (const Json& row : measured.find("rows")->items) {  // the share is of the bound that is shown
-        double share = row.find("share_of_bandwidth")->number(""), gbs = row.find("gbs")->number("");
+    for (const Json& row : measured.find("rows")->items) {  // shares are of the bound that is shown
+        double share = row.find("share_of_bandwidth")->number("");
+        double gbs = row.find("gbs")->number("");
         double bound = measured.find("bandwidth_gbs")->number("");
         CHECK(std::abs(share * bound / gbs - 1) <= 1e-6);
         CHECK(row.find("above_bandwidth")->flag("") == (share > 1));

@@ -134,8 +134,8 @@ TEST_CASE("config: sampling that makes no sense is refused by who samples, and b
                             "\"min_p\": 2", "\"do_sample\": 1"}) {
         CAPTURE(bad);
         Config c = folder.open(folder.with(""), format("{%s}", bad));
-        CHECK_THROWS_WITH_AS(Sampling::open(c.folder), doctest::Contains("generation_config.json: "),
-                             Error);
+        CHECK_THROWS_WITH_AS(Sampling::open(c.folder),
+                             doctest::Contains("generation_config.json: "), Error);
     }
     Config c = folder.open(folder.with(""), R"({"top_k": -1})");
     CHECK(Sampling::open(c.folder).top_k == 0);

@@ -126,9 +126,10 @@ TEST_CASE("a conversation of another model, cache or vocabulary is refused by na
                          Contains("--context 5"), Error);
     CHECK_THROWS_WITH_AS(load_conversation(saved.path, more_heads, MODEL, VOCABULARY, "llama3"),
                          Contains("another cache"), Error);
-    CHECK_THROWS_WITH_AS(load_conversation(saved.path, cache, MODEL, 999, "llama3"), Contains("token 999"),
-                         Error);
-    CHECK_THROWS_AS(load_conversation(saved.scratch.path("none"), cache, MODEL, VOCABULARY, "llama3"), Error);
+    CHECK_THROWS_WITH_AS(load_conversation(saved.path, cache, MODEL, 999, "llama3"),
+                         Contains("token 999"), Error);
+    CHECK_THROWS_AS(
+        load_conversation(saved.scratch.path("none"), cache, MODEL, VOCABULARY, "llama3"), Error);
     put_bytes(saved.path, "What is this?");
     CHECK_THROWS_WITH_AS(load_conversation(saved.path, cache, MODEL, VOCABULARY, "llama3"),
                          Contains("no saved conversation"), Error);

@@ -1,5 +1,5 @@
-// What surrounds a run: descriptors that are closed or do not block, signals, full disks, files that
-// change while they are read.
+// What surrounds a run: descriptors that are closed or do not block, signals, full disks, files
+// that change while they are read.
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -173,7 +173,9 @@ TEST_CASE("a model that is cut short or written to while it is measured is an er
     Running written = begin(scratch.path("o"));
     bool began = written.wait_until([&] { return has_temporary(scratch.folder.string()); });
     char first = read_text(weights)[4'000'000];
-    std::fstream(weights, std::ios::in | std::ios::out | std::ios::binary).seekp(4'000'000).put(first);
+    std::fstream(weights, std::ios::in | std::ios::out | std::ios::binary)
+        .seekp(4'000'000)
+        .put(first);
     int status = written.wait();
     REQUIRE(began);
     CHECK(WEXITSTATUS(status) == 1);

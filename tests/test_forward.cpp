@@ -120,6 +120,21 @@ TEST_CASE("logits of a trained model agree with the original C program's") {
                       groups().front());
 }
 
+TEST_CASE("SmolLM2's logits agree with a Llama in double precision") {
+    if (smollm2().empty()) return skip("needs SmolLM2-135M-Instruct: --smollm2=FOLDER");
+    Model model = open_model(smollm2());
+    // "The capital of France is", as a message.
+    std::vector<Token> ids = {1, 4093, 198, 504, 3575, 282, 4649, 314, 2, 198};
+    std::vector<float> got = logits_of(model, ids, 1000);
+    ReferenceLlama reference(model.config, model.weights);
+    Vec want;
+    for (Token id : ids) {
+        Vec row = reference.next(id);
+        want.insert(want.end(), row.begin(), row.end());
+    }
+    CHECK(nmse(got, want) <= TOL_LOGITS);
+}
+
 TEST_CASE(
     "logits agree with a Llama in double precision, for every shape, dtype and way of feeding") {
     for (const TinyModel& tiny : tiny_models) {

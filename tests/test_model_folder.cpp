@@ -15,7 +15,8 @@ using namespace stief::testing;
 
 namespace {
 
-const std::string LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0d\nsize 22036200\n";
+const std::string LFS =
+    "version https://git-lfs.github.com/spec/v1\noid sha256:0d\nsize 22036200\n";
 
 void put(const std::string& path, const std::string& text) {
     std::filesystem::create_directories(std::filesystem::path(path).parent_path());
@@ -29,6 +30,13 @@ struct Thing {
 const Thing THINGS[] = {
     {"none", "no such folder"},
     {"acme.gguf", "is a GGUF file"},
+    {"blank.safetensors", "is an empty file, expected a folder"},
+    {"lora/adapter_config.json", "is a file of an adapter (LoRA)"},
+    {"parts/config.json", "is a JSON file, expected a folder as Hugging Face publishes it: "},
+    {"parts/model.safetensors", "is a safetensors file, expected a folder"},
+    {"parts/model.bin", "is a checkpoint of PyTorch"},
+    {"parts/notes", "is a file, expected a folder"},
+    {"my.bases", "holds bases, no model: give the folder of their model, and --bases "},
     {"pointer", "is a Git LFS pointer: 22036200 bytes"},
     {"page/config.json", "is a web page"},
     {"page", "is a web page"},
@@ -46,6 +54,13 @@ const Thing THINGS[] = {
 void make_things(const Scratch& scratch) {
     auto path = [&](const std::string& name) { return scratch.path(name); };
     put(path("acme.gguf"), "GGUF\3");
+    put(path("blank.safetensors"), "");
+    put(path("parts/config.json"), "{}");
+    put(path("parts/model.safetensors"), std::string("\2\0\0\0\0\0\0\0{}", 10));
+    put(path("parts/model.bin"), "PK\3\4");
+    put(path("parts/notes"), "a text that is no model at all");
+    put(path("my.bases"), std::string("\55\0\0\0\0\0\0\0", 8) +
+                              R"({"__metadata__":{"format":"stief-bases"}}    )");
     put(path("pointer"), LFS);
     put(path("page/config.json"), "\n<!DOCTYPE html><title>Sign in</title>");
     put(path("lora/adapter_config.json"), R"({"base_model_name_or_path": "acme/base"})");
@@ -118,19 +133,21 @@ TEST_CASE("weights that are elsewhere, elsewise or not all there are named") {
 TEST_CASE("weights that MLX has quantised are refused by name") {
     Scratch scratch;
     put(scratch.path("config.json"), R"({"model_type": "llama", "quantization": {"bits": 4}})");
-    CHECK(said_by([&] { Config::open(scratch.folder.string()); }).find("quantised by MLX (4 bits)") !=
-          std::string::npos);
+    std::string said = said_by([&] { Config::open(scratch.folder.string()); });
+    CHECK(said.find("quantised by MLX (4 bits)") != std::string::npos);
 }
 
 TEST_CASE("every verb says the same of what is no model") {
     Scratch scratch;
     make_things(scratch);
-    for (const char* name : {"none", "acme.gguf", "lora", "models--acme--one", "empty"}) {
+    for (const char* name : {"none", "acme.gguf", "lora", "models--acme--one", "empty",
+                             "blank.safetensors", "lora/adapter_config.json", "parts/config.json",
+                             "parts/model.safetensors", "parts/notes"}) {
         std::string path = scratch.path(name);
         std::string first;
         for (const std::string& words :
-             {"chat " + path, "generate " + path + " -p x", "inspect " + path, "tokenize " + path + " x",
-              "bench " + path, "perplexity " + path + " README.md",
+             {"chat " + path, "generate " + path + " -p x", "inspect " + path,
+              "tokenize " + path + " x", "bench " + path, "perplexity " + path + " README.md",
               "logits " + path + " --ids 1 -o " + scratch.path("o"),
               "calibrate " + path + " README.md -o " + scratch.path("b")}) {
             CAPTURE(words);
@@ -141,6 +158,29 @@ TEST_CASE("every verb says the same of what is no model") {
             CHECK(ran.err == first);
         }
     }
+}
+
+TEST_CASE("--bases of what is no file of bases says what it is; inspect opens what is one") {
+    Scratch scratch;
+    make_things(scratch);
+    const struct { const char *name, *message; } cases[] = {
+        {"lora", "is a folder, expected a file that stief calibrate wrote"},
+        {"acme.gguf", "is a GGUF file"},
+        {"blank.safetensors", "is an empty file, expected one that stief calibrate wrote"},
+        {"parts/config.json", "is a JSON file, expected one"},
+        {"parts/notes", "is a file, expected one"},
+        {"parts/model.safetensors", "its metadata has no"},
+        {"none", "No such file"},
+    };
+    for (const auto& c : cases) {
+        Ran ran = run("inspect models/parlour --bases " + scratch.path(c.name));
+        CAPTURE(ran.err);
+        CHECK(ran.status == 1);
+        CHECK(ran.err.find(c.message) != std::string::npos);
+    }
+    // Bases without any tensor: opened as bases, and so found wanting as such.
+    Ran ran = run("inspect " + scratch.path("my.bases"));
+    CHECK(ran.err.find("it has no layers.0.k.q") != std::string::npos);
 }
 
 TEST_SUITE_END();

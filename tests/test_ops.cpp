@@ -52,8 +52,8 @@ TEST_CASE("matmul is x wᵀ for every shape, dtype and instruction set, exact an
                     check_everywhere(want, product_tolerance(exact, c.T, dtype), before,
                                      [&](Lab& lab, float* out) {
                                          lab.backend->exact = exact;
-                                         lab.backend->matmul(out, lab.in(x), lab.weight(w, c.N, c.K),
-                                                             c.T, add);
+                                         lab.backend->matmul(out, lab.in(x),
+                                                             lab.weight(w, c.N, c.K), c.T, add);
                                      });
                 }
 }
@@ -174,8 +174,10 @@ TEST_CASE("rope turns pairs (j, j + d/2) by the angle of their position") {
             int heads = 3, half = d / 2, context = 10;
             Floats rotation, x = normals(size_t(step.T * heads * d), 11);
             for (int pos = 0; pos < context; pos++) {
-                for (int j = 0; j < half; j++) rotation.push_back(float(std::cos(0.37 * (pos * half + j))));
-                for (int j = 0; j < half; j++) rotation.push_back(float(std::sin(0.37 * (pos * half + j))));
+                for (int j = 0; j < half; j++)
+                    rotation.push_back(float(std::cos(0.37 * (pos * half + j))));
+                for (int j = 0; j < half; j++)
+                    rotation.push_back(float(std::sin(0.37 * (pos * half + j))));
             }
             Doubles want(x.begin(), x.end());
             for (int row = 0; row < step.T * heads; row++)
@@ -231,7 +233,8 @@ TEST_CASE("gated is silu(x w_gateᵀ) ⊙ x w_upᵀ, one product after the other
                 Elements w_up(normals(size_t(F * K), 19), dtype);
                 Doubles want = reference::matmul(x, w_gate.values, T, F, K);
                 Doubles up = reference::matmul(x, w_up.values, T, F, K);
-                for (size_t i = 0; i < want.size(); i++) want[i] *= up[i] / (1 + std::exp(-want[i]));
+                for (size_t i = 0; i < want.size(); i++)
+                    want[i] *= up[i] / (1 + std::exp(-want[i]));
                 check_everywhere(want, TOL_F32, {}, [&](Lab& lab, float* out) {
                     Output scratch(lab, size_t(T * F));
                     lab.backend->exact = true;
@@ -330,9 +333,9 @@ TEST_CASE("memory is zero, and more than there is is refused before it is taken"
         Buffer buffer(backend, 1000, "a small block");
         CHECK(lab.floats(buffer.f32(), 250) == Floats(250, 0.0f));
         CHECK(backend.available() > 0);
-        CHECK_THROWS_WITH_AS(backend.alloc(size_t(1) << 50, "the KV cache of 9 positions"),
-                             doctest::Contains("the KV cache of 9 positions needs 1048576.00 GiB, "),
-                             Error);
+        CHECK_THROWS_WITH_AS(
+            backend.alloc(size_t(1) << 50, "the KV cache of 9 positions"),
+            doctest::Contains("the KV cache of 9 positions needs 1048576.00 GiB, "), Error);
         CHECK_THROWS_WITH_AS(backend.alloc(size_t(1) << 50, "it"),
                              doctest::Contains("use a smaller --context"), Error);
     }

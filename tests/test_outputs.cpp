@@ -72,10 +72,11 @@ TEST_CASE("two outputs of one name, there or not, are refused") {
     CHECK(place.refusal(place.path("a"), place.path("b")) == "");
 }
 
-TEST_CASE("the model's own files are refused, also those it could have; others beside them are not") {
+TEST_CASE("the model's own files are refused, also those it could have; others beside them not") {
     Place place;
-    for (const char* name : {"model/model.safetensors", "model/config.json", "weights",
-                             "model/model-00001-of-00002.safetensors", "model/chat_template.jinja"}) {
+    for (const char* name :
+         {"model/model.safetensors", "model/config.json", "weights",
+          "model/model-00001-of-00002.safetensors", "model/chat_template.jinja"}) {
         CAPTURE(std::string(name));
         CHECK(place.refusal(place.path(name)).find("would be a file of the model") !=
               std::string::npos);
@@ -109,8 +110,8 @@ TEST_CASE("the program refuses such outputs with one line and status 1, and chan
         CHECK(std::count(ran.err.begin(), ran.err.end(), '\n') == 1);
     }
     std::string err = scratch.path("err");
-    std::string command = "'" + program() + "' logits " + model + " --ids-file - -o " + ids + " < " +
-                          ids + " 2> " + err;
+    std::string command = "'" + program() + "' logits " + model + " --ids-file - -o " + ids +
+                          " < " + ids + " 2> " + err;
     CHECK(WEXITSTATUS(std::system(command.c_str())) == 1);
     CHECK(read_text(err).find("standard input, which this run reads") != std::string::npos);
     CHECK(read_text(model + "/model.safetensors") == weights);

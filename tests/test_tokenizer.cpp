@@ -160,7 +160,8 @@ TEST_CASE("every text is cut completely by either splitter, and its digits one b
     Random random(11);
     for (int i = 0; i < 400; i++) {
         std::string text, all;
-        for (size_t n = random.below(60); n > 0; n--) text += " \n'sl12a\xc3\xa9!\xff"[random.below(13)];
+        for (size_t n = random.below(60); n > 0; n--)
+            text += " \n'sl12a\xc3\xa9!\xff"[random.below(13)];
         for (Splitter splitter : {llama3_piece_end, gpt2_piece_end}) {
             all.clear();
             for (const std::string& piece : pieces(text, splitter)) all += piece;
@@ -188,7 +189,8 @@ TEST_CASE("a byte that the vocabulary lacks gives no token, or the unknown one")
     CHECK(Tokenizer::from_json(stated, "test").encode("axxb") ==
           std::vector<Token>{'a', 'y', 'y', 'b'});
     stated.insert(stated.find("\"byte_fallback\""), "\"fuse_unk\": true, ");
-    CHECK_THROWS_WITH_AS(Tokenizer::from_json(stated, "test"), doctest::Contains("fuse_unk"), Error);
+    CHECK_THROWS_WITH_AS(Tokenizer::from_json(stated, "test"), doctest::Contains("fuse_unk"),
+                         Error);
 }
 
 TEST_CASE("tokens are merged in the order of the merges, as one would do it by hand") {

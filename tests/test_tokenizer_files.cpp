@@ -174,8 +174,9 @@ TEST_CASE("added tokens are names: they may spell what the vocabulary spells, an
     CHECK(strips.encode("b <r> \t<l> <l>b") == std::vector<Token>{'b', ' ', 259, 258, 258, 'b'});
     CHECK(strips.encode("<r> !x") == std::vector<Token>{259, 260, 'x'});
     CHECK(strips.encode("b <s> b", true) == std::vector<Token>{'b', 261, 'b'});
-    CHECK(with(R"([{"id": 258, "content": "\t", "lstrip": true, "rstrip": true}])").encode("a\t\tb") ==
-          std::vector<Token>{'a', 258, 'b'});                          // nothing is left for the second
+    CHECK(with(R"([{"id": 258, "content": "\t", "lstrip": true, "rstrip": true}])")
+              .encode("a\t\tb") ==
+          std::vector<Token>{'a', 258, 'b'});  // nothing is left for the second
     CHECK(strips.encode("\xe3\x80<l>") == std::vector<Token>{0xe3, 0x80, 258});
 }
 
@@ -301,8 +302,7 @@ TEST_CASE("a tokenizer.json that asks for something else is refused by name") {
          "[1]: \"<x>\" has id 259, but it is there twice"},
         {"\"added_tokens\": []", "ONE, {\"id\": 258, \"content\": \"<x>\", \"rstrip\": true}]",
          "it is there twice, with other options"},
-        {"\"added_tokens\": []", "ONE, {\"id\": 300, \"content\": \"<y>\"}]",
-         "would give it 259"},
+        {"\"added_tokens\": []", "ONE, {\"id\": 300, \"content\": \"<y>\"}]", "would give it 259"},
         {"\"added_tokens\": []", "ONE, {\"id\": 258, \"content\": \"<y>\"}]",
          "[1]: \"<y>\" has id 258"},
         {"\"added_tokens\": []", "ONE, {\"id\": 3, \"content\": \"<y>\"}]",
@@ -314,11 +314,13 @@ TEST_CASE("a tokenizer.json that asks for something else is refused by name") {
          "single_word: \"y\""},
         {"\"decoder\"", "\"post_processor\": {\"type\": \"BertProcessing\"}, \"decoder\"",
          "post_processor.type: expected"},
-        {"\"decoder\"", "POST{\"Sequence\": {}}, {\"SpecialToken\": {\"id\": \"a\"}}]}, \"decoder\"",
+        {"\"decoder\"",
+         "POST{\"Sequence\": {}}, {\"SpecialToken\": {\"id\": \"a\"}}]}, \"decoder\"",
          "0 tokens before a text and 1 behind it"}};
     CHECK_NOTHROW(Tokenizer::from_json(good, "f"));
     for (const auto& c : cases) {
-        std::string bad = replaced(good, c.from, replaced(replaced(c.to, "ONE", one), "POST", post));
+        std::string bad =
+            replaced(good, c.from, replaced(replaced(c.to, "ONE", one), "POST", post));
         CAPTURE(c.message);
         REQUIRE(bad != good);
         CHECK_THROWS_WITH_AS(Tokenizer::from_json(bad, "f"), doctest::Contains(c.message), Error);

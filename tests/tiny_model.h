@@ -57,13 +57,14 @@ inline std::vector<char> stored(const std::vector<float>& values, DType dtype) {
 inline std::string tiny_config(const TinyModel& m) {
     std::string rope = "\"rope_theta\": 10000.0, \"rope_scaling\": null";
     if (m.scaled_rope)
-        rope = "\"rope_parameters\": {\"rope_type\": \"llama3\", \"rope_theta\": 10000.0, \"factor\": 8.0, "
-               "\"low_freq_factor\": 1.0, \"high_freq_factor\": 4.0, "
+        rope = "\"rope_parameters\": {\"rope_type\": \"llama3\", \"rope_theta\": 10000.0, "
+               "\"factor\": 8.0, \"low_freq_factor\": 1.0, \"high_freq_factor\": 4.0, "
                "\"original_max_position_embeddings\": 32}";
     return format(
-        "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_act\": \"silu\", "
-        "\"num_hidden_layers\": %d, \"hidden_size\": %d, \"intermediate_size\": %d, \"vocab_size\": %d, "
-        "\"num_attention_heads\": %d, \"num_key_value_heads\": %d, \"head_dim\": %d, "
+        "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", "
+        "\"hidden_act\": \"silu\", \"num_hidden_layers\": %d, \"hidden_size\": %d, "
+        "\"intermediate_size\": %d, \"vocab_size\": %d, \"num_attention_heads\": %d, "
+        "\"num_key_value_heads\": %d, \"head_dim\": %d, "
         "\"rms_norm_eps\": 1e-05, \"max_position_embeddings\": %d, \"tie_word_embeddings\": %s, "
         "\"bos_token_id\": 1, \"eos_token_id\": 2, %s}",
         m.L, m.D, m.F, m.V, m.H, m.G, m.d, m.context, m.tied ? "true" : "false", rope.c_str());

@@ -1,10 +1,12 @@
 // The seam: all that running a model asks of a backend. Memory, the begin and end of a step, the
 // operations of a decoder block and its cache, the score of its predictions, and what bench reads.
 // The passes above it (forward/, calibrate/) are written once for all backends; what learning asks
-// besides is in backward.h. Every operation has one test that drives all backends (tests/backends.h).
+// besides is in backward.h. Every operation has one test that drives all backends
+// (tests/backends.h).
 //
-// Activations are float32. Pointers are the backend's own memory (from alloc) except where a comment
-// says host. Outputs never overlap inputs unless they are one pointer where the equation says so.
+// Activations are float32. Pointers are the backend's own memory (from alloc) except where a
+// comment says host. Outputs never overlap inputs unless they are one pointer where the equation
+// says so.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -32,13 +34,13 @@ struct Projection {
     Weight w;                     // (N, K)
 };
 
-// Where a call stands: its T tokens have the positions pos … pos + T − 1. A device reads pos and ids
-// from its own memory, where begin_step put them and where they stay until the next begin_step.
+// Where a call stands: its T tokens have the positions pos … pos + T − 1. A device reads pos and
+// ids from its own memory, where begin_step put them and where they stay until the next begin_step.
 struct Step {
     int pos = 0, T = 0;
     const int32_t* ids = nullptr; // (T)  host; null where nothing is embedded
-    // Not 0: whenever this number comes again, the operations of the step and all their arguments are
-    // the same but for pos and ids, so that a backend may capture them once and replay them.
+    // Not 0: whenever this number comes again, the operations of the step and all their arguments
+    // are the same but for pos and ids, so that a backend may capture them once and replay them.
     uint64_t replay = 0;
 };
 
@@ -59,12 +61,13 @@ struct Backend {
     std::string device;           // "avx512, 2 threads"
     bool copies_weights = false;  // bind() takes memory of the device
     int widest_head = 1 << 20;    // coordinates of a head that attend() covers at most
-    // float32 in every product; otherwise, in products of more than one token, a matrix unit may take x
-    // rounded to bf16 where w is bf16, and x and an f32 w rounded to TF32's 11 bits where it is not; and
-    // attention over 16-bit rows may round to their type. May be changed between steps.
+    // float32 in every product; otherwise, in products of more than one token, a matrix unit may
+    // take x rounded to bf16 where w is bf16, and x and an f32 w rounded to TF32's 11 bits where it
+    // is not; and attention over 16-bit rows may round to their type. May be changed between steps.
     bool exact = false;
-    // A step of T tokens gives what T steps of one token give, to the last bit: sums in their order,
-    // attention divided as each token alone would have it. Steps of at most most_singly tokens.
+    // A step of T tokens gives what T steps of one token give, to the last bit: sums in their
+    // order, attention divided as each token alone would have it. Steps of at most most_singly
+    // tokens.
     bool singly = false;
     int most_singly = 1;
 
@@ -72,18 +75,19 @@ struct Backend {
 
     // ---- its memory, and steps
     virtual size_t available() const = 0;                       // bytes that alloc can give
-    virtual void* alloc(size_t bytes, const char* what) = 0;    // zeroed; Error if it does not fit, said
-    virtual void release(void* memory, size_t bytes) = 0;       //   before allocating
-    // Zeroed, for rows that are read once in many tokens: host memory, which a device reads where it
-    // lies, or, with a path, a new file that has no name any more and is gone with the memory. Error
-    // where there is no room, said before it is used.
+    // Zeroed. Error if it does not fit, said before allocating.
+    virtual void* alloc(size_t bytes, const char* what) = 0;
+    virtual void release(void* memory, size_t bytes) = 0;
+    // Zeroed, for rows that are read once in many tokens: host memory, which a device reads where
+    // it lies, or, with a path, a new file that has no name any more and is gone with the memory.
+    // Error where there is no room, said before it is used.
     virtual void* alloc_cold(size_t bytes, const char* what, const std::string& path) = 0;
-    virtual Weight bind(const Tensor& tensor) = 0;              // (N, K) or (N); CPU: the mapped bytes
+    virtual Weight bind(const Tensor& tensor) = 0;              // (N, K) or (N); CPU: as mapped
     virtual void upload(void* to, const void* host, size_t bytes) = 0;
     virtual void download(void* host, const void* from, size_t bytes) = 0;
     // False: the step is replayed from its capture, and no operation may be called before end_step.
     virtual bool begin_step(const Step& step) = 0;
-    virtual void end_step() = 0;                                // results can be downloaded after it
+    virtual void end_step() = 0;                                // then results can be downloaded
 
     // ---- operations
     // out_t = table_{ids_t}
@@ -128,9 +132,9 @@ struct Backend {
                         const float* v,         // (T, G, d)
                         const Step& step) = 0;
     // out_h = Σ_s softmax_s(q_h · k̃_s / √d) ṽ_s over the positions s ≤ the token's own, where
-    // k̃_s = c̃_s D (rotated to position s where the keys are stored before rotation), c̃_s the row that
-    // the token sees, unpacked, and whatever tokens were appended together. Online
-    // softmax over tiles of positions: memory does not grow with the context (Dao et al. 2022).
+    // k̃_s = c̃_s D (rotated to position s where the keys are stored before rotation), c̃_s the row
+    // that the token sees, unpacked, and whatever tokens were appended together. Online softmax
+    // over tiles of positions: memory does not grow with the context (Dao et al. 2022).
     virtual void attend(float* out,             // (T, H, d)
                         const float* q,         // (T, H, d)  rotated
                         const float* rotation,  // (context, 2, d/2)  as in rope
@@ -149,8 +153,8 @@ struct Backend {
                        const int32_t* next,     // host  (rows)  in [0, V)
                        int rows, int V) = 0;
 
-    // Reads `bytes` of memory with every thread or block, as fast as it can: what decode is measured
-    // against. Returns a checksum, so that nothing is left out.
+    // Reads `bytes` of memory with every thread or block, as fast as it can: what decode is
+    // measured against. Returns a checksum, so that nothing is left out.
     virtual uint64_t stream(const void* memory, size_t bytes) = 0;
 
     // One product.
@@ -166,8 +170,8 @@ Weight view_of(const Tensor& tensor);
 // threads: the process's one pool, also used by the code above the seam; it outlives the backend.
 std::unique_ptr<Backend> make_backend(const BackendOptions& options, Threads& threads);
 
-// Names of the CPU's inner products that this machine can run, fastest first: "amx", "avx512", "avx2",
-// "portable"; or "neon", "portable".
+// Names of the CPU's inner products that this machine can run, fastest first: "amx", "avx512",
+// "avx2", "portable"; or "neon", "portable".
 std::vector<std::string> cpu_isas();
 
 }  // namespace stief

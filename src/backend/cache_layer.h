@@ -1,5 +1,5 @@
-// What append writes and attention reads of one layer: rows by head, each head's of one format or of
-// several, and which of them a token sees. All of it is plain data, the same for every backend.
+// What append writes and attention reads of one layer: rows by head, each head's of one format or
+// of several, and which of them a token sees. All of it is plain data, the same for every backend.
 #pragma once
 #include <algorithm>
 #include <climits>
@@ -23,8 +23,8 @@ struct RowStore {
     int slots(int positions) const { return ring ? std::min(positions, fixed + ring) : positions; }
 };
 
-// One kv head's keys or values: latent coordinates c = k E, packed into every store at once. Rows of
-// all stores come from the same c: packing a row again later would lose more.
+// One kv head's keys or values: latent coordinates c = k E, packed into every store at once. Rows
+// of all stores come from the same c: packing a row again later would lose more.
 struct CacheRows {
     RowStore store[MOST_STORES];
     int width = 0;                    // coordinates kept by the widest of them

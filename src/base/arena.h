@@ -1,6 +1,6 @@
-// Carves one piece of memory into arrays, from front to back, each on a boundary that vectors, cache
-// lines and matrix units take. Without memory it only counts, so that the lines which place the
-// arrays also say what they need.
+// Carves one piece of memory into arrays, from front to back, each on a boundary that vectors,
+// cache lines and matrix units take. Without memory it only counts, so that the lines which place
+// the arrays also say what they need.
 #pragma once
 #include <cstddef>
 

@@ -1,7 +1,7 @@
 // The two 16-bit floating-point formats of checkpoints and caches, and their conversion to float.
 // bf16: 8 exponent bits, 7 mantissa bits, the upper half of a float. f16: IEEE 754 binary16.
-// The conversions are templates of nothing, so that the processor's own instructions, plain functions
-// of the same names in cuda/gpu/intrinsics.cuh, go first where those are included.
+// The conversions are templates of nothing, so that the processor's own instructions, plain
+// functions of the same names in cuda/gpu/intrinsics.cuh, go first where those are included.
 #pragma once
 #include <bit>
 #include <cstdint>
@@ -49,7 +49,7 @@ constexpr f16 to_f16(float x) {
     if (u > 0x7f800000u) return {uint16_t(sign | 0x7e00u)};
     if (u >= 0x477ff000u) return {uint16_t(sign | 0x7c00u)};  // rounds to 65520 or more
     if (u < 0x38800000u) {                                    // below 2⁻¹⁴: subnormal or zero
-        float scaled = std::bit_cast<float>(u) + 0.5f;        // the adder rounds to multiples of 2⁻²⁴
+        float scaled = std::bit_cast<float>(u) + 0.5f;        // adding rounds to multiples of 2⁻²⁴
         return {uint16_t(sign | uint16_t(std::bit_cast<uint32_t>(scaled) - 0x3f000000u))};
     }
     return {uint16_t(sign | uint16_t((u - 0x38000000u + 0xfffu + (u >> 13 & 1u)) >> 13))};

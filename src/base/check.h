@@ -6,7 +6,7 @@
 
 namespace stief {
 
-// What the user reads after "error: ". It says where, what was expected, what was found, what to do.
+// What the user reads after "error: ": where, what was expected, what was found, what to do.
 struct Error : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
@@ -21,8 +21,8 @@ std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)
 
 [[noreturn]] void fail(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
 
-// Throws Error(format(pattern, ...)) unless ok. The arguments are evaluated either way: where one of
-// them costs something, write if (!ok) fail(...).
+// Throws Error(format(pattern, ...)) unless ok. The arguments are evaluated either way: where one
+// of them costs something, write if (!ok) fail(...).
 
 void check(bool ok, const char* pattern, ...) __attribute__((format(printf, 2, 3)));
 

@@ -1,4 +1,4 @@
-// Standard input, output and error: open before anything else is, waited for where they do not block.
+// The three standard streams: open before anything else is, waited for where they do not block.
 #pragma once
 #include <cstddef>
 #include <string>

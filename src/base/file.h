@@ -1,5 +1,5 @@
-// Files: mapped for reading, and written under a temporary name that becomes the real one at the end.
-// Every function throws Error with the path and the system's reason.
+// Files: mapped for reading, and written under a temporary name that becomes the real one at the
+// end. Every function throws Error with the path and the system's reason.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -37,7 +37,7 @@ struct MappedFile {
     void check_unchanged() const;
 };
 
-bool file_exists(const std::string& path);               // a regular file (or a link to one) is there
+bool file_exists(const std::string& path);               // a regular file, or a link to one
 bool folder_exists(const std::string& path);
 std::optional<FileId> file_id(const std::string& path);  // of what is there, links followed
 std::string join(const std::string& folder, const std::string& name);
@@ -45,9 +45,9 @@ std::string join(const std::string& folder, const std::string& name);
 // Reads a whole file or, where path is "-", standard input. At most max_bytes; more is an error.
 std::string read_text(const std::string& path, size_t max_bytes = size_t(1) << 32);
 
-// Writes path by way of a temporary file in the same folder: either commit() is reached and path holds
-// everything, or path is as it was before, also after a signal. A full disk is an Error, not half a
-// file.
+// Writes path by way of a temporary file in the same folder: either commit() is reached and path
+// holds everything, or path is as it was before, also after a signal. A full disk is an Error, not
+// half a file.
 struct AtomicFile {
     explicit AtomicFile(const std::string& path);
     ~AtomicFile();                                       // without commit(): removes the temporary

@@ -1,6 +1,6 @@
-// One hash for all that must be told apart: models, bases, runs, files. FNV-1a over 64-bit words, each
-// folded, finished as splitmix64 so that every bit reaches every other. For given words around it
-// every step is a bijection: a change of one word never goes unnoticed. No defence against malice.
+// One hash for all that must be told apart: models, bases, runs, files. FNV-1a over 64-bit words,
+// each folded, finished as splitmix64 so that every bit reaches every other. For given words around
+// it every step is a bijection: a change of one word never goes unnoticed. No defence from malice.
 #pragma once
 #include <bit>
 #include <cstdint>

@@ -21,7 +21,7 @@ struct Json {
     // where: the file's name, for messages: "config.json:12:5: expected ',' or '}', found 'x'".
     static Json parse(std::string_view text, const std::string& where, int max_depth = 64);
 
-    const Json* find(std::string_view key) const;         // Object: the member; absent or null: nullptr
+    const Json* find(std::string_view key) const;         // the member; absent or null: nullptr
 
     // The value as a C++ type; where: a path such as "config.json: rope_scaling: factor" for the
     // Error "… expected a number, found a string". integer() refuses 1.0 and what is out of range.

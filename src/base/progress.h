@@ -1,5 +1,5 @@
-// One line on stderr that says how far something is: done / total, rate, time left. It is rewritten in
-// place, at most ten times a second, and silent where stderr is no terminal that rewrites a line.
+// One line on stderr that says how far something is: done / total, rate, time left. It is rewritten
+// in place, at most ten times a second, and silent where stderr is no terminal that does so.
 #pragma once
 #include <chrono>
 #include <string>

@@ -1,5 +1,5 @@
-// One seeded generator for everything that draws: splitmix64 (Steele, Lea, Flood 2014). The same seed
-// gives the same numbers on every machine, which std::normal_distribution does not promise.
+// One seeded generator for everything that draws: splitmix64 (Steele, Lea, Flood 2014). The same
+// seed gives the same numbers on every machine, which std::normal_distribution does not promise.
 #pragma once
 #include <cmath>
 #include <cstdint>

@@ -82,8 +82,8 @@ void on_bus(int number, siginfo_t* info, void*) {
     remove_temporaries();
     put(stderr_line_is_open() ? "\nerror: " : "error: ");
     put(path ? path : "a mapped file");
-    put(": it was cut short, or its disk failed, while it was being read; put the file back and run "
-        "again\n");
+    put(": it was cut short, or its disk failed, while it was being read; put the file back and "
+        "run again\n");
     _exit(1);
 }
 

@@ -1,5 +1,5 @@
-// A tensor that somebody else owns: a pointer, an element type, a shape. Weights are such views into
-// the mapped checkpoint. The data need not be aligned: a safetensors header may have any length.
+// A tensor that somebody else owns: a pointer, an element type, a shape. Weights are such views
+// into the mapped checkpoint. The data need not be aligned: safetensors headers have any length.
 #pragma once
 #include <cstdint>
 

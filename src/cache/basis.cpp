@@ -1,5 +1,8 @@
 #include "cache/basis.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "base/hash.h"
 
 namespace stief {
@@ -37,9 +40,33 @@ size_t Bases::Layer::bytes(DType dtype) const {
 }
 
 size_t Bases::bytes_per_token(DType dtype) const {
+    return bytes_per_token(ages.size(), dtype);
+}
+
+size_t Bases::bytes_per_token(size_t age, DType dtype) const {
     size_t sum = 0;
-    for (const Bases::Layer& one : layer) sum += one.bytes(dtype);
+    for (const Layer& one : layer)
+        for (const std::vector<HeadBasis>* side : {&one.k, &one.v})
+            for (const HeadBasis& head : *side) sum += head.format[age].bytes(dtype);
     return sum;
+}
+
+double Bases::bits_read(int positions, DType dtype) const {
+    size_t elements = 0;  // of a token
+    for (const Layer& one : layer)
+        for (const std::vector<HeadBasis>* side : {&one.k, &one.v})
+            for (const HeadBasis& head : *side)
+                elements += size_t(std::sqrt(double(head.decode.size())) + 0.5);
+    double whole = double(elements) * double(size_of(dtype));
+    double bytes = std::min(positions, sinks) * whole, rest = std::max(positions - sinks, 0);
+    double from = std::min<double>(recent, rest);
+    bytes += from * whole;
+    for (size_t age = 0; age <= ages.size(); age++) {
+        double end = age < ages.size() ? std::min<double>(ages[age], rest) : rest;
+        bytes += std::max(end - from, 0.0) * double(bytes_per_token(age, dtype));
+        from = std::max(from, end);
+    }
+    return 8 * bytes / (double(positions) * double(elements));
 }
 
 uint64_t Bases::hash(uint64_t seed) const {

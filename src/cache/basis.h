@@ -1,5 +1,5 @@
-// The bases of the low-rank cache: for every layer and kv head an invertible change of coordinates
-// of its keys and of its values, and how the new coordinates are stored.
+// The bases of the compressed cache: for every layer and kv head an invertible change of
+// coordinates of its keys and of its values, and how the new coordinates are stored.
 //
 //     c = k E   encode, most important coordinate first     E = S Q diag(1/σ)    (d, d)
 //     k ≈ c̃ D   c̃ = c through its format, 0 beyond          D = E⁻¹              (d, d)
@@ -63,6 +63,10 @@ struct Bases {
     void save(const std::string& path, uint64_t fingerprint) const;
 
     size_t bytes_per_token(DType dtype) const;  // Σ Layer::bytes
+    size_t bytes_per_token(size_t age, DType dtype) const;  // of a token of that age
+    // Bits an element of what the last of so many tokens reads: the window whole, the others each at
+    // its age. (Rows of young ages take room beside those of the last age: allocated is more.)
+    double bits_read(int positions, DType dtype) const;
     uint64_t hash(uint64_t seed) const;         // of all that decides what a row means
 };
 

@@ -1,9 +1,11 @@
+// A file of bases, written and read: basis.h says what it holds. Whatever is read is checked.
 #include <cmath>
 #include <cstring>
 
 #include "base/json_writer.h"
 #include "base/linalg.h"
 #include "cache/basis.h"
+#include "formats/model_folder.h"
 
 namespace stief {
 
@@ -135,8 +137,7 @@ RowFormat format_of(const Json& counts, int d, const std::string& where) {
     for (size_t w = 0; w < RowFormat::WIDTHS; w++) {
         int n = int(counts.items[w].integer(where, 0, d)), step = w ? ROW_GROUP : 4;
         check(n % step == 0 || (w == 0 && n == d),
-              "%s: %d coordinates of %d bits, expected a "
-              "multiple of %d",
+              "%s: %d coordinates of %d bits, expected a multiple of %d",
               where.c_str(), n, RowFormat::BITS[w], step);
         one.count[w] = uint16_t(n);
     }
@@ -231,8 +232,7 @@ struct Reader {
                   where.c_str(), ED.data[i], size.data[i]);
         for (float w : head.weight)
             check(w >= 0 && std::isfinite(w),
-                  "%s: a weight is %g, expected 0 or more: the file is "
-                  "damaged",
+                  "%s: a weight is %g, expected 0 or more: the file is damaged",
                   where.c_str(), double(w));
     }
 };
@@ -264,14 +264,14 @@ static void set_formats(Bases& bases, const BasesFormats::Side& side,
 }
 
 Bases Bases::open(const std::string& path, const Config& config, uint64_t fingerprint) {
+    expect_bases_file(path);
     SafeTensors file = SafeTensors::open_file(path);
     Metadata metadata{path, file};
     int version = metadata.version();
     std::string want = format("%016llx", static_cast<unsigned long long>(fingerprint));
     check(metadata.text("fingerprint") == want,
-          "%s: these bases were learned for another model (%.40s; its fingerprint is %.20s, that "
-          "of %s is "
-          "%s)",
+          "%s: these bases were learned for another model (%.40s; its fingerprint is %.20s, "
+          "that of %s is %s)",
           path.c_str(),
           file.metadata.count("model") ? file.metadata.at("model").c_str() : "unnamed",
           metadata.text("fingerprint").c_str(), config.folder.c_str(), want.c_str());

@@ -23,8 +23,8 @@ struct KvCache {
     Buffer heads;     // CacheLayer::rows and seen_rows of every layer
 
     // bases: null for the plain cache. batch: tokens that one pass appends at most.
-    // cold: rows that are seldom read; null: they are in the backend's own memory, "": in host memory,
-    // else in a file of that name (Backend::alloc_cold).
+    // cold: rows that are seldom read; null: they are in the backend's own memory, "": in host
+    // memory, else in a file of that name (Backend::alloc_cold).
     KvCache(Backend& backend, const Config& config, int capacity, DType dtype,
             const Bases* bases = nullptr, int batch = 512, const std::string* cold = nullptr);
 

@@ -1,6 +1,10 @@
-// stief calibrate: bases and ranks for the low-rank cache of a model, learnt from a text. The
-// phases, in the order of calibrate(): for every layer collect → warm start → descend → profile;
-// then allocate → verify; the caller writes the bases and the report.
+// stief calibrate: bases, and a rank or bits for each coordinate, learnt from a text. The phases,
+// in the order of calibrate():
+//   --objective model   prices of the full cache → formats → each layer alone → prices of that
+//                       cache → the better formats of both → measure      (model_objective.cpp)
+//   --objective layer   for every layer collect → warm start → descend → profile; then allocate →
+//                       verify
+// The caller writes the bases and the report.
 #pragma once
 #include <span>
 

@@ -96,7 +96,7 @@ struct LayerPass : LayerArrays {
     // gradient += scale · (kᵀ ∂/∂k̃, vᵀ ∂/∂ṽ) of ‖Y − Ŷ‖², after forward with the same cuts.
     void backward(const LayerCuts& cuts, const float* Y,  // (T, D)  host
                   double scale, LayerGradient& gradient);
-    // dx: in ∂/∂Ŷ, out ∂/∂x of the layer's input, all ways; after forward with the same cuts. Leaves
+    // dx: in ∂/∂Ŷ, out ∂/∂x of the layer's input, all ways; after forward with these cuts. Leaves
     // ∂/∂k̃, ∂/∂ṽ in dk (before rotation unless cuts.rotated) and dv. Rounding counts as noise that
     // does not depend on x; a coordinate that is not stored passes nothing on.
     void back_to_input(const LayerCuts& cuts, float* dx);  // (T, D)

@@ -1,4 +1,4 @@
-// The way back through the whole model, README §8: what the model's own prediction asks of every
+// The way back through the whole model, README.md §6: what the model's own prediction asks of every
 // key and every value, of all layers in one pass over a sequence.
 //
 //     g_s = ∂/∂k_s ⟨u, z⟩   z the logits of all positions, u a direction with E[uᵀu] = diag(p) −

@@ -1,5 +1,5 @@
 // calibrate --objective model: prices → allocate → prices again at that cache → the better of both
-// → measure. README §8 and §9.
+// → measure. README.md §6 and §7.
 #include <algorithm>
 #include <chrono>
 #include <cmath>

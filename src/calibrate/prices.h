@@ -1,5 +1,5 @@
 // What it costs the model's prediction, in nats a token, to drop or to round a coordinate of a key
-// or value: README §6. Second order of KL(full ‖ compressed), with errors of different tokens,
+// or value: README.md §6. Second order of KL(full ‖ compressed), with errors of different tokens,
 // heads and sides taken as uncorrelated:
 //
 //     KL ≈ ½ Σ_units mean_s (g_s · e_s)²,   e_s = k̃_s − k_s,  g_s of price_samples.h

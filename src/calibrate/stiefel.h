@@ -1,6 +1,6 @@
 // Descent on the Stiefel manifold for one unit, the keys or the values of one head: README.md §3.
-// Adam whose second moment is a scalar (Li, Fuxin, Todorovic 2020, Efficient Riemannian Optimization
-// on the Stiefel Manifold via the Cayley Transform), retraction of Wen and Yin 2013.
+// Adam whose second moment is a scalar (Li, Fuxin, Todorovic 2020, Efficient Riemannian
+// Optimization on the Stiefel Manifold via the Cayley Transform), retraction of Wen and Yin 2013.
 // Units do not share anything: the caller runs them on as many threads as it likes.
 #pragma once
 #include "base/linalg.h"

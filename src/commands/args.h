@@ -1,4 +1,4 @@
-// The command line: one table of flags drives parsing, --help of each verb and the README.
+// The command line: one table of flags (flags.cpp) drives parsing and --help of each verb.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -56,7 +56,6 @@ struct Args {
 struct Flag {
     const char* name;                          // "--threads"
     const char* value;                         // "N", or "" for a switch
-    const char* verbs;                         // "chat generate", or "*"
     const char* help;
     // An optional double that ends at 1 is a share: "25%" is 0.25.
     std::variant<bool*, int*, std::optional<int>*, std::optional<double>*, std::string*,
@@ -64,6 +63,7 @@ struct Flag {
         target;
     double low = 0, high = 2147483647;         // of a number
     const char* choices = nullptr;             // of a word: "f16, bf16, f32"; null: any
+    const char* verbs = "";                    // "chat generate", or "*"
 };
 std::vector<Flag> flags(Args& args);
 

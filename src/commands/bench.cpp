@@ -1,8 +1,8 @@
 // stief bench: tokens/s of prefill and decode, and what share of the memory's bandwidth a decode
 // step reaches. The bandwidth is measured before and after every run, with the same threads, on a
-// block that no cache holds, and the rate of the products' inner loop likewise. A share is the median
-// of the runs over the best that any of these measurements has shown: on a machine that others use
-// too it may be too small, and is seldom too large. One above 1 is marked.
+// block that no cache holds, and the rate of the products' inner loop likewise. A share is the
+// median of the runs over the best that any of these measurements has shown: on a machine that
+// others use too it may be too small, and is seldom too large. One above 1 is marked.
 #include <algorithm>
 #include <string_view>
 
@@ -172,9 +172,10 @@ void print_text(const Bench& bench, const std::vector<Row>& rows) {
     if (above)
         text +=
             "* more than the bound that was measured. Of bandwidth: what a token reads did not all "
-            "come from memory\n  (a small model's weights stay in the processor's cache), or memory "
-            "was busy with other work whenever it was\n  measured. This is no share of what the "
-            "machine can do.\n";
+            "come from memory\n"
+            "  (a small model's weights stay in the processor's cache), or memory was busy with "
+            "other work whenever it was\n"
+            "  measured. This is no share of what the machine can do.\n";
     print(text);
 }
 

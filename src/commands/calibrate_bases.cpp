@@ -1,5 +1,5 @@
-// stief calibrate: learns bases and ranks for the low-rank cache from texts, measures them on text
-// it did not learn from, and writes one file of bases.
+// stief calibrate: learns a cache from texts (bases, and a rank or bits for each coordinate),
+// measures it on text it did not learn from, and writes one file of bases.
 #include <tuple>
 #include <unistd.h>
 
@@ -214,10 +214,19 @@ static std::string prices_as_text(const CalibrationResult& r, int d) {
                                      head.format.back().bits_per_element(r.options.cache, d));
         text += format("%5zu   %-18s %s\n", l, bits[0].c_str(), bits[1].c_str());
     }
+    text += format("whole: the first %d tokens and the last %d", r.options.sinks, r.options.recent);
+    for (size_t age = 0; age < r.bases.ages.size(); age++)
+        text += format("; up to age %d: %.2f bits an element", r.bases.ages[age],
+                       bits_per_element(r, r.bases.bytes_per_token(age, r.options.cache)));
+    text += "\n";
+    if (!r.bases.ages.empty())
+        for (int n : {2048, 8192})
+            text += format("read by the last of %d tokens: %.2f bits an element\n", n,
+                           r.bases.bits_read(n, r.options.cache));
     text += format(
-        "KL divergence, first %d tokens exact and no others:\n"
+        "KL divergence at other sizes%s:\n"
         "bits an element   predicted   measured   perplexity (full %.4f)\n",
-        r.options.sinks, r.perplexity_full);
+        r.bases.ages.empty() ? "" : " of the last age", r.perplexity_full);
     for (const CalibrationResult::Point& p : r.sizes)
         text += format("%15.2f   %9.4g   %8.4g   %.4f\n", bits_per_element(r, p.bytes_per_token),
                        p.predicted, p.divergence, p.perplexity);
@@ -248,8 +257,8 @@ static std::string as_text(const CalibrationResult& r, const std::string& output
                    r.bytes_per_token, r.full_bytes_per_token, 100 * kept,
                    bits_per_element(r, r.bytes_per_token));
     text += format(
-        "perplexity  %.4f, of the full cache %.4f; KL divergence %.4g nats (held-out text; %.3g%% of "
-        "what was read of the cache was compressed)\n",
+        "perplexity  %.4f, of the full cache %.4f; KL divergence %.4g nats (held-out text; %.3g%% "
+        "of what was read of the cache was compressed)\n",
         r.measured.loss.perplexity, r.measured.reference.perplexity, r.measured.divergence.mean,
         100 * r.measured.compressed_share);
     for (const TextDivergence& one : r.by_text)

@@ -1,6 +1,6 @@
 // stief chat: a conversation. In a terminal with a prompt, commands and Ctrl-C; where standard
-// input is no terminal, every line is one message (a command only with --commands), and what a person
-// would be told ends the program. With --message one message and its answer.
+// input is no terminal, every line is one message (a command only with --commands), and what a
+// person would be told ends the program. With --message one message and its answer.
 #include <unistd.h>
 
 #include <algorithm>
@@ -199,7 +199,9 @@ static void talk(Chat& chat) {
     chat.dialogue.stop = [&] { return terminal.interrupted(); };
     std::string line;
     for (bool more = true; more;) {
-        if (!terminal.read_line({format("You (%d%%)> ", chat.share()), styled(STDERR_FILENO)}, line)) break;
+        if (!terminal.read_line({format("You (%d%%)> ", chat.share()), styled(STDERR_FILENO)},
+                                line))
+            break;
         terminal.begin_answer();
         try {
             more = chat.handle(line);
@@ -232,7 +234,8 @@ static std::string message_of(const Args& args) {
 }
 
 int chat(const Args& args) {
-    if (args.message && args.commands) throw UsageError("--commands belongs to lines, not to --message");
+    if (args.message && args.commands)
+        throw UsageError("--commands belongs to lines, not to --message");
     std::string message = args.message ? message_of(args) : "";
     Tokenizer tokenizer = Tokenizer::open(args.model);
     Session session(args);

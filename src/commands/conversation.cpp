@@ -122,7 +122,8 @@ static Head checked_head(const MappedFile& file, const std::string& path) {
         next += part;
     }
     uint64_t checksum = sum.value();
-    check(!std::memcmp(&checksum, next, sizeof checksum), "%s is damaged: its checksum is wrong", name);
+    check(!std::memcmp(&checksum, next, sizeof checksum), "%s is damaged: its checksum is wrong",
+          name);
     return head;
 }
 

@@ -5,10 +5,10 @@
 //     u64 model             fingerprint of the weights, config and bases
 //     u64 shape             hash of the cache's ranks and window
 //     u32 positions         u32 messages
-//     u64 bytes of text     u64 bytes of rows
+//     u64 bytes of text     of form and messages; u64 bytes of rows
 //     i32 × positions       the ids in the cache
 //     u32 bytes of form, form: of the template; version 1 has neither, it is llama3
-//     messages × { u32 bytes of role, u32 bytes of text, role, text }   from "form" on "bytes of text"
+//     messages × { u32 bytes of role, u32 bytes of text, role, text }
 //     rows                  as KvCache::save gives them
 //     u64 checksum          of everything before it
 //

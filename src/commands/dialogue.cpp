@@ -39,8 +39,8 @@ void Dialogue::require_room(size_t tokens, int answer, const char* what) const {
          what, tokens, left(), session.context, advice.c_str());
 }
 
-// Takes back all but the first `used` positions. Young ages remember their rows and
-// those of one batch; where more are taken back, the rows before them are gone, and all is read again.
+// Takes back all but the first `used` positions. Young ages remember their rows and those of one
+// batch; where more are taken back, the rows before them are gone, and all is read again.
 void Dialogue::undo(int used) {
     KvCache& cache = *session.cache;
     int undone = cache.used - used;

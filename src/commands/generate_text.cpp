@@ -21,7 +21,7 @@ int generate_text(const Args& args) {
     const Config& config = session.model.config;
 
     std::vector<Token> prompt = tokenizer.encode_document(text, args.special);
-    // The config's BOS is what a model begins with where it is given nothing, as transformers has it.
+    // The config's BOS is what a model begins with where it is given nothing (as transformers).
     if (prompt.empty() && config.bos >= 0) prompt.push_back(config.bos);
     check(!prompt.empty(), "nothing to continue: the text is empty and the model has no BOS token");
     check(int(prompt.size()) < session.context,

@@ -15,8 +15,8 @@ std::vector<Token> parse_ids(std::string_view text, const std::string& where) {
         std::string word(text.substr(at, end - at));
         Token id = -1;
         auto [stop, error] = std::from_chars(word.data(), word.data() + word.size(), id);
-        check(error == std::errc() && *stop == 0 && id >= 0, "%s: expected a token id, found '%.40s'",
-              where.c_str(), word.c_str());
+        check(error == std::errc() && *stop == 0 && id >= 0,
+              "%s: expected a token id, found '%.40s'", where.c_str(), word.c_str());
         ids.push_back(id);
         at = end;
     }

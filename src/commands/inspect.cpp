@@ -2,10 +2,10 @@
 #include <algorithm>
 #include <numeric>
 
-#include "base/file.h"
 #include "base/json_writer.h"
 #include "base/progress.h"
 #include "commands/session.h"
+#include "formats/model_folder.h"
 
 namespace stief {
 namespace {
@@ -108,8 +108,9 @@ std::string as_text(const Config& c, const Weights& weights, const Needs& needs,
         human_bytes(double(needs.weights)).c_str(), needs.context,
         human_bytes(double(needs.cache)).c_str(), human_bytes(double(needs.arena)).c_str());
     if (needs.whole)
-        text += format("--risk keeps whole rows besides: %s, in memory or, --cold FILE, in a file\n",
-                       human_bytes(double(needs.whole)).c_str());
+        text +=
+            format("--risk keeps whole rows besides: %s, in memory or, --cold FILE, in a file\n",
+                   human_bytes(double(needs.whole)).c_str());
     text += format("backend: %s, %s; this processor runs", backend.name.c_str(),
                    backend.device.c_str());
     for (const std::string& isa : cpu_isas()) text += " " + isa;
@@ -135,7 +136,10 @@ std::string as_json(const Config& c, const Weights& weights, const Needs& needs,
         .begin_object("memory")
         .add("context", needs.context)
         .add("weights", needs.weights);
-    json.add("cache", needs.cache).add("activations", needs.arena).add("whole_rows_of_risk", needs.whole).end_object();
+    json.add("cache", needs.cache)
+        .add("activations", needs.arena)
+        .add("whole_rows_of_risk", needs.whole)
+        .end_object();
     json.add("backend", backend.name).add("device", backend.device).begin_array("isas");
     for (const std::string& isa : cpu_isas()) json.add("", isa);
     return json.end_array().end_object().text + "\n";
@@ -144,7 +148,7 @@ std::string as_json(const Config& c, const Weights& weights, const Needs& needs,
 }  // namespace
 
 int inspect(const Args& args) {
-    if (file_exists(args.model)) return inspect_bases(args);
+    if (is_bases_file(args.model)) return inspect_bases(args);
     Config config = Config::open(args.model);
     Weights weights = Weights::open(config);
     Threads threads(args.threads);

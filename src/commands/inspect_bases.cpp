@@ -39,8 +39,7 @@ int inspect_bases(const Args& args) {
     SafeTensors file = SafeTensors::open_file(path);
     const Metadata& metadata = file.metadata;
     check(entry(metadata, path, "format") == "stief-bases",
-          "%s: its format is \"%.40s\", expected bases "
-          "of stief calibrate",
+          "%s: its format is \"%.40s\", expected bases of stief calibrate",
           path.c_str(), entry(metadata, path, "format").c_str());
     auto first = file.tensors.find("layers.0.k.q");
     check(first != file.tensors.end() && first->second.shape.size() == 3 &&

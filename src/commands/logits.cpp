@@ -20,8 +20,8 @@ int logits(const Args& args) {
                                               : parse_ids(args.ids, "--ids");
     check(!ids.empty(), "there are no token ids");
     Session session(args);
-    check(int(ids.size()) <= session.context, "%zu tokens do not fit a context of %d; use --context",
-          ids.size(), session.context);
+    check(int(ids.size()) <= session.context,
+          "%zu tokens do not fit a context of %d; use --context", ids.size(), session.context);
 
     size_t V = size_t(session.model.config.V);
     size_t piece = std::clamp<size_t>((size_t(64) << 20) / (V * sizeof(float)), 1, 512);

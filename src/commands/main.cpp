@@ -1,5 +1,5 @@
-// stief VERB MODEL [options]. Exit status: 0 done; 1 the input or the machine failed, said in one line
-// that begins with "error:"; 2 wrong usage, with the line that would be right.
+// stief VERB MODEL [options]. Exit status: 0 done; 1 the input or the machine failed, said in one
+// line that begins with "error:"; 2 wrong usage, with the line that would be right.
 #include <new>
 
 #include "base/descriptors.h"

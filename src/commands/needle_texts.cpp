@@ -36,7 +36,8 @@ std::string made_sentence(Random& random) {
 
 // A word that no text has: consonants and vowels in turn.
 std::string made_word(Random& random, int syllables) {
-    static const char* const BEGIN[] = {"b", "br", "d", "f", "g", "k", "l", "m", "n", "p", "r", "st", "t", "v"};
+    static const char* const BEGIN[] = {"b", "br", "d", "f", "g",  "k", "l",
+                                        "m", "n",  "p", "r", "st", "t", "v"};
     static const char* const END[] = {"a", "e", "i", "o", "u", "an", "el", "ir", "on", "ul"};
     std::string word;
     for (int i = 0; i < syllables; i++)

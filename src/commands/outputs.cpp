@@ -124,8 +124,8 @@ void check_outputs(const std::vector<Output>& outputs, const std::vector<NamedFi
                      input.path == "-" ? "standard input" : input.role.c_str());
         for (size_t j = 0; j < i; j++)
             if (!outputs[j].path.empty() && same_place(output, outputs[j]))
-                fail("%s and %s are one file, %s; give them two names", outputs[j].role.c_str(), role,
-                     path);
+                fail("%s and %s are one file, %s; give them two names", outputs[j].role.c_str(),
+                     role, path);
         check_not_of_model(output.role, output.path, model);
         check_writable(output);
         check_replaces(output);

@@ -1,5 +1,5 @@
-// What a run will write, looked at before it works for hours: nothing that it reads is written over,
-// nor a file of the model, nor what is plainly something else than what a run of this kind writes.
+// What a run will write, looked at before it works for hours: nothing that it reads is written
+// over, nor a file of the model, nor what such a run plainly never wrote.
 #pragma once
 #include <string>
 #include <vector>

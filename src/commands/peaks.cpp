@@ -70,7 +70,8 @@ double Peaks::device_matrix_rate() {
         std::vector<uint16_t> halves(SIDE);  // a bf16 or f16 near 1, of either sign
         for (uint16_t& one : halves)
             one = uint16_t((dtype == DType::F16 ? 0x3c00 : 0x3f80) | (random.next() & 0x803f));
-        const void* from = dtype == DType::F32 ? static_cast<const void*>(row.data()) : halves.data();
+        const void* from =
+            dtype == DType::F32 ? static_cast<const void*>(row.data()) : halves.data();
         for (size_t i = 0; i < SIDE; i++) {
             ops.upload(x.f32() + i * SIDE, row.data(), SIDE * sizeof(float));
             ops.upload(static_cast<char*>(weight.data) + i * SIDE * size_of(dtype), from,

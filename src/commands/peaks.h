@@ -1,5 +1,5 @@
-// What bench measures a model's speed against, on the same machine in the same run: how fast memory is
-// read, and how fast matrices are multiplied.
+// What bench measures a model's speed against, on the same machine in the same run: how fast memory
+// is read, and how fast matrices are multiplied.
 #pragma once
 #include <functional>
 #include <string>
@@ -18,8 +18,8 @@ struct Peaks {
     // isa: as --isa names it. exact: the products are to be those of --exact.
     Peaks(Model& of, const std::string& isa, bool exact);
     double bandwidth();
-    // On the CPU: the inner loop of the products that prefill is made of, in the nearest cache. On a
-    // GPU: what cuBLAS reaches on 8,192³, x rounded to bf16 once for three products.
+    // On the CPU: the inner loop of the products that prefill is made of, in the nearest cache. On
+    // a GPU: what cuBLAS reaches on 8,192³, x rounded to bf16 once for three products.
     double matrix_rate();
 
   private:

@@ -89,7 +89,7 @@ int perplexity(const Args& args) {
     std::vector<Token> ids = tokenizer.encode_document(read_text(args.rest[0]));
     protocol.bos = tokenizer.bos();
     if (protocol.name == Protocol::LlamaCpp && protocol.bos < 0)
-        status(args, "the tokenizer puts no BOS in front of a text: windows keep their first token");
+        status(args, "the tokenizer puts no BOS before a text: windows keep their first token");
     Session session(opened);
     Model& model = session.model;
     Runner tested{*session.transformer, *session.cache, args.exact};

@@ -92,8 +92,10 @@ std::optional<WatchOptions> watch_options(const Args& args) {
         return std::nullopt;
     }
     if (args.bases.empty() && args.cache != "q8" && args.cache != "q4")
-        throw UsageError(format("--risk %s belongs to a compressed cache: --bases FILE, --cache q8 or "
-                                "q4; the full cache loses nothing", args.risk.c_str()));
+        throw UsageError(
+            format("--risk %s belongs to a compressed cache: --bases FILE, --cache q8 or "
+                   "q4; the full cache loses nothing",
+                   args.risk.c_str()));
     WatchOptions how;
     how.exact = args.risk == "exact", how.block = args.audit;
     if (args.cold == "reread") how.cold = WatchOptions::Reread;
@@ -102,8 +104,8 @@ std::optional<WatchOptions> watch_options(const Args& args) {
         throw UsageError("--risk exact verifies every token: --cold reread keeps nothing to do it "
                          "with; ram or a FILE");
     if (how.exact && how.block > Watch::MOST)
-        throw UsageError(format("--risk exact drafts at most %d tokens at once, not %d", Watch::MOST,
-                                how.block));
+        throw UsageError(format("--risk exact drafts at most %d tokens at once, not %d",
+                                Watch::MOST, how.block));
     return how;
 }
 
@@ -111,9 +113,10 @@ std::string watch_line(const Watch* watch) {
     if (!watch) return "";
     if (!watch->options.exact) return watch->log.line();
     const Drafting& d = watch->drafting;
-    return format("exact: %d tokens by %d verifications, %.1f each; %.1f%% of the guesses were right",
-                  d.given, d.verifications, d.verifications ? double(d.given) / d.verifications : 0.0,
-                  100 * d.agreement());
+    return format(
+        "exact: %d tokens by %d verifications, %.1f each; %.1f%% of the guesses were right",
+        d.given, d.verifications, d.verifications ? double(d.given) / d.verifications : 0.0,
+        100 * d.agreement());
 }
 
 // Said before any of it is taken, with what would fit.
@@ -135,10 +138,10 @@ static void require_memory(const Session& session, int batch,
     }
     std::string advice = fits > 0 ? format("--context %d would fit", fits)
                                   : std::string("not even one position fits");
-    fail("the cache%s and the activations of %d positions need %.2f GiB, %.2f GiB are available; %s",
+    fail("the cache%s and the activations of %d positions need %.2f GiB, %.2f GiB are available; "
+         "%s",
          watched ? ", its whole rows" : "", session.context,
-         double(needed(session.context)) * 0x1p-30, double(available) * 0x1p-30,
-         advice.c_str());
+         double(needed(session.context)) * 0x1p-30, double(available) * 0x1p-30, advice.c_str());
 }
 
 Session::Session(const Args& args, int default_context)

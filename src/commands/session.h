@@ -21,7 +21,7 @@ struct Session {
     // default_context: what --context means where it is not given; never more than the model's.
     explicit Session(const Args& args, int default_context = 8192);
 
-    // Identifies what gives the cache's rows their meaning: the model, and the bases where there are any.
+    // Identifies what gives the cache's rows their meaning: the model, and any bases.
     uint64_t meaning_of_rows() const;
 
     // Transformer::forward without logits, and generate(), with or without a watch.
@@ -52,8 +52,8 @@ struct CacheChoice {
 CacheChoice cache_choice(const Args& args, const Config& config, const Weights& weights);
 std::pair<int, int> window_of(const Args& args);       // of --window; UsageError
 BackendOptions backend_options(const Args& args);
-// generation_config.json's defaults with the options over them; the seed is drawn unless given; only
-// ids that have a token are drawn. What the file asks for and nobody does is said on stderr.
+// generation_config.json's defaults with the options over them; the seed is drawn unless given;
+// only ids that have a token are drawn. What the file asks for and nobody does is said on stderr.
 Sampler sampler_of(const Args& args, const Config& config, const Tokenizer& tokenizer);
 uint64_t draw_seed();
 // "seed 7" where it was drawn and is used, so that a run can be repeated; "" elsewhere.

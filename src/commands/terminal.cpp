@@ -25,7 +25,7 @@ static termios found, typing_mode, answering_mode;      // written before any ha
 static std::atomic<Mode> mode{Mode::Restored};
 static std::atomic<bool> interrupt_seen{false};
 static int screen = STDOUT_FILENO;                      // where the prompt is drawn
-static bool plain = false;                              // it obeys no escapes: lines as they are typed
+static bool plain = false;                              // it obeys no escapes: lines as typed
 static int wake_up[2] = {-1, -1};                       // a pipe: a signal ends the wait for input
 static_assert(std::atomic<Mode>::is_always_lock_free && std::atomic<bool>::is_always_lock_free);
 
@@ -101,8 +101,8 @@ static constexpr struct {
 };
 static struct sigaction handlers_before[std::size(handlers)];
 
-// The terminal first; then what is done where there is none. A fault comes again by itself, with its
-// address.
+// The terminal first; then what is done where there is none. A fault comes again by itself, with
+// its address.
 static void on_death(int signal_number, siginfo_t* info, void*) {
     if (mode != Mode::Restored) apply(Mode::Restored);
     for (size_t i = 0; i < std::size(handlers); i++)

@@ -1,7 +1,7 @@
 // The terminal of a conversation: raw while a line is typed; while an answer streams out, silent to
 // what is typed (kept for the next line) but alive to Ctrl-C. However the program ends or is
-// suspended, the terminal is given back as it was found. One that obeys no escapes (TERM=dumb) stays
-// as it is, and edits its lines itself.
+// suspended, the terminal is given back as it was found. One that obeys no escapes (TERM=dumb)
+// stays as it is, and edits its lines itself.
 #pragma once
 #include <string>
 

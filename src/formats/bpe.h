@@ -17,8 +17,8 @@ struct Bpe {
     };
     static constexpr uint32_t NO_MERGE = 0xffffffffu;     // a rank
 
-    // merges: how many will be added. unknown: the token of a byte that vocabulary lacks; −1: such a
-    // byte gives none, and its neighbours become each other's.
+    // merges: how many will be added. unknown: the token of a byte that vocabulary lacks; −1: such
+    // a byte gives none, and its neighbours become each other's.
     Bpe(Vocabulary vocabulary, size_t merges, Token unknown = -1);
 
     Vocabulary vocabulary;

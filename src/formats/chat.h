@@ -14,7 +14,7 @@
 namespace stief {
 
 struct ChatTemplate {
-    ChatTemplate(const Tokenizer& tokenizer, const ChatForm& form);  // Error: a special token missing
+    ChatTemplate(const Tokenizer& tokenizer, const ChatForm& form);  // Error: a token is missing
 
     ChatForm form;
     Token end_of_turn;

@@ -42,7 +42,8 @@ std::string joined(std::string_view jinja) {
         size_t left = plus, right = plus + 1;
         while (left > 0 && text[left - 1] == ' ') left--;
         while (right < text.size() && text[right] == ' ') right++;
-        bool between = left > 0 && right < text.size() && QUOTES.find(text[left - 1]) != QUOTES.npos &&
+        bool between = left > 0 && right < text.size() &&
+                       QUOTES.find(text[left - 1]) != QUOTES.npos &&
                        QUOTES.find(text[right]) != QUOTES.npos;
         if (!between) continue;
         text.erase(left - 1, right + 2 - left);
@@ -68,7 +69,7 @@ std::optional<std::string> literal_after(std::string_view text, std::string_view
     return {};
 }
 
-// {% set system_message = "You are …" %}: a system message that only running the template brings out.
+// {% set system_message = "You are …" %}: a system message that the template itself brings along.
 bool sets_system(std::string_view text) {
     for (size_t at = 0; (at = text.find("set ", at)) != text.npos;) {
         at += 4;
@@ -77,7 +78,8 @@ bool sets_system(std::string_view text) {
         size_t value = text.find_first_not_of(' ', equals + 1);
         bool is_literal = value != text.npos && QUOTES.find(text[value]) != QUOTES.npos;
         bool is_empty = is_literal && text.substr(value + 1, 1) == text.substr(value, 1);
-        if (is_literal && !is_empty && contains(text.substr(at, equals - at), "system")) return true;
+        if (is_literal && !is_empty && contains(text.substr(at, equals - at), "system"))
+            return true;
     }
     return false;
 }
@@ -97,7 +99,8 @@ std::string date_of(std::string_view text) {
         if (how) return now(*how);
     }
     for (const char* quote : {"\"", "'"})
-        if (auto date = literal_after(text, std::string("date_string = ") + quote, quote)) return *date;
+        if (auto date = literal_after(text, std::string("date_string = ") + quote, quote))
+            return *date;
     return "";
 }
 

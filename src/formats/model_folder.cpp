@@ -91,13 +91,48 @@ void expect_real_file(const std::string& path) {
                   : "");
 }
 
+// The header of a safetensors file comes after its length, and its metadata first.
+static bool is_safetensors(const std::string& head) {
+    return head.size() > 8 && head[8] == '{' && head[5] == 0 && head[6] == 0 && head[7] == 0;
+}
+
+bool is_bases_file(const std::string& path) {
+    if (!file_exists(path)) return false;
+    std::string head = head_of(path, 1 << 16);
+    return is_safetensors(head) && head.find("\"stief-bases\"") != head.npos;
+}
+
+// What a file is, by its bytes and then by its name: "a file" where neither says.
+static std::string kind_of_file(const std::string& path) {
+    std::error_code failed;
+    if (!file_exists(path)) return "no file and no folder";
+    if (fs::file_size(path, failed) == 0) return "an empty file";
+    std::string head = head_of(path, 16), name = fs::path(path).filename().string();
+    if (name.starts_with("adapter_")) return "a file of an adapter (LoRA)";
+    if (is_safetensors(head)) return "a safetensors file";
+    for (const char* end : {".bin", ".pt", ".pth"})
+        if (name.ends_with(end)) return "a checkpoint of PyTorch";
+    return name.ends_with(".json") ? "a JSON file" : "a file";
+}
+
 [[noreturn]] static void not_a_folder(const std::string& path) {
     expect_real_file(path);
-    std::string folder = fs::path(path).parent_path().string();
-    fail("%s is a file, expected a folder as Hugging Face publishes it%s", path.c_str(),
-         file_exists(join(folder, "config.json"))
-             ? format(": %s", folder.empty() ? "." : folder.c_str()).c_str()
-             : "");
+    if (is_bases_file(path))
+        fail("%s holds bases, no model: give the folder of their model, and --bases %s",
+             path.c_str(), path.c_str());
+    fs::path parent = fs::path(path).parent_path();
+    std::string folder = parent.empty() ? "." : parent.string();
+    bool published = file_exists(join(folder, "config.json"));
+    fail("%s is %s, expected a folder as Hugging Face publishes it%s", path.c_str(),
+         kind_of_file(path).c_str(), published ? (": " + folder).c_str() : "");
+}
+
+void expect_bases_file(const std::string& path) {
+    const char* name = path.c_str();
+    check(!folder_exists(path), "%s is a folder, expected a file that stief calibrate wrote", name);
+    expect_real_file(path);
+    if (!file_exists(path) || is_safetensors(head_of(path, 16))) return;
+    fail("%s is %s, expected one that stief calibrate wrote", name, kind_of_file(path).c_str());
 }
 
 // models--ORG--NAME of the hub's cache: refs/main names the snapshot, which is the model folder.
@@ -110,14 +145,16 @@ static void expect_no_cache_root(const std::string& path) {
         bool named = std::find(all.begin(), all.end(), main) != all.end();
         std::string one = named ? main : all.empty() ? "" : all[0];
         if (one.empty())
-            fail("%s is a folder of the hub's cache without a snapshot: the download was interrupted",
+            fail("%s is a folder of the hub's cache without a snapshot: the download was "
+                 "interrupted",
                  path.c_str());
-        fail("%s is a folder of the hub's cache; the model is in a snapshot of it%s: %s", path.c_str(),
-             all.size() > 1 ? format(", of %zu", all.size()).c_str() : "",
+        fail("%s is a folder of the hub's cache; the model is in a snapshot of it%s: %s",
+             path.c_str(), all.size() > 1 ? format(", of %zu", all.size()).c_str() : "",
              join(snapshots, one).c_str());
     }
     std::string model = first_that(path, "models--", "");
-    check(model.empty(), "%s is the hub's cache; give a model's snapshot in it, as in %s/snapshots/…",
+    check(model.empty(),
+          "%s is the hub's cache; give a model's snapshot in it, as in %s/snapshots/…",
           path.c_str(), join(path, model).c_str());
 }
 

@@ -1,6 +1,6 @@
 // SmolLM's split: each digit is a piece, and the text between two digits is cut by GPT-2's pattern
 // (openai/gpt-2, encoder.py), whose alternatives are, the first that matches taking the piece:
-//   1  's|'t|'re|'ve|'m|'ll|'d     2   ?\p{L}+     3   ?[^\s\p{L}\p{N}]+     4  \s+(?!\S)     5  \s+
+//   1  's|'t|'re|'ve|'m|'ll|'d     2   ?\p{L}+     3   ?[^\s\p{L}\p{N}]+     4  \s+(?!\S)     5 \s+
 // The text between two digits ends before the second: (?!\S) sees the end there.
 #include "formats/pretokenize.h"
 #include "formats/unicode.h"
@@ -9,11 +9,12 @@ namespace stief {
 
 namespace {
 
-// Digits are Hugging Face's Digits, Rust's char::is_numeric of Unicode 17; the classes of the pattern
-// are of Unicode 16, which lacks these.
+// Digits are Hugging Face's Digits, Rust's char::is_numeric of Unicode 17; the classes of the
+// pattern are of Unicode 16, which lacks these.
 Character character(std::string_view text, size_t at) {
     Character c = character_at(text, at);
-    bool newer = (c.code >= 0x11de0 && c.code <= 0x11de9) || (c.code >= 0x16ff4 && c.code <= 0x16ff6);
+    bool newer =
+        (c.code >= 0x11de0 && c.code <= 0x11de9) || (c.code >= 0x16ff4 && c.code <= 0x16ff6);
     if (newer) c.kind = CharClass::Number;
     return c;
 }

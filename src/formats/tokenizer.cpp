@@ -85,9 +85,9 @@ static size_t space_before(std::string_view text) {
 }
 
 // Cuts text at the added tokens of one set; what is between them is searched for those of the next.
-// A token that takes in the space before it takes none that an earlier one has, and is nothing where
-// no character is left for it; one that begins in space that an earlier one took is found all the
-// same, and the text goes on behind it. All as tokenizers has it.
+// A token that takes in the space before it takes none that an earlier one has, and is nothing
+// where no character is left for it; one that begins in space that an earlier one took is found all
+// the same, and the text goes on behind it. All as tokenizers has it.
 void Tokenizer::Tables::encode(std::vector<Token>& out, std::string_view text, bool parse_special,
                                size_t set) const {
     if (set == added.size()) return encode_plain(out, text);

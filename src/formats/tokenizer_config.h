@@ -7,7 +7,7 @@
 namespace stief {
 
 struct TokenizerConfig {
-    std::optional<bool> add_bos;                 // add_bos_token: overrules the tokenizer's template
+    std::optional<bool> add_bos;                 // add_bos_token: overrules the tokenizer
     std::string bos_token;                       // "<|begin_of_text|>"; "": none is stated
     std::optional<std::string> chat_template;    // in Jinja; nothing: none is stated
     std::string template_file;                   // where it is stated

@@ -11,7 +11,7 @@ struct Spellings {
     Vocabulary vocabulary;                                // bytes of the entries that spell bytes
     std::map<std::string, Token, std::less<>> names;      // the other entries of the vocabulary
 
-    Token find(std::string_view spelling) const;          // of an entry as the file spells it, or −1
+    Token find(std::string_view spelling) const;          // of what the file spells so, or −1
 };
 
 // Adds their names to the vocabulary. entries: of the vocabulary, where new ids begin.

@@ -1,6 +1,6 @@
 // From config.json, and the end ids of generation_config.json, to a Config. Where a key is absent,
-// the default is that of transformers' LlamaConfig, as long as a wrong guess could not go unnoticed.
-// Rotary embedding: rope.cpp.
+// the default is that of transformers' LlamaConfig, as long as a wrong guess could not go
+// unnoticed. Rotary embedding: rope.cpp.
 #include "model/config.h"
 
 #include <algorithm>
@@ -51,8 +51,8 @@ void check_features(const ConfigReader& json) {
     }
     if (const Json* mlx = json.find("quantization")) {
         const Json* bits = mlx->find("bits");
-        fail("%s: the weights are quantised by MLX (%s bits), which is not supported; use the original "
-             "model",
+        fail("%s: the weights are quantised by MLX (%s bits), which is not supported; use the "
+             "original model",
              json.at("quantization").c_str(),
              bits && bits->kind == Json::Number ? printable(bits->text).c_str() : "some");
     }

@@ -1,6 +1,6 @@
-// What config.json says of a Llama 3, 3.1 or 3.2, and generation_config.json of its end ids. No number
-// that the checkpoint states appears anywhere else in the code; what the runtime cannot honour is
-// refused here.
+// What config.json says of a Llama (Llama 3 to 3.2, SmolLM2), and generation_config.json of its end
+// ids. No number that the checkpoint states appears anywhere else in the code; what the runtime
+// cannot honour is refused here.
 #pragma once
 #include <string>
 #include <vector>
@@ -9,8 +9,8 @@
 
 namespace stief {
 
-// rope_type "llama3" (Llama 3.1): low frequencies are slowed down by factor, high ones kept, those in
-// between interpolated. factor = 1: none of it ("default").
+// rope_type "llama3" (Llama 3.1): low frequencies are slowed down by factor, high ones kept, those
+// in between interpolated. factor = 1: none of it ("default").
 struct RopeScaling {
     double factor = 1, low_freq_factor = 1, high_freq_factor = 4;
     int original_context = 0;
@@ -31,7 +31,7 @@ struct Config {
     static Config open(const std::string& folder);
 };
 
-// The d/2 angular frequencies of the rotary embedding, in double:  θ_j = rope_theta^(−2j/d), scaled.
+// The d/2 angular frequencies of the rotary embedding, in double: θ_j = rope_theta^(−2j/d), scaled.
 // Source: RoFormer (Su et al. 2021), eq. 15; scaling as transformers' _compute_llama3_parameters.
 std::vector<double> rope_frequencies(const Config& config);
 

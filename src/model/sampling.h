@@ -10,7 +10,7 @@ struct Sampling {                  // 0 or 1 switches a filter off
     double temperature = 1;
     int top_k = 0;                 // 0: all; the file's −1 is that too
     double top_p = 1, min_p = 0;
-    std::string ignored = {};      // what the file asks for and nobody does: "repetition_penalty 1.3"
+    std::string ignored = {};      // asked for and not done: "repetition_penalty 1.3"
 
     // The defaults above where the file is not there. Error where a value makes no sense.
     static Sampling open(const std::string& folder);

@@ -25,8 +25,8 @@ struct LayerOf {
 };
 using LayerWeights = LayerOf<Tensor>;
 
-// visit(name, …) for each weight, in the order above: its name in the checkpoint, and what each of the
-// layers has of it.
+// visit(name, …) for each weight, in the order above: its name in the checkpoint, and what each of
+// the layers has of it.
 template <class Visit, class... Layers>
 void for_each_weight(const Visit& visit, Layers&... layers) {
     visit("input_layernorm", layers.attn_norm...);

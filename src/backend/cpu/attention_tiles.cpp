@@ -34,8 +34,8 @@ struct AttentionTile {
     float *max, *sum;               // (R)
     float *half_q, *half_p, *half;  // pairs, bf16: (R, 2 q_stride), (R, KEYS), (KEYS, d)
 
-    AttentionTile(const CpuBackend& backend, const CacheLayer& layer, int g, int tokens, int first_pos,
-                  const float* angles)
+    AttentionTile(const CpuBackend& backend, const CacheLayer& layer, int g, int tokens,
+                  int first_pos, const float* angles)
         : cpu(backend),
           kernels(backend.kernels),
           cache(layer),
@@ -203,7 +203,8 @@ static void attend_queries(const CpuBackend& cpu, float* out, const float* q,
     for (int row = 0; row < tile.R; row++) {
         float* to = out + head_row(row);
         const float* acc = tile.acc + size_t(row) * tile.v_stride;
-        for (size_t i = 0; i < d; i++) to[i] = i < size_t(tile.v.width) ? acc[i] / tile.sum[row] : 0;
+        for (size_t i = 0; i < d; i++)
+            to[i] = i < size_t(tile.v.width) ? acc[i] / tile.sum[row] : 0;
     }
 }
 

@@ -1,5 +1,5 @@
-// What storing does to rows, and the direction of the model's own score (calibrate/README.md §6, §7).
-// Twin: cuda/backward_rows.cu.
+// What storing does to rows, and the direction of the model's own score (calibrate/README.md §6,
+// §7). Twin: cuda/backward_rows.cu.
 #include <algorithm>
 #include <cmath>
 

@@ -1,3 +1,5 @@
+// The cache's rows: append encodes and packs; attend takes queries to latent coordinates and values
+// out of them. Twin: cuda/cache_rows.cu.
 #include "backend/cpu/cache_rows.h"
 
 namespace stief {

@@ -110,8 +110,8 @@ void coded_accumulate(float* acc, size_t acc_stride, const float* p, size_t p_st
     });
 }
 
-// Where RowLayout::nearest has the levels nearest to x, which is in halves of a step: see code_of of
-// row_format.cpp.
+// Where RowLayout::nearest has the levels nearest to x, which is in halves of a step: see code_of
+// of row_format.cpp.
 template <class V>
 typename V::F place_of(typename V::F x, typename V::F middle) {
     auto least = V::set1(-256), most = V::set1(255);    // Levels::HALVES in all

@@ -46,8 +46,8 @@ void* CpuBackend::alloc(size_t bytes, const char* what) {
     return memory;
 }
 
-// Space is taken at once: a disk that fills up later would kill the process where it writes. The name
-// is given back at once as well, so that nothing has to be removed after a signal.
+// Space is taken at once: a disk that fills up later would kill the process where it writes. The
+// name is given back at once as well, so that nothing has to be removed after a signal.
 void* CpuBackend::alloc_cold(size_t bytes, const char* what, const std::string& path) {
     if (path.empty()) return alloc(bytes, what);
     int file = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);

@@ -71,7 +71,8 @@ struct CpuBackend final : Backend {
     template <class Function>
     void for_heads(size_t T, size_t heads, size_t cost, const Function& part) {
         if (T == 1)
-            for_rows(heads, cost, [&](size_t h, size_t end) { part(size_t(0), size_t(1), h, end); });
+            for_rows(heads, cost,
+                     [&](size_t h, size_t end) { part(size_t(0), size_t(1), h, end); });
         else
             for_rows(T, heads * cost,
                      [&](size_t first, size_t end) { part(first, end, size_t(0), heads); });

@@ -26,7 +26,9 @@ void code_panel_vbmi(void* memory, const float* D, const RowLayout& layout, int 
     CodePanel panel(memory, layout, d);
     for (int c = 0; c < d; c += 16) {
         __mmask16 some = d - c >= 16 ? 0xffff : V::first(d - c);
-        auto row = [&](int i) { return _mm512_maskz_loadu_ps(some, D + size_t(i) * size_t(d) + c); };
+        auto row = [&](int i) {
+            return _mm512_maskz_loadu_ps(some, D + size_t(i) * size_t(d) + c);
+        };
         auto scaled = [&](int i) {
             return _mm512_mul_ps(row(layout.whole + i), _mm512_set1_ps(layout.step[i]));
         };

@@ -67,8 +67,8 @@ void rotate(float* x, const float* angle, size_t half) {
     });
 }
 
-// out_h,s = q_h · x_s turned by its position's angles, as rotate does, for M heads and R = 1 or SCANS
-// rows that follow one another. A row is turned in registers, once for all heads.
+// out_h,s = q_h · x_s turned by its position's angles, as rotate does, for M heads and R = 1 or
+// SCANS rows that follow one another. A row is turned in registers, once for all heads.
 template <class V, int M, int R>
 void turned_block(float* out, size_t out_stride, const char* q, size_t q_bytes, const char* x,
                   const char* angle, size_t half) {

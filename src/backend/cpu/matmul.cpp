@@ -1,7 +1,7 @@
-// out = x wᵀ, and out = x w for gradients. One token of x wᵀ, or several that are to come out as each
-// alone would: inner products with the rows of w as they lie, one token at the speed of memory. All
-// else: the blocked product of product_impl.h, exact in f32 or with x rounded to bf16 for a matrix
-// unit.
+// out = x wᵀ, and out = x w for gradients. One token of x wᵀ, or several that are to come out as
+// each alone would: inner products with the rows of w as they lie, one token at the speed of
+// memory. All else: the blocked product of product_impl.h, exact in f32 or with x rounded to bf16
+// for a matrix unit.
 #include <algorithm>
 #include <cstring>
 

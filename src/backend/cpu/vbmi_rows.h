@@ -33,8 +33,8 @@ struct Fixed {
     }
 };
 
-// 16 rows: row 4 L + j in lane L of the jth register. Either one after another or, of the last ones,
-// by their addresses.
+// 16 rows: row 4 L + j in lane L of the jth register. Either one after another or, of the last
+// ones, by their addresses.
 struct Sixteen {
     const char* lane[4];
     size_t bytes;

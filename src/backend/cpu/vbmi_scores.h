@@ -1,5 +1,5 @@
-// Scores. q_i Δ_i becomes an integer, n_i = round(q_i Δ_i / u), which codes' levels L_i multiply. u is
-// so large that no |n_i| exceeds 32767 and no sum 31 bits; sums are exact, and
+// Scores. q_i Δ_i becomes an integer, n_i = round(q_i Δ_i / u), which codes' levels L_i multiply. u
+// is so large that no |n_i| exceeds 32767 and no sum 31 bits; sums are exact, and
 //     |error| <= ½ u ρ Σ_i |L_i|,   |L_i| <= 128
 // With u = max_i |q_i Δ_i| / 32767, as it is for up to 512 coordinates: 2⁻¹⁶ of the sum that would
 // be if every coordinate had the largest q_i Δ_i.
