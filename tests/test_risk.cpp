@@ -77,7 +77,9 @@ TEST_CASE("what --risk cannot do is said before a conversation") {
         {"needle models/parlour --lengths 1K,9K", 1, "do not fit"},
         {"needle models/parlour --lengths 12", 2, "from 64"},
         {"needle models/parlour --lengths 2M", 2, "a whole number"},
-        {"needle models/parlour --risk audit", 2, "belongs to a compressed cache"},
+        {"needle models/parlour --risk audit", 2, "--risk"},
+        {"needle models/parlour --audit 8", 2, "belong to --risk"},
+        {"needle models/parlour --lengths 64", 1, "too few for needles"},
     };
     for (const auto& c : cases) {
         CAPTURE(std::string(c.words));
@@ -109,6 +111,7 @@ TEST_CASE("risk measures each window, and its page and its JSON are whole") {
         sum += n * one.find("kld")->number("kld"), tokens += n;
         CHECK(one.find("kld")->number("kld") > 0);
         CHECK(one.find("tail")->number("tail") > 0);
+        CHECK(one.find("flagged")->number("flagged") <= n);
         CHECK(one.find("verdict")->string("verdict") == "no level stored");
     }
     CHECK(json.find("kld")->number("kld") == doctest::Approx(sum / tokens));
@@ -122,25 +125,28 @@ TEST_CASE("risk measures each window, and its page and its JSON are whole") {
 }
 
 TEST_CASE("needles are scored only where the full cache finds them, and exact loses none") {
-    const std::string options = "needle models/parlour --lengths 320 --tries 2 --json --quiet ";
-    for (const std::string risk : {"", "--cache q4 --window 0,1 --risk audit",
-                                   "--cache q4 --window 0,1 --risk exact"}) {
-        CAPTURE(risk);
-        Ran ran = run(options + risk);
+    const std::string options = "needle models/parlour --lengths 512 --tries 1 --json --quiet ";
+    for (const std::string cache : {"", "--cache q4 --window 0,1", "--cache q4 --window 0,1 --audit 2"}) {
+        CAPTURE(cache);
+        Ran ran = run(options + cache);
         CAPTURE(ran.err);
         REQUIRE(ran.status == 0);
         Json json = Json::parse(ran.out, "needle");
         const std::vector<Json>& rows = json.find("rows")->items;
         REQUIRE(rows.size() == 4);
         for (const Json& row : rows) {
-            auto number = [&](const char* key) { return row.find(key)->integer(key, 0, 2); };
-            CHECK(number("tries") == 2);
-            if (risk.empty()) continue;
+            auto number = [&](const char* key) { return row.find(key)->integer(key, 0, 4); };
+            CHECK(number("asked") == 4);
+            CHECK((row.find("exact") == nullptr) == cache.empty());
+            if (cache.empty()) continue;
             CHECK(number("compressed") <= number("full"));
-            if (risk.ends_with("exact")) CHECK(number("with_risk") == number("full"));
-            else CHECK(number("with_risk") == number("compressed"));
+            CHECK(number("exact") == number("full"));
+            CHECK(number("lost_warned") <= number("lost_flagged"));
+            CHECK(number("lost_flagged") <= number("full") - number("compressed"));
+            CHECK(number("kept_warned") <= number("kept_flagged"));
+            CHECK(number("kept_flagged") == 0);    // what was said is what the full cache says
         }
-        CHECK(run(options + risk).out == ran.out);
+        CHECK(run(options + cache).out == ran.out);
     }
 }
 

@@ -303,19 +303,109 @@ TEST_CASE("an audit's divergence is perplexity's over the same tokens") {
         }
 }
 
+TEST_CASE("an audit finds every token that the full cache would not have written") {
+    Scratch folder;
+    write_tiny_model(MODELS[0], folder.folder.string());
+    Model model = Model::open(folder.folder.string(), {"cpu", "auto"}, 2);
+    Bases bases = Bases::uniform(model.config, {}, {6});
+    bases.sinks = 1, bases.recent = 2;
+    int found = 0, flagged = 0;
+    for (bool greedy : {true, false})
+        for (int block : {1, 7, 32}) {
+            CAPTURE(greedy);
+            CAPTURE(block);
+            KvCache cache(*model.backend, model.config, 128, DType::F32, &bases);
+            KvCache full(*model.backend, model.config, 128, DType::F32);
+            Transformer transformer(model, 128);
+            transformer.exact = true;
+            WatchOptions how;
+            how.block = block;
+            Watch watch(transformer, cache, how, {});
+            Sampler sampler(Sampling{greedy, 1, 0, 1, 0}, 3);
+            auto sink = [](Token) { return true; };
+            watch.generate(sampler, some_ids(20, model.config.V, 1), 40, {}, sink);
+            CHECK(watch.log.written() == 40);
+            watch.generate(sampler, some_ids(3, model.config.V, 2), 10, {}, sink);
+            CHECK(watch.log.written() == 50);
+            CHECK(watch.log.written(63) == 10);
+
+            Runner tested{transformer, cache, true}, reference{transformer, full, true};
+            Protocol protocol{.name = Protocol::Chunks, .context = int(watch.ids.size())};
+            Measured measured = measure(tested, &reference, watch.ids, protocol, {});
+            std::vector<int> want, got;
+            Doubles swings, got_swings;
+            for (int at = 20; at < int(watch.ids.size()); at++) {
+                if (at >= 60 && at < 63) continue;    // of the second prompt
+                size_t step = size_t(at) - 1;
+                bool other = greedy ? !measured.same_top[step]
+                                    : double(measured.swing_next[step]) > FlagRate::SWING;
+                if (other) want.push_back(at), swings.push_back(double(measured.swing_next[step]));
+            }
+            for (const Departure& one : watch.log.departures) {
+                got.push_back(one.position), got_swings.push_back(one.swing);
+                CHECK(one.given == watch.ids[size_t(one.position)]);
+                CHECK(one.full != one.given);
+                CHECK(one.flagged == (one.swing > FlagRate::SWING));
+            }
+            CHECK(got == want);
+            // Differences of logits that are f32 sums in another order.
+            CHECK(nmse(got_swings, swings) <= 1e-8);
+            found += int(got.size()), flagged += watch.log.flagged();
+            const Departure* worst = watch.log.worst_flagged(63);
+            CHECK((worst == nullptr) == (watch.log.flagged(63) == 0));
+            watch.hold(std::vector<Token>(watch.ids.begin(), watch.ids.begin() + 20));
+            CHECK(watch.log.departures.empty());
+            CHECK(watch.log.written() == 0);
+        }
+    CHECK(found > flagged);
+    CHECK(flagged > 0);
+}
+
+TEST_CASE("a few flagged tokens are usual, and more than chance allows are too many") {
+    std::vector<float> greedy(1000, 0.1f), drawn(1000, 0.1f);
+    for (size_t i = 0; i < 9; i++) greedy[i] = 2;
+    for (size_t i = 0; i < 99; i++) drawn[i] = 2;
+    std::map<std::string, std::string> metadata = {{"risk_flags", risk_flags(greedy, drawn)}};
+    AuditLog log;
+    CHECK(log.levels.flags.of(true) == FlagRate::ASSUMED);
+    log.levels = risk_levels(metadata);
+    CHECK(log.levels.flags.of(true) == doctest::Approx(0.01).epsilon(1e-2));
+    CHECK(log.levels.flags.of(false) == doctest::Approx(0.1).epsilon(1e-2));
+    log.blocks.push_back({0, 40, 0.1, 0.1, 40, 0});
+    for (int i = 0; i < 38; i++) log.look_at(i + 1, 7, 7, 0);
+    log.look_at(39, 7, 8, 0.2);    // a near tie
+    CHECK(log.departures.size() == 1);
+    CHECK(!log.too_many_flagged());
+    log.look_at(40, 7, 8, 0.9);    // 1 of 40 at 1 %: one time in three
+    CHECK(log.flagged() == 1);
+    CHECK(!log.too_many_flagged());
+    log.blocks.push_back({40, 2, 0.1, 0.1, 0, 0});
+    for (int i = 41; i < 43; i++) log.look_at(i, 7, 8, 0.8 + 0.1 * (i == 42));
+    CHECK(log.too_many_flagged());     // 3 of 42
+    CHECK(log.too_many_flagged(41));   // 2 of 2
+    CHECK(log.worst_flagged()->position == 40);
+    CHECK(log.worst_flagged(41)->position == 42);
+    log.greedy = false;
+    CHECK(!log.too_many_flagged());    // drawn, one in ten is usual
+    log.look_at(42, 7, 8, 0.2);        // and a near tie says nothing
+    CHECK(log.departures.size() == 4);
+    metadata["risk_flags"] = "{\"tokens\": 10, \"greedy\": 11, \"drawn\": 0}";
+    CHECK_THROWS_AS(risk_levels(metadata), Error);
+}
+
 TEST_CASE("a level is the largest of the usual blocks, and a text leaves it by more than chance") {
     std::vector<float> steps(256, 0.01f);
     steps[3] = 0.5f, steps[200] = 0.9f;
     std::map<std::string, std::string> metadata = {{"risk_levels", risk_levels(steps, 128)}};
     AuditLog log;
     log.levels = risk_levels(metadata);
-    REQUIRE(log.levels.size() == 8);
-    CHECK(log.levels[0].blocks == 256);
-    CHECK(log.levels[0].largest == doctest::Approx(0.9));
-    CHECK(log.levels[0].decile == doctest::Approx(0.01));
-    CHECK(log.levels[7].blocks == 2);
-    CHECK(log.levels[7].largest == doctest::Approx((127 * 0.01 + 0.9) / 128));
-    auto block = [](int first, double mean) { return AuditedBlock{first, 1, mean, mean, 1}; };
+    REQUIRE(log.levels.blocks.size() == 8);
+    CHECK(log.levels.blocks[0].blocks == 256);
+    CHECK(log.levels.blocks[0].largest == doctest::Approx(0.9));
+    CHECK(log.levels.blocks[0].decile == doctest::Approx(0.01));
+    CHECK(log.levels.blocks[7].blocks == 2);
+    CHECK(log.levels.blocks[7].largest == doctest::Approx((127 * 0.01 + 0.9) / 128));
+    auto block = [](int first, double mean) { return AuditedBlock{first, 1, mean, mean, 1, 0}; };
     for (int i = 0; i < 50; i++) log.blocks.push_back(block(i, 0.005));
     CHECK(log.verdict() == AuditLog::Verdict::Usual);
     log.blocks.push_back(block(50, 2));    // once in 51: one time in five

@@ -15,6 +15,13 @@ int AuditLog::audited() const {
     return sum;
 }
 
+int AuditLog::written(int from) const {
+    int sum = 0;
+    for (const AuditedBlock& one : blocks)
+        if (one.first + one.tokens >= from) sum += one.written;
+    return sum;
+}
+
 double AuditLog::mean() const {
     double sum = 0;
     for (const AuditedBlock& one : blocks) sum += one.mean * one.tokens;
@@ -47,7 +54,7 @@ const AuditedBlock* AuditLog::worst() const {
 
 const RiskLevel* AuditLog::level_of(const AuditedBlock& one) const {
     const RiskLevel* best = nullptr;
-    for (const RiskLevel& level : levels)
+    for (const RiskLevel& level : levels.blocks)
         if (level.block <= one.tokens) best = &level;
     return best;
 }
@@ -78,7 +85,7 @@ static int decile_rank(int blocks) {
 }
 
 AuditLog::Verdict AuditLog::verdict() const {
-    if (levels.empty()) return Verdict::NoLevel;
+    if (levels.blocks.empty()) return Verdict::NoLevel;
     double q_decile = 0, q_largest = 0;    // of the level with the fewest blocks, the least sure
     int n = 0, over_decile = 0;
     for (const AuditedBlock& one : blocks) {
@@ -90,8 +97,36 @@ AuditLog::Verdict AuditLog::verdict() const {
         q_largest = std::max(q_largest, 1 / (M + 1));
     }
     auto improbable = [&](int k, double q) { return k > 0 && binomial_tail(n, k, q) < 0.01; };
-    bool left = improbable(count_above(), q_largest) || improbable(over_decile, q_decile);
+    bool left = improbable(count_above(), q_largest) || improbable(over_decile, q_decile) ||
+                too_many_flagged();
     return left ? Verdict::Above : Verdict::Usual;
+}
+
+void AuditLog::look_at(int position, int32_t given, int32_t full, double swing) {
+    blocks.back().written++;
+    bool far = swing > FlagRate::SWING;
+    if (given != full && (greedy || far)) departures.push_back({position, given, full, swing, far});
+}
+
+int AuditLog::flagged(int from) const {
+    auto counts = [&](const Departure& one) { return one.flagged && one.position >= from; };
+    return int(std::count_if(departures.begin(), departures.end(), counts));
+}
+
+const Departure* AuditLog::worst_flagged(int from) const {
+    const Departure* worst = nullptr;
+    for (const Departure& one : departures)
+        if (one.flagged && one.position >= from && (!worst || one.swing > worst->swing)) worst = &one;
+    return worst;
+}
+
+double FlagRate::of(bool is_greedy) const {
+    return tokens ? (double(is_greedy ? greedy : drawn) + 1) / (tokens + 1.0) : ASSUMED;
+}
+
+bool AuditLog::too_many_flagged(int from) const {
+    int many = flagged(from);
+    return many > 0 && binomial_tail(written(from), many, levels.flags.of(greedy)) < 0.02;
 }
 
 std::string AuditLog::line() const {
@@ -102,7 +137,10 @@ std::string AuditLog::line() const {
         "top token %.1f%%; ",
         audited(), positions, mean(), standard_error(), most.mean, most.first,
         most.first + most.tokens - 1, 100 * same_top());
-    if (levels.empty()) return text + "no level stored";
+    if (written() > 0)
+        text += format("%d of %d tokens flagged (usual: %s%.2g%%); ", flagged(), written(),
+                       levels.flags.tokens ? "" : "perhaps ", 100 * levels.flags.of(greedy));
+    if (levels.blocks.empty()) return text + "no level stored";
     const char* all = verdict() == Verdict::Above ? "this context loses more than calibration's texts"
                                                   : "as much as calibration's texts";
     return text + format("%d of %zu blocks above all of calibration's; %s", count_above(),
@@ -112,6 +150,9 @@ std::string AuditLog::line() const {
 void AuditLog::take_back(int used) {
     positions = std::min(positions, used);
     std::erase_if(blocks, [&](const AuditedBlock& one) { return one.first + one.tokens > used; });
+    for (AuditedBlock& one : blocks)    // of what lies at `used` the prediction is left, and no token
+        if (one.first + one.tokens == used) one.written = std::min(one.written, one.tokens - 1);
+    std::erase_if(departures, [&](const Departure& one) { return one.position >= used; });
 }
 
 std::string risk_levels(std::span<const float> divergence, size_t stretch) {
@@ -136,17 +177,43 @@ std::string risk_levels(std::span<const float> divergence, size_t stretch) {
     return json.end_object().text;
 }
 
+std::string risk_flags(std::span<const float> swing, std::span<const float> drawn) {
+    auto flagged = [](std::span<const float> of) {
+        auto far = [](float one) { return double(one) > FlagRate::SWING; };
+        return size_t(std::count_if(of.begin(), of.end(), far));
+    };
+    JsonWriter json;
+    json.begin_object().add("tokens", swing.size());
+    return json.add("greedy", flagged(swing)).add("drawn", flagged(drawn)).end_object().text;
+}
+
+static FlagRate flag_rate(const std::map<std::string, std::string>& metadata) {
+    FlagRate rate;
+    auto found = metadata.find("risk_flags");
+    if (found == metadata.end()) return rate;
+    std::string where = "risk_flags of the bases";
+    Json stored = Json::parse(found->second, where);
+    auto number = [&](const char* key, int least, int most) {
+        const Json* one = stored.find(key);
+        check(one, "%s: no \"%s\"", where.c_str(), key);
+        return int(one->integer(where, least, most));
+    };
+    rate.tokens = number("tokens", 1, 1 << 30);
+    rate.greedy = number("greedy", 0, rate.tokens), rate.drawn = number("drawn", 0, rate.tokens);
+    return rate;
+}
+
 RiskLevels risk_levels(const std::map<std::string, std::string>& metadata) {
+    RiskLevels levels{{}, flag_rate(metadata)};
     auto found = metadata.find("risk_levels");
-    if (found == metadata.end()) return {};
+    if (found == metadata.end()) return levels;
     std::string where = "risk_levels of the bases";
     Json stored = Json::parse(found->second, where);
-    RiskLevels levels;
     for (const Json::Member& one : stored.members) {
         int tokens = std::atoi(one.key.c_str());
-        check(tokens > (levels.empty() ? 0 : levels.back().block) && one.value.items.size() == 3,
+        check(tokens > (levels.blocks.empty() ? 0 : levels.blocks.back().block) && one.value.items.size() == 3,
               "%s: \"%.20s\" is no block's level", where.c_str(), one.key.c_str());
-        levels.push_back({tokens, int(one.value.items[0].integer(where, 1, 1 << 30)),
+        levels.blocks.push_back({tokens, int(one.value.items[0].integer(where, 1, 1 << 30)),
                           one.value.items[1].number(where), one.value.items[2].number(where)});
     }
     return levels;

@@ -54,6 +54,7 @@ Generated Watch::generate_exact(Sampler& sampler, std::span<const Token> prompt,
     auto seconds_since = [](Clock::time_point start) {
         return std::chrono::duration<double>(Clock::now() - start).count();
     };
+    if (rows.empty()) make_rows();
     size_t V = size_t(transformer.model.config.V);
     int context = std::min(cache.capacity, transformer.context);
     Generated made{Stop::Limit, int(prompt.size()), 0, 0, 0};

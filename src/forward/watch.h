@@ -39,7 +39,7 @@ struct Watch {
 
     Transformer& transformer;
     KvCache& cache;               // the compressed one
-    WatchOptions options;
+    WatchOptions options;         // exact may change between calls where whole rows are kept
     AuditLog log;                 // of audit
     Drafting drafting;            // of exact
     std::vector<Token> ids;       // (cache.used)  what the caches hold
@@ -66,9 +66,11 @@ struct Watch {
 
     int block() const;
     int suggested() const;
+    void make_rows();
+    void make_logits();
     void make_whole();
     void catch_up(int until);
-    void audit(int count);
+    void audit(int first, std::span<const Token> drawn);
     Generated generate_audited(Sampler& sampler, std::span<const Token> prompt, int limit,
                                std::span<const Token> ends, const std::function<bool(Token)>& sink);
     Generated generate_exact(Sampler& sampler, std::span<const Token> prompt, int limit,
