@@ -2,6 +2,11 @@
 // perplexity would say of the same tokens.
 #include <cmath>
 
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/signals.h"
 #include "forward/perplexity.h"
 #include "forward/watch.h"
 #include "backends.h"
@@ -439,6 +444,60 @@ TEST_CASE("whole rows that cannot be kept are an error before anything is writte
         Buffer::cold(*model.backend, huge, "rows", (folder.folder / "rows").string()),
         doctest::Contains("no room for rows"), Error);
     CHECK(!std::filesystem::exists(folder.folder / "rows"));
+}
+
+// As if the disk beneath a cache failed: the file that its rows lie in has one page.
+static void fail_disk(const KvCache& cache, const std::string& path) {
+    int file = open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC, 0600);
+    REQUIRE(ftruncate(file, 4096) == 0);
+    void* at = mmap(cache.rows.data, cache.rows.bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+                    file, 0);
+    REQUIRE(at == cache.rows.data);
+    close(file);
+}
+
+TEST_CASE("a disk that fails beneath cold rows ends the audits, and not the text") {
+    install_signal_handlers();
+    Scratch folder;
+    write_tiny_model(MODELS[0], folder.folder.string());
+    Model model = Model::open(folder.folder.string(), {"cpu", "auto"}, 2);
+    Bases bases = crude(model.config, 4);
+    for (bool exact : {false, true}) {
+        CAPTURE(exact);
+        KvCache cache(*model.backend, model.config, 512, DType::F16, &bases);
+        Transformer transformer(model, 512);
+        WatchOptions how;
+        how.exact = exact, how.block = 8;
+        how.cold = WatchOptions::File, how.file = (folder.folder / "rows").string();
+        Watch watch(transformer, cache, how, {});
+        REQUIRE(watch.whole->rows.bytes > 2 * 4096);
+        Sampler sampler(Sampling{}, 0);
+        std::vector<Token> prompt = some_ids(200, model.config.V, 1), said;
+        auto sink = [&](Token id) {
+            said.push_back(id);
+            if (said.size() == 20) fail_disk(*watch.whole, (folder.folder / "short").string());
+            return true;
+        };
+        if (exact)
+            CHECK_THROWS_WITH_AS(watch.generate(sampler, prompt, 60, {}, sink),
+                                 doctest::Contains("rows: the whole rows of --risk are lost"), Error);
+        else watch.generate(sampler, prompt, 60, {}, sink);
+        CHECK(watch.lost.find("its disk is full or has failed") != std::string::npos);
+
+        // What was written is what is written without a disk: the compressed cache's, all of it, or,
+        // exact, the full cache's as far as it was verified.
+        KvCache other(*model.backend, model.config, 512, DType::F16, exact ? nullptr : &bases);
+        std::vector<Token> want;
+        generate(transformer, other, sampler, prompt, 60, {}, [&](Token id) {
+            want.push_back(id);
+            return true;
+        });
+        CHECK(said.size() >= 20);
+        CHECK((exact || said.size() == 60));
+        want.resize(said.size());
+        CHECK(said == want);
+        CHECK(watch.log.audited() < 200);
+    }
 }
 
 TEST_SUITE_END();

@@ -25,6 +25,7 @@ struct Chat {
     bool on_screen = isatty(STDOUT_FILENO);
     bool commands = true;                      // lines that begin with / are commands
     bool seed_said = false;
+    bool lost_said = false;                    // that there are no audits any more
     bool risk_said = false;                    // that this context loses more than usual
     int before = 0;                            // positions that were used when an answer began
     bool warned = false;                       // that little of the context is left
@@ -167,6 +168,11 @@ void Chat::after(Dialogue::End end) {
 // One line at most: that this answer has more tokens than usual that the full cache would not have
 // written, and where the worst is; or, once, that the whole context loses more.
 void Chat::warn_of_risk(const Watch& watch) {
+    if (!watch.lost.empty()) {
+        if (!lost_said) note("error: " + watch.lost + "; the conversation goes on without --risk");
+        lost_said = true;
+        return;
+    }
     constexpr size_t AROUND = 8;    // tokens
     const AuditLog& log = watch.log;
     bool above = log.verdict() == AuditLog::Verdict::Above;
@@ -203,7 +209,14 @@ void Chat::say(const std::string& text) {
     auto show = [&](const std::string& part) { print(on_screen ? printable(part) : part); };
     dialogue.show = [&](std::string_view bytes) { show(stream.push(bytes)); };
     before = dialogue.session.cache->used;
-    Dialogue::End end = dialogue.say(text);
+    Dialogue::End end;
+    try {
+        end = dialogue.say(text);
+    } catch (...) {    // its rows are what may have failed, and that is being said
+        const Watch* watch = dialogue.session.watch.get();
+        lost_said = watch && !watch->lost.empty();
+        throw;
+    }
     show(stream.finish());
     say_seed();
     if (end != Dialogue::End::Unsent) print("\n");

@@ -24,6 +24,7 @@ struct Session {
     // Identifies what gives the cache's rows their meaning: the model, and the bases where there are any.
     uint64_t meaning_of_rows() const;
 
+    bool watched() const { return watch && watch->lost.empty(); }
     // Transformer::forward without logits, and generate(), with or without a watch.
     void feed(std::span<const Token> ids);
     Generated generate(Sampler& sampler, std::span<const Token> prompt, int limit,

@@ -44,6 +44,7 @@ void Watch::verify(const std::vector<Token>& guesses) {
     tokens.insert(tokens.end(), guesses.begin(), guesses.end());
     transformer.singly = true;
     transformer.forward(*whole, tokens, rows.data(), int(tokens.size()));
+    expect_rows();
     drafting.verifications++;
 }
 
@@ -64,6 +65,7 @@ Generated Watch::generate_exact(Sampler& sampler, std::span<const Token> prompt,
     transformer.forward(cache, prompt, nullptr, 0);
     transformer.forward(*whole, prompt, rows.data(), 1);
     ids.insert(ids.end(), prompt.begin(), prompt.end());
+    expect_rows();
     made.prompt_seconds = seconds_since(start);
 
     start = Clock::now();
@@ -106,6 +108,7 @@ Generated Watch::generate_exact(Sampler& sampler, std::span<const Token> prompt,
         transformer.forward(*whole, all.subspan(size_t(whole->used)), nullptr, 0);
     if (size_t(cache.used) < ids.size())
         transformer.forward(cache, all.subspan(size_t(cache.used)), nullptr, 0);
+    lose_rows();    // all that was given out was verified before
     made.seconds = seconds_since(start);
     return made;
 }

@@ -1,8 +1,10 @@
 #include "forward/watch.h"
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
+#include "base/signals.h"
 #include "forward/finite.h"
 
 namespace stief {
@@ -45,6 +47,16 @@ void Watch::make_whole() {
                                       cache.dtype, nullptr, transformer.batch, &options.file);
 }
 
+bool Watch::lose_rows() {
+    if (lost.empty() && whole && mapping_is_lost(whole->rows.data))
+        lost = options.file + ": the whole rows of --risk are lost: its disk is full or has failed";
+    return !lost.empty();
+}
+
+void Watch::expect_rows() {
+    if (lose_rows()) throw Error(lost + "; what follows is without --risk exact");
+}
+
 size_t Watch::whole_bytes() const {
     return whole ? whole->bytes() : 0;
 }
@@ -79,20 +91,28 @@ void Watch::feed(std::span<const Token> more) {
     transformer.forward(cache, more, nullptr, 0);
     ids.insert(ids.end(), more.begin(), more.end());
     log.positions = int(ids.size());
-    if (options.exact) catch_up(int(ids.size()));
+    if (!options.exact) return;
+    catch_up(int(ids.size()));
+    expect_rows();
 }
 
 // Compares the predictions of the `count` tokens from `first` on, whose logits `drafted` holds. drawn:
 // the token that each of them gave, −1 where none was drawn.
 void Watch::audit(int first, std::span<const Token> drawn) {
     int count = int(drawn.size());
-    if (count == 0) return;
+    if (count == 0 || !lost.empty()) return;
     const Config& config = transformer.model.config;
-    if (!whole) make_whole();
+    if (!whole) try {
+            make_whole();
+        } catch (const std::exception& error) {    // memory was there at the start, and is not now
+            lost = format("no whole rows for an audit: %s", error.what());
+            return;
+        }
     whole->used = std::min(whole->used, first);
     catch_up(first);
     std::span<const Token> block(ids.data() + first, size_t(count));
     transformer.forward_on_backend(*whole, block, full.f32(), count);
+    if (lose_rows()) return;
     std::vector<RowScore> scores(static_cast<size_t>(count));
     std::vector<Token> next(drawn.begin(), drawn.end());
     std::replace(next.begin(), next.end(), Token(-1), Token(0));    // not looked at

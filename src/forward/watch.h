@@ -44,13 +44,16 @@ struct Watch {
     Drafting drafting;            // of exact
     std::vector<Token> ids;       // (cache.used)  what the caches hold
     std::unique_ptr<KvCache> whole;    // the whole rows; null between audits where they are not kept
+    std::string lost;             // why there are no whole rows any more; "": there are. Then there is
+                                  // nothing to audit with, and the watch is to be left alone
 
     // Error where the whole rows do not fit. usual: of the compressed cache's bases.
     Watch(Transformer& pass, KvCache& compressed, const WatchOptions& how, RiskLevels usual);
 
     // The part of a prompt that is not its end: into the caches, nothing is asked.
     void feed(std::span<const Token> more);
-    // As generate() has it.
+    // As generate() has it. Error where exact loses its whole rows: what was given out is the full
+    // cache's, what follows could not be verified. An audit goes on writing, and says no more.
     Generated generate(Sampler& sampler, std::span<const Token> prompt, int limit,
                        std::span<const Token> ends, const std::function<bool(Token)>& sink);
     // The cache holds these now: it was taken back, emptied or loaded.
@@ -65,6 +68,8 @@ struct Watch {
     std::vector<float> rows;           // (block + 1, V) of exact, host: the full cache's logits
 
     int block() const;
+    bool lose_rows();             // notices whether they are lost
+    void expect_rows();           // Error where they are
     int suggested() const;
     void make_rows();
     void make_logits();
