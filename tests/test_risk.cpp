@@ -60,6 +60,39 @@ TEST_CASE("a conversation is the same with exact answers, and says what an audit
     }
 }
 
+TEST_CASE("with exact answers a saved conversation is the full cache's, and goes on in its words") {
+    Scratch scratch;
+    std::string file = scratch.path("talk");
+    const std::string full = "chat models/parlour --greedy --commands --context 400 --quiet ";
+    const std::string exact = full + "--cache q4 --ages 400:1 --window 0,1 --risk exact ";
+    const std::string first = "Good evening.\n", second = "And who is your friend?\n";
+    std::string whole = run(full, first + second).out;
+    std::string begun = run(full, first).out;
+    REQUIRE(whole.starts_with(begun));
+    const struct {
+        const std::string &saves, &loads;
+    } pairs[] = {{exact, exact}, {exact, full}, {full, exact}};
+    for (const auto& pair : pairs) {
+        CAPTURE(pair.saves);
+        CAPTURE(pair.loads);
+        std::filesystem::remove(file);
+        Ran saved = run(pair.saves, first + "/save " + file + "\n");
+        CHECK(saved.out == begun);
+        Ran loaded = run(pair.loads, "/load " + file + "\n" + second);
+        CAPTURE(loaded.err);
+        CHECK(loaded.status == 0);
+        CHECK(begun + loaded.out == whole);
+    }
+    // One that the compressed cache wrote goes on as well, over whole rows that are read anew.
+    std::filesystem::remove(file);
+    const std::string crude = full + "--cache q4 --ages 400:1 --window 0,1 ";
+    CHECK(run(crude, first + "/save " + file + "\n").status == 0);
+    CHECK(run(exact, "/load " + file + "\n" + second).status == 0);
+    Ran wrong = run(full, "/load " + file + "\n" + second);
+    CHECK(wrong.status == 1);
+    CHECK(wrong.out.empty());
+}
+
 TEST_CASE("what --risk cannot do is said before a conversation") {
     const struct {
         const char* words;

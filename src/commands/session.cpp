@@ -148,6 +148,9 @@ Session::Session(const Args& args, int default_context)
                                       bases ? &*bases : nullptr, batch);
     transformer = std::make_unique<Transformer>(model, context, batch);
     transformer->exact = args.exact;
+    if (watched && watched->exact && model.backend->most_singly == 1)
+        status(args, "--risk exact on " + model.backend->name + " verifies token by token: the text is "
+                     "the full cache's, and slower than it");
     if (watched)
         watch = std::make_unique<Watch>(*transformer, *cache, *watched,
                                         risk_levels(bases->metadata));

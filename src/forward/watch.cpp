@@ -85,6 +85,15 @@ void Watch::hold(std::span<const Token> now) {
     log.positions = int(ids.size());
 }
 
+void Watch::hold_whole(std::span<const Token> now) {
+    ids.assign(now.begin(), now.end());
+    log.take_back(0);
+    log.positions = int(ids.size());
+    cache.used = 0;
+    transformer.singly = false;
+    transformer.forward(cache, ids, nullptr, 0);
+}
+
 void Watch::feed(std::span<const Token> more) {
     transformer.singly = false;
     if (options.exact) catch_up(int(ids.size()));

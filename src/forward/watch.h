@@ -59,6 +59,9 @@ struct Watch {
     // The cache holds these now: it was taken back, emptied or loaded.
     void hold(std::span<const Token> now);
 
+    // The whole rows hold these now, and the compressed cache reads them.
+    void hold_whole(std::span<const Token> now);
+
     size_t whole_bytes() const;   // of the whole rows, as they are kept
     // What `block` rows of logits and the whole rows need beside a session without a watch.
     static size_t bytes_for(const Config& config, int capacity, DType dtype, const WatchOptions& how);
