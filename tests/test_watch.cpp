@@ -135,6 +135,29 @@ TEST_CASE("an exact answer is what the full cache writes from the same seed") {
     }
 }
 
+TEST_CASE("a draft is as long as agreement and the costs of both caches make it pay") {
+    auto length = [](double each, double v, double w, int accepted, int rejected) {
+        Drafting drafting;
+        drafting.accepted = accepted, drafting.rejected = rejected;
+        drafting.drafted = 100, drafting.draft_seconds = 100 * each;
+        for (int tokens : {9, 3, 9, 3, 5}) drafting.add_verification(tokens, v + w * tokens);
+        return drafting.best_length(32);
+    };
+    CHECK(length(0.01, 1, 0.01, 10000, 0) == 32);     // cheap drafts that are always right
+    CHECK(length(0.5, 1, 0.3, 10000, 0) == 32);
+    CHECK(length(1, 1, 0.3, 50, 50) == 1);
+    int before = 32;
+    for (int rejected : {1, 10, 30, 100}) {           // the shorter, the more are wrong
+        int now = length(0.1, 1, 0.05, 100, rejected);
+        CHECK(now <= before);
+        CHECK(now >= 1);
+        before = now;
+    }
+    CHECK(before < 8);
+    CHECK(Drafting().best_length(32) == 8);
+    CHECK(Drafting().best_length(5) == 5);
+}
+
 TEST_CASE("an exact answer is the full cache's on every instruction set") {
     Scratch folder;
     write_tiny_model(MODELS[0], folder.folder.string());

@@ -21,7 +21,7 @@ namespace stief {
 
 struct WatchOptions {
     bool exact = false;           // else: audit
-    int block = 0;                // tokens a block; 0: 32, or, exact, what the agreement suggests
+    int block = 0;                // tokens a block; 0: 32, or, exact, what agreement and times suggest
     enum Cold { Ram, File, Reread } cold = Ram;    // Reread: no rows are kept, audits read the text anew
     std::string file;             // of File
 };
@@ -29,6 +29,11 @@ struct WatchOptions {
 struct Drafting {                 // of exact
     int drafted = 0, accepted = 0, rejected = 0;    // the first wrong guess of a draft is rejected
     int verifications = 0, given = 0;               // what lies behind it is neither
+    double draft_seconds = 0;
+    // Of verifications of T tokens in s seconds, the last ones weighing most: Σ1, ΣT, ΣT², Σs, ΣTs.
+    double n = 0, T = 0, TT = 0, s = 0, Ts = 0;
+    void add_verification(int tokens, double seconds);
+    int best_length(int most) const;    // of a draft: what gives most tokens a second, 1 … most
     double agreement() const {
         return accepted + rejected ? double(accepted) / (accepted + rejected) : 1;
     }
