@@ -58,6 +58,14 @@ TEST_CASE("a conversation is the same with exact answers, and says what an audit
         CHECK(audit.err.find("positions audited: KL ") != audit.err.npos);
         CHECK(audit.err.find("no level stored") != audit.err.npos);
     }
+    // Of one bit an element little is left, and a person is told where.
+    Ran crude = run(options + "--cache q4 --ages 400:1 --window 0,1 --risk audit", lines);
+    CHECK(crude.status == 0);
+    CHECK(crude.err.find("may be lost to the compressed cache: after \"") != crude.err.npos);
+    CHECK(crude.err.find(" are not the full cache's, ") != crude.err.npos);
+    size_t warnings = 0;
+    for (size_t at = 0; (at = crude.err.find("may be lost", at)) != crude.err.npos; at++) warnings++;
+    CHECK(warnings <= 2);
 }
 
 TEST_CASE("with exact answers a saved conversation is the full cache's, and goes on in its words") {
@@ -175,7 +183,8 @@ TEST_CASE("needles are scored only where the full cache finds them, and exact lo
             CHECK(number("compressed") <= number("full"));
             CHECK(number("exact") == number("full"));
             CHECK(number("lost_warned") <= number("lost_flagged"));
-            CHECK(number("lost_flagged") <= number("full") - number("compressed"));
+            CHECK(number("lost_flagged") <= number("lost_noticed"));
+            CHECK(number("lost_noticed") <= number("full") - number("compressed"));
             CHECK(number("kept_warned") <= number("kept_flagged"));
             CHECK(number("kept_flagged") == 0);    // what was said is what the full cache says
         }

@@ -373,14 +373,14 @@ TEST_CASE("an audit finds every token that the full cache would not have written
                 if (at >= 60 && at < 63) continue;    // of the second prompt
                 size_t step = size_t(at) - 1;
                 bool other = greedy ? !measured.same_top[step]
-                                    : double(measured.swing_next[step]) > FlagRate::SWING;
+                                    : double(measured.swing_next[step]) > FlagLevel().swing;
                 if (other) want.push_back(at), swings.push_back(double(measured.swing_next[step]));
             }
             for (const Departure& one : watch.log.departures) {
                 got.push_back(one.position), got_swings.push_back(one.swing);
                 CHECK(one.given == watch.ids[size_t(one.position)]);
                 CHECK(one.full != one.given);
-                CHECK(one.flagged == (one.swing > FlagRate::SWING));
+                CHECK(one.flagged == (one.swing > FlagLevel().swing));
             }
             CHECK(got == want);
             // Differences of logits that are f32 sums in another order.
@@ -398,14 +398,17 @@ TEST_CASE("an audit finds every token that the full cache would not have written
 
 TEST_CASE("a few flagged tokens are usual, and more than chance allows are too many") {
     std::vector<float> greedy(1000, 0.1f), drawn(1000, 0.1f);
-    for (size_t i = 0; i < 9; i++) greedy[i] = 2;
-    for (size_t i = 0; i < 99; i++) drawn[i] = 2;
+    for (size_t i = 0; i < 9; i++) greedy[i] = 0.3f;     // with what is stored the 11th is the level
+    greedy[9] = greedy[10] = 0.25f;
+    for (size_t i = 0; i < 99; i++) drawn[i] = 2;        // of these one in ten is beyond half a nat
     std::map<std::string, std::string> metadata = {{"risk_flags", risk_flags(greedy, drawn)}};
     AuditLog log;
-    CHECK(log.levels.flags.of(true) == FlagRate::ASSUMED);
+    CHECK(log.levels.flags.greedy.rate == 0.01);
     log.levels = risk_levels(metadata);
-    CHECK(log.levels.flags.of(true) == doctest::Approx(0.01).epsilon(1e-2));
-    CHECK(log.levels.flags.of(false) == doctest::Approx(0.1).epsilon(1e-2));
+    CHECK(log.levels.flags.greedy.swing == doctest::Approx(0.25));
+    CHECK(log.levels.flags.greedy.rate == doctest::Approx(0.01).epsilon(1e-2));
+    CHECK(log.levels.flags.drawn.swing == doctest::Approx(0.5));
+    CHECK(log.levels.flags.drawn.rate == doctest::Approx(0.1).epsilon(1e-2));
     log.blocks.push_back({0, 40, 0.1, 0.1, 40, 0});
     for (int i = 0; i < 38; i++) log.look_at(i + 1, 7, 7, 0);
     log.look_at(39, 7, 8, 0.2);    // a near tie
@@ -424,7 +427,7 @@ TEST_CASE("a few flagged tokens are usual, and more than chance allows are too m
     CHECK(!log.too_many_flagged());    // drawn, one in ten is usual
     log.look_at(42, 7, 8, 0.2);        // and a near tie says nothing
     CHECK(log.departures.size() == 4);
-    metadata["risk_flags"] = "{\"tokens\": 10, \"greedy\": 11, \"drawn\": 0}";
+    metadata["risk_flags"] = "{\"tokens\": 10, \"greedy\": [0.5, 11], \"drawn\": [0.5, 0]}";
     CHECK_THROWS_AS(risk_levels(metadata), Error);
 }
 

@@ -16,8 +16,10 @@ struct NeedleRow {
     std::string kind;
     int length = 0, asked = 0, full = 0;        // found with the full cache
     int compressed = 0, exact = 0;              // of these, with the compressed one, and with exact
-    int lost_flagged = 0, lost_warned = 0;      // of those lost: an audit flagged a token of the answer,
-    int kept_flagged = 0, kept_warned = 0;      // flagged too many; the same of those kept
+    // Of those lost, where an audit noticed a token that is not the full cache's, flagged one, and
+    // flagged so many that a person would be warned; and of those kept.
+    int lost_noticed = 0, lost_flagged = 0, lost_warned = 0;
+    int kept_flagged = 0, kept_warned = 0;
 };
 
 struct NeedleRun {
@@ -76,6 +78,7 @@ void NeedleRun::ask(NeedleRow& row, const std::vector<Token>& text, const Needle
     bool kept = finds_watched(false, text, asked);    // an audit changes nothing
     const AuditLog& log = session.watch->log;
     row.compressed += kept;
+    row.lost_noticed += !kept && !log.departures.empty();
     (kept ? row.kept_flagged : row.lost_flagged) += log.flagged() > 0;
     (kept ? row.kept_warned : row.lost_warned) += log.too_many_flagged();
     row.exact += finds_watched(true, text, asked);
@@ -83,14 +86,14 @@ void NeedleRun::ask(NeedleRow& row, const std::vector<Token>& text, const Needle
 
 std::string as_text(const std::vector<NeedleRow>& rows, const Session& session) {
     std::string text = "kind        length  asked  full";
-    if (session.watch) text += "  compressed  exact  lost: flagged, warned  kept: flagged, warned";
+    if (session.watch) text += "  compressed  exact  lost: noticed, flagged, warned  kept: flagged, warned";
     text += "\n";
     for (const NeedleRow& row : rows) {
         text += format("%-10s  %6d  %5d  %4d", row.kind.c_str(), row.length, row.asked, row.full);
         if (session.watch) {
             int lost = row.full - row.compressed;
-            text += format("  %10d  %5d  %4d: %7d, %6d  %4d: %7d, %6d", row.compressed, row.exact,
-                           lost, row.lost_flagged, row.lost_warned, row.compressed,
+            text += format("  %10d  %5d  %4d: %7d, %7d, %6d  %4d: %7d, %6d", row.compressed, row.exact,
+                           lost, row.lost_noticed, row.lost_flagged, row.lost_warned, row.compressed,
                            row.kept_flagged, row.kept_warned);
         }
         text += "\n";
@@ -102,8 +105,9 @@ std::string as_json(const std::vector<NeedleRow>& rows, const Session& session) 
     JsonWriter json;
     json.begin_object();
     if (session.watch) {
-        const FlagRate& usual = session.watch->log.levels.flags;
-        json.add("flagged_usual", usual.of(true)).add("flagged_usual_from", size_t(usual.tokens));
+        const FlagLevels& usual = session.watch->log.levels.flags;
+        json.add("flag_swing", usual.greedy.swing).add("flagged_usual", usual.greedy.rate);
+        json.add("flagged_usual_from", size_t(usual.tokens));
     }
     json.begin_array("rows");
     for (const NeedleRow& row : rows) {
@@ -111,8 +115,8 @@ std::string as_json(const std::vector<NeedleRow>& rows, const Session& session) 
         json.add("full", row.full);
         if (session.watch) {
             json.add("compressed", row.compressed).add("exact", row.exact);
-            json.add("lost_flagged", row.lost_flagged).add("lost_warned", row.lost_warned);
-            json.add("kept_flagged", row.kept_flagged).add("kept_warned", row.kept_warned);
+            json.add("lost_noticed", row.lost_noticed).add("lost_flagged", row.lost_flagged);
+            json.add("lost_warned", row.lost_warned).add("kept_flagged", row.kept_flagged).add("kept_warned", row.kept_warned);
         }
         json.end_object();
     }

@@ -82,7 +82,7 @@ WindowRisk window_risk(RiskReport& report, const Measured& measured, size_t firs
             b.same_top += measured.same_top[i];
             one.kld += divergence / double(n);
             one.same_top += measured.same_top[i] / double(n);
-            one.flagged += double(measured.swing[i]) > FlagRate::SWING;
+            one.flagged += double(measured.swing[i]) > levels.flags.greedy.swing;
         }
         own.blocks.push_back(b);
         report.all.blocks.push_back(b);
@@ -107,7 +107,7 @@ std::string as_json(const RiskReport& r) {
     }
     json.end_array().add("kld", r.all.mean()).add("kld_stderr", r.all.standard_error());
     json.add("same_top", r.all.same_top()).add("flagged", r.flagged());
-    json.add("flagged_of", size_t(r.all.audited())).add("flagged_usual", r.all.levels.flags.of(true));
+    json.add("flagged_of", size_t(r.all.audited())).add("flagged_usual", r.all.levels.flags.greedy.rate);
     json.add("verdict", word(r.all.verdict()));
     const AuditedBlock& any = r.all.blocks.front();
     const RiskLevel* level = r.all.level_of(any);
@@ -126,11 +126,11 @@ std::string as_text(const RiskReport& r) {
                        one.audited, 100 * one.same_top, one.flagged, one.tail,
                        one.above ? "  above the level" : "");
     text += "\n" + r.all.line() + "\n";
-    const FlagRate& usual = r.all.levels.flags;
+    const FlagLevels& usual = r.all.levels.flags;
     text += format("%zu of %d tokens (%.2g%%) would be flagged in greedy text: another than the full "
-                   "cache's, and its odds more than doubled; usual %.2g%% (%s)\n",
+                   "cache's, its odds moved by more than %.2f nats; usual %.2g%% (%s)\n",
                    r.flagged(), r.all.audited(), 100.0 * double(r.flagged()) / r.all.audited(),
-                   100 * usual.of(true),
+                   usual.greedy.swing, 100 * usual.greedy.rate,
                    usual.tokens ? format("of %d that calibration held out", usual.tokens).c_str()
                                 : "assumed: the bases store none");
     text += format("one block in %zu: KL %.3g ± %.2g nats; over windows its log correlates with that "

@@ -104,7 +104,7 @@ AuditLog::Verdict AuditLog::verdict() const {
 
 void AuditLog::look_at(int position, int32_t given, int32_t full, double swing) {
     blocks.back().written++;
-    bool far = swing > FlagRate::SWING;
+    bool far = swing > levels.flags.of(greedy).swing;
     if (given != full && (greedy || far)) departures.push_back({position, given, full, swing, far});
 }
 
@@ -120,13 +120,9 @@ const Departure* AuditLog::worst_flagged(int from) const {
     return worst;
 }
 
-double FlagRate::of(bool is_greedy) const {
-    return tokens ? (double(is_greedy ? greedy : drawn) + 1) / (tokens + 1.0) : ASSUMED;
-}
-
 bool AuditLog::too_many_flagged(int from) const {
     int many = flagged(from);
-    return many > 0 && binomial_tail(written(from), many, levels.flags.of(greedy)) < 0.02;
+    return many > 0 && binomial_tail(written(from), many, levels.flags.of(greedy).rate) < 0.02;
 }
 
 std::string AuditLog::line() const {
@@ -138,8 +134,10 @@ std::string AuditLog::line() const {
         audited(), positions, mean(), standard_error(), most.mean, most.first,
         most.first + most.tokens - 1, 100 * same_top());
     if (written() > 0)
-        text += format("%d of %d tokens flagged (usual: %s%.2g%%); ", flagged(), written(),
-                       levels.flags.tokens ? "" : "perhaps ", 100 * levels.flags.of(greedy));
+        text += format("of %d tokens %s%d flagged (%.2g%% are usual%s); ", written(),
+                       greedy ? format("%zu are not the full cache's, ", departures.size()).c_str() : "",
+                       flagged(), 100 * levels.flags.of(greedy).rate,
+                       levels.flags.tokens ? "" : ", assumed");
     if (levels.blocks.empty()) return text + "no level stored";
     const char* all = verdict() == Verdict::Above ? "this context loses more than calibration's texts"
                                                   : "as much as calibration's texts";
@@ -177,34 +175,46 @@ std::string risk_levels(std::span<const float> divergence, size_t stretch) {
     return json.end_object().text;
 }
 
-std::string risk_flags(std::span<const float> swing, std::span<const float> drawn) {
-    auto flagged = [](std::span<const float> of) {
-        auto far = [](float one) { return double(one) > FlagRate::SWING; };
-        return size_t(std::count_if(of.begin(), of.end(), far));
-    };
-    JsonWriter json;
-    json.begin_object().add("tokens", swing.size());
-    return json.add("greedy", flagged(swing)).add("drawn", flagged(drawn)).end_object().text;
+// [swing, how many of them exceed it]
+static void add_flag_level(JsonWriter& json, const char* key, std::vector<float> swings) {
+    size_t few = swings.size() / size_t(FlagLevels::ONE_IN);
+    std::sort(swings.begin(), swings.end());
+    double swing = std::clamp(double(swings[swings.size() - 1 - few]), 0.0, FlagLevel().swing);
+    auto flagged = swings.end() - std::upper_bound(swings.begin(), swings.end(), swing);
+    json.begin_array(key).add("", swing).add("", size_t(flagged)).end_array();
 }
 
-static FlagRate flag_rate(const std::map<std::string, std::string>& metadata) {
-    FlagRate rate;
+std::string risk_flags(std::span<const float> swing, std::span<const float> drawn) {
+    check(!swing.empty() && !drawn.empty(), "no held-out tokens to learn from what is flagged");
+    JsonWriter json;
+    json.begin_object().add("tokens", swing.size());
+    add_flag_level(json, "greedy", {swing.begin(), swing.end()});
+    add_flag_level(json, "drawn", {drawn.begin(), drawn.end()});
+    return json.end_object().text;
+}
+
+static FlagLevels flag_levels(const std::map<std::string, std::string>& metadata) {
+    FlagLevels levels;
     auto found = metadata.find("risk_flags");
-    if (found == metadata.end()) return rate;
+    if (found == metadata.end()) return levels;
     std::string where = "risk_flags of the bases";
     Json stored = Json::parse(found->second, where);
-    auto number = [&](const char* key, int least, int most) {
-        const Json* one = stored.find(key);
-        check(one, "%s: no \"%s\"", where.c_str(), key);
-        return int(one->integer(where, least, most));
-    };
-    rate.tokens = number("tokens", 1, 1 << 30);
-    rate.greedy = number("greedy", 0, rate.tokens), rate.drawn = number("drawn", 0, rate.tokens);
-    return rate;
+    const Json* tokens = stored.find("tokens");
+    check(tokens, "%s: no \"tokens\"", where.c_str());
+    levels.tokens = int(tokens->integer(where, 1, 1 << 30));
+    for (bool greedy : {true, false}) {
+        const Json* one = stored.find(greedy ? "greedy" : "drawn");
+        check(one && one->items.size() == 2, "%s: a level is a swing and a number of tokens",
+              where.c_str());
+        double flagged = double(one->items[1].integer(where, 0, levels.tokens));
+        (greedy ? levels.greedy : levels.drawn) = {one->items[0].number(where),
+                                                   (flagged + 1) / (levels.tokens + 1.0)};
+    }
+    return levels;
 }
 
 RiskLevels risk_levels(const std::map<std::string, std::string>& metadata) {
-    RiskLevels levels{{}, flag_rate(metadata)};
+    RiskLevels levels{{}, flag_levels(metadata)};
     auto found = metadata.find("risk_levels");
     if (found == metadata.end()) return levels;
     std::string where = "risk_levels of the bases";

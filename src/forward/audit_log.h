@@ -1,11 +1,11 @@
 // What audits of a text found: the divergence KL(full ‖ compressed) of blocks of its tokens, as a
 // sample of the whole text's; and what is usual, from blocks of text that calibration held out.
 //
-// And which tokens it would not have written itself: greedy, those that are not its most likely. Most
-// of these are near ties, which fall either way. Flagged are those whose swing (RowScore) is more than
-// ln 2: the compression more than doubled the token's odds against what the full cache likes best.
-// How many of calibration's held-out tokens are so is stored, and a text has too many where as many
-// would have a probability below 2 % (binomial) at that rate.
+// And which tokens it would not have written itself: greedy, those that are not its most likely. Many
+// of these are near ties, which fall either way. Flagged are those whose swing (RowScore) exceeds that
+// of one in a hundred of calibration's held-out tokens, or half a nat where that is less: there the
+// compression moved the token's odds against what the full cache likes best by a factor of 1.65. A text
+// has too many where as many would have a probability below 2 % (binomial) at the held-out rate.
 //
 // A level is an order statistic of M usual blocks' means, which asks nothing of their distribution:
 // another usual block exceeds the largest with a probability of 1 / (M + 1), the upper decile with
@@ -32,16 +32,19 @@ struct RiskLevel {
     int blocks = 0;               // M
     double decile = 0, largest = 0;    // of the blocks' means
 };
-struct FlagRate {                 // of usual tokens that are flagged
-    static constexpr double SWING = 0.6931471805599453;    // ln 2
-    static constexpr double ASSUMED = 0.01;                // where nothing is stored
-    int tokens = 0;               // usual ones; 0: nothing is stored
-    int greedy = 0, drawn = 0;    // of these, where the most likely token is taken, and where one is drawn
-    double of(bool is_greedy) const;
+struct FlagLevel {
+    double swing = 0.5;           // nats: what is beyond is flagged
+    double rate = 0.01;           // of usual tokens that are; assumed where nothing is stored
+};
+struct FlagLevels {
+    static constexpr int ONE_IN = 100;
+    int tokens = 0;               // that calibration held out; 0: nothing is stored
+    FlagLevel greedy, drawn;      // where the most likely token is taken, and where one is drawn
+    const FlagLevel& of(bool is_greedy) const { return is_greedy ? greedy : drawn; }
 };
 struct RiskLevels {
     std::vector<RiskLevel> blocks;    // by tokens, ascending; empty: nothing is known
-    FlagRate flags;
+    FlagLevels flags;
 };
 
 struct Departure {                // a token that the full cache would not have written there
@@ -84,8 +87,8 @@ struct AuditLog {
 //     {"1": [blocks, decile, largest], "2": …, "128": …}
 // divergence: of each held-out position, in order; stretch: positions that follow one another.
 std::string risk_levels(std::span<const float> divergence, size_t stretch);
-// Under "risk_flags", of held-out tokens: {"tokens": n, "greedy": flagged, "drawn": flagged}. swing: of
-// what greedy decoding would write; drawn: of the text's own tokens, which are as if drawn.
+// Under "risk_flags", {"tokens": n, "greedy": [swing, flagged], "drawn": [swing, flagged]}, of held-out
+// tokens. swing: of what greedy decoding would write; drawn: of the text's own, which are as if drawn.
 std::string risk_flags(std::span<const float> swing, std::span<const float> drawn);
 // Empty where nothing is stored. Error where it is damaged.
 RiskLevels risk_levels(const std::map<std::string, std::string>& metadata);
