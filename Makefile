@@ -312,6 +312,7 @@ tables: found stief              ## measurements.md's tables, in 15 minutes: LEA
 figures:                         ## the README's pictures (python3)
 	python3 -B tools/figure_key.py src/cache/key.svg
 	python3 -B tools/figure_kl.py tools/kl.json tools/kl.svg
+	python3 -B tools/figure_needles.py tools/needles.json tools/needles.svg
 
 core:                            ## lines of the reading order and its minutes, and of every floor
 	@tools/core.sh
