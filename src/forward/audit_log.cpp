@@ -221,10 +221,11 @@ RiskLevels risk_levels(const std::map<std::string, std::string>& metadata) {
     Json stored = Json::parse(found->second, where);
     for (const Json::Member& one : stored.members) {
         int tokens = std::atoi(one.key.c_str());
-        check(tokens > (levels.blocks.empty() ? 0 : levels.blocks.back().block) && one.value.items.size() == 3,
+        int last = levels.blocks.empty() ? 0 : levels.blocks.back().block;
+        check(tokens > last && one.value.items.size() == 3,
               "%s: \"%.20s\" is no block's level", where.c_str(), one.key.c_str());
         levels.blocks.push_back({tokens, int(one.value.items[0].integer(where, 1, 1 << 30)),
-                          one.value.items[1].number(where), one.value.items[2].number(where)});
+                                 one.value.items[1].number(where), one.value.items[2].number(where)});
     }
     return levels;
 }
