@@ -206,9 +206,9 @@ static FlagLevels flag_levels(const std::map<std::string, std::string>& metadata
         const Json* one = stored.find(greedy ? "greedy" : "drawn");
         check(one && one->items.size() == 2, "%s: a level is a swing and a number of tokens",
               where.c_str());
-        double flagged = double(one->items[1].integer(where, 0, levels.tokens));
-        (greedy ? levels.greedy : levels.drawn) = {one->items[0].number(where),
-                                                   (flagged + 1) / (levels.tokens + 1.0)};
+        FlagLevel& level = greedy ? levels.greedy : levels.drawn;
+        level.swing = one->items[0].number(where);
+        level.rate = double(one->items[1].integer(where, 0, levels.tokens) + 1) / (levels.tokens + 1);
     }
     return levels;
 }
