@@ -157,7 +157,7 @@ $(BUILD)/run_tests: $(LIB_OBJ) $(TEST_OBJ) $(CUDA_OBJ)
 # those of the tests that take a Backend.
 SIMT_TESTS := main backends test_ops test_score test_attention test_cache test_cache_rows test_forward \
               test_backward test_backward_sums test_model_backward test_model_descent test_layer_loss \
-              test_calibrate_backends
+              test_calibrate_backends test_watch test_audit
 SIMT     := $(FLAGS) $(CXXFLAGS) -Wno-unknown-pragmas -Itests/simt -Icuda -Itests $(DOCTEST_DIR:%=-I%)
 SIMT_OBJ := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/simt/*.cpp)) \
             $(CUDA_SRC:%.cu=$(BUILD)/simt/%.o) \
@@ -312,6 +312,7 @@ tables: found stief              ## measurements.md's tables, in 15 minutes: LEA
 figures:                         ## the README's pictures (python3)
 	python3 -B tools/figure_key.py src/cache/key.svg
 	python3 -B tools/figure_kl.py tools/kl.json tools/kl.svg
+	python3 -B tools/figure_needles.py tools/needles.json tools/needles.svg
 
 core:                            ## lines of the reading order and its minutes, and of every floor
 	@tools/core.sh

@@ -67,7 +67,12 @@ __global__ void score_kernel(RowScore* out, const float* logits, const float* fu
         }
         score.loss_full = p.log_sum - double(zp[next[at]]);
         score.divergence = block_sum(sum, partial);
-        score.same_top = p.top == q.top;
+        score.same_top = p.top == q.top, score.top_full = p.top;
+        auto swing = [&](int token) {
+            if (max(p.top, q.top) >= V) return double(NAN);  // a row of nothing but NaN
+            return (double(p.most) - zp[token]) - (double(zq[p.top]) - zq[token]);
+        };
+        score.swing = swing(q.top), score.swing_next = swing(next[at]);
     }
     if (threadIdx.x == 0) out[at] = score;
 }

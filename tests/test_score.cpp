@@ -23,7 +23,10 @@ RowScore want_of(const float* zq, const float* zp, size_t V, size_t next) {
     RowScore want;
     want.loss = -q[next], want.loss_full = -p[next];
     for (size_t j = 0; j < V; j++) want.divergence += std::exp(p[j]) * (p[j] - q[j]);
-    want.same_top = std::max_element(zq, zq + V) - zq == std::max_element(zp, zp + V) - zp;
+    size_t top = size_t(std::max_element(zq, zq + V) - zq), t = size_t(std::max_element(zp, zp + V) - zp);
+    want.same_top = top == t, want.top_full = int32_t(t);
+    want.swing = p[t] - p[top] - (q[t] - q[top]);
+    want.swing_next = p[t] - p[next] - (q[t] - q[next]);
     return want;
 }
 
@@ -32,6 +35,7 @@ std::vector<RowScore> score(const Variant& variant, const Floats& q, const Float
     Lab lab(variant);
     RowScore unset;
     unset.loss = unset.loss_full = unset.divergence = double(NaN), unset.same_top = -1;
+    unset.swing = unset.swing_next = double(NaN), unset.top_full = -1;
     std::vector<RowScore> got(next.size(), unset);
     lab.backend->score(got.data(), lab.in(q), p.empty() ? nullptr : lab.in(p), next.data(),
                        int(next.size()), V);
@@ -64,6 +68,9 @@ TEST_CASE("a row's score is its loss, its divergence, and whether both agree") {
                     CHECK(std::abs(got[i].loss_full - want.loss_full) <= 1e-6);
                     CHECK(std::abs(got[i].divergence - want.divergence) <= 1e-6 * want.divergence);
                     CHECK(got[i].same_top == want.same_top);
+                    CHECK(got[i].top_full == want.top_full);
+                    CHECK(std::abs(got[i].swing - want.swing) <= 1e-6);
+                    CHECK(std::abs(got[i].swing_next - want.swing_next) <= 1e-6);
                     CHECK(alone[i].loss == got[i].loss);
                     CHECK(alone[i].divergence == 0);
                 }

@@ -1,34 +1,12 @@
-// A watched cache: an exact answer is the full cache's, whatever the compression; an audit says what
-// perplexity would say of the same tokens.
+// An exact answer through a compressed cache is the full cache's, whatever the compression.
 #include <cmath>
 
-#include "forward/perplexity.h"
-#include "forward/watch.h"
-#include "backends.h"
-#include "tiny_model.h"
+#include "watching.h"
 
 using namespace stief;
 using namespace stief::testing;
 
 namespace {
-
-const TinyModel MODELS[] = {
-    {"f32", 2, 32, 48, 64, 4, 2, 8, DType::F32, true, false, 0.6},
-    {"bf16, widths of no vector", 2, 36, 52, 67, 3, 1, 12, DType::BF16, false, false, 0.5},
-};
-
-Bases crude(const Config& config, int rank) {
-    Bases bases = Bases::identity(config, rank);
-    bases.sinks = 1, bases.recent = 2;
-    return bases;
-}
-
-std::vector<Token> some_ids(int n, int V, uint64_t seed) {
-    Random random(seed);
-    std::vector<Token> ids;
-    for (int i = 0; i < n; i++) ids.push_back(Token(random.below(uint64_t(V))));
-    return ids;
-}
 
 // What is written behind a prompt, and behind another one after it (0: none). stop: tokens of the
 // first text after which the caller has enough; 0: never.
@@ -99,9 +77,13 @@ TEST_CASE("an exact answer is what the full cache writes from the same seed") {
         write_tiny_model(tiny, folder.folder.string());
         for (int threads : {1, 3}) {
             Model model = Model::open(folder.folder.string(), {"cpu", "auto"}, threads);
-            Bases bases = crude(model.config, 4);
+            std::vector<Bases> all = {crude(model.config, 4)};
+            if (model.config.d % 8 == 0) {
+                all.push_back(Bases::uniform(model.config, {}, {1}));
+                all.back().sinks = 1, all.back().recent = 2;
+            }
             int wrong = 0;
-            for (const auto& c : cases)
+            auto play_both = [&](const Bases& bases, const auto& c) {
                 for (int block : {0, 1, 5, 32}) {
                     CAPTURE(std::string(tiny.why));
                     CAPTURE(std::string(c.why));
@@ -118,9 +100,35 @@ TEST_CASE("an exact answer is what the full cache writes from the same seed") {
                     CHECK(watch.whole->used == int(watch.ids.size()));
                     wrong += watch.drafting.rejected;
                 }
+            };
+            for (const Bases& bases : all)
+                for (const auto& c : cases) play_both(bases, c);
             CHECK(wrong > 0);    // the compression does lose something here
         }
     }
+}
+
+TEST_CASE("a draft is as long as agreement and the costs of both caches make it pay") {
+    auto length = [](double each, double v, double w, int accepted, int rejected) {
+        Drafting drafting;
+        drafting.accepted = accepted, drafting.rejected = rejected;
+        drafting.drafted = 100, drafting.draft_seconds = 100 * each;
+        for (int tokens : {9, 3, 9, 3, 5}) drafting.add_verification(tokens, v + w * tokens);
+        return drafting.best_length(32);
+    };
+    CHECK(length(0.01, 1, 0.01, 10000, 0) == 32);     // cheap drafts that are always right
+    CHECK(length(0.5, 1, 0.3, 10000, 0) == 32);
+    CHECK(length(1, 1, 0.3, 50, 50) == 1);
+    int before = 32;
+    for (int rejected : {1, 10, 30, 100}) {           // the shorter, the more are wrong
+        int now = length(0.1, 1, 0.05, 100, rejected);
+        CHECK(now <= before);
+        CHECK(now >= 1);
+        before = now;
+    }
+    CHECK(before < 8);
+    CHECK(Drafting().best_length(32) == 8);
+    CHECK(Drafting().best_length(5) == 5);
 }
 
 TEST_CASE("an exact answer is the full cache's on every instruction set") {
@@ -262,93 +270,6 @@ TEST_CASE("two distributions draw the same token as often as their distance allo
         CHECK(double(same) / DRAWS >= least - 5 * 0.5 / std::sqrt(double(DRAWS)));
         CHECK((apart > 0 || same == DRAWS));
     }
-}
-
-TEST_CASE("an audit's divergence is perplexity's over the same tokens") {
-    Scratch folder;
-    write_tiny_model(MODELS[0], folder.folder.string());
-    Model model = Model::open(folder.folder.string(), {"cpu", "auto"}, 2);
-    Bases bases = crude(model.config, 4);
-    for (WatchOptions::Cold cold : {WatchOptions::Ram, WatchOptions::Reread, WatchOptions::File})
-        for (int block : {7, 32, 64}) {
-            CAPTURE(block);
-            KvCache cache(*model.backend, model.config, 128, DType::F32, &bases);
-            KvCache full(*model.backend, model.config, 128, DType::F32);
-            Transformer transformer(model, 128);
-            transformer.exact = true;
-            WatchOptions how;
-            how.block = block, how.cold = cold;
-            if (cold == WatchOptions::File) how.file = (folder.folder / "rows").string();
-            Watch watch(transformer, cache, how, {});
-            CHECK(!std::filesystem::exists(folder.folder / "rows"));
-            Sampler sampler(Sampling{}, 0);
-            watch.generate(sampler, some_ids(50, model.config.V, 1), 40, {}, [](Token) { return true; });
-
-            std::vector<Token> ids = watch.ids;
-            ids.push_back(0);    // predicts nothing
-            Runner tested{transformer, cache, true}, reference{transformer, full, true};
-            Protocol protocol{.name = Protocol::Chunks, .context = int(ids.size())};
-            Measured measured = measure(tested, &reference, ids, protocol, {});
-            int first = 50 - std::min(block, 50);
-            CHECK(watch.log.audited() == 90 - first);
-            Doubles want, got;
-            for (const AuditedBlock& one : watch.log.blocks) {
-                got.push_back(one.mean), want.push_back(0);
-                for (int i = 0; i < one.tokens; i++)
-                    want.back() += double(measured.step[size_t(one.first + i)]) / one.tokens;
-            }
-            // Logits of single steps and of batches are f32 sums in another order: 1e-7 of them, a
-            // few times that of a divergence that is their square.
-            CHECK(nmse(got, want) <= 1e-8);
-        }
-}
-
-TEST_CASE("a level is the largest of the usual blocks, and a text leaves it by more than chance") {
-    std::vector<float> steps(256, 0.01f);
-    steps[3] = 0.5f, steps[200] = 0.9f;
-    std::map<std::string, std::string> metadata = {{"risk_levels", risk_levels(steps, 128)}};
-    AuditLog log;
-    log.levels = risk_levels(metadata);
-    REQUIRE(log.levels.size() == 8);
-    CHECK(log.levels[0].blocks == 256);
-    CHECK(log.levels[0].largest == doctest::Approx(0.9));
-    CHECK(log.levels[0].decile == doctest::Approx(0.01));
-    CHECK(log.levels[7].blocks == 2);
-    CHECK(log.levels[7].largest == doctest::Approx((127 * 0.01 + 0.9) / 128));
-    auto block = [](int first, double mean) { return AuditedBlock{first, 1, mean, mean, 1}; };
-    for (int i = 0; i < 50; i++) log.blocks.push_back(block(i, 0.005));
-    CHECK(log.verdict() == AuditLog::Verdict::Usual);
-    log.blocks.push_back(block(50, 2));    // once in 51: one time in five
-    CHECK(log.verdict() == AuditLog::Verdict::Usual);
-    for (int i = 51; i < 53; i++) log.blocks.push_back(block(i, 2));
-    CHECK(log.verdict() == AuditLog::Verdict::Above);
-    CHECK(log.worst()->first == 50);
-    log.take_back(51);
-    CHECK(log.verdict() == AuditLog::Verdict::Usual);
-    CHECK(log.audited() == 51);
-    for (int i = 51; i < 66; i++) log.blocks.push_back(block(i, 0.02));    // 15 of 66 over the decile
-    CHECK(log.verdict() == AuditLog::Verdict::Above);
-    CHECK(AuditLog().verdict() == AuditLog::Verdict::NoLevel);
-    metadata["risk_levels"] = "{\"8\": 3}";
-    CHECK_THROWS_WITH_AS(risk_levels(metadata), doctest::Contains("no block's level"), Error);
-}
-
-TEST_CASE("whole rows that cannot be kept are an error before anything is written") {
-    Scratch folder;
-    write_tiny_model(MODELS[0], folder.folder.string());
-    Model model = Model::open(folder.folder.string(), {"cpu", "auto"}, 1);
-    auto cold = [&](const std::string& path) {
-        KvCache rows(*model.backend, model.config, 16, DType::F16, nullptr, 16, &path);
-    };
-    std::string there = (folder.folder / "config.json").string();
-    CHECK_THROWS_WITH_AS(cold(there), doctest::Contains("File exists"), Error);
-    CHECK_THROWS_WITH_AS(cold((folder.folder / "no" / "rows").string()),
-                         doctest::Contains("cannot be made"), Error);
-    size_t huge = size_t(1) << 60;
-    CHECK_THROWS_WITH_AS(
-        Buffer::cold(*model.backend, huge, "rows", (folder.folder / "rows").string()),
-        doctest::Contains("no room for rows"), Error);
-    CHECK(!std::filesystem::exists(folder.folder / "rows"));
 }
 
 TEST_SUITE_END();

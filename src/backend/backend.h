@@ -46,9 +46,12 @@ struct Step {
 
 // What two models make of the token that follows: −ln q(next) and −ln p(next), KL(p ‖ q), and
 // whether both think the same token most likely. Without a model to compare with, loss alone.
+// A token's swing is by how much q moved its odds against p's most likely token t, in nats,
+//     ln p(t)/p(token) − ln q(t)/q(token)
 struct RowScore {
     double loss = 0, loss_full = 0, divergence = 0;
-    int32_t same_top = 0;
+    double swing = 0, swing_next = 0;    // of q's most likely token (>= 0), and of next
+    int32_t same_top = 0, top_full = 0;  // top_full: t
 };
 
 struct BackendOptions {

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -28,6 +29,8 @@ struct Mapping {
     std::atomic<uintptr_t> begin{0};
     uintptr_t end = 0;
     char* path = nullptr;
+    bool spare = false;
+    std::atomic<bool> lost{false};
 };
 Mapping mappings[1024];
 std::mutex mappings_change;
@@ -64,26 +67,27 @@ void on_end(int number) {
     raise_default(number);
 }
 
-const char* file_at(const void* address) {
+Mapping* mapping_at(const void* address) {
     uintptr_t at = reinterpret_cast<uintptr_t>(address);
-    for (const Mapping& one : mappings) {
+    for (Mapping& one : mappings) {
         uintptr_t begin = one.begin.load();
-        if (begin != 0 && at >= begin && at < one.end) return one.path;
+        if (begin != 0 && at >= begin && at < one.end) return &one;
     }
     return nullptr;
 }
 
 void on_bus(int number, siginfo_t* info, void*) {
     if (info->si_code != BUS_ADRERR) return on_end(number);
+    if (replace_lost_mapping(info->si_addr)) return;
     static std::atomic<bool> said{false};
     if (said.exchange(true))
         for (;;) pause();                       // another thread is on its way out
-    const char* path = file_at(info->si_addr);
+    const Mapping* mapping = mapping_at(info->si_addr);
     remove_temporaries();
     put(stderr_line_is_open() ? "\nerror: " : "error: ");
-    put(path ? path : "a mapped file");
-    put(": it was cut short, or its disk failed, while it was being read; put the file back and "
-        "run again\n");
+    put(mapping ? mapping->path : "a mapped file");
+    put(": it was cut short, or its disk failed, while it was being read; put the file back and run "
+        "again\n");
     _exit(1);
 }
 
@@ -123,15 +127,39 @@ void forget_temporary(int place) {
     temporaries[place].taken = false;
 }
 
-void remember_mapping(const void* begin, size_t size, const std::string& path) {
+bool replace_lost_mapping(const void* address) {
+    Mapping* one = mapping_at(address);
+    if (!one || !one->spare) return false;
+    if (one->lost.exchange(true)) return true;    // another thread's fault; this one is tried again
+    uintptr_t begin = one->begin.load();
+    void* at = reinterpret_cast<void*>(begin);
+    return mmap(at, one->end - begin, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == at;
+}
+
+bool mapping_is_lost(const void* begin) {
+    const Mapping* one = mapping_at(begin);
+    return one && one->lost;
+}
+
+static void remember(const void* begin, size_t size, const std::string& path, bool spare) {
     std::lock_guard lock(mappings_change);
     for (Mapping& one : mappings) {
         if (one.begin != 0) continue;
         one.path = strdup(path.c_str());
+        one.spare = spare, one.lost = false;
         one.end = reinterpret_cast<uintptr_t>(begin) + size;
         one.begin = reinterpret_cast<uintptr_t>(begin);
         return;
     }
+}
+
+void remember_mapping(const void* begin, size_t size, const std::string& path) {
+    remember(begin, size, path, false);
+}
+
+void remember_spare_mapping(const void* begin, size_t size, const std::string& path) {
+    remember(begin, size, path, true);
 }
 
 void forget_mapping(const void* begin) {

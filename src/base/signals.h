@@ -2,7 +2,8 @@
 //
 //   HUP INT QUIT TERM PIPE XCPU   temporary files are removed, then the signal does what it does
 //   XFSZ                          ignored: the write fails, and that is an Error
-//   BUS                           a mapped file became shorter: one error line, status 1
+//   BUS                           a mapped file became shorter: one error line, status 1; where the
+//                                 file could be spared, zeros take its place
 //
 // Handlers only read what is registered here, and call what POSIX lets a handler call.
 #pragma once
@@ -22,5 +23,11 @@ void forget_temporary(int place);
 // A mapping by the name of its file, so that a fault in it can be said.
 void remember_mapping(const void* begin, size_t size, const std::string& path);
 void forget_mapping(const void* begin);
+// One whose loss the program survives: where its disk fails, all of it becomes ordinary memory, zeroed.
+void remember_spare_mapping(const void* begin, size_t size, const std::string& path);
+// Whether that has happened. begin: of the mapping; false where it is none of these.
+bool mapping_is_lost(const void* begin);
+// For handlers: makes it happen where the address is in such a mapping.
+bool replace_lost_mapping(const void* address);
 
 }  // namespace stief

@@ -197,6 +197,7 @@ void write_bases(const CalibrationResult& result, const Model& model, const Cali
     bases.metadata["perplexity"] = format("%.6g", result.measured.loss.perplexity);
     bases.metadata["risk_levels"] =
         risk_levels(result.measured.step, size_t(o.sequence) - 1);
+    bases.metadata["risk_flags"] = risk_flags(result.measured.swing, result.measured.swing_next);
     bases.metadata["kld_mean"] = format("%.6g", result.measured.divergence.mean);
     uint64_t fingerprint = model.weights.fingerprint(model.config);
     bases.save(partial.output, fingerprint);

@@ -42,7 +42,7 @@ struct Args {
 
     // what compression loses
     std::string risk = "off", cold = "ram";
-    int audit = 0, tries = 16;
+    int audit = 0, tries = 4;
     std::vector<int> lengths;
     std::string kind = "all";
 

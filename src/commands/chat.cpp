@@ -25,7 +25,9 @@ struct Chat {
     bool on_screen = isatty(STDOUT_FILENO);
     bool commands = true;                      // lines that begin with / are commands
     bool seed_said = false;
+    bool lost_said = false;                    // that there are no audits any more
     bool risk_said = false;                    // that this context loses more than usual
+    int before = 0;                            // positions that were used when an answer began
     bool warned = false;                       // that little of the context is left
 
     bool handle(const std::string& line);      // a message or a command; false: leave
@@ -33,6 +35,7 @@ struct Chat {
     void say(const std::string& text);
     void say_seed();
     void after(Dialogue::End end);
+    void warn_of_risk(const Watch& watch);
     void show_last() const;
     void show_stats() const;
     int share() const { return 100 * dialogue.session.cache->used / dialogue.session.context; }
@@ -159,13 +162,40 @@ void Chat::after(Dialogue::End end) {
         note(format("(%d of the context's %d positions are left: %s)", dialogue.left(),
                     dialogue.session.context, ways));
     warned = dialogue.left() < dialogue.session.context / 10;
-    if (const Watch* watch = dialogue.session.watch.get()) {
-        bool above = watch->log.verdict() == AuditLog::Verdict::Above;
-        if (above && !risk_said)
-            note("(this context loses more to the compressed cache than calibration's texts did: "
-                 "/stats says how much, --risk exact loses nothing)");
-        risk_said = above;
+    if (const Watch* watch = dialogue.session.watch.get()) warn_of_risk(*watch);
+}
+
+// One line at most: that this answer has more tokens than usual that the full cache would not have
+// written, and where the worst is; or, once, that the whole context loses more.
+void Chat::warn_of_risk(const Watch& watch) {
+    if (!watch.lost.empty()) {
+        if (!lost_said) note("error: " + watch.lost + "; the conversation goes on without --risk");
+        lost_said = true;
+        return;
     }
+    constexpr size_t AROUND = 8;    // tokens
+    const AuditLog& log = watch.log;
+    bool above = log.verdict() == AuditLog::Verdict::Above;
+    const Departure* worst = log.worst_flagged(before);
+    if (worst && log.too_many_flagged(before)) {
+        size_t at = size_t(worst->position), first = at - std::min(at, AROUND);
+        auto words = [&](const std::vector<Token>& ids) {
+            std::string text = printable(dialogue.tokenizer.decode(ids));
+            std::replace(text.begin(), text.end(), '\n', ' ');
+            return text;
+        };
+        std::vector<Token> context(watch.ids.begin() + ptrdiff_t(first),
+                                  watch.ids.begin() + ptrdiff_t(at));
+        note(format("(%d of this answer's %d tokens may be lost to the compressed cache: after "
+                    "\"%s\" the full cache would rather say \"%s\" than \"%s\"; --risk exact loses "
+                    "nothing)",
+                    log.flagged(before), log.written(before), words(context).c_str(),
+                    words({worst->full}).c_str(), words({worst->given}).c_str()));
+    } else if (above && !risk_said) {
+        note("(this context loses more to the compressed cache than calibration's texts did: "
+             "/stats says how much, --risk exact loses nothing)");
+    }
+    risk_said = above;
 }
 
 void Chat::say_seed() {
@@ -178,7 +208,15 @@ void Chat::say(const std::string& text) {
     Utf8Stream stream;
     auto show = [&](const std::string& part) { print(on_screen ? printable(part) : part); };
     dialogue.show = [&](std::string_view bytes) { show(stream.push(bytes)); };
-    Dialogue::End end = dialogue.say(text);
+    before = dialogue.session.cache->used;
+    Dialogue::End end;
+    try {
+        end = dialogue.say(text);
+    } catch (...) {    // its rows are what may have failed, and that is being said
+        const Watch* watch = dialogue.session.watch.get();
+        lost_said = watch && !watch->lost.empty();
+        throw;
+    }
     show(stream.finish());
     say_seed();
     if (end != Dialogue::End::Unsent) print("\n");

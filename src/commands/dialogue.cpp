@@ -159,13 +159,36 @@ Dialogue::End Dialogue::say(const std::string& text) {
 
 void Dialogue::save(const std::string& path) const {
     check(!talk.messages.empty(), "nothing has been said yet");
-    save_conversation(path, talk, *session.cache, session.meaning_of_rows());
+    if (session.exact()) save_conversation(path, talk, *session.watch->whole, session.meaning_of_model());
+    else save_conversation(path, talk, *session.cache, session.meaning_of_rows());
+}
+
+// Of the full cache's rows with --risk exact, as save() writes them; else, and where it has them, of the
+// compressed cache's.
+Conversation Dialogue::loaded(const std::string& path) const {
+    auto into = [&](KvCache& cache, uint64_t meaning) {
+        return load_conversation(path, cache, meaning, session.model.config.V, form.form.name);
+    };
+    if (session.exact()) try {
+            Conversation found = into(*session.watch->whole, session.meaning_of_model());
+            session.watch->hold_whole(found.ids);
+            return found;
+        } catch (const Error& first) {
+            try {
+                Conversation found = into(*session.cache, session.meaning_of_rows());
+                session.hold(found.ids);
+                return found;
+            } catch (const Error&) {
+                throw first;    // what it should have been says more
+            }
+        }
+    Conversation found = into(*session.cache, session.meaning_of_rows());
+    session.hold(found.ids);
+    return found;
 }
 
 void Dialogue::load(const std::string& path) {
-    talk = load_conversation(path, *session.cache, session.meaning_of_rows(),
-                             session.model.config.V, form.form.name);
-    session.hold(talk.ids);
+    talk = loaded(path);
     bool has_system = !talk.messages.empty() && talk.messages[0].role == "system";
     system.reset();
     if (has_system) system = talk.messages[0].text;

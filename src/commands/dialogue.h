@@ -46,6 +46,7 @@ struct Dialogue {
     void load(const std::string& path);
 
   private:
+    Conversation loaded(const std::string& path) const;
     void undo(int used);
     void require_room(size_t tokens, int answer, const char* what) const;
     bool feed(std::span<const Token> ids, bool stoppable);

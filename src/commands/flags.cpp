@@ -69,12 +69,13 @@ void add_measures(Table& table, Args& a) {
     });
     table.of("needle", {
         {"--lengths", "N[,N...]",
-         "tokens, the answer among them (default: those of 512,2K,8K that fit)",
+         "tokens, the answer among them (default: those of 512,2K,8K,32K that fit)",
          &a.lengths, 64, MOST},
         {"--kind", "NAME", "random, paragraph, name, pairs or all (default)",
          &a.kind, 0, 0, "random, paragraph, name, pairs, all"},
         {"--file", "FILE", "the text to hide needles in (default: made sentences)", &a.file},
-        {"--tries", "N", "of each kind and length (default 16)", &a.tries, 1, 10000},
+        {"--tries", "N", "texts of each kind and length, four needles in each (default 4)",
+         &a.tries, 1, 10000},
         {"--seed", "N", "of the texts (default 1; -1: drawn)", &a.seed},
     });
     table.of("bench", {
@@ -139,7 +140,7 @@ void add_cache(Table& table, Args& a) {
          "tokens younger than AGE in BITS (32:16,256:4): of calibrate, --cache q8 and q4",
          &a.ages},
     });
-    table.of("chat generate needle", {
+    table.of("chat generate", {
         {"--risk", "HOW",
          "off (default); audit: measures what the compressed cache loses here; exact: gives the "
          "full cache's answer", &a.risk, 0, 0, "off, audit, exact"},

@@ -1,5 +1,6 @@
 // stief generate: continues a text. The prompt comes from -p, -f or standard input; only what the
 // model adds goes to stdout (with --echo the prompt as well).
+#include "base/descriptors.h"
 #include "base/file.h"
 #include "commands/session.h"
 
@@ -41,7 +42,9 @@ int generate_text(const Args& args) {
     status(args, format("%d tokens of prompt (%.0f/s), %d new (%.1f/s), %s", done.prompt_tokens,
                         done.prompt_tokens / done.prompt_seconds, done.tokens,
                         done.tokens / done.seconds, why(done.why)));
-    if (session.watch) status(args, watch_line(session.watch.get()));
+    if (session.watch && !session.watch->lost.empty())
+        write_stderr("error: " + session.watch->lost + "; the rest was not audited\n");
+    else if (session.watch) status(args, watch_line(session.watch.get()));
     return 0;
 }
 

@@ -1,6 +1,6 @@
 // stief needle: what can still be found in a long context, with the full cache, with a compressed one,
-// and with that one under --risk. A try counts where the full cache finds what is asked: greedy
-// decoding says exactly the answer's tokens.
+// and with that one under --risk. A needle counts where the full cache finds it: greedy decoding says
+// exactly the answer's tokens. One pass over a text serves all of its questions, and both caches.
 #include <algorithm>
 
 #include "base/file.h"
@@ -12,27 +12,37 @@
 namespace stief {
 namespace {
 
-constexpr int ROOM = 16;    // of a length, for the answer
-
 struct NeedleRow {
     std::string kind;
-    int length = 0, tries = 0, full = 0;        // found with the full cache
-    int compressed = 0, with_risk = 0;          // of these, with the compressed one, and under --risk
-    int flagged = 0, false_alarms = 0;          // audit: of those lost, and of those kept
+    int length = 0, asked = 0, full = 0;        // found with the full cache
+    int compressed = 0, exact = 0;              // of these, with the compressed one, and with exact
+    // Of those lost, where an audit noticed a token that is not the full cache's, flagged one, and
+    // flagged so many that a person would be warned; and of those kept.
+    int lost_noticed = 0, lost_flagged = 0, lost_warned = 0;
+    int kept_flagged = 0, kept_warned = 0;
 };
 
 struct NeedleRun {
-    const Args& args;
     Session& session;
-    const Tokenizer& tokenizer;
-    const std::string& novel;
-    KvCache& full;
+    KvCache& full;                              // the watch's whole rows, where there is one
     Sampler greedy = Sampler(Sampling{}, 0);
 
-    void one(NeedleRow& row, Random& random);
-    bool finds(const Needle& needle, KvCache& cache);
-    bool finds_watched(const Needle& needle);
+    void read(const std::vector<Token>& text);
+    void ask(NeedleRow& row, const std::vector<Token>& text, const NeedleText::Asked& asked);
+
+  private:
+    bool finds(const std::vector<Token>& text, const NeedleText::Asked& asked);
+    bool finds_watched(bool exact, const std::vector<Token>& text, const NeedleText::Asked& asked);
 };
+
+// The text into both caches.
+void NeedleRun::read(const std::vector<Token>& text) {
+    full.used = session.cache->used = 0;
+    if (!session.watch) return session.transformer->forward(full, text, nullptr, 0);
+    session.watch->options.exact = true;
+    session.watch->hold({});
+    session.watch->feed(text);
+}
 
 std::function<bool(Token)> collect_in(std::vector<Token>& said) {
     return [&said](Token id) {
@@ -41,72 +51,73 @@ std::function<bool(Token)> collect_in(std::vector<Token>& said) {
     };
 }
 
-bool NeedleRun::finds(const Needle& needle, KvCache& cache) {
-    cache.used = 0;
+bool NeedleRun::finds(const std::vector<Token>& text, const NeedleText::Asked& asked) {
     std::vector<Token> said;
-    generate(*session.transformer, cache, greedy, needle.prompt, int(needle.answer.size()), {},
+    full.used = int(text.size());
+    generate(*session.transformer, full, greedy, asked.question, int(asked.answer.size()), {},
              collect_in(said));
-    return said == needle.answer;
+    return said == asked.answer;
 }
 
-bool NeedleRun::finds_watched(const Needle& needle) {
+bool NeedleRun::finds_watched(bool exact, const std::vector<Token>& text,
+                              const NeedleText::Asked& asked) {
     Watch& watch = *session.watch;
-    session.cache->used = 0;
-    watch.hold({});
+    session.cache->used = int(text.size());
+    watch.hold(text);
+    watch.options.exact = exact;
     std::vector<Token> said;
-    watch.generate(greedy, needle.prompt, int(needle.answer.size()), {}, collect_in(said));
-    return said == needle.answer;
+    watch.generate(greedy, asked.question, int(asked.answer.size()), {}, collect_in(said));
+    return said == asked.answer;
 }
 
-void NeedleRun::one(NeedleRow& row, Random& random) {
-    Needle needle = make_needle(row.kind, row.length - ROOM, tokenizer, novel, random);
-    row.tries++;
-    if (!finds(needle, full)) return;
+void NeedleRun::ask(NeedleRow& row, const std::vector<Token>& text, const NeedleText::Asked& asked) {
+    row.asked++;
+    if (!finds(text, asked)) return;
     row.full++;
-    if (!session.bases) return;
-    Watch* watch = session.watch.get();
-    bool audited = watch && !watch->options.exact;
-    bool watched = watch && finds_watched(needle);
-    bool kept = audited ? watched : finds(needle, *session.cache);    // an audit changes nothing
-    row.compressed += kept, row.with_risk += watched;
-    bool alarm = audited && watch->log.count_above() > 0;
-    row.flagged += alarm && !kept;
-    row.false_alarms += alarm && kept;
+    if (!session.watch) return;
+    bool kept = finds_watched(false, text, asked);    // an audit changes nothing
+    const AuditLog& log = session.watch->log;
+    row.compressed += kept;
+    row.lost_noticed += !kept && !log.departures.empty();
+    (kept ? row.kept_flagged : row.lost_flagged) += log.flagged() > 0;
+    (kept ? row.kept_warned : row.lost_warned) += log.too_many_flagged();
+    row.exact += finds_watched(true, text, asked);
 }
 
-bool compresses(const Args& args) {
-    return !args.bases.empty() || args.cache == "q8" || args.cache == "q4";
-}
-
-std::string as_text(const std::vector<NeedleRow>& rows, const Args& args) {
-    bool bases = compresses(args), risk = args.risk != "off", audit = args.risk == "audit";
-    std::string text = "kind        length  tries  full";
-    if (bases) text += "  compressed";
-    if (risk) text += format("  %9s", args.risk.c_str());
-    if (audit) text += "  lost, flagged  kept, flagged";
+std::string as_text(const std::vector<NeedleRow>& rows, const Session& session) {
+    std::string text = "kind        length  asked  full";
+    if (session.watch) text += "  compressed  exact  lost: noticed, flagged, warned  kept: flagged, warned";
     text += "\n";
     for (const NeedleRow& row : rows) {
-        text += format("%-10s  %6d  %5d  %4d", row.kind.c_str(), row.length, row.tries, row.full);
-        if (bases) text += format("  %10d", row.compressed);
-        if (risk) text += format("  %9d", row.with_risk);
-        if (audit)
-            text += format("  %6d of %-3d  %6d of %-3d", row.flagged, row.full - row.compressed,
-                           row.false_alarms, row.compressed);
+        text += format("%-10s  %6d  %5d  %4d", row.kind.c_str(), row.length, row.asked, row.full);
+        if (session.watch) {
+            int lost = row.full - row.compressed;
+            text += format("  %10d  %5d  %4d: %7d, %7d, %6d  %4d: %7d, %6d", row.compressed, row.exact,
+                           lost, row.lost_noticed, row.lost_flagged, row.lost_warned, row.compressed,
+                           row.kept_flagged, row.kept_warned);
+        }
         text += "\n";
     }
     return text;
 }
 
-std::string as_json(const std::vector<NeedleRow>& rows, const Args& args) {
+std::string as_json(const std::vector<NeedleRow>& rows, const Session& session) {
     JsonWriter json;
-    json.begin_object().add("risk", args.risk).begin_array("rows");
+    json.begin_object();
+    if (session.watch) {
+        const FlagLevels& usual = session.watch->log.levels.flags;
+        json.add("flag_swing", usual.greedy.swing).add("flagged_usual", usual.greedy.rate);
+        json.add("flagged_usual_from", size_t(usual.tokens));
+    }
+    json.begin_array("rows");
     for (const NeedleRow& row : rows) {
-        json.begin_object().add("kind", row.kind).add("length", row.length).add("tries", row.tries);
+        json.begin_object().add("kind", row.kind).add("length", row.length).add("asked", row.asked);
         json.add("full", row.full);
-        if (compresses(args)) json.add("compressed", row.compressed);
-        if (args.risk != "off") json.add("with_risk", row.with_risk);
-        if (args.risk == "audit")
-            json.add("flagged", row.flagged).add("false_alarms", row.false_alarms);
+        if (session.watch) {
+            json.add("compressed", row.compressed).add("exact", row.exact);
+            json.add("lost_noticed", row.lost_noticed).add("lost_flagged", row.lost_flagged);
+            json.add("lost_warned", row.lost_warned).add("kept_flagged", row.kept_flagged).add("kept_warned", row.kept_warned);
+        }
         json.end_object();
     }
     return json.end_array().end_object().text + "\n";
@@ -119,24 +130,24 @@ int needle(const Args& args) {
     int context = args.context ? args.context : config.context;
     Args opened = args;
     if (args.lengths.empty())
-        for (int length : {512, 2048, 8192})
+        for (int length : {512, 2048, 8192, 32768})
             if (length <= context) opened.lengths.push_back(length);
     check(!opened.lengths.empty(), "%d positions are too few for needles; use --lengths", context);
     int longest = *std::max_element(opened.lengths.begin(), opened.lengths.end());
     check(longest <= context, "--lengths: %d tokens do not fit %d positions (%s)", longest, context,
           args.context ? "--context" : "the model's");
     opened.context = longest;
+    if (!args.bases.empty() || args.cache == "q8" || args.cache == "q4") opened.risk = "exact";
     Tokenizer tokenizer = Tokenizer::open(args.model);
     std::string novel = args.file.empty() ? "" : read_text(args.file);
     Session session(opened);
-    KvCache full(*session.model.backend, config, session.context, session.dtype);
-    NeedleRun run{args, session, tokenizer, novel, full};
+    NeedleRun run{session, session.watch ? *session.watch->whole : *session.cache};
 
     uint64_t seed = !args.seed.given ? 1 : args.seed.drawn ? draw_seed() : args.seed.value;
     if (args.seed.drawn)
         status(args, format("seed %llu", static_cast<unsigned long long>(seed)));
     std::vector<NeedleRow> rows;
-    Progress progress("needle", "tries", args.quiet);
+    Progress progress("needle", "texts", args.quiet);
     size_t kinds = args.kind == "all" ? NEEDLE_KINDS.size() : 1, done = 0;
     for (const std::string& kind : NEEDLE_KINDS)
         for (int length : opened.lengths) {
@@ -145,12 +156,14 @@ int needle(const Args& args) {
             row.kind = kind, row.length = length;
             Random random(seed);
             for (int i = 0; i < args.tries; i++) {
-                run.one(row, random);
+                NeedleText text = make_needles(kind, length, tokenizer, novel, random);
+                run.read(text.ids);
+                for (const NeedleText::Asked& asked : text.asked) run.ask(row, text.ids, asked);
                 progress.update(++done, kinds * opened.lengths.size() * size_t(args.tries));
             }
         }
     progress.clear();
-    print(args.json ? as_json(rows, args) : as_text(rows, args));
+    print(args.json ? as_json(rows, session) : as_text(rows, session));
     return 0;
 }
 

@@ -10,7 +10,8 @@ const std::vector<std::string> NEEDLE_KINDS = {"random", "paragraph", "name", "p
 
 namespace {
 
-constexpr size_t ANSWER = 4;    // tokens at most of random and paragraph
+constexpr size_t ANSWER = 4;       // tokens at most of random and paragraph
+constexpr size_t QUESTIONS = 4;    // of a text
 
 template <size_t N>
 const char* one_of(const char* const (&words)[N], Random& random) {
@@ -67,42 +68,51 @@ std::string filler(const std::string& novel, size_t bytes, Random& random) {
     return text;
 }
 
+struct Asked {
+    std::string question, answer;
+};
+
 struct Parts {
     std::vector<std::string> planted;    // in this order, other text between them
-    std::string question, answer;
+    std::vector<Asked> asked;
 };
 
 Parts named(Random& random) {
     Parts parts;
-    std::vector<std::string> names, words;
-    for (int i = 0; i < 4; i++) {
-        names.push_back(capital(made_word(random, 2)) + " " + capital(made_word(random, 3)));
-        words.push_back(made_word(random, 3));
-        parts.planted.push_back("The secret word of " + names.back() + " is " + words.back() + ". ");
+    for (size_t i = 0; i < QUESTIONS; i++) {
+        std::string name = capital(made_word(random, 2)) + " " + capital(made_word(random, 3));
+        std::string word = made_word(random, 3), said = "The secret word of " + name + " is";
+        parts.planted.push_back(said + " " + word + ". ");
+        parts.asked.push_back({"\n\n" + said, " " + word});
     }
-    size_t asked = random.below(4);
-    parts.question = "\n\nThe secret word of " + names[asked] + " is";
-    parts.answer = " " + words[asked];
     return parts;
 }
 
+// Another pair stands before the key that is asked, so that it is clear what is to follow.
 Parts paired(Random& random) {
     Parts parts;
-    std::vector<std::string> keys, numbers;
-    for (int i = 0; i < 8; i++) {
-        keys.push_back(made_word(random, 2)), numbers.push_back(made_number(random));
-        parts.planted.push_back("\nkey " + keys.back() + ": " + numbers.back() + "\n");
+    std::vector<std::string> pairs;
+    for (size_t i = 0; i < 2 * QUESTIONS; i++) {
+        std::string key = "\nkey " + made_word(random, 2) + ":", number = " " + made_number(random);
+        pairs.push_back(key + number);
+        parts.planted.push_back(pairs.back() + "\n");
+        if (i % 2) parts.asked.push_back({pairs[i - 1] + key, number});
     }
-    size_t first = random.below(8), asked = (first + 1 + random.below(7)) % 8;
-    parts.question = "\nkey " + keys[first] + ": " + numbers[first] + "\nkey " + keys[asked] + ":";
-    parts.answer = " " + numbers[asked];
+    // In the text no asked pair follows its example.
+    for (size_t i = 0; i < QUESTIONS; i += 2)
+        std::swap(parts.planted[i], parts.planted[i + QUESTIONS]);
     return parts;
 }
 
 Parts repeated(const std::string& novel, Random& random) {
-    std::string paragraph = filler(novel, 400, random);
-    size_t cut = paragraph.find(' ', paragraph.size() / 2);
-    return {{"\n\n" + paragraph + "\n\n"}, "\n\n" + paragraph.substr(0, cut), paragraph.substr(cut)};
+    Parts parts;
+    for (size_t i = 0; i < QUESTIONS; i++) {
+        std::string paragraph = filler(novel, 300, random);
+        size_t cut = paragraph.find(' ', paragraph.size() / 2);
+        parts.planted.push_back("\n\n" + paragraph + "\n\n");
+        parts.asked.push_back({"\n\n" + paragraph.substr(0, cut), paragraph.substr(cut)});
+    }
+    return parts;
 }
 
 std::string assembled(const Parts& parts, const std::string& novel, size_t bytes, Random random) {
@@ -110,50 +120,58 @@ std::string assembled(const Parts& parts, const std::string& novel, size_t bytes
     size_t n = parts.planted.size();
     for (const std::string& one : parts.planted)
         text += filler(novel, bytes / (n + 1), random) + one;
-    return text + filler(novel, bytes / (n + 1), random) + parts.question;
+    return text + filler(novel, bytes / (n + 1), random);
 }
 
 // Of the first quarter of the ids, which were merged first: rare ones are hardly trained.
-Needle random_tokens(int length, const Tokenizer& tokenizer, Random& random) {
+NeedleText random_tokens(int length, const Tokenizer& tokenizer, Random& random) {
+    constexpr size_t AGAIN = 24;
     auto drawn = [&] {
         for (;;) {
             Token id = Token(random.below(uint64_t(tokenizer.size()) / 4 + 1));
             if (tokenizer.has(id) && !tokenizer.is_special(id)) return id;
         }
     };
-    Needle needle;
-    if (tokenizer.bos() >= 0) needle.prompt.push_back(tokenizer.bos());
-    size_t half = (size_t(length) - needle.prompt.size()) / 3 * 2, begin = needle.prompt.size();
-    for (size_t i = 0; i < half; i++) needle.prompt.push_back(drawn());
-    size_t again = size_t(length) - needle.prompt.size();
-    for (size_t i = 0; i < again; i++) needle.prompt.push_back(needle.prompt[begin + i]);
-    for (size_t i = 0; i < ANSWER; i++) needle.answer.push_back(needle.prompt[begin + again + i]);
-    return needle;
+    NeedleText text;
+    if (tokenizer.bos() >= 0) text.ids.push_back(tokenizer.bos());
+    while (text.ids.size() + AGAIN + ANSWER < size_t(length)) text.ids.push_back(drawn());
+    for (size_t i = 0; i < QUESTIONS; i++) {
+        auto begin = text.ids.begin() + 1 +
+                     ptrdiff_t(random.below(text.ids.size() - 1 - AGAIN - ANSWER));
+        auto end = begin + ptrdiff_t(AGAIN);
+        text.asked.push_back({{begin, end}, {end, end + ptrdiff_t(ANSWER)}});
+    }
+    return text;
 }
 
 }  // namespace
 
-Needle make_needle(const std::string& kind, int length, const Tokenizer& tokenizer,
-                   const std::string& novel, Random& random) {
+NeedleText make_needles(const std::string& kind, int length, const Tokenizer& tokenizer,
+                        const std::string& novel, Random& random) {
     if (kind == "random") return random_tokens(length, tokenizer, random);
     Parts parts = kind == "name"    ? named(random)
                   : kind == "pairs" ? paired(random)
                                     : repeated(novel, random);
+    NeedleText text;
+    size_t most_asked = 0;
+    for (const Asked& one : parts.asked) {
+        // Tokens of an answer are those it has behind the question, where it may begin with a space.
+        NeedleText::Asked ids{tokenizer.encode(one.question), tokenizer.encode(one.answer)};
+        if (kind == "paragraph" && ids.answer.size() > ANSWER) ids.answer.resize(ANSWER);
+        most_asked = std::max(most_asked, ids.question.size() + ids.answer.size());
+        text.asked.push_back(std::move(ids));
+    }
     // The most bytes whose tokens fit: what is between the needles is drawn from the same numbers.
     Random between(random.next());
     size_t fits = 0, too_many = size_t(length) * 8;
-    std::vector<Token> prompt;
     while (too_many - fits > 64) {
         size_t middle = fits + (too_many - fits) / 2;
         std::vector<Token> ids = tokenizer.encode_document(assembled(parts, novel, middle, between));
-        if (ids.size() <= size_t(length)) prompt = std::move(ids), fits = middle;
+        if (ids.size() + most_asked <= size_t(length)) text.ids = std::move(ids), fits = middle;
         else too_many = middle;
     }
-    check(!prompt.empty(), "%d tokens are too few for a needle of kind %s", length, kind.c_str());
-    // Tokens of an answer are those it has behind the question, where it may begin with a space.
-    std::vector<Token> answer = tokenizer.encode(parts.answer);
-    if (kind == "paragraph" && answer.size() > ANSWER) answer.resize(ANSWER);
-    return {std::move(prompt), std::move(answer)};
+    check(!text.ids.empty(), "%d tokens are too few for needles of kind %s", length, kind.c_str());
+    return text;
 }
 
 }  // namespace stief

@@ -9,18 +9,23 @@
 
 namespace stief {
 
-struct Needle {
-    std::vector<Token> prompt, answer;    // the answer is what follows the prompt
+struct NeedleText {
+    struct Asked {
+        std::vector<Token> question, answer;    // the answer is what follows text and question
+    };
+    std::vector<Token> ids;
+    std::vector<Asked> asked;     // each of the text alone
 };
 
-// random     random tokens twice: the answer goes on with the second as the first went on
-// paragraph  a paragraph, other text, and the paragraph's beginning again
-// name       the secret word of a person, three other persons' words about it
-// pairs      eight keys and their numbers, one of which is asked after another was
+// random     random tokens: some of them again are to go on as the first time
+// paragraph  four paragraphs in other text: each one's beginning is to go on as the first time
+// name       four persons' secret words
+// pairs      eight keys and their numbers, of which four are asked, each after another pair
 extern const std::vector<std::string> NEEDLE_KINDS;
 
-// A prompt of at most `length` tokens and hardly fewer. novel: what hides the needle; "": made.
-Needle make_needle(const std::string& kind, int length, const Tokenizer& tokenizer,
-                   const std::string& novel, Random& random);
+// Text, question and answer are at most `length` tokens, the longest of them hardly fewer. novel: what
+// hides the needles; "": made. Error where that is too short for them.
+NeedleText make_needles(const std::string& kind, int length, const Tokenizer& tokenizer,
+                        const std::string& novel, Random& random);
 
 }  // namespace stief

@@ -22,12 +22,18 @@ constexpr size_t ONE_IN = 8;    // blocks, of which an audit looks at one
 struct WindowRisk {
     size_t first = 0, tokens = 0;      // of the text; predictions that were compared
     double kld = 0, audited = 0, same_top = 0, tail = 0;
+    int flagged = 0;                   // tokens that greedy decoding would be flagged for
     bool above = false;                // the whole window's blocks leave the level
 };
 
 struct RiskReport {
     std::vector<WindowRisk> windows;
     AuditLog all, sample;              // every block; one in eight
+    size_t flagged() const {
+        size_t sum = 0;
+        for (const WindowRisk& one : windows) sum += size_t(one.flagged);
+        return sum;
+    }
     double tail_correlation = 0, audit_correlation = 0;    // with the log of KL, over windows
 };
 
@@ -63,12 +69,12 @@ void correlate(RiskReport& report) {
 // Steps first … first + n − 1 of what was measured, as blocks; position: of the window's first step.
 WindowRisk window_risk(RiskReport& report, const Measured& measured, size_t first, size_t n,
                        size_t position, size_t block, const RiskLevels& levels) {
-    WindowRisk one{position, n, 0, 0, 0, 0, false};
+    WindowRisk one{position, n, 0, 0, 0, 0, 0, false};
     AuditLog own;
     own.levels = levels;
     size_t sampled = 0;
     for (size_t at = 0, index = report.windows.size(); at < n; at += block, index++) {
-        AuditedBlock b{int(position + at), int(std::min(block, n - at)), 0, 0, 0};
+        AuditedBlock b{int(position + at), int(std::min(block, n - at)), 0, 0, 0, 0};
         for (size_t i = first + at; i < first + at + size_t(b.tokens); i++) {
             double divergence = double(measured.step[i]);
             b.mean += divergence / b.tokens;
@@ -76,6 +82,7 @@ WindowRisk window_risk(RiskReport& report, const Measured& measured, size_t firs
             b.same_top += measured.same_top[i];
             one.kld += divergence / double(n);
             one.same_top += measured.same_top[i] / double(n);
+            one.flagged += double(measured.swing[i]) > levels.flags.greedy.swing;
         }
         own.blocks.push_back(b);
         report.all.blocks.push_back(b);
@@ -94,12 +101,14 @@ std::string as_json(const RiskReport& r) {
     for (const WindowRisk& one : r.windows) {
         json.begin_object().add("first", one.first).add("tokens", one.tokens);
         json.add("kld", one.kld).add("kld_audited", one.audited).add("same_top", one.same_top);
-        json.add("tail", one.tail);
-        json.add("verdict", r.all.levels.empty() ? "no level stored" : one.above ? "above" : "usual");
+        json.add("flagged", size_t(one.flagged)).add("tail", one.tail);
+        json.add("verdict", r.all.levels.blocks.empty() ? "no level stored" : one.above ? "above" : "usual");
         json.end_object();
     }
     json.end_array().add("kld", r.all.mean()).add("kld_stderr", r.all.standard_error());
-    json.add("same_top", r.all.same_top()).add("verdict", word(r.all.verdict()));
+    json.add("same_top", r.all.same_top()).add("flagged", r.flagged());
+    json.add("flagged_of", size_t(r.all.audited())).add("flagged_usual", r.all.levels.flags.greedy.rate);
+    json.add("verdict", word(r.all.verdict()));
     const AuditedBlock& any = r.all.blocks.front();
     const RiskLevel* level = r.all.level_of(any);
     json.add("level", level ? level->largest : double(NAN));
@@ -111,11 +120,19 @@ std::string as_json(const RiskReport& r) {
 }
 
 std::string as_text(const RiskReport& r) {
-    std::string text = "   first  tokens  KL, nats  audited  same top      tail\n";
+    std::string text = "   first  tokens  KL, nats  audited  same top  flagged      tail\n";
     for (const WindowRisk& one : r.windows)
-        text += format("%8zu  %6zu  %8.4g  %7.3g  %7.1f%%  %8.3g%s\n", one.first, one.tokens, one.kld,
-                       one.audited, 100 * one.same_top, one.tail, one.above ? "  above the level" : "");
+        text += format("%8zu  %6zu  %8.4g  %7.3g  %7.1f%%  %7d  %8.3g%s\n", one.first, one.tokens, one.kld,
+                       one.audited, 100 * one.same_top, one.flagged, one.tail,
+                       one.above ? "  above the level" : "");
     text += "\n" + r.all.line() + "\n";
+    const FlagLevels& usual = r.all.levels.flags;
+    text += format("%zu of %d tokens (%.2g%%) would be flagged in greedy text: another than the full "
+                   "cache's, its odds moved by more than %.2f nats; usual %.2g%% (%s)\n",
+                   r.flagged(), r.all.audited(), 100.0 * double(r.flagged()) / r.all.audited(),
+                   usual.greedy.swing, 100 * usual.greedy.rate,
+                   usual.tokens ? format("of %d that calibration held out", usual.tokens).c_str()
+                                : "assumed: the bases store none");
     text += format("one block in %zu: KL %.3g ± %.2g nats; over windows its log correlates with that "
                    "of the whole by %.2f\n",
                    ONE_IN, r.sample.mean(), r.sample.standard_error(), r.audit_correlation);

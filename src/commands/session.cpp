@@ -111,6 +111,7 @@ std::optional<WatchOptions> watch_options(const Args& args) {
 
 std::string watch_line(const Watch* watch) {
     if (!watch) return "";
+    if (!watch->lost.empty()) return watch->lost;
     if (!watch->options.exact) return watch->log.line();
     const Drafting& d = watch->drafting;
     return format(
@@ -161,24 +162,27 @@ Session::Session(const Args& args, int default_context)
                                       bases ? &*bases : nullptr, batch);
     transformer = std::make_unique<Transformer>(model, context, batch);
     transformer->exact = args.exact;
+    if (watched && watched->exact && model.backend->most_singly == 1)
+        status(args, "--risk exact on " + model.backend->name + " verifies token by token: the text is "
+                     "the full cache's, and slower than it");
     if (watched)
         watch = std::make_unique<Watch>(*transformer, *cache, *watched,
                                         risk_levels(bases->metadata));
 }
 
 void Session::feed(std::span<const Token> ids) {
-    if (watch) watch->feed(ids);
+    if (watched()) watch->feed(ids);
     else transformer->forward(*cache, ids, nullptr, 0);
 }
 
 Generated Session::generate(Sampler& sampler, std::span<const Token> prompt, int limit,
                             std::span<const Token> ends, const std::function<bool(Token)>& sink) {
-    return watch ? watch->generate(sampler, prompt, limit, ends, sink)
+    return watched() ? watch->generate(sampler, prompt, limit, ends, sink)
                  : stief::generate(*transformer, *cache, sampler, prompt, limit, ends, sink);
 }
 
 void Session::hold(std::span<const Token> ids) {
-    if (watch) watch->hold(ids);
+    if (watched()) watch->hold(ids);
 }
 
 uint64_t Session::meaning_of_rows() const {

@@ -23,7 +23,10 @@ struct Session {
 
     // Identifies what gives the cache's rows their meaning: the model, and any bases.
     uint64_t meaning_of_rows() const;
+    uint64_t meaning_of_model() const { return model.weights.fingerprint(model.config); }
 
+    bool exact() const { return watched() && watch->options.exact; }
+    bool watched() const { return watch && watch->lost.empty(); }
     // Transformer::forward without logits, and generate(), with or without a watch.
     void feed(std::span<const Token> ids);
     Generated generate(Sampler& sampler, std::span<const Token> prompt, int limit,

@@ -14,6 +14,7 @@
 
 #include "base/check.h"
 #include "base/descriptors.h"
+#include "base/signals.h"
 
 namespace stief {
 
@@ -104,6 +105,8 @@ static struct sigaction handlers_before[std::size(handlers)];
 // The terminal first; then what is done where there is none. A fault comes again by itself, with
 // its address.
 static void on_death(int signal_number, siginfo_t* info, void*) {
+    bool from_file = signal_number == SIGBUS && info->si_code == BUS_ADRERR;
+    if (from_file && replace_lost_mapping(info->si_addr)) return;
     if (mode != Mode::Restored) apply(Mode::Restored);
     for (size_t i = 0; i < std::size(handlers); i++)
         if (handlers[i].number == signal_number)

@@ -15,6 +15,13 @@ int AuditLog::audited() const {
     return sum;
 }
 
+int AuditLog::written(int from) const {
+    int sum = 0;
+    for (const AuditedBlock& one : blocks)
+        if (one.first + one.tokens >= from) sum += one.written;
+    return sum;
+}
+
 double AuditLog::mean() const {
     double sum = 0;
     for (const AuditedBlock& one : blocks) sum += one.mean * one.tokens;
@@ -47,7 +54,7 @@ const AuditedBlock* AuditLog::worst() const {
 
 const RiskLevel* AuditLog::level_of(const AuditedBlock& one) const {
     const RiskLevel* best = nullptr;
-    for (const RiskLevel& level : levels)
+    for (const RiskLevel& level : levels.blocks)
         if (level.block <= one.tokens) best = &level;
     return best;
 }
@@ -78,7 +85,7 @@ static int decile_rank(int blocks) {
 }
 
 AuditLog::Verdict AuditLog::verdict() const {
-    if (levels.empty()) return Verdict::NoLevel;
+    if (levels.blocks.empty()) return Verdict::NoLevel;
     double q_decile = 0, q_largest = 0;    // of the level with the fewest blocks, the least sure
     int n = 0, over_decile = 0;
     for (const AuditedBlock& one : blocks) {
@@ -90,8 +97,32 @@ AuditLog::Verdict AuditLog::verdict() const {
         q_largest = std::max(q_largest, 1 / (M + 1));
     }
     auto improbable = [&](int k, double q) { return k > 0 && binomial_tail(n, k, q) < 0.01; };
-    bool left = improbable(count_above(), q_largest) || improbable(over_decile, q_decile);
+    bool left = improbable(count_above(), q_largest) || improbable(over_decile, q_decile) ||
+                too_many_flagged();
     return left ? Verdict::Above : Verdict::Usual;
+}
+
+void AuditLog::look_at(int position, int32_t given, int32_t full, double swing) {
+    blocks.back().written++;
+    bool far = swing > levels.flags.of(greedy).swing;
+    if (given != full && (greedy || far)) departures.push_back({position, given, full, swing, far});
+}
+
+int AuditLog::flagged(int from) const {
+    auto counts = [&](const Departure& one) { return one.flagged && one.position >= from; };
+    return int(std::count_if(departures.begin(), departures.end(), counts));
+}
+
+const Departure* AuditLog::worst_flagged(int from) const {
+    const Departure* worst = nullptr;
+    for (const Departure& one : departures)
+        if (one.flagged && one.position >= from && (!worst || one.swing > worst->swing)) worst = &one;
+    return worst;
+}
+
+bool AuditLog::too_many_flagged(int from) const {
+    int many = flagged(from);
+    return many > 0 && binomial_tail(written(from), many, levels.flags.of(greedy).rate) < 0.02;
 }
 
 std::string AuditLog::line() const {
@@ -102,7 +133,12 @@ std::string AuditLog::line() const {
         "top token %.1f%%; ",
         audited(), positions, mean(), standard_error(), most.mean, most.first,
         most.first + most.tokens - 1, 100 * same_top());
-    if (levels.empty()) return text + "no level stored";
+    if (written() > 0)
+        text += format("of %d tokens %s%d flagged (%.2g%% are usual%s); ", written(),
+                       greedy ? format("%zu are not the full cache's, ", departures.size()).c_str() : "",
+                       flagged(), 100 * levels.flags.of(greedy).rate,
+                       levels.flags.tokens ? "" : ", assumed");
+    if (levels.blocks.empty()) return text + "no level stored";
     const char* all = verdict() == Verdict::Above ? "this context loses more than calibration's texts"
                                                   : "as much as calibration's texts";
     return text + format("%d of %zu blocks above all of calibration's; %s", count_above(),
@@ -112,6 +148,9 @@ std::string AuditLog::line() const {
 void AuditLog::take_back(int used) {
     positions = std::min(positions, used);
     std::erase_if(blocks, [&](const AuditedBlock& one) { return one.first + one.tokens > used; });
+    for (AuditedBlock& one : blocks)    // of what lies at `used` the prediction is left, and no token
+        if (one.first + one.tokens == used) one.written = std::min(one.written, one.tokens - 1);
+    std::erase_if(departures, [&](const Departure& one) { return one.position >= used; });
 }
 
 std::string risk_levels(std::span<const float> divergence, size_t stretch) {
@@ -136,18 +175,57 @@ std::string risk_levels(std::span<const float> divergence, size_t stretch) {
     return json.end_object().text;
 }
 
+// [swing, how many of them exceed it]
+static void add_flag_level(JsonWriter& json, const char* key, std::vector<float> swings) {
+    size_t few = swings.size() / size_t(FlagLevels::ONE_IN);
+    std::sort(swings.begin(), swings.end());
+    double swing = std::clamp(double(swings[swings.size() - 1 - few]), 0.0, FlagLevel().swing);
+    auto flagged = swings.end() - std::upper_bound(swings.begin(), swings.end(), swing);
+    json.begin_array(key).add("", swing).add("", size_t(flagged)).end_array();
+}
+
+std::string risk_flags(std::span<const float> swing, std::span<const float> drawn) {
+    check(!swing.empty() && !drawn.empty(), "no held-out tokens to learn from what is flagged");
+    JsonWriter json;
+    json.begin_object().add("tokens", swing.size());
+    add_flag_level(json, "greedy", {swing.begin(), swing.end()});
+    add_flag_level(json, "drawn", {drawn.begin(), drawn.end()});
+    return json.end_object().text;
+}
+
+static FlagLevels flag_levels(const std::map<std::string, std::string>& metadata) {
+    FlagLevels levels;
+    auto found = metadata.find("risk_flags");
+    if (found == metadata.end()) return levels;
+    std::string where = "risk_flags of the bases";
+    Json stored = Json::parse(found->second, where);
+    const Json* tokens = stored.find("tokens");
+    check(tokens, "%s: no \"tokens\"", where.c_str());
+    levels.tokens = int(tokens->integer(where, 1, 1 << 30));
+    for (bool greedy : {true, false}) {
+        const Json* one = stored.find(greedy ? "greedy" : "drawn");
+        check(one && one->items.size() == 2, "%s: a level is a swing and a number of tokens",
+              where.c_str());
+        FlagLevel& level = greedy ? levels.greedy : levels.drawn;
+        level.swing = one->items[0].number(where);
+        level.rate = double(one->items[1].integer(where, 0, levels.tokens) + 1) / (levels.tokens + 1);
+    }
+    return levels;
+}
+
 RiskLevels risk_levels(const std::map<std::string, std::string>& metadata) {
+    RiskLevels levels{{}, flag_levels(metadata)};
     auto found = metadata.find("risk_levels");
-    if (found == metadata.end()) return {};
+    if (found == metadata.end()) return levels;
     std::string where = "risk_levels of the bases";
     Json stored = Json::parse(found->second, where);
-    RiskLevels levels;
     for (const Json::Member& one : stored.members) {
         int tokens = std::atoi(one.key.c_str());
-        check(tokens > (levels.empty() ? 0 : levels.back().block) && one.value.items.size() == 3,
+        int last = levels.blocks.empty() ? 0 : levels.blocks.back().block;
+        check(tokens > last && one.value.items.size() == 3,
               "%s: \"%.20s\" is no block's level", where.c_str(), one.key.c_str());
-        levels.push_back({tokens, int(one.value.items[0].integer(where, 1, 1 << 30)),
-                          one.value.items[1].number(where), one.value.items[2].number(where)});
+        levels.blocks.push_back({tokens, int(one.value.items[0].integer(where, 1, 1 << 30)),
+                                 one.value.items[1].number(where), one.value.items[2].number(where)});
     }
     return levels;
 }

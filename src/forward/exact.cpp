@@ -11,17 +11,42 @@
 
 namespace stief {
 
-// The draft is as long as it is likely to be right: a / (1 − a) tokens precede the first that is not.
-// At the beginning as if 8 of 9 had been.
+static double seconds_since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+void Drafting::add_verification(int tokens, double seconds) {
+    for (double* sum : {&n, &T, &TT, &s, &Ts}) *sum *= 0.95;    // costs grow with the context
+    double t = tokens;
+    n += 1, T += t, TT += t * t, s += seconds, Ts += t * seconds;
+    verifications++;
+}
+
+// A verification of N + 1 tokens is taken to cost v + w (N + 1) seconds, a line through those that
+// were, and gives (1 − a^{N+1}) / (1 − a) tokens. The first ones are of two lengths, to learn the line;
+// a begins as if 8 of 9 guesses had been right.
+int Drafting::best_length(int most) const {
+    if (verifications < 4) return std::min(most, verifications % 2 ? 2 : 8);
+    double a = (accepted + 8.0) / (accepted + rejected + 9.0), spread = n * TT - T * T;
+    double w = spread > 0 ? std::max(0.0, (n * Ts - T * s) / spread) : 0;
+    double v = std::max(0.0, (s - w * T) / n), each = draft_seconds / std::max(drafted, 1);
+    auto seconds_a_token = [&](int N) {
+        return (N * each + v + w * (N + 1)) * (1 - a) / (1 - std::pow(a, N + 1));
+    };
+    int best = 1;
+    for (int N = 2; N <= most; N++)
+        if (seconds_a_token(N) < seconds_a_token(best)) best = N;
+    return best;
+}
+
 int Watch::suggested() const {
-    if (options.block) return options.block;
-    double a = double(drafting.accepted + 8) / double(drafting.accepted + drafting.rejected + 9);
-    return std::clamp(int(std::lround(a / (1 - a))), 1, MOST);
+    return options.block ? options.block : drafting.best_length(MOST);
 }
 
 // What the compressed cache would draw next, up to `most` tokens or the first end. The last is not
 // fed: it is in the cache only once it is given out.
 std::vector<Token> Watch::draft(const Sampler& sampler, int most, std::span<const Token> ends) {
+    auto start = std::chrono::steady_clock::now();
     Sampler ahead = sampler;    // its generator runs ahead, the sampler's own does not
     std::vector<float> logits(size_t(transformer.model.config.V));
     std::vector<Token> guesses;
@@ -35,6 +60,8 @@ std::vector<Token> Watch::draft(const Sampler& sampler, int most, std::span<cons
         guesses.push_back(pick(ahead, logits, cache));
         if (std::count(ends.begin(), ends.end(), guesses.back())) break;
     }
+    drafting.draft_seconds += seconds_since(start);
+    drafting.drafted += int(guesses.size());
     return guesses;
 }
 
@@ -43,29 +70,29 @@ void Watch::verify(const std::vector<Token>& guesses) {
     std::vector<Token> tokens = {ids.back()};
     tokens.insert(tokens.end(), guesses.begin(), guesses.end());
     transformer.singly = true;
+    auto start = std::chrono::steady_clock::now();
     transformer.forward(*whole, tokens, rows.data(), int(tokens.size()));
-    drafting.verifications++;
+    expect_rows();
+    drafting.add_verification(int(tokens.size()), seconds_since(start));
 }
 
 Generated Watch::generate_exact(Sampler& sampler, std::span<const Token> prompt, int limit,
                                 std::span<const Token> ends,
                                 const std::function<bool(Token)>& sink) {
-    using Clock = std::chrono::steady_clock;
-    auto seconds_since = [](Clock::time_point start) {
-        return std::chrono::duration<double>(Clock::now() - start).count();
-    };
+    if (rows.empty()) make_rows();
     size_t V = size_t(transformer.model.config.V);
     int context = std::min(cache.capacity, transformer.context);
     Generated made{Stop::Limit, int(prompt.size()), 0, 0, 0};
 
-    auto start = Clock::now();
+    auto start = std::chrono::steady_clock::now();
     catch_up(int(ids.size()));
     transformer.forward(cache, prompt, nullptr, 0);
     transformer.forward(*whole, prompt, rows.data(), 1);
     ids.insert(ids.end(), prompt.begin(), prompt.end());
+    expect_rows();
     made.prompt_seconds = seconds_since(start);
 
-    start = Clock::now();
+    start = std::chrono::steady_clock::now();
     std::vector<Token> guesses;
     size_t at = 0;    // rows[at] predicts what follows ids; guesses[at], if there, is what was drafted
     bool more = true;
@@ -90,7 +117,6 @@ Generated Watch::generate_exact(Sampler& sampler, std::span<const Token> prompt,
         if (foreseen || !more || made.tokens == limit) continue;
         int most = std::min({suggested(), context - int(ids.size()), limit - made.tokens - 1});
         guesses = draft(sampler, most, ends);
-        drafting.drafted += int(guesses.size());
         verify(guesses);
         at = 0;
     }
@@ -105,6 +131,7 @@ Generated Watch::generate_exact(Sampler& sampler, std::span<const Token> prompt,
         transformer.forward(*whole, all.subspan(size_t(whole->used)), nullptr, 0);
     if (size_t(cache.used) < ids.size())
         transformer.forward(cache, all.subspan(size_t(cache.used)), nullptr, 0);
+    lose_rows();    // all that was given out was verified before
     made.seconds = seconds_since(start);
     return made;
 }

@@ -99,6 +99,7 @@ void Tally::add(const RowScore& one, bool compared) {
     divergence += one.divergence;
     divergences.push_back(float(one.divergence));
     same_top.push_back(one.same_top);
+    swing.push_back(float(one.swing)), swing_next.push_back(float(one.swing_next));
 }
 
 Measured Tally::result() {
@@ -113,6 +114,7 @@ Measured Tally::result() {
     auto same = std::count(same_top.begin(), same_top.end(), true);
     all.divergence = {divergence / count, sorted[rank], sorted.back(), double(same) / count};
     all.step = std::move(divergences), all.same_top = std::move(same_top);
+    all.swing = std::move(swing), all.swing_next = std::move(swing_next);
     return all;
 }
 

@@ -58,9 +58,10 @@ struct Measured {
     double compressed_share = 0;   // of what the scored predictions read of the cache under test
     std::vector<float> step;       // (tokens)  the divergence of each, in order
     std::vector<bool> same_top;    // (tokens)
+    std::vector<float> swing, swing_next;    // (tokens)  RowScore's
 };
 
-// Adds up scores of positions. Memory: 4 bytes a compared position.
+// Adds up scores of positions. Memory: 12 bytes a compared position.
 struct Tally {
     size_t n = 0;
     double mean = 0, mean_reference = 0;   // of −ln p so far
@@ -70,7 +71,7 @@ struct Tally {
 
   private:
     double squares = 0, squares_reference = 0, divergence = 0;
-    std::vector<float> divergences;
+    std::vector<float> divergences, swing, swing_next;
     std::vector<bool> same_top;
 };
 

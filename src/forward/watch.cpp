@@ -1,8 +1,10 @@
 #include "forward/watch.h"
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
+#include "base/signals.h"
 #include "forward/finite.h"
 
 namespace stief {
@@ -24,22 +26,35 @@ Watch::Watch(Transformer& pass, KvCache& compressed, const WatchOptions& how, Ri
     check(!options.exact || options.cold != WatchOptions::Reread,
           "whole rows that are not kept cannot verify every token");
     log.levels = std::move(usual);
-    const Config& config = transformer.model.config;
-    if (options.exact) {
-        options.block = std::min(options.block, MOST);
-        rows.resize(size_t(block() + 1) * size_t(config.V));
-    } else {
-        size_t bytes = size_t(block()) * row_bytes(config);
-        drafted = Buffer(*transformer.model.backend, bytes, "a block's logits");
-        full = Buffer(*transformer.model.backend, bytes, "a block's logits over whole rows");
-    }
+    options.exact ? make_rows() : make_logits();
     if (options.cold != WatchOptions::Reread) make_whole();
+}
+
+void Watch::make_rows() {
+    options.block = std::min(options.block, MOST);
+    rows.resize(size_t(block() + 1) * size_t(transformer.model.config.V));
+}
+
+void Watch::make_logits() {
+    size_t bytes = size_t(block()) * row_bytes(transformer.model.config);
+    drafted = Buffer(*transformer.model.backend, bytes, "a block's logits");
+    full = Buffer(*transformer.model.backend, bytes, "a block's logits over whole rows");
 }
 
 void Watch::make_whole() {
     int capacity = options.cold == WatchOptions::Reread ? int(ids.size()) : cache.capacity;
     whole = std::make_unique<KvCache>(*transformer.model.backend, transformer.model.config, capacity,
                                       cache.dtype, nullptr, transformer.batch, &options.file);
+}
+
+bool Watch::lose_rows() {
+    if (lost.empty() && whole && mapping_is_lost(whole->rows.data))
+        lost = options.file + ": the whole rows of --risk are lost: its disk is full or has failed";
+    return !lost.empty();
+}
+
+void Watch::expect_rows() {
+    if (lose_rows()) throw Error(lost + "; what follows is without --risk exact");
 }
 
 size_t Watch::whole_bytes() const {
@@ -70,38 +85,62 @@ void Watch::hold(std::span<const Token> now) {
     log.positions = int(ids.size());
 }
 
+void Watch::hold_whole(std::span<const Token> now) {
+    ids.assign(now.begin(), now.end());
+    log.take_back(0);
+    log.positions = int(ids.size());
+    cache.used = 0;
+    transformer.singly = false;
+    transformer.forward(cache, ids, nullptr, 0);
+}
+
 void Watch::feed(std::span<const Token> more) {
     transformer.singly = false;
     if (options.exact) catch_up(int(ids.size()));
     transformer.forward(cache, more, nullptr, 0);
     ids.insert(ids.end(), more.begin(), more.end());
     log.positions = int(ids.size());
-    if (options.exact) catch_up(int(ids.size()));
+    if (!options.exact) return;
+    catch_up(int(ids.size()));
+    expect_rows();
 }
 
-// Compares the last `count` predictions, whose logits `drafted` holds.
-void Watch::audit(int count) {
-    if (count == 0) return;
+// Compares the predictions of the `count` tokens from `first` on, whose logits `drafted` holds. drawn:
+// the token that each of them gave, −1 where none was drawn.
+void Watch::audit(int first, std::span<const Token> drawn) {
+    int count = int(drawn.size());
+    if (count == 0 || !lost.empty()) return;
     const Config& config = transformer.model.config;
-    if (!whole) make_whole();
-    int first = int(ids.size()) - count;
+    if (!whole) try {
+            make_whole();
+        } catch (const std::exception& error) {    // memory was there at the start, and is not now
+            lost = format("no whole rows for an audit: %s", error.what());
+            return;
+        }
     whole->used = std::min(whole->used, first);
     catch_up(first);
     std::span<const Token> block(ids.data() + first, size_t(count));
     transformer.forward_on_backend(*whole, block, full.f32(), count);
+    if (lose_rows()) return;
     std::vector<RowScore> scores(static_cast<size_t>(count));
-    // The losses, which would need the token after the last, are not asked for.
-    transformer.model.backend->score(scores.data(), drafted.f32(), full.f32(), block.data(), count,
+    std::vector<Token> next(drawn.begin(), drawn.end());
+    std::replace(next.begin(), next.end(), Token(-1), Token(0));    // not looked at
+    transformer.model.backend->score(scores.data(), drafted.f32(), full.f32(), next.data(), count,
                                      config.V);
     if (options.cold == WatchOptions::Reread) whole.reset();
 
-    AuditedBlock one{first, count, 0, 0, 0};
+    AuditedBlock one{first, count, 0, 0, 0, 0};
     for (const RowScore& score : scores) {
         one.mean += score.divergence / count;
         one.max = std::max(one.max, score.divergence);
         one.same_top += score.same_top;
     }
     log.blocks.push_back(one);
+    for (int i = 0; i < count; i++) {
+        const RowScore& score = scores[size_t(i)];
+        if (drawn[size_t(i)] >= 0)
+            log.look_at(first + i + 1, drawn[size_t(i)], score.top_full, score.swing_next);
+    }
 }
 
 Token Watch::pick(Sampler& sampler, std::span<float> logits, const KvCache& from) {
@@ -129,28 +168,37 @@ Generated Watch::generate_audited(Sampler& sampler, std::span<const Token> promp
                                   const std::function<bool(Token)>& sink) {
     Backend& ops = *transformer.model.backend;
     size_t V = size_t(transformer.model.config.V);
+    if (!drafted.data) make_logits();
+    log.greedy = sampler.sampling.greedy || sampler.sampling.temperature == 0;
     std::vector<float> logits(V);
-    int count = 0;    // rows of `drafted` that were not compared yet
+    std::vector<Token> drawn;    // from each row of `drafted` that was not compared yet; −1: nothing
+    // The first `count` of these rows are the predictions of the tokens before the last.
+    auto compare = [&](size_t count) {
+        audit(int(ids.size() - drawn.size()), std::span<const Token>(drawn).first(count));
+    };
     auto feed_watched = [&](std::span<const Token> more, int wanted) {
         transformer.singly = false;
-        float* to = drafted.f32() + size_t(count) * V;
+        float* to = drafted.f32() + drawn.size() * V;
         transformer.forward_on_backend(cache, more, to, wanted);
         ids.insert(ids.end(), more.begin(), more.end());
-        count += wanted;
-        ops.download(logits.data(), drafted.f32() + size_t(count - 1) * V, V * sizeof(float));
+        drawn.resize(drawn.size() + size_t(wanted), -1);
+        ops.download(logits.data(), drafted.f32() + (drawn.size() - 1) * V, V * sizeof(float));
     };
-    auto draw = [&] { return pick(sampler, logits, cache); };
+    auto draw = [&] { return drawn.back() = pick(sampler, logits, cache); };
     auto feed_token = [&](Token next) {
-        if (count == block()) audit(std::exchange(count, 0));
+        if (int(drawn.size()) == block()) compare(drawn.size()), drawn.clear();
         feed_watched({&next, 1}, 1);
     };
 
+    // The last prediction waits for what is drawn from it.
     auto feed_prompt = [&] {
         feed_watched(prompt, std::min(block(), int(prompt.size())));
-        audit(std::exchange(count, 0));
+        compare(drawn.size() - 1);
+        ops.upload(drafted.f32(), logits.data(), V * sizeof(float));
+        drawn.assign(1, -1);
     };
     int room = std::min(cache.capacity, transformer.context) - cache.used - int(prompt.size());
-    TextSteps steps{feed_prompt, draw, feed_token, [&] { audit(std::exchange(count, 0)); }};
+    TextSteps steps{feed_prompt, draw, feed_token, [&] { compare(drawn.size()); }};
     return generate_with(steps, room, int(prompt.size()), limit, ends, sink);
 }
 

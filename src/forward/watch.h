@@ -21,7 +21,7 @@ namespace stief {
 
 struct WatchOptions {
     bool exact = false;           // else: audit
-    int block = 0;                // tokens a block; 0: 32, or, exact, what the agreement suggests
+    int block = 0;                // tokens a block; 0: 32, or, exact, what agreement and times suggest
     enum Cold { Ram, File, Reread } cold = Ram;    // Reread: no rows are kept, audits read the text anew
     std::string file;             // of File
 };
@@ -29,6 +29,11 @@ struct WatchOptions {
 struct Drafting {                 // of exact
     int drafted = 0, accepted = 0, rejected = 0;    // the first wrong guess of a draft is rejected
     int verifications = 0, given = 0;               // what lies behind it is neither
+    double draft_seconds = 0;
+    // Of verifications of T tokens in s seconds, the last ones weighing most: Σ1, ΣT, ΣT², Σs, ΣTs.
+    double n = 0, T = 0, TT = 0, s = 0, Ts = 0;
+    void add_verification(int tokens, double seconds);
+    int best_length(int most) const;    // of a draft: what gives most tokens a second, 1 … most
     double agreement() const {
         return accepted + rejected ? double(accepted) / (accepted + rejected) : 1;
     }
@@ -39,22 +44,28 @@ struct Watch {
 
     Transformer& transformer;
     KvCache& cache;               // the compressed one
-    WatchOptions options;
+    WatchOptions options;         // exact may change between calls where whole rows are kept
     AuditLog log;                 // of audit
     Drafting drafting;            // of exact
     std::vector<Token> ids;       // (cache.used)  what the caches hold
     std::unique_ptr<KvCache> whole;    // the whole rows; null between audits where they are not kept
+    std::string lost;             // why there are no whole rows any more; "": there are. Then there is
+                                  // nothing to audit with, and the watch is to be left alone
 
     // Error where the whole rows do not fit. usual: of the compressed cache's bases.
     Watch(Transformer& pass, KvCache& compressed, const WatchOptions& how, RiskLevels usual);
 
     // The part of a prompt that is not its end: into the caches, nothing is asked.
     void feed(std::span<const Token> more);
-    // As generate() has it.
+    // As generate() has it. Error where exact loses its whole rows: what was given out is the full
+    // cache's, what follows could not be verified. An audit goes on writing, and says no more.
     Generated generate(Sampler& sampler, std::span<const Token> prompt, int limit,
                        std::span<const Token> ends, const std::function<bool(Token)>& sink);
     // The cache holds these now: it was taken back, emptied or loaded.
     void hold(std::span<const Token> now);
+
+    // The whole rows hold these now, and the compressed cache reads them.
+    void hold_whole(std::span<const Token> now);
 
     size_t whole_bytes() const;   // of the whole rows, as they are kept
     // What `block` rows of logits and the whole rows need beside a session without a watch.
@@ -65,10 +76,14 @@ struct Watch {
     std::vector<float> rows;           // (block + 1, V) of exact, host: the full cache's logits
 
     int block() const;
+    bool lose_rows();             // notices whether they are lost
+    void expect_rows();           // Error where they are
     int suggested() const;
+    void make_rows();
+    void make_logits();
     void make_whole();
     void catch_up(int until);
-    void audit(int count);
+    void audit(int first, std::span<const Token> drawn);
     Generated generate_audited(Sampler& sampler, std::span<const Token> prompt, int limit,
                                std::span<const Token> ends, const std::function<bool(Token)>& sink);
     Generated generate_exact(Sampler& sampler, std::span<const Token> prompt, int limit,

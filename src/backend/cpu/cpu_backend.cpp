@@ -10,6 +10,7 @@
 #include <new>
 
 #include "base/limits.h"
+#include "base/signals.h"
 
 namespace stief {
 
@@ -46,8 +47,9 @@ void* CpuBackend::alloc(size_t bytes, const char* what) {
     return memory;
 }
 
-// Space is taken at once: a disk that fills up later would kill the process where it writes. The
-// name is given back at once as well, so that nothing has to be removed after a signal.
+// Space is taken at once, where the file system keeps that promise; where it does not, and the disk fills
+// up or fails later, memory takes the file's place (base/signals.h). The name is given back at once as
+// well, so that nothing has to be removed after a signal.
 void* CpuBackend::alloc_cold(size_t bytes, const char* what, const std::string& path) {
     if (path.empty()) return alloc(bytes, what);
     int file = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
@@ -61,11 +63,14 @@ void* CpuBackend::alloc_cold(size_t bytes, const char* what, const std::string& 
     close(file);
     check(!error, "%s: no room for %s, %.2f GiB: %s", path.c_str(), what,
           double(bytes) * 0x1p-30, std::strerror(error));
+    remember_spare_mapping(memory, bytes, path);
     return memory;
 }
 
 void CpuBackend::release(void* memory, size_t bytes) {
-    if (memory) munmap(memory, bytes ? bytes : 1);
+    if (!memory) return;
+    forget_mapping(memory);    // of a file
+    munmap(memory, bytes ? bytes : 1);
 }
 
 Weight view_of(const Tensor& tensor) {

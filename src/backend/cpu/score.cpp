@@ -69,7 +69,11 @@ void CpuBackend::score(RowScore* out, const float* logits, const float* full, co
         Row p = read_row(zp, n);
         out[i].loss_full = p.log_sum - double(zp[next[i]]);
         out[i].divergence = divergence_of(zp, p, zq, q, n);
-        out[i].same_top = p.top == q.top;
+        out[i].same_top = p.top == q.top, out[i].top_full = int32_t(p.top);
+        auto swing = [&](size_t token) {
+            return (double(p.most) - zp[token]) - (double(zq[p.top]) - zq[token]);
+        };
+        out[i].swing = swing(q.top), out[i].swing_next = swing(size_t(next[i]));
     });
 }
 
