@@ -39,6 +39,13 @@ __global__ void causal_softmax_backward_kernel(float* dp, const float* p, const 
         dp[s] = s < visible ? p[s] * (dp[s] - shift) * scale : 0.0f;
 }
 
+// grid a row, block 256. Writes what is zeroed.
+__global__ void zero_near_kernel(float* p, int m, int S, int first, int distance) {
+    int nearest = first + int(blockIdx.x) / m - distance + 1;
+    p += size_t(blockIdx.x) * size_t(S);
+    for (int s = max(nearest, 0) + int(threadIdx.x); s < S; s += int(blockDim.x)) p[s] = 0;
+}
+
 // One thread an element.
 __global__ void swiglu_backward_kernel(float* dgate, float* dup, const float* dh, const float* gate,
                                        const float* up, size_t n) {
@@ -99,6 +106,10 @@ void CudaBackward::causal_softmax_backward(float* dp, const float* p, const floa
                                            float scale) {
     launch(causal_softmax_backward_kernel, dim3(unsigned(T * m)), BLOCK, A_DOUBLE_A_WARP, gpu.queue,
            dp, p, out, dout, m, S, first, d, scale);
+}
+
+void CudaBackward::zero_near(float* p, int T, int m, int S, int first, int distance) {
+    launch(zero_near_kernel, dim3(unsigned(T * m)), BLOCK, 0, gpu.queue, p, m, S, first, distance);
 }
 
 void CudaBackward::swiglu_backward(float* dgate, float* dup, const float* dh, const float* gate,

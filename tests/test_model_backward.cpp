@@ -168,6 +168,46 @@ TEST_CASE("the gradient of every head's keys and values is the logits' central d
         }
 }
 
+TEST_CASE("what one query asks is asked from its own distance, and from none beyond") {
+    for (const Variant& variant : groups())
+        for (bool rotated : {false, true}) {
+            CAPTURE(variant.group);
+            CAPTURE(rotated);
+            if (variant.prepare) variant.prepare();
+            Scratch scratch;
+            TinyModel tiny{.why = "distance", .L = 1, .D = 16, .F = 24, .V = 40};
+            write_tiny_model(tiny, scratch.path("."));
+            Model model = Model::open(scratch.path("."), variant.options, 2);
+            model.backend->exact = true;
+            const Config& c = model.config;
+            constexpr int T = 140, ASKING = 133;  // the second block of queries
+            size_t d = size_t(c.d), D = size_t(c.D), all = size_t(c.G) * T * d;
+            std::vector<float> rotation = rotation_table(c, T);
+            LayerPass pass(model, T, rotation);
+            Floats x = normals(T * D, 5), asked(T * D, 0.0f);
+            std::copy_n(normals(D, 6).data(), D, asked.data() + ASKING * D);
+            Buffer dx(*model.backend, T * D * sizeof(float), "dx");
+            const std::vector<int> distances = {1, 40, 134};
+            pass.split_by_distance(distances);
+            pass.begin(0, x.data(), {0, T});
+            LayerCuts cuts(c, rotated);
+            pass.forward(cuts);
+            model.backend->upload(dx.data, asked.data(), asked.size() * sizeof(float));
+            pass.back_to_input(cuts, dx.f32());
+            for (bool values : {false, true}) {
+                Floats whole = download(model, values ? pass.dv : pass.dk, all);
+                for (size_t i = 0; i < distances.size(); i++) {
+                    Floats got =
+                        download(model, (values ? pass.dv_from : pass.dk_from)[i], all);
+                    Floats want = whole;
+                    for (size_t n = 0; n < all; n++)
+                        if (ASKING - int(n / d % T) < distances[i]) want[n] = 0;
+                    CHECK(got == want);  // but for the sign of zero
+                }
+            }
+        }
+}
+
 TEST_CASE("the direction of the score has the covariance of the model's own distribution") {
     constexpr int V = 70;
     Floats z = normals(V, 9);

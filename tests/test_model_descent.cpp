@@ -57,10 +57,15 @@ struct Tried {
             Matrix A = some_matrix(d, 10 + u), B = some_matrix(d, 40 + u);
             unit.metric = metric_of(add(times_transposed(A, A), identity(d)));
             unit.moment = times_transposed(B, B);
-            unit.noise.assign(d, 1);
+            unit.compressed.noise.assign(d, 1);
             unit.turn_to(qr(some_matrix(d, 70 + u)).Q);
             formats.push_back(RowFormat::whole(u % 3 ? 5 : 3));
         }
+    }
+    std::vector<int> kept() const {
+        std::vector<int> all;
+        for (const RowFormat& format : formats) all.push_back(format.kept());
+        return all;
     }
     std::vector<LayerCuts> cuts() const {
         const Config& c = model.config;
@@ -159,7 +164,7 @@ TEST_CASE("descent lowers the divergence on what it learns from, at ranks and at
         ModelDescent descent(back, tried.text, tried.scratch.path("."), [] {});
         EndToEnd measured(pass, tried.text, 6);
         double before = measured.measure(tried.cuts()).divergence.mean;
-        descent.run(tried.units, tried.formats, [&] { return tried.cuts(); }, {60, 6, 0.1, 1},
+        descent.run(tried.units, tried.kept(), [&] { return tried.cuts(); }, {60, 6, 0.1, 1},
                     [] {});
         double after = measured.measure(tried.cuts()).divergence.mean;
         CHECK(after < before);

@@ -93,6 +93,39 @@ TEST_CASE("calibrate by prices keeps to its bytes, and what it measured is what 
             }
 }
 
+TEST_CASE("ages: each keeps to its bytes, and what is written is what was measured") {
+    Tried tried;
+    CalibrationOptions& o = tried.options;
+    o.recent = 3, o.ages = {8, 14}, o.age_bits = {8, 4}, o.keep = 0.15;
+    CalibrationResult result = tried.run();
+    const Config& c = tried.model.config;
+    size_t bytes[3] = {};
+    for (const Bases::Layer& layer : result.bases.layer)
+        for (auto side : {&Bases::Layer::k, &Bases::Layer::v})
+            for (const HeadBasis& head : layer.*side) {
+                REQUIRE(head.format.size() == 3);
+                for (size_t age = 0; age < 3; age++) bytes[age] += head.format[age].bytes(DType::F16);
+            }
+    double full = double(result.full_bytes_per_token);
+    CHECK(double(bytes[0]) <= full * 8 / 16);
+    CHECK(double(bytes[1]) <= full * 4 / 16);
+    CHECK(double(bytes[2]) <= full * 0.15);
+    CHECK(bytes[1] > bytes[2]);
+    CHECK(bytes[2] == result.bytes_per_token);
+    write_bases(result, tried.model, tried.text, tried.partial);
+    Bases bases =
+        Bases::open(tried.scratch.path("out"), c, tried.model.weights.fingerprint(c));
+    CHECK(bases.hash(1) == result.bases.hash(1));
+    CHECK(bases.ages == o.ages);
+    Transformer transformer(tried.model, o.sequence);
+    KvCache cut(*tried.model.backend, c, o.sequence, DType::F16, &bases);
+    KvCache whole(*tried.model.backend, c, o.sequence, DType::F16);
+    Runner tested{transformer, cut, true}, reference{transformer, whole, true};
+    Measured again = measure(tested, &reference, tried.text.held_out[0].ids,
+                             {.name = Protocol::Chunks, .context = o.sequence, .limit = 4}, {});
+    CHECK(again.divergence.mean == result.measured.divergence.mean);
+}
+
 TEST_CASE("the same seed gives the same formats for any number of threads") {
     Tried one(1), three(3);
     CHECK(one.run().bases.hash(1) == three.run().bases.hash(1));

@@ -126,6 +126,23 @@ TEST_CASE("several ways to cut measured at once are each what it is alone, to th
     }
 }
 
+TEST_CASE("several caches measured in one pass of the full one are each what it is alone") {
+    Tried tried("model");
+    tried.options.recent = 3;
+    CalibrationProgress quiet = [](size_t, size_t, const std::string&) {};
+    CalibrationRun run(tried.model, tried.text, tried.options, quiet);
+    REQUIRE(run.compared_windows() == run.windows.count());
+    std::vector<Bases> ways;
+    for (int bits : {2, 8}) {
+        ways.push_back(Bases::uniform(tried.model.config, {}, {bits}));
+        ways.back().sinks = 4, ways.back().recent = 3;
+    }
+    std::vector<Measured> all = measure_caches(run, ways);
+    REQUIRE(all.size() == 2);
+    for (size_t i = 0; i < 2; i++) CHECK(measure_cache(run, ways[i]).step == all[i].step);
+    CHECK(all[0].divergence.mean > all[1].divergence.mean);
+}
+
 TEST_CASE("the page of either objective has all its parts, is well formed and escapes what it names") {
     for (const char* objective : {"model", "layer"}) {
         CAPTURE(std::string(objective));

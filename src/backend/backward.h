@@ -42,6 +42,9 @@ struct Backward {
                                          const float* out,   // (T·m, d)  O = P V
                                          const float* dout,  // (T·m, d)  dO
                                          int T, int m, int S, int first, int d, float scale) = 0;
+    // Entries of keys nearer than that are zeroed: p_ts where (first + t / m) − s < distance.
+    virtual void zero_near(float* p,  // (T·m, S)  in place
+                           int T, int m, int S, int first, int distance) = 0;
     // For h = silu(gate) ⊙ up, σ = 1 / (1 + e^−gate):
     //     dgate = dh ⊙ up ⊙ σ (1 + gate (1 − σ)),  dup = dh ⊙ silu(gate)
     virtual void swiglu_backward(float* dgate, float* dup,            // (T, F) ×2

@@ -13,9 +13,16 @@ LearnedLayer eigen_attention(const Config& config, const std::vector<Matrix>& k,
 // The layers' cuts that the cache makes with these bases (their first age), first `sinks` exact.
 std::vector<LayerCuts> cuts_of(const Bases& bases, const Config& config, int sinks, DType cache);
 
-// Adds both to result.compared: by thresholds at shares of the full cache from an eighth to a half,
-// uniform at 8, 4, 3 and 2 bits (where heads are multiples of 8 wide).
-void compare(const CalibrationRun& run, EndToEnd& windows, const std::vector<LearnedLayer>& eigen,
-             int sinks, CalibrationResult& result);
+// Held-out text, run.compared_windows() of it, through the caches of these bases and through the full
+// one, which goes through it once for all of them.
+std::vector<Measured> measure_caches(CalibrationRun& run, const std::vector<Bases>& ways);
+void fill_in(std::vector<CalibrationResult::Point>& points, const std::vector<Measured>& measured);
+
+// Adds both to result.compared, with the exact window of the options: by thresholds at shares of the
+// full cache from an eighth to a half, uniform at 8, 4, 3 and 2 bits (where heads are multiples of 8
+// wide).
+using MeasureWays = std::function<std::vector<Measured>(const std::vector<Bases>&)>;
+void compare(const CalibrationRun& run, const std::vector<LearnedLayer>& eigen,
+             const MeasureWays& measure_ways, CalibrationResult& result);
 
 }  // namespace stief

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "calibrate/layer_blocks.h"
 #include "calibrate/layer_loss.h"
 
 namespace stief {
@@ -47,6 +46,10 @@ void LayerPass::back_through_attention(int g, bool queries) {
     ops_back->copy_rows(dheads_g, wide, datt + size_t(g) * wide, size_t(c.H) * d, t, wide);
     ops_back->zero(dk + side, t * d);
     ops_back->zero(dv + side, t * d);
+    for (size_t i = 0; i < distances.size(); i++) {
+        ops_back->zero(dk_from[i] + side, t * d);
+        ops_back->zero(dv_from[i] + side, t * d);
+    }
     float scale = float(1 / std::sqrt(double(c.d)));
 
     for_blocks(T, m, [&](const Block& b) {
@@ -60,8 +63,35 @@ void LayerPass::back_through_attention(int g, bool queries) {
         ops_back->add_transposed_product(dv + side, pb, dheads_g + first, rows, b.seen, c.d);
         ops_back->add_transposed_product(dk + side, dp, q + here, rows, b.seen, c.d);
         Weight keys{k_cut + side, DType::F32, b.seen, c.d};
-        if (queries) model.backend->matmul_transposed(dheads_g + first, dp, keys, rows);
+        float* dq = att;  // free on the way back
+        if (queries) model.backend->matmul_transposed(dq, dp, keys, rows);
+        split_block(g, b, here);
+        if (queries) ops_back->copy(dheads_g + first, dq, size_t(rows) * d);
     });
+}
+
+// What is asked of keys and values from each distance on: p and dp lose what is nearer.
+void LayerPass::split_block(int g, const Block& b, size_t here) {
+    float* pb = p + size_t(g) * block_floats(T, m) + b.offset;
+    size_t side = size_t(g) * size_t(T) * size_t(c.d);
+    int rows = b.tokens * m;
+    for (size_t i = 0; i < distances.size(); i++) {
+        for (float* of : {pb, dp})
+            ops_back->zero_near(of, b.tokens, m, b.seen, b.first, distances[i]);
+        ops_back->add_transposed_product(dv_from[i] + side, pb, dheads + here, rows, b.seen, c.d);
+        ops_back->add_transposed_product(dk_from[i] + side, dp, q + here, rows, b.seen, c.d);
+    }
+}
+
+void LayerPass::split_by_distance(const std::vector<int>& from) {
+    distances = from;
+    size_t each = size_t(c.G) * size_t(most) * size_t(c.d);
+    split = Buffer(*model.backend, 2 * from.size() * each * sizeof(float), "gradients by distance");
+    dk_from.clear(), dv_from.clear();
+    for (size_t i = 0; i < from.size(); i++) {
+        dk_from.push_back(split.f32() + 2 * i * each);
+        dv_from.push_back(split.f32() + (2 * i + 1) * each);
+    }
 }
 
 // dx ← dx (E_r D_r)ᵀ for the tokens that are cut to the first r coordinates.
@@ -110,8 +140,10 @@ void LayerPass::back_to_input(const LayerCuts& cuts, float* dx) {
     size_t rows = size_t(T) * size_t(c.D), each = size_t(T) * size_t(c.d);
     ops_back->copy(dy, dx, rows);
     pull_back(true);
-    for (size_t g = 0; g < size_t(c.G) && !cuts.rotated; g++)
+    for (size_t g = 0; g < size_t(c.G) && !cuts.rotated; g++) {
         ops_back->rope_backward(dk + g * each, turns, 1, c.d, at);
+        for (float* far : dk_from) ops_back->rope_backward(far + g * each, turns, 1, c.d, at);
+    }
     back_through_projections(cuts);
     ops_back->copy(dx, dy, rows);
 }

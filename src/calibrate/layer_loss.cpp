@@ -7,7 +7,6 @@
 #include <cmath>
 
 #include "base/arena.h"
-#include "calibrate/layer_blocks.h"
 
 namespace stief {
 
@@ -80,13 +79,14 @@ static void require_memory(const Model& model, size_t positions, int most) {
          c.folder.c_str(), most, double(needed) / GIB, double(available) / GIB, advice.c_str());
 }
 
-LayerPass::LayerPass(Model& owner, int most, const std::vector<float>& rotation)
+LayerPass::LayerPass(Model& owner, int tokens, const std::vector<float>& rotation)
     : model(owner),
       c(owner.config),
       threads(*owner.threads),
       ops_back(make_backward(*owner.backend)),
-      T(most),
-      m(c.H / c.G) {
+      T(tokens),
+      m(c.H / c.G),
+      most(tokens) {
     Backend& ops = *model.backend;
     size_t rows = size_t(most) * size_t(c.D);
     require_memory(model, rotation.size() / size_t(c.d), most);

@@ -16,6 +16,7 @@
 #include "backend/backward.h"
 #include "backend/row_format.h"
 #include "backend/staged.h"
+#include "calibrate/layer_blocks.h"
 #include "calibrate/warm_start.h"
 #include "forward/transformer.h"
 
@@ -99,6 +100,10 @@ struct LayerPass : LayerArrays {
     // ∂/∂k̃, ∂/∂ṽ in dk (before rotation unless cuts.rotated) and dv. Rounding counts as noise that
     // does not depend on x; a coordinate that is not stored passes nothing on.
     void back_to_input(const LayerCuts& cuts, float* dx);  // (T, D)
+    // From now on back_to_input also leaves the parts of dk and dv that queries at that distance or
+    // more ask for: in dk_from[i] and dv_from[i], (G, T, d), like dk and dv. Distances ascend.
+    void split_by_distance(const std::vector<int>& distances);
+    std::vector<float*> dk_from, dv_from;
     // gradient += that of all heads cut by formats, after back_to_input with the same cuts.
     void add_basis_gradient(const LayerCuts& cuts, LayerGradient& gradient);
     // sums += what the direction u of the output asks of every key and value, after forward
@@ -107,11 +112,13 @@ struct LayerPass : LayerArrays {
                OutputMoments& sums);
 
   private:
-    int l = 0, m;
+    int l = 0, m, most;
     Step at;
     const float* x = nullptr;      // (T, D)
     const float* turns = nullptr;  // (positions, 2, d/2)  the rotation
     Buffer arena;                  // of the arrays
+    std::vector<int> distances;    // of split_by_distance
+    Buffer split;                  // (distances, 2, G, T, d)
     Staged x_staged, y_staged, cut_staged, decode_staged, rotation_staged;
     const float *y_host = nullptr, *y = nullptr;  // what y_staged holds since begin(), and where
 
@@ -124,6 +131,7 @@ struct LayerPass : LayerArrays {
     void pull_back(bool queries = false);
     void back_through_mlp();
     void back_through_attention(int g, bool queries);
+    void split_block(int g, const Block& block, size_t here);
     void back_through_cut(float* dx, const Cut& cut, int sinks);
     void back_through_projections(const LayerCuts& cuts);
     void to_gradient(const LayerCuts& cuts, LayerGradient& gradient);

@@ -20,6 +20,8 @@ struct CalibrationOptions {
     std::string metric = "output";                      // output | query | identity
     double keep = 0, error_budget = 0, ppl_budget = 0;  // one of them > 0
     int sinks = 4, recent = 64;                         // the exact window
+    std::vector<int> ages;        // mixed bits: where each age but the last ends, after recent
+    std::vector<double> age_bits;  // (ages)  bits an element of each; of the last: keep
     int tokens = 32768, sequence = 512;                 // learnt on; of one sequence
     int held_out = 8;                                   // sequences for errors and curves
     int measured_windows = 16;   // windows of held-out text for perplexity and KL

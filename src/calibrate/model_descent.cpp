@@ -31,7 +31,7 @@ Matrix basis_gradient(const PricedUnit& unit, const Matrix& of_rows, const Matri
     return G;
 }
 
-void ModelDescent::run(std::vector<PricedUnit>& units, const std::vector<RowFormat>& formats,
+void ModelDescent::run(std::vector<PricedUnit>& units, const std::vector<int>& kept,
                        const std::function<std::vector<LayerCuts>()>& cuts_now,
                        const Options& options, const std::function<void()>& progress) {
     LayerPass& pass = model.pass;
@@ -60,7 +60,7 @@ void ModelDescent::run(std::vector<PricedUnit>& units, const std::vector<RowForm
             turns[u] = stiefel_turn(states[u],
                                     basis_gradient(units[u], (values ? of.v : of.k)[g],
                                                 (values ? of.stored_v : of.stored_k)[g],
-                                                formats[u].kept()),
+                                                kept[u]),
                                     tau);
         });
         std::vector<Turn> all;

@@ -29,8 +29,9 @@ struct ModelDescent {
         double tau;
         uint64_t seed;
     };
-    // cuts(): those of the units as they are now, one LayerCuts a layer.
-    void run(std::vector<PricedUnit>& units, const std::vector<RowFormat>& formats,
+    // kept: coordinates that each unit stores. cuts(): those of the units as they are now, one
+    // LayerCuts a layer.
+    void run(std::vector<PricedUnit>& units, const std::vector<int>& kept,
              const std::function<std::vector<LayerCuts>()>& cuts, const Options& options,
              const std::function<void()>& progress);
 };

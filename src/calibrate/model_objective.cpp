@@ -13,29 +13,43 @@ namespace {
 
 constexpr size_t MEASURED_ALONE = 3;  // sequences that each layer alone is measured on
 
-// A format for each unit.
+// A format for each unit at each age.
 struct Formats {
-    std::vector<RowFormat> format;
-    std::vector<double> price;
-    size_t bytes = 0;      // a token
-    double predicted = 0;  // Σ prices: nats a token
+    std::vector<std::vector<RowFormat>> format;  // (units, ages)
+    std::vector<size_t> bytes;                   // (ages)  of a token
+    double predicted = 0;                        // Σ prices: nats a token
+
+    const RowFormat& oldest(size_t unit) const { return format[unit].back(); }
 };
 
 struct Priced {
     std::vector<PricedUnit> unit;
-    std::vector<Choices> hull;
-    std::vector<double> scale;  // (units) of the hull's errors, by measurement
+    std::vector<std::vector<Choices>> hull;  // (ages, units)
+    std::vector<double> scale;               // (units) of all prices, by measurement
 
-    Formats within(size_t budget) const {
+    void set_hulls(Threads& threads, DType dtype) {
+        hull.assign(unit[0].age.size(), std::vector<Choices>(unit.size()));
+        scale.resize(unit.size(), 1);
+        threads.run(unit.size(), [&](size_t u) {
+            for (size_t age = 0; age < hull.size(); age++)
+                hull[age][u] = lower_hull(formats_of(unit[u], unit[u].age[age], dtype));
+        });
+    }
+    // budget: (ages)  bytes of a token
+    Formats within(const std::vector<size_t>& budget) const {
         Formats all;
-        std::vector<Choices> scaled = hull;
-        for (size_t u = 0; u < hull.size(); u++)
-            for (Choice& one : scaled[u]) one.error *= scale[u];
-        std::vector<size_t> at = choose_within(scaled, budget);
-        for (size_t u = 0; u < at.size(); u++) {
-            const Choice& one = scaled[u][at[u]];
-            all.format.push_back(one.format), all.price.push_back(one.error);
-            all.bytes += one.bytes, all.predicted += one.error;
+        all.format.resize(unit.size());
+        for (size_t age = 0; age < hull.size(); age++) {
+            std::vector<Choices> scaled = hull[age];
+            for (size_t u = 0; u < unit.size(); u++)
+                for (Choice& one : scaled[u]) one.error *= scale[u];
+            std::vector<size_t> at = choose_within(scaled, budget[age]);
+            all.bytes.push_back(0);
+            for (size_t u = 0; u < at.size(); u++) {
+                const Choice& one = scaled[u][at[u]];
+                all.format[u].push_back(one.format);
+                all.bytes.back() += one.bytes, all.predicted += one.error;
+            }
         }
         return all;
     }
@@ -51,6 +65,22 @@ void for_units(const Config& c, const F& at) {
             for (bool values : {false, true}) at(l, g, values, unit_of(c, l, g, values));
 }
 
+Ages ages_of(const CalibrationRun& run) {
+    return {run.options.recent, run.options.ages};
+}
+
+// Bytes of a token of each age, where the last keeps that share of the full cache.
+std::vector<size_t> budgets(const CalibrationRun& run, const CalibrationResult& result,
+                            double keep) {
+    std::vector<size_t> all;
+    double full = double(result.full_bytes_per_token);
+    for (double bits : run.options.age_bits)
+        all.push_back(size_t(bits / (8 * double(size_of(run.options.cache))) * full + 1e-9));
+    all.push_back(size_t(keep * full + 1e-9));
+    return all;
+}
+
+// Every token in its oldest format.
 std::vector<LayerCuts> cuts_of(const CalibrationRun& run, const Priced& priced,
                                const Formats& formats) {
     const Config& c = run.model.config;
@@ -59,7 +89,7 @@ std::vector<LayerCuts> cuts_of(const CalibrationRun& run, const Priced& priced,
     for (LayerCuts& one : cuts) one.sinks = o.sinks, one.dtype = o.cache;
     for_units(c, [&](int l, int g, bool values, size_t u) {
         LayerCuts& layer = cuts[size_t(l)];
-        (values ? layer.v : layer.k)[size_t(g)] = cut_of(priced.unit[u], formats.format[u]);
+        (values ? layer.v : layer.k)[size_t(g)] = cut_of(priced.unit[u], formats.oldest(u));
     });
     return cuts;
 }
@@ -68,15 +98,13 @@ Bases bases_of(const CalibrationRun& run, const Priced& priced, const Formats& f
     const Config& c = run.model.config;
     Bases bases;
     bases.sinks = run.options.sinks, bases.recent = run.options.recent;
+    bases.ages = run.options.ages;
     bases.layer.assign(size_t(c.L), {run.options.keys == "post", {}, {}});
     for_units(c, [&](int l, int, bool values, size_t u) {
         const PricedUnit& unit = priced.unit[u];
         Bases::Layer& layer = bases.layer[size_t(l)];
         (values ? layer.v : layer.k)
-            .push_back({{formats.format[u]},
-                        weights_of(unit),
-                        to_floats(unit.Q),
-                        unit.encode,
+            .push_back({formats.format[u], weights_of(unit), to_floats(unit.Q), unit.encode,
                         unit.decode});
     });
     return bases;
@@ -85,42 +113,40 @@ Bases bases_of(const CalibrationRun& run, const Priced& priced, const Formats& f
 PriceSamples samples_at(CalibrationRun& run, ModelBackward& back,
                         const std::vector<LayerCuts>& cuts, uint64_t round,
                         const std::string& folder) {
-    const Config& c = run.model.config;
     const CalibrationOptions& o = run.options;
-    int sinks = std::min(o.sinks, o.sequence - 1);
-    PriceSamples samples(c, run.learn.count() * size_t(o.sequence - sinks), folder);
-    collect_samples(back, run.learn, samples, cuts, sinks, o.seed * 2 + round,
-                    [&] { run.ticker(3 * size_t(c.L)); });
-    return samples;
+    return collect_samples(back, run.learn, cuts, std::min(o.sinks, o.sequence - 1),
+                           ages_of(run), o.seed * 2 + round, folder,
+                           [&] { run.ticker(3 * size_t(run.model.config.L)); });
 }
 
 // Bases, prices and hulls of all units.
 Priced price(CalibrationRun& run, const PriceSamples& samples) {
     const CalibrationOptions& o = run.options;
     Priced priced;
-    priced.unit.resize(samples.units), priced.hull.resize(samples.units);
-    priced.scale.resize(samples.units, 1);
+    priced.unit.resize(samples.units);
     run.model.threads->run(samples.units, [&](size_t u) {
-        priced.unit[u] = price_unit(samples, u, {Covariance::Weighted, o.bits == "mixed"});
-        priced.hull[u] = lower_hull(formats_of(priced.unit[u], samples, u, o.cache));
+        Pricing how{Covariance::Weighted, o.bits == "mixed"};
+        priced.unit[u] = price_unit(samples, u, how, o.cache);
     });
+    priced.set_hulls(*run.model.threads, o.cache);
     return priced;
 }
 
 // The same bases by other samples, which weigh `share` against the prices that there are.
 Priced price_again(CalibrationRun& run, Priced priced, const PriceSamples& samples, double share) {
+    DType dtype = run.options.cache;
     run.model.threads->run(samples.units, [&](size_t u) {
-        price_again(priced.unit[u], samples, u, share);
-        priced.hull[u] = lower_hull(formats_of(priced.unit[u], samples, u, run.options.cache));
+        price_again(priced.unit[u], samples, u, share, dtype);
     });
+    priced.set_hulls(*run.model.threads, dtype);
     return priced;
 }
 
 // Prices at the compressed cache: there they hold where the second order does not reach, but they
 // are as noisy as the first ones; the mean of both is less so. Held-out text decides.
 void price_compressed(CalibrationRun& run, ModelBackward& back, const std::string& folder,
-                      size_t budget, const MeasuredKl& divergence, Priced& priced,
-                      Formats& formats) {
+                      const std::vector<size_t>& budget, const MeasuredKl& divergence,
+                      Priced& priced, Formats& formats) {
     double best = divergence(priced, formats);
     PriceSamples samples = samples_at(run, back, cuts_of(run, priced, formats), 1, folder);
     Priced before = priced;
@@ -140,7 +166,9 @@ void descend(CalibrationRun& run, ModelBackward& back, const std::string& folder
     size_t passes = size_t(run.model.config.L);
     ModelDescent descent(back, run.learn, folder, [&] { run.ticker(passes); });
     Priced moved = priced;
-    descent.run(moved.unit, formats.format, [&] { return cuts_of(run, moved, formats); },
+    std::vector<int> kept;
+    for (size_t u = 0; u < priced.unit.size(); u++) kept.push_back(formats.oldest(u).kept());
+    descent.run(moved.unit, kept, [&] { return cuts_of(run, moved, formats); },
                 {o.steps, o.batch, o.tau, o.seed}, [&] { run.ticker(3 * passes); });
     if (divergence(moved, formats) < divergence(priced, formats)) priced = std::move(moved);
 }
@@ -156,7 +184,11 @@ void correct(const Config& c, EndToEnd& learnt, const std::vector<LayerCuts>& cu
     for (int l = 0; l < c.L; l++)
         for (bool values : {false, true}) {
             double predicted = 0;
-            for (int g = 0; g < c.G; g++) predicted += formats.price[unit_of(c, l, g, values)];
+            for (int g = 0; g < c.G; g++) {
+                size_t u = unit_of(c, l, g, values);
+                const PricedUnit& unit = priced.unit[u];
+                predicted += priced.scale[u] * price_of(unit, unit.all, formats.oldest(u));
+            }
             foretold.push_back({size_t(l), values, predicted, measured[size_t(l)][values]});
             double ratio = predicted > 0 ? measured[size_t(l)][values] / predicted : 1;
             for (int g = 0; g < c.G; g++)
@@ -164,33 +196,30 @@ void correct(const Config& c, EndToEnd& learnt, const std::vector<LayerCuts>& cu
         }
 }
 
-// The least budget whose measured perplexity rises by at most that many per cent: bisection.
-size_t within_perplexity(CalibrationRun& run, const Priced& priced, size_t full) {
+// The least share whose measured perplexity rises by at most that many per cent: bisection.
+double within_perplexity(CalibrationRun& run, const CalibrationResult& result,
+                         const Priced& priced) {
     constexpr size_t STEPS = 256;
-    size_t n = first_that_holds(STEPS, [&](size_t i) {
-        Measured m = measure_cache(
-            run, bases_of(run, priced, priced.within(full * std::max<size_t>(i, 1) / STEPS)));
+    auto keep = [&](size_t n) { return double(std::max<size_t>(n, 1)) / STEPS; };
+    return keep(first_that_holds(STEPS, [&](size_t n) {
+        Formats formats = priced.within(budgets(run, result, keep(n)));
+        Measured m = measure_cache(run, bases_of(run, priced, formats));
         return m.loss.perplexity <= m.reference.perplexity * (1 + run.options.ppl_budget / 100);
-    });
-    return full * std::max<size_t>(n, 1) / STEPS;
+    }));
 }
 
-// Some sizes without a recent window, each with the formats that these prices give it.
-void measure_sizes(CalibrationRun& run, EndToEnd& windows, const Priced& priced,
-                   CalibrationResult& result) {
-    std::vector<std::vector<LayerCuts>> ways;
+// Other sizes of the last age, each with the formats that these prices give it.
+void measure_sizes(CalibrationRun& run, const Priced& priced, CalibrationResult& result) {
+    std::vector<Bases> ways;
     for (double bits : {4.0, 3.0, 2.5, 2.0, 1.5, 1.0}) {
         double keep = bits / (8 * double(size_of(run.options.cache)));
-        Formats formats = priced.within(size_t(keep * double(result.full_bytes_per_token) + 1e-9));
-        ways.push_back(cuts_of(run, priced, formats));
-        result.sizes.push_back({keep, formats.bytes, 0, 0, formats.predicted});
+        Formats formats = priced.within(budgets(run, result, keep));
+        ways.push_back(bases_of(run, priced, formats));
+        result.sizes.push_back({keep, formats.bytes.back(), 0, 0, formats.predicted});
     }
-    std::vector<Measured> all = windows.measure(ways);
-    for (size_t i = 0; i < all.size(); i++) {
-        result.sizes[i].perplexity = all[i].loss.perplexity;
-        result.sizes[i].divergence = all[i].divergence.mean;
-        result.perplexity_full = all[i].reference.perplexity;
-    }
+    std::vector<Measured> all = measure_caches(run, ways);
+    fill_in(result.sizes, all);
+    result.perplexity_full = all[0].reference.perplexity;
 }
 
 // The units' own moments are all that EigenAttention needs.
@@ -222,16 +251,18 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const std::
     Priced priced = price(run, samples_at(run, back, none, 0, folder));
     clock.phase("prices");
 
-    size_t budget = o.ppl_budget > 0 ? within_perplexity(run, priced, result.full_bytes_per_token)
-                                     : size_t(o.keep * double(result.full_bytes_per_token) + 1e-9);
+    std::vector<size_t> budget = budgets(
+        run, result, o.ppl_budget > 0 ? within_perplexity(run, result, priced) : o.keep);
     Formats formats = priced.within(budget);
-    check(formats.bytes > 0,
+    check(formats.bytes.back() > 0,
           "--keep %g is %zu bytes a token, too few for the smallest format of one head; use a "
           "larger one",
-          o.keep, budget);
+          o.keep, budget.back());
     EndToEnd held_out(run.pass, run.held_out, run.held_out.count());
     MeasuredKl divergence = [&](const Priced& by, const Formats& of) {
-        return held_out.measure(cuts_of(run, by, of)).divergence.mean;
+        return (ages_of(run).split() ? measure_cache(run, bases_of(run, by, of))
+                                     : held_out.measure(cuts_of(run, by, of)))
+            .divergence.mean;
     };
     run.ticker.phase = "layers alone";
     double best = divergence(priced, formats);
@@ -256,14 +287,14 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const std::
         descend(run, back, folder, divergence, priced, formats);
         clock.phase("descent");
     }
-    EndToEnd windows(run.pass, run.windows, run.compared_windows());
-    measure_sizes(run, windows, priced, result);
+    measure_sizes(run, priced, result);
     clock.phase("sizes", true);
-    compare(run, windows, eigen_layers(run, priced), o.sinks, result);
+    compare(run, eigen_layers(run, priced), [&](const auto& ways) { return measure_caches(run, ways); },
+            result);
     clock.phase("other methods", true);
 
     result.bases = bases_of(run, priced, formats);
-    result.bytes_per_token = formats.bytes;
+    result.bytes_per_token = formats.bytes.back();
     result.predicted = formats.predicted;
     result.measured = measure_cache(run, result.bases);
     clock.phase("measure", true);

@@ -147,7 +147,8 @@ std::string report_html(const CalibrationResult& r, const Config& c, const Calib
                    "for a layer's keys, one a head for its values, and ranks by one threshold on all "
                    "spectra. Rotated uniform: nothing learned, every coordinate in 8, 4, 3 or 2 bits. "
                    "The upright line is the size of this file's cache.</p>",
-                   model ? format("the first %d tokens exact and no others", r.options.sinks).c_str()
+                   model ? format("the first %d and the last %d tokens exact", r.options.sinks,
+                                r.options.recent).c_str()
                          : "no exact window");
     html += size_charts(r);
     if (r.by_text.size() > 1)

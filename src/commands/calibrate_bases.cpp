@@ -37,6 +37,27 @@ static void choose_objective(const Args& args, CalibrationOptions& o) {
     o.bits = layer ? "16" : args.bits.empty() ? "mixed" : args.bits;
 }
 
+// --window and --ages; a first age of 16 bits is the window's recent tokens.
+static void set_ages(const Args& args, CalibrationOptions& o) {
+    if (!args.window.empty()) std::tie(o.sinks, o.recent) = window_of(args);
+    std::vector<AgeBits> ages = ages_of(args);
+    if (ages.empty()) return;
+    if (o.objective == "layer" || o.bits == "16")
+        throw UsageError("--ages is for --bits mixed: other caches have one format");
+    bool whole = ages[0].bits == 16;
+    if (whole && !args.window.empty())
+        throw UsageError(format("--ages %d:16 and --window both say which recent tokens are whole; "
+                                "give one", ages[0].age));
+    if (whole) o.recent = ages[0].age;
+    for (size_t i = whole; i < ages.size(); i++)
+        o.ages.push_back(ages[i].age), o.age_bits.push_back(ages[i].bits);
+    if (!o.ages.empty() && o.ages[0] <= o.recent)
+        throw UsageError(format("--ages: %d bits begin after the %d recent whole tokens; age %d is "
+                                "among them", int(o.age_bits[0]), o.recent, o.ages[0]));
+    for (double bits : o.age_bits)
+        if (bits == 16) throw UsageError("--ages: only the first age can have 16 bits");
+}
+
 static CalibrationOptions options_of(const Args& args, const Config& config) {
     CalibrationOptions o;
     choose_objective(args, o);
@@ -55,7 +76,7 @@ static CalibrationOptions options_of(const Args& args, const Config& config) {
     int budgets = int(o.keep > 0) + int(o.error_budget > 0) + int(o.ppl_budget > 0);
     if (budgets > 1) throw UsageError("give one of --keep, --error-budget and --ppl-budget");
     if (budgets == 0) o.keep = 0.25;
-    if (!args.window.empty()) std::tie(o.sinks, o.recent) = window_of(args);
+    set_ages(args, o);
     o.tokens = args.calibration_tokens ? args.calibration_tokens : layer ? 32768 : 16384;
     o.sequence = args.context ? args.context : std::min(512, config.context);
     check(o.sequence >= 8 && o.sequence <= config.context,
@@ -206,9 +227,9 @@ static std::string prices_as_text(const CalibrationResult& r, int d) {
         text += format("%5zu   %-18s %s\n", l, bits[0].c_str(), bits[1].c_str());
     }
     text += format(
-        "KL divergence, first %d tokens exact and no others:\n"
+        "KL divergence, first %d and last %d tokens exact (the window):\n"
         "bits an element   predicted   measured   perplexity (full %.4f)\n",
-        r.options.sinks, r.perplexity_full);
+        r.options.sinks, r.options.recent, r.perplexity_full);
     for (const CalibrationResult::Point& p : r.sizes)
         text += format("%15.2f   %9.4g   %8.4g   %.4f\n", bits_per_element(r, p.bytes_per_token),
                        p.predicted, p.divergence, p.perplexity);

@@ -23,20 +23,26 @@ std::pair<int, int> window_of(const Args& args) {
     return {args.window[0], args.window[1]};
 }
 
-// "64:8,256:4" → ages 64, 256 and bits 8, 4.
-static void parse_ages(const std::string& text, std::vector<int>& ages, std::vector<int>& bits) {
+std::vector<AgeBits> ages_of(const Args& args) {
+    std::vector<AgeBits> ages;
+    const std::string& text = args.ages;
     for (size_t begin = 0; !text.empty() && begin <= text.size();) {
         size_t end = std::min(text.find(',', begin), text.size());
-        int age = 0, width = 0, used = -1;
-        std::string one = text.substr(begin, end - begin);
-        std::sscanf(one.c_str(), "%9d:%2d%n", &age, &width, &used);
-        if (used != int(one.size()) || age <= 0 || width < 1 || width > 8)
+        AgeBits one{};
+        int used = -1;
+        std::string part = text.substr(begin, end - begin);
+        std::sscanf(part.c_str(), "%9d:%5lf%n", &one.age, &one.bits, &used);
+        if (used != int(part.size()) || one.age <= 0 || !(one.bits > 0 && one.bits <= 16))
             throw UsageError(format("--ages takes AGE:BITS,..., not '%s'", text.c_str()));
-        ages.push_back(age), bits.push_back(width);
+        if (!ages.empty() && one.age <= ages.back().age)
+            throw UsageError(format("--ages: %d after %d, expected ages that grow", one.age,
+                                    ages.back().age));
+        ages.push_back(one);
         begin = end + 1;
     }
     if (ages.size() > MOST_AGES)
         throw UsageError(format("--ages takes at most %zu ages", MOST_AGES));
+    return ages;
 }
 
 CacheChoice cache_choice(const Args& args, const Config& config, const Weights& weights) {
@@ -50,7 +56,12 @@ CacheChoice cache_choice(const Args& args, const Config& config, const Weights& 
         throw UsageError("--ages is for --cache q8 or q4; bases have ages of their own");
     if (bits) {
         std::vector<int> ages, widths;
-        parse_ages(args.ages, ages, widths);
+        for (const AgeBits& one : ages_of(args)) {
+            ages.push_back(one.age), widths.push_back(int(one.bits));
+            if (one.bits > 8 || one.bits != widths.back())
+                throw UsageError(format("--ages: %g bits; --cache %s has 1 to 8 of them, whole "
+                                        "numbers", one.bits, args.cache.c_str()));
+        }
         widths.push_back(bits);
         choice.bases = Bases::uniform(config, ages, widths);
     } else if (!args.bases.empty()) {

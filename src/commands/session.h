@@ -37,6 +37,13 @@ std::optional<WatchOptions> watch_options(const Args& args);
 // What the watch has found so far, one line; "" where there is none.
 std::string watch_line(const Watch* watch);
 DType parse_cache_dtype(const std::string& name);
+// --ages: "64:8,256:4", tokens younger than 64 in 8 bits, then up to 256 in 4.
+struct AgeBits {
+    int age;
+    double bits;
+};
+std::vector<AgeBits> ages_of(const Args& args);
+
 // What --cache, --bases, --window and --ages ask for. bases: none for the plain cache.
 struct CacheChoice {
     DType dtype = DType::F16;

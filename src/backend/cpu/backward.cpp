@@ -64,6 +64,15 @@ void CpuBackward::causal_softmax_backward(float* dp, const float* p, const float
     });
 }
 
+void CpuBackward::zero_near(float* p, int T, int m, int S, int first, int distance) {
+    cpu.for_rows(size_t(T) * size_t(m), size_t(S), [&](size_t from, size_t to) {
+        for (size_t row = from; row < to; row++) {
+            int nearest = std::clamp(first + int(row) / m - distance + 1, 0, S);
+            std::fill(p + row * size_t(S) + nearest, p + (row + 1) * size_t(S), 0.0f);
+        }
+    });
+}
+
 void CpuBackward::swiglu_backward(float* dgate, float* dup, const float* dh, const float* gate,
                                   const float* up, int T, int F) {
     cpu.for_rows(size_t(T), size_t(F), [&](size_t from, size_t to) {
