@@ -90,6 +90,8 @@ TEST_CASE("the divergence of each text is the mean over its own windows") {
     CHECK((all[0].tokens == 57 && all[1].tokens == 19));
     CHECK(std::abs(all[0].mean - sums[0] / 57) <= 1e-12 * sums[0]);
     CHECK(std::abs(all[1].mean - sums[1] / 19) <= 1e-12 * sums[1]);
+    CHECK(names_of(texts) == "t0, t1");
+    CHECK(names_of({{"a: x", {}}, {"a: y", {}}, {"b", {}}, {"b: z", {}}}) == "a: x, y, b, b: z");
     measured.step.pop_back();
     CHECK_THROWS_AS(by_text(measured, windows, texts), Error);
 }

@@ -104,9 +104,17 @@ def part(name, pieces):
 
 
 HEAD = """=== stief text
-What stief calibrate learns from where no text is given: small and mixed. The lines that begin with
-three signs of equality are marks: parts, documents, and the turns of conversations, which are put
-into the chat template of the model at hand. tools/calibration_text.py made this file.
+What stief calibrate learns from where no text is given: small and mixed. tools/calibration_text.py
+made this file. A text of your own may be marked the same way: the first line as it stands here, then
+
+    === part NAME         what follows, up to the next part, is measured by that name
+    === document          another piece of the part
+    === conversation      its turns follow, which are put into the chat template of the model:
+    === system            at most one, the first
+    === user
+    === assistant
+
+each at the beginning of a line of its own.
 
 Prose and dialogue: passages of novels in the public domain, from the texts of
 https://github.com/computationalstylistics/100_english_novels:

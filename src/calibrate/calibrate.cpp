@@ -3,7 +3,7 @@
 #include <chrono>
 
 #include "base/hash.h"
-#include "calibrate/calibration_run.h"
+#include "calibrate/compare.h"
 #include "calibrate/partial.h"
 #include "forward/audit_log.h"
 
@@ -40,7 +40,8 @@ LearnedLayer warm_start(CalibrationRun& run, const LayerInputs& inputs, const Mo
 // layers `first` … of the folder.
 void sweep(CalibrationRun& run, const Partial& partial, int first, size_t passes,
            CalibrationResult& result,
-           const std::function<LearnedLayer(LayerInputs&, const Moments&, int)>& work) {
+           const std::function<LearnedLayer(LayerInputs&, const Moments&, int)>& work,
+           const std::function<void(const Moments&)>& seen = {}) {
     const Config& c = run.model.config;
     LayerInputs inputs(run.model, run.learn, run.held_out, partial.folder);
     std::vector<LearnedLayer> layers(size_t(c.L));
@@ -49,6 +50,7 @@ void sweep(CalibrationRun& run, const Partial& partial, int first, size_t passes
         run.ticker.phase = format("layer %d of %d, inputs", l + 1, c.L);
         Moments moments = collect(run.pass, inputs, l);
         run.ticker(run.learn.count());
+        if (seen) seen(moments);
         LearnedLayer& bases = layers[size_t(l)];
         if (run.options.resume && partial.load(first + l, c, bases)) {
             bases.cache = run.options.cache;
@@ -62,12 +64,18 @@ void sweep(CalibrationRun& run, const Partial& partial, int first, size_t passes
     result.layer = std::move(layers);
 }
 
-// Eigenbases, their error curves, and what the layer's error costs the model.
-void warm_starts(CalibrationRun& run, const Partial& partial, CalibrationResult& result) {
+// Eigenbases, their error curves, and what the layer's error costs the model. Returns those of
+// EigenAttention, to compare with.
+std::vector<LearnedLayer> warm_starts(CalibrationRun& run, const Partial& partial,
+                                      CalibrationResult& result) {
     const Config& c = run.model.config;
+    std::vector<LearnedLayer> eigen;
     EndToEnd end_to_end(run.pass, run.held_out, SENSITIVITY_SEQUENCES);
     size_t passes = run.passes_of_the_warm_start();
-    sweep(run, partial, 0, passes, result, [&](LayerInputs& inputs, const Moments& moments, int l) {
+    auto seen = [&](const Moments& moments) {
+        eigen.push_back(eigen_attention(c, moments.k, moments.v, false, run.options.cache));
+    };
+    auto work = [&](LayerInputs& inputs, const Moments& moments, int l) {
         LearnedLayer bases = warm_start(run, inputs, moments, l);
         run.ticker.phase = format("layer %d of %d, error against rank", l + 1, c.L);
         profile(run.pass, inputs, bases, l, [&] { run.ticker(PASSES_OF_A_CURVE); });
@@ -77,7 +85,9 @@ void warm_starts(CalibrationRun& run, const Partial& partial, CalibrationResult&
         if (run.options.error_budget > 0)
             meet_error_budget(run.pass, inputs, bases, l, run.options);
         return bases;
-    });
+    };
+    sweep(run, partial, 0, passes, result, work, seen);
+    return eigen;
 }
 
 // Descent at the ranks that the eigenbases' curves give.
@@ -149,15 +159,19 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
         return result;
     }
 
-    warm_starts(run, partial, result);
+    Clock clock{result};
+    std::vector<LearnedLayer> eigen = warm_starts(run, partial, result);
     result.ranks = allocate(run, result);
+    clock.phase("eigenbases and curves");
     if (options.method == "stiefel" && options.steps > 0) {
         descents(run, partial, result);
         result.ranks = allocate(run, result);
+        clock.phase("descent and curves");
     }
     run.ticker.phase = "what it costs";
     run.ticker(0);
-    verify(run, result);
+    verify(run, eigen, result);
+    clock.phase("verification", true);
     result.by_text = by_text(result.measured, run.windows, text.held_out);
 
     result.bases = bases_at(run, result, result.ranks);

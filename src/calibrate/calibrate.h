@@ -22,7 +22,12 @@ struct CalibrationResult {
     std::vector<double> error, error_warm;  // (L) √Δ_l at these ranks, held out; by the eigenbases
     size_t bytes_per_token = 0, full_bytes_per_token = 0;
     double predicted = 0;                   // objective model: divergence by prices, no window
-    std::vector<std::pair<std::string, double>> time;  // objective model: seconds of each phase
+    struct Phase {
+        std::string name;
+        double seconds;
+        bool verifies;  // measures what has been learned
+    };
+    std::vector<Phase> time;
     Measured measured;  // held-out text through the cache, against the full one
     std::vector<TextDivergence> by_text;  // the same on each held-out text
     struct Point {      // the same bases at other sizes, no exact window
@@ -31,7 +36,18 @@ struct CalibrationResult {
         double perplexity, divergence;
         double predicted = 0;  // objective model
     };
-    std::vector<Point> sizes, sizes_eigen;  // by the learned bases; by the eigenbases, same ranks
+    std::vector<Point> sizes;  // of the learned bases
+    struct Compared {          // other ways to make a cache as small, on the same text
+        std::string name;
+        std::vector<Point> points;
+    };
+    std::vector<Compared> compared;
+    struct Foretold {  // the keys or the values of a layer alone, nats; objective layer: of all of
+        size_t layer;  // it, Δ_l
+        bool values;
+        double predicted, measured;
+    };
+    std::vector<Foretold> foretold;
     double perplexity_full = 0;             // of the full cache on the same text
     size_t sequences = 0, held_out = 0;     // learnt from, measured on
     int resumed = 0;                        // layers that an interrupted run had finished

@@ -50,6 +50,11 @@ CalibrationRun::CalibrationRun(Model& owner, const CalibrationText& of,
     ticker.total = size_t(c.L) * (passes_of_the_warm_start() + passes_of_the_descent());
 }
 
+size_t CalibrationRun::compared_windows() const {
+    size_t least = std::min(text.held_out.size(), windows.count());
+    return std::clamp(learn.count() / 2, least, windows.count());
+}
+
 size_t CalibrationRun::passes_of_curves() const {
     return curve_sequences(model.config, held_out.count()) * size_t(model.config.G) *
            PASSES_OF_A_CURVE;

@@ -1,5 +1,7 @@
 // One calibration: what outlives its layers. The text as sequences, the pass, what is left to do.
 #pragma once
+#include <chrono>
+
 #include "calibrate/calibrate.h"
 
 namespace stief {
@@ -10,6 +12,18 @@ struct Ticker {
     size_t done = 0, total = 0;
     std::string phase;
     void operator()(size_t passes) { progress(done += passes, total, phase); }
+};
+
+// Where the minutes go.
+struct Clock {
+    CalibrationResult& result;
+    std::chrono::steady_clock::time_point last = std::chrono::steady_clock::now();
+
+    void phase(const std::string& name, bool verifies = false) {  // of what went on since the last one
+        auto now = std::chrono::steady_clock::now();
+        result.time.push_back({name, std::chrono::duration<double>(now - last).count(), verifies});
+        last = now;
+    }
 };
 
 struct CalibrationRun {
@@ -24,6 +38,9 @@ struct CalibrationRun {
 
     CalibrationRun(Model& owner, const CalibrationText& of, const CalibrationOptions& how,
                    const CalibrationProgress& progress);
+    // Windows that several sizes and methods are measured on: at most half of what was learned
+    // from, so that it costs less than learning did; one of each text at least.
+    size_t compared_windows() const;
     size_t passes_of_curves() const;  // of one layer, as are the others
     size_t passes_of_the_warm_start() const;
     size_t passes_of_the_descent() const;
@@ -39,7 +56,8 @@ constexpr size_t PASSES_OF_A_CURVE = 24;  // both sides of one head at every ran
 
 // The rest of calibrate(), in verify.cpp.
 Ranks allocate(CalibrationRun& run, const CalibrationResult& result);
-void verify(CalibrationRun& run, CalibrationResult& result);
+// eigen: EigenAttention's bases, to compare with.
+void verify(CalibrationRun& run, const std::vector<LearnedLayer>& eigen, CalibrationResult& result);
 // Held-out text through the cache of these bases and through the full one.
 Measured measure_cache(CalibrationRun& run, const Bases& bases);
 // --objective model, in model_objective.cpp: fills in the result, bases included.

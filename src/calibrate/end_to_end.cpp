@@ -34,34 +34,61 @@ void EndToEnd::run(size_t s, int first, const std::vector<LayerCuts>* cuts) {
     }
 }
 
+// to ← logits of rows of the last layer's output.
+void EndToEnd::to_logits(Buffer& to, const float* from, size_t rows) {
+    Model& model = pass.model;
+    model.backend->rmsnorm(xn.f32(), from, model.norm, pass.c.norm_eps, int(rows));
+    model.backend->matmul(to.f32(), xn.f32(), model.classifier, int(rows), false);
+}
+
+// Of logits against logits_full, which are of the tokens from `at` on.
+void EndToEnd::add_scores(size_t s, size_t at, size_t rows, Tally& tally) {
+    pass.model.backend->score(scores.data(), logits.f32(), logits_full.f32(),
+                              sequences.ids[s].data() + at + 1, int(rows), pass.c.V);
+    for (size_t i = 0; i < rows; i++) tally.add(scores[i], true);
+}
+
 // Of x against the full model's output of the same sequence; the last token predicts nothing known.
 void EndToEnd::score(size_t s, Tally& tally) {
-    Model& model = pass.model;
-    Backend& ops = *model.backend;
     size_t D = size_t(pass.c.D), scored = size_t(sequences.T) - 1;
-    const float *mine = x.f32(), *theirs = reference.read(full.data() + s * each, each);
+    const float* theirs = reference.read(full.data() + s * each, each);
     for (size_t at = 0; at < scored; at += piece) {
         size_t rows = std::min(piece, scored - at);
-        for (auto [from, to] : {std::pair{mine, &logits}, std::pair{theirs, &logits_full}}) {
-            ops.rmsnorm(xn.f32(), from + at * D, model.norm, pass.c.norm_eps, int(rows));
-            ops.matmul(to->f32(), xn.f32(), model.classifier, int(rows), false);
-        }
-        ops.score(scores.data(), logits.f32(), logits_full.f32(), sequences.ids[s].data() + at + 1,
-                  int(rows), pass.c.V);
-        for (size_t i = 0; i < rows; i++) tally.add(scores[i], true);
+        to_logits(logits, x.f32() + at * D, rows);
+        to_logits(logits_full, theirs + at * D, rows);
+        add_scores(s, at, rows, tally);
     }
 }
 
 Measured EndToEnd::measure(const std::vector<LayerCuts>& cuts) {
-    Tally tally;
+    return measure(std::span(&cuts, 1))[0];
+}
+
+std::vector<Measured> EndToEnd::measure(std::span<const std::vector<LayerCuts>> ways) {
+    Backend& ops = *pass.model.backend;
+    size_t D = size_t(pass.c.D), scored = size_t(sequences.T) - 1;
+    std::vector<Tally> tally(ways.size());
+    std::vector<float> outputs(ways.size() * each);  // of the last layer, on the host
     for (size_t s = 0; s < count; s++) {
-        embed_sequence(pass.model, x.f32(), sequences.ids[s]);
-        run(s, 0, &cuts);
-        score(s, tally);
+        for (size_t w = 0; w < ways.size(); w++) {
+            embed_sequence(pass.model, x.f32(), sequences.ids[s]);
+            run(s, 0, &ways[w]);
+            ops.download(outputs.data() + w * each, x.f32(), each * sizeof(float));
+        }
+        const float* theirs = reference.read(full.data() + s * each, each);
+        for (size_t at = 0; at < scored; at += piece) {
+            size_t rows = std::min(piece, scored - at);
+            to_logits(logits_full, theirs + at * D, rows);
+            for (size_t w = 0; w < ways.size(); w++) {
+                ops.upload(x.f32(), outputs.data() + w * each + at * D, rows * D * sizeof(float));
+                to_logits(logits, x.f32(), rows);
+                add_scores(s, at, rows, tally[w]);
+            }
+        }
     }
-    Measured measured = tally.result();
-    measured.compressed_share = 1;
-    return measured;
+    std::vector<Measured> all;
+    for (Tally& one : tally) all.push_back(one.result()), all.back().compressed_share = 1;
+    return all;
 }
 
 std::vector<std::array<double, 2>> EndToEnd::each_alone(const std::vector<LayerCuts>& cuts) {

@@ -3,6 +3,7 @@
 // by forward/perplexity.h once the bases are chosen.
 #pragma once
 #include <array>
+#include <span>
 
 #include "calibrate/collect.h"
 #include "forward/perplexity.h"
@@ -19,6 +20,8 @@ struct EndToEnd {
 
     // Perplexity, and KL(full ‖ ·), with one LayerCuts a layer.
     Measured measure(const std::vector<LayerCuts>& cuts);
+    // The same for each of several ways to cut; the full model's logits are made once for all.
+    std::vector<Measured> measure(std::span<const std::vector<LayerCuts>> ways);
     // w_l = KL / Δ_l of layer l alone with those cuts, X_l and Y_l as collected.
     double sensitivity(const LayerInputs& inputs, int l, const LayerCuts& cuts);
 
@@ -32,7 +35,9 @@ struct EndToEnd {
     std::vector<RowScore> scores;       // (piece)
 
     void run(size_t s, int first, const std::vector<LayerCuts>* cuts);
+    void to_logits(Buffer& to, const float* from, size_t rows);
     void score(size_t s, Tally& tally);
+    void add_scores(size_t s, size_t at, size_t rows, Tally& tally);
 };
 
 }  // namespace stief

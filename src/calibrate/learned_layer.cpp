@@ -41,6 +41,10 @@ std::vector<RankPoint> LearnedLayer::curve(bool values, int g) const {
     return lower;
 }
 
+double LearnedLayer::error_of(bool values, int g, const LayerRanks& at) const {
+    return error_at(curve(values, g), at.at(values, g));
+}
+
 LayerCuts cuts_at(const Config& config, const LearnedLayer& bases, const LayerRanks& ranks,
                   Which which) {
     LayerCuts cuts(config, bases.rotated);

@@ -79,6 +79,7 @@ struct LearnedLayer {
     const Matrix& best(const BasisUnit& unit, const LayerRanks& ranks) const;
     // The lower of both curves.
     std::vector<RankPoint> curve(bool values, int g) const;
+    double error_of(bool values, int g, const LayerRanks& at) const;  // Δ by that curve
 };
 
 LayerCuts cuts_at(const Config& config, const LearnedLayer& bases, const LayerRanks& ranks,

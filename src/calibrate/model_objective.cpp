@@ -1,10 +1,9 @@
 // calibrate --objective model: prices → allocate → prices again at that cache → the better of both
 // → measure. README.md §6 and §7.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
-#include "calibrate/calibration_run.h"
+#include "calibrate/compare.h"
 #include "calibrate/model_descent.h"
 #include "calibrate/prices.h"
 
@@ -13,17 +12,6 @@ namespace stief {
 namespace {
 
 constexpr size_t MEASURED_ALONE = 3;  // sequences that each layer alone is measured on
-
-struct Clock {
-    CalibrationResult& result;
-    std::chrono::steady_clock::time_point last = std::chrono::steady_clock::now();
-
-    void phase(const std::string& name) {  // of what went on since the last one
-        auto now = std::chrono::steady_clock::now();
-        result.time.push_back({name, std::chrono::duration<double>(now - last).count()});
-        last = now;
-    }
-};
 
 // A format for each unit at each age.
 struct Formats {
@@ -190,7 +178,8 @@ void descend(CalibrationRun& run, ModelBackward& back, const std::string& folder
 // layer's keys and its values are cut alone, at the formats that the budget gives, and what is
 // measured corrects the prices.
 void correct(const Config& c, EndToEnd& learnt, const std::vector<LayerCuts>& cuts,
-             const Formats& formats, Priced& priced) {
+             const Formats& formats, Priced& priced,
+             std::vector<CalibrationResult::Foretold>& foretold) {
     std::vector<std::array<double, 2>> measured = learnt.each_alone(cuts);
     for (int l = 0; l < c.L; l++)
         for (bool values : {false, true}) {
@@ -200,6 +189,7 @@ void correct(const Config& c, EndToEnd& learnt, const std::vector<LayerCuts>& cu
                 const PricedUnit& unit = priced.unit[u];
                 predicted += priced.scale[u] * price_of(unit, unit.all, formats.oldest(u));
             }
+            foretold.push_back({size_t(l), values, predicted, measured[size_t(l)][values]});
             double ratio = predicted > 0 ? measured[size_t(l)][values] / predicted : 1;
             for (int g = 0; g < c.G; g++)
                 priced.scale[unit_of(c, l, g, values)] *= std::clamp(ratio, 0.25, 16.0);
@@ -220,16 +210,31 @@ double within_perplexity(CalibrationRun& run, const CalibrationResult& result,
 
 // Other sizes of the last age, each with the formats that these prices give it.
 void measure_sizes(CalibrationRun& run, const Priced& priced, CalibrationResult& result) {
-    EndToEnd windows(run.pass, run.windows, run.windows.count());
+    std::vector<Bases> ways;
     for (double bits : {4.0, 3.0, 2.5, 2.0, 1.5, 1.0}) {
         double keep = bits / (8 * double(size_of(run.options.cache)));
         Formats formats = priced.within(budgets(run, result, keep));
-        Measured m = ages_of(run).split() ? measure_cache(run, bases_of(run, priced, formats))
-                                          : windows.measure(cuts_of(run, priced, formats));
-        result.sizes.push_back({keep, formats.bytes.back(), m.loss.perplexity, m.divergence.mean,
-                                formats.predicted});
-        result.perplexity_full = m.reference.perplexity;
+        ways.push_back(bases_of(run, priced, formats));
+        result.sizes.push_back({keep, formats.bytes.back(), 0, 0, formats.predicted});
     }
+    std::vector<Measured> all = measure_caches(run, ways);
+    fill_in(result.sizes, all);
+    result.perplexity_full = all[0].reference.perplexity;
+}
+
+// The units' own moments are all that EigenAttention needs.
+std::vector<LearnedLayer> eigen_layers(const CalibrationRun& run, const Priced& priced) {
+    const Config& c = run.model.config;
+    std::vector<LearnedLayer> layers(size_t(c.L));
+    run.model.threads->run(layers.size(), [&](size_t l) {
+        std::vector<Matrix> k, v;
+        for (int g = 0; g < c.G; g++) {
+            k.push_back(priced.unit[unit_of(c, int(l), g, false)].moment);
+            v.push_back(priced.unit[unit_of(c, int(l), g, true)].moment);
+        }
+        layers[l] = eigen_attention(c, k, v, run.options.keys == "post", run.options.cache);
+    });
+    return layers;
 }
 
 }  // namespace
@@ -264,7 +269,9 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const std::
     EndToEnd learnt(run.pass, run.learn, MEASURED_ALONE);
     for (int round = 0; round < 2; round++) {
         Priced corrected = priced;
-        correct(c, learnt, cuts_of(run, priced, formats), formats, corrected);
+        std::vector<CalibrationResult::Foretold> foretold;
+        correct(c, learnt, cuts_of(run, priced, formats), formats, corrected, foretold);
+        if (round == 0) result.foretold = foretold;  // later prices have been corrected by such
         Formats other = corrected.within(budget);
         double now = divergence(corrected, other);
         if (!(now < best)) break;
@@ -281,13 +288,16 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const std::
         clock.phase("descent");
     }
     measure_sizes(run, priced, result);
-    clock.phase("sizes");
+    clock.phase("sizes", true);
+    compare(run, eigen_layers(run, priced), [&](const auto& ways) { return measure_caches(run, ways); },
+            result);
+    clock.phase("other methods", true);
 
     result.bases = bases_of(run, priced, formats);
     result.bytes_per_token = formats.bytes.back();
     result.predicted = formats.predicted;
     result.measured = measure_cache(run, result.bases);
-    clock.phase("measure");
+    clock.phase("measure", true);
 }
 
 }  // namespace stief

@@ -4,45 +4,11 @@
 #include <cmath>
 
 #include "base/progress.h"
+#include "calibrate/report_parts.h"
 #include "calibrate/svg.h"
 
 namespace stief {
 namespace {
-
-const char* const STYLE = R"(<style>
-:root { --ink: #1b1f24; --soft: #5b6570; --paper: #ffffff; --card: #f5f6f8; --grid: #dfe3e8;
-        --c0: #1f6feb; --c1: #d1480f; --c2: #6e7781; --c3: #1a7f37; }
-@media (prefers-color-scheme: dark) {
-:root { --ink: #e6edf3; --soft: #9aa5b1; --paper: #0d1117; --card: #161b22; --grid: #2b323b;
-        --c0: #58a6ff; --c1: #f78166; --c2: #8b949e; --c3: #56d364; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-       max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0.2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-p { max-width: 48rem; } .soft { color: var(--soft); }
-.grid2 { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 0.8rem; }
-svg { width: 100%; background: var(--card); border-radius: 6px; }
-svg text { fill: var(--soft); font: 11px system-ui, sans-serif; }
-svg text.title { fill: var(--ink); font-size: 13px; font-weight: 600; }
-svg line.grid { stroke: var(--grid); }
-svg polyline { fill: none; stroke-width: 1.6; }
-.s0 { stroke: var(--c0); } .s1 { stroke: var(--c1); } .s2 { stroke: var(--c2); stroke-dasharray: 4 3; }
-.s3 { stroke: var(--c3); stroke-dasharray: 1 3; }
-.f0 { fill: var(--c0); } .f1 { fill: var(--c1); } .f2 { fill: var(--c2); } .f3 { fill: var(--c3); }
-.key { display: inline-block; width: 0.8em; height: 0.8em; border-radius: 2px; margin: 0 0.3em 0 1em; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.2rem 0.7rem; text-align: right; border-bottom: 1px solid var(--grid); }
-th:first-child, td:first-child { text-align: left; }
-.heat td { text-align: center; min-width: 2.2rem; border: 1px solid var(--paper); }
-.scroll { overflow-x: auto; }
-</style>)";
-
-std::string legend(std::initializer_list<std::pair<int, const char*>> entries) {
-    std::string html = "<p class=\"soft\">";
-    for (auto [colour, name] : entries)
-        html +=
-            format("<span class=\"key\" style=\"background: var(--c%d)\"></span>%s", colour, name);
-    return html + "</p>";
-}
 
 std::string figures(const CalibrationResult& r, const Config& c, const CalibrationText& text) {
     const CalibrationOptions& o = r.options;
@@ -65,7 +31,7 @@ std::string figures(const CalibrationResult& r, const Config& c, const Calibrati
     row("budget", budget);
     row("learnt from",
         format("%s, %zu sequences of %d tokens, %d steps, seed %llu", names_of(text.learn).c_str(),
-               r.sequences, o.sequence, o.objective == "model" ? 0 : o.steps, static_cast<unsigned long long>(o.seed)));
+               r.sequences, o.sequence, o.steps, static_cast<unsigned long long>(o.seed)));
     row("measured on", format("%s, %zu tokens, exact window %d,%d", names_of(text.held_out).c_str(),
                               r.measured.loss.tokens, o.sinks, o.recent));
     row("cache",
@@ -78,7 +44,7 @@ std::string figures(const CalibrationResult& r, const Config& c, const Calibrati
                                 r.measured.divergence.mean, r.measured.divergence.p99,
                                 100 * r.measured.divergence.same_top));
     row("time", human_time(r.seconds));
-    return "<table>" + rows + "</table>";
+    return "<table class=\"figures\">" + rows + "</table>";
 }
 
 // One small chart a layer: √Δ of each head alone against its rank.
@@ -101,24 +67,20 @@ std::string error_charts(const CalibrationResult& r) {
     return html + "</div>";
 }
 
-// A cell's colour mixes the page's card with the series colour by r / d.
-std::string heat_cell(int rank, int d, int colour) {
-    int share = d ? 100 * rank / d : 0;
-    return format(
-        "<td style=\"background: color-mix(in srgb, var(--c%d) %d%%, var(--card))\">%d</td>",
-        colour, std::min(80, share), rank);
+std::string heat_head(const Config& c, const char* more) {
+    return format("<div class=\"scroll\"><table class=\"heat\"><tr><th>layer</th>"
+                  "<th colspan=\"%d\">keys by head</th><th colspan=\"%d\">values by head</th>%s</tr>",
+                  c.G, c.G, more);
 }
 
-std::string heat_map(const CalibrationResult& r, const Config& c) {
-    std::string html = format(
-        "<div class=\"scroll\"><table class=\"heat\"><tr><th>layer</th>"
-        "<th colspan=\"%d\">keys by head</th><th colspan=\"%d\">values by head</th>"
-        "<th>error</th><th>w</th></tr>",
-        c.G, c.G);
+std::string ranks_map(const CalibrationResult& r, const Config& c) {
+    std::string html = heat_head(c, "<th>error</th><th>w</th>");
     for (size_t l = 0; l < r.layer.size(); l++) {
         html += format("<tr><td>%zu</td>", l);
-        for (int rank : r.ranks[l].k) html += heat_cell(rank, c.d, 0);
-        for (int rank : r.ranks[l].v) html += heat_cell(rank, c.d, 1);
+        for (int side : {0, 1})
+            for (int rank : side ? r.ranks[l].v : r.ranks[l].k)
+                html += heat_cell(double(rank) / c.d, side, std::to_string(rank),
+                                  format("layer %zu: rank %d of %d", l, rank, c.d));
         html += format("<td>%.4f</td><td>%.2f</td></tr>", r.error[l], r.layer[l].weight);
     }
     return html + "</table></div>";
@@ -138,45 +100,32 @@ std::string descent_table(const CalibrationResult& r) {
     return html + "</table>";
 }
 
-std::string size_charts(const CalibrationResult& r) {
-    Chart divergence{
-        "KL divergence from the full cache", "bytes a token", "nats a token", {}, 520, 280, true, true};
-    Chart perplexity{"perplexity", "bytes a token", "perplexity", {}, 520, 280, false};
-    Series kl[2] = {{"learned bases", 0, {}, true}, {"eigenbases", 1, {}, true}},
-           ppl[2] = {kl[0], kl[1]};
-    auto add = [&](int which, const CalibrationResult::Point& p) {
-        kl[which].points.push_back({double(p.bytes_per_token), p.divergence});
-        ppl[which].points.push_back({double(p.bytes_per_token), p.perplexity});
-    };
-    for (const CalibrationResult::Point& p : r.sizes) add(0, p);
-    for (const CalibrationResult::Point& p : r.sizes_eigen) add(1, p);
-    double full = r.perplexity_full;
-    Series level{"full cache", 2, {{0, full}, {double(r.full_bytes_per_token), full}}};
-    if (r.options.objective == "model") {
-        kl[1] = {"predicted", 1, {}, true}, ppl[1].points.clear();
-        for (const CalibrationResult::Point& p : r.sizes)
-            kl[1].points.push_back({double(p.bytes_per_token), p.predicted});
-    }
-    divergence.series = {kl[0], kl[1]};
-    perplexity.series = {ppl[0], ppl[1], level};
-    return "<div class=\"grid2\">" + svg_chart(divergence) + svg_chart(perplexity) + "</div>";
+// "8 at 6 bits, 24 at 4 bits" of a head.
+std::string widths_of(const RowFormat& format_, int d) {
+    std::string text;
+    for (size_t w = 0; w < format_.count.size(); w++)
+        if (format_.count[w])
+            text += format("%s%d at %d bits", text.empty() ? "" : ", ", int(format_.count[w]),
+                           RowFormat::BITS[w]);
+    return text + format("%s%d not stored", text.empty() ? "" : ", ", d - format_.kept());
 }
 
 // Bits a coordinate that the budget bought for each head.
 std::string bits_map(const CalibrationResult& r, const Config& c) {
-    std::string html = format(
-        "<div class=\"scroll\"><table class=\"heat\"><tr><th>layer</th>"
-        "<th colspan=\"%d\">keys by head</th><th colspan=\"%d\">values by head</th></tr>",
-        c.G, c.G);
+    double most = 1;
+    auto bits = [&](const HeadBasis& head) {
+        return head.format.back().bits_per_element(r.options.cache, c.d);
+    };
+    for (const Bases::Layer& layer : r.bases.layer)
+        for (const auto* side : {&layer.k, &layer.v})
+            for (const HeadBasis& head : *side) most = std::max(most, double(bits(head)));
+    std::string html = heat_head(c, "");
     for (size_t l = 0; l < r.bases.layer.size(); l++) {
         html += format("<tr><td>%zu</td>", l);
         for (int side : {0, 1})
-            for (const HeadBasis& head : side ? r.bases.layer[l].v : r.bases.layer[l].k) {
-                double bits = head.format.back().bits_per_element(r.options.cache, c.d);
-                html += format("<td style=\"background: color-mix(in srgb, var(--c%d) %d%%, "
-                               "var(--card))\">%.2f</td>",
-                               side, std::min(80, int(10 * bits)), bits);
-            }
+            for (const HeadBasis& head : side ? r.bases.layer[l].v : r.bases.layer[l].k)
+                html += heat_cell(bits(head) / most, side, format("%.2f", bits(head)),
+                                  format("layer %zu: %s", l, widths_of(head.format.back(), c.d).c_str()));
         html += "</tr>";
     }
     return html + "</table></div>";
@@ -185,39 +134,50 @@ std::string bits_map(const CalibrationResult& r, const Config& c) {
 }  // namespace
 
 std::string report_html(const CalibrationResult& r, const Config& c, const CalibrationText& text) {
+    bool model = r.options.objective == "model";
     std::string name = html_text(c.folder);
     std::string html =
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">"
         "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">"
         "<title>stief calibrate: " +
-        name + "</title>" + STYLE + "</head><body>";
+        name + "</title>" + REPORT_STYLE + "</head><body>";
     html += "<h1>Low-rank KV cache of " + name +
             "</h1><p class=\"soft\">stief " STIEF_VERSION " calibrate</p>" + figures(r, c, text);
-    if (r.options.objective == "model")
-        return html +
-               format("<h2>What a smaller cache costs</h2><p>Held-out text, the first %d tokens "
-                      "exact and no others.</p>", r.options.sinks) +
-               legend({{0, "measured"}, {1, "predicted by prices"}, {2, "full cache"}}) +
-               size_charts(r) +
-               "<h2>Bits</h2><p>What the budget bought: bits a coordinate that each head keeps of "
-               "its keys and values, scales included.</p>" +
-               bits_map(r, c) + "</body></html>\n";
-    html +=
-        "<h2>What a smaller cache costs</h2><p>Held-out text, no exact window. The eigenbases are "
-        "what the descent starts from, given ranks by the same allocation.</p>" +
-        legend({{0, "learned bases"}, {1, "eigenbases"}, {2, "full cache"}}) + size_charts(r);
-    html +=
-        "<h2>Ranks</h2><p>What the budget bought: the coordinates that each head keeps of its keys "
-        "and values, the layer's output error at these ranks, and w, the damage that a unit of the "
-        "layer's error does to the prediction.</p>" +
-        heat_map(r, c);
-    html +=
-        "<h2>Error against rank</h2><p>‖Y − Ŷ‖ / ‖Y‖ of a layer's output on held-out sequences "
-        "when one head's keys or values alone are cut to a rank.</p>" +
-        legend({{0, "keys, a line a head"}, {1, "values"}}) + error_charts(r);
-    html +=
-        "<h2>Descent</h2><p>The same error with every head cut to one rank, keys and values.</p>" +
-        descent_table(r);
+    html += format("<h2>What a smaller cache costs</h2><p>Held-out text, %s. EigenAttention: one basis "
+                   "for a layer's keys, one a head for its values, and ranks by one threshold on all "
+                   "spectra. Rotated uniform: nothing learned, every coordinate in 8, 4, 3 or 2 bits. "
+                   "The upright line is the size of this file's cache.</p>",
+                   model ? format("the first %d and the last %d tokens exact", r.options.sinks,
+                                r.options.recent).c_str()
+                         : "no exact window");
+    html += size_charts(r);
+    if (r.by_text.size() > 1)
+        html += "<h2>On each held-out text</h2><p>KL divergence through the cache of this file, its exact "
+                "window included.</p>" + text_bars(r);
+    if (model)
+        html += "<h2>Bits</h2><p>What the budget bought: bits a coordinate that each head keeps of "
+                "its keys and values, scales included.</p>" + bits_map(r, c);
+    else
+        html += "<h2>Ranks</h2><p>What the budget bought: the coordinates that each head keeps of its "
+                "keys and values, the layer's output error at these ranks, and w, the damage that a "
+                "unit of the layer's error does to the prediction.</p>" + ranks_map(r, c);
+    if (model)
+        html += "<h2>Predicted and measured</h2><p>The divergence in nats when the keys or the values of "
+                "one layer alone are stored as the first prices would have it: what prices predict, and "
+                "what was measured, by which they are then corrected.</p>" +
+                legend({{0, "keys"}, {1, "values"}, {2, "as predicted"}});
+    else
+        html += "<h2>Predicted and measured</h2><p>The squared output error of each layer at its ranks: the "
+                "sum over heads cut alone, and all of them cut.</p>" +
+                legend({{0, "a layer"}, {2, "as predicted"}});
+    html += foretold_chart(r);
+    if (!model)
+        html += "<h2>Error against rank</h2><p>‖Y − Ŷ‖ / ‖Y‖ of a layer's output on held-out sequences "
+                "when one head's keys or values alone are cut to a rank.</p>" +
+                legend({{0, "keys, a line a head"}, {1, "values"}}) + error_charts(r) +
+                "<h2>Descent</h2><p>The same error with every head cut to one rank, keys and "
+                "values.</p><div class=\"scroll\">" + descent_table(r) + "</div>";
+    html += "<h2>Where the minutes went</h2>" + time_bars(r);
     return html + "</body></html>\n";
 }
 

@@ -1,6 +1,7 @@
 // The picture of a calibration: one self-contained HTML file with inline SVG, readable in light and dark.
-// Error against rank for every layer; the allocated ranks as a heat map; KL divergence and perplexity
-// against cache size, with the eigenbases and the full cache; the settings and the figures.
+// KL divergence and perplexity against cache size, with EigenAttention's thresholds, rotated uniform
+// quantisation and the full cache; the divergence on each held-out text; allocated bits or ranks as a
+// heat map; predicted against measured; where the minutes went; the settings and the figures.
 #pragma once
 #include <string>
 

@@ -46,8 +46,12 @@ struct Axis {
     std::vector<double> ticks(int steps) const {
         std::vector<double> values;
         if (log) {
-            for (double e = std::ceil(low - 1e-9); e <= high + 1e-9; e++)
-                values.push_back(std::pow(10, e));
+            for (double e = std::floor(low); e <= high + 1e-9; e++)
+                for (double digit : {1.0, 2.0, 5.0}) {
+                    bool needed = digit == 1 || high - low < 2.2;  // decades alone are too few there
+                    double v = e + std::log10(digit);
+                    if (needed && v >= low - 1e-9 && v <= high + 1e-9) values.push_back(std::pow(10, v));
+                }
             return values;
         }
         double step = nice_step(high - low, steps);
@@ -59,7 +63,7 @@ struct Axis {
 };
 
 Axis axis_of(const Chart& chart, bool y, double from, double to) {
-    bool log = y && chart.log_y;
+    bool log = y ? chart.log_y : chart.log_x;
     bool fitted = log || (y && !chart.from_zero);
     double low = fitted ? 1e300 : 0, high = fitted ? 1e-300 : 0;
     for (const Series& one : chart.series)
@@ -68,15 +72,18 @@ Axis axis_of(const Chart& chart, bool y, double from, double to) {
             if (!std::isfinite(v) || (log && v <= 0)) continue;
             low = std::min(low, v), high = std::max(high, v);
         }
-    if (log && low <= high) low = std::floor(std::log10(low)), high = std::ceil(std::log10(high));
-    if (!(high > low)) high = low + 1;
+    if (log && !(low <= high)) low = high = 1;  // nothing to show
+    if (log) low = std::log10(low), high = std::log10(high);
+    if (!(high > low)) high = low + (log ? 1 : std::max(1.0, std::abs(low)));
+    double room = fitted ? 0.04 * (high - low) : 0;
+    low -= room, high += y || log ? room : 0;
     return {low, high, from, to, log};
 }
 
 std::string line(const Series& one, const Axis& x, const Axis& y) {
     std::string path, dots;
     for (auto [px, py] : one.points) {
-        if (!std::isfinite(py) || (y.log && py <= 0)) continue;
+        if (!std::isfinite(py) || (y.log && py <= 0) || (x.log && px <= 0)) continue;
         path += format("%s%.1f,%.1f", path.empty() ? "" : " ", x.at(px), y.at(py));
         if (one.dots)
             dots += format(
@@ -84,6 +91,7 @@ std::string line(const Series& one, const Axis& x, const Axis& y) {
                 "</title></circle>",
                 one.colour, x.at(px), y.at(py), html_text(one.name).c_str(), px, py);
     }
+    if (!one.line) return dots;
     return format("<polyline class=\"s%d\" points=\"%s\"><title>%s</title></polyline>", one.colour,
                   path.c_str(), html_text(one.name).c_str()) +
            dots;
@@ -92,7 +100,7 @@ std::string line(const Series& one, const Axis& x, const Axis& y) {
 }  // namespace
 
 std::string svg_chart(const Chart& chart) {
-    double left = 52, right = chart.width - 10, top = 26, bottom = chart.height - 40;
+    double left = 60, right = chart.width - 10, top = 26, bottom = chart.height - 40;
     Axis x = axis_of(chart, false, left, right), y = axis_of(chart, true, bottom, top);
     std::string svg = format(
         "<svg viewBox=\"0 0 %.0f %.0f\" role=\"img\" aria-label=\"%s\">"
@@ -115,6 +123,9 @@ std::string svg_chart(const Chart& chart) {
         "<text class=\"label\" text-anchor=\"middle\" transform=\"translate(12 %.1f) rotate(-90)\">"
         "%s</text>",
         (top + bottom) / 2, html_text(chart.y_label).c_str());
+    if (chart.mark > 0)
+        svg += format("<line class=\"mark\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>",
+                      x.at(chart.mark), x.at(chart.mark), top, bottom);
     for (const Series& one : chart.series) svg += line(one, x, y);
     return svg + "</svg>";
 }

@@ -1,5 +1,5 @@
-// A chart as inline SVG: axes, lines with dots, a legend by colour. Colours are CSS classes s0 … s3, so
-// that the page decides what they are in light and dark.
+// A chart as inline SVG: axes, lines with dots, which have their figures as titles. Colours are CSS
+// classes s0 … s4, so that the page decides what they are in light and dark.
 #pragma once
 #include <string>
 #include <vector>
@@ -8,9 +8,9 @@ namespace stief {
 
 struct Series {
     std::string name;
-    int colour = 0;                             // class s0 … s3
+    int colour = 0;                             // class s0 … s4
     std::vector<std::pair<double, double>> points;
-    bool dots = false;
+    bool dots = false, line = true;
 };
 
 struct Chart {
@@ -18,7 +18,8 @@ struct Chart {
     std::vector<Series> series;
     double width = 360, height = 220;
     bool from_zero = true;  // the y axis begins at 0, or at the least value
-    bool log_y = false;                         // decades; points that are not positive are left out
+    bool log_y = false, log_x = false;          // points that are not positive are left out
+    double mark = 0;                            // an upright line at that x, if above 0
 };
 
 std::string svg_chart(const Chart& chart);

@@ -5,8 +5,13 @@
 namespace stief {
 
 std::string names_of(const std::vector<NamedText>& texts) {
-    std::string names;
-    for (const NamedText& one : texts) names += (names.empty() ? "" : ", ") + one.name;
+    std::string names, file;
+    for (const NamedText& one : texts) {
+        size_t colon = one.name.rfind(": ");
+        bool again = colon != one.name.npos && one.name.substr(0, colon) == file;
+        file = colon == one.name.npos ? "" : one.name.substr(0, colon);
+        names += (names.empty() ? "" : ", ") + (again ? one.name.substr(colon + 2) : one.name);
+    }
     return names;
 }
 

@@ -19,7 +19,8 @@ struct NamedText {
 struct CalibrationText {
     std::vector<NamedText> learn, held_out;
 };
-std::string names_of(const std::vector<NamedText>& texts);  // "a.txt, b.txt"
+// "a.txt, b.txt"; of the parts of one file "a.txt: prose, code".
+std::string names_of(const std::vector<NamedText>& texts);
 
 // Sequences of T tokens.
 struct Sequences {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "calibrate/calibration_run.h"
+#include "calibrate/compare.h"
 
 namespace stief {
 
@@ -98,26 +98,49 @@ static void verify_layers(CalibrationRun& run, CalibrationResult& result) {
 }
 
 // The same bases at other sizes, without an exact window.
-static void measure_sizes(CalibrationRun& run, CalibrationResult& result) {
+static void measure_sizes(CalibrationRun& run, EndToEnd& windows, CalibrationResult& result) {
     const Config& c = run.model.config;
-    EndToEnd end_to_end(run.pass, run.windows, run.windows.count());
     size_t full = result.full_bytes_per_token;
+    CalibrationResult::Compared warm{"warm start", {}};
     for (double keep : {0.125, 0.25, 0.375, 0.5, 0.75}) {
         Ranks ranks = ranks_within(c, result.layer, run.options, size_t(keep * double(full)));
         if (coordinates(ranks) == 0) continue;
-        for (Which which : {Which::Best, Which::Warm}) {
-            Measured m = end_to_end.measure(all_cuts(c, result, ranks, which));
-            (which == Which::Warm ? result.sizes_eigen : result.sizes)
+        std::vector<std::vector<LayerCuts>> ways = {all_cuts(c, result, ranks, Which::Best)};
+        bool both = run.options.method == "stiefel" && run.options.steps > 0;
+        if (both) ways.push_back(all_cuts(c, result, ranks, Which::Warm));
+        std::vector<Measured> all = windows.measure(ways);
+        for (size_t i = 0; i < all.size(); i++)
+            (i ? warm.points : result.sizes)
                 .push_back({keep, coordinates(ranks) * size_of(run.options.cache),
-                            m.loss.perplexity, m.divergence.mean});
-            result.perplexity_full = m.reference.perplexity;
-        }
+                            all[i].loss.perplexity, all[i].divergence.mean});
+        result.perplexity_full = all[0].reference.perplexity;
+    }
+    if (!warm.points.empty()) result.compared.push_back(warm);
+}
+
+// Errors of single units add up to first order.
+static void foretell(const Config& c, CalibrationResult& result) {
+    for (size_t l = 0; l < result.layer.size(); l++) {
+        double sum = 0;
+        for (int g = 0; g < c.G; g++)
+            for (bool values : {false, true})
+                sum += result.layer[l].error_of(values, g, result.ranks[l]);
+        result.foretold.push_back({l, false, sum, result.error[l] * result.error[l]});
     }
 }
 
-void verify(CalibrationRun& run, CalibrationResult& result) {
+void verify(CalibrationRun& run, const std::vector<LearnedLayer>& eigen, CalibrationResult& result) {
     verify_layers(run, result);
-    measure_sizes(run, result);
+    foretell(run.model.config, result);
+    EndToEnd windows(run.pass, run.windows, run.compared_windows());
+    measure_sizes(run, windows, result);
+    auto without_window = [&](const std::vector<Bases>& bases) {
+        std::vector<std::vector<LayerCuts>> ways;
+        for (const Bases& one : bases)
+            ways.push_back(cuts_of(one, run.model.config, 0, run.options.cache));
+        return windows.measure(ways);
+    };
+    compare(run, eigen, without_window, result);
     result.measured = measure_cache(run, bases_at(run, result, result.ranks));
 }
 

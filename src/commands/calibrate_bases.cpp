@@ -162,9 +162,22 @@ static void add_prices(JsonWriter& json, const CalibrationResult& r) {
     add_formats(json, "v", r, &Bases::Layer::v);
     json.end_object();
     json.add("kld_predicted", r.predicted);
-    json.begin_object("time");
-    for (const auto& [phase, seconds] : r.time) json.add(phase.c_str(), seconds);
-    json.end_object();
+}
+
+static void add_sizes(JsonWriter& json, const CalibrationResult& r,
+                      const std::vector<CalibrationResult::Point>& points, bool predicted) {
+    json.begin_array("sizes");
+    for (const CalibrationResult::Point& p : points) {
+        json.begin_object()
+            .add("keep", p.keep)
+            .add("cache_bytes_per_token", p.bytes_per_token)
+            .add("bits_per_element", bits_per_element(r, p.bytes_per_token))
+            .add("perplexity", p.perplexity)
+            .add("kld_mean", p.divergence);
+        if (predicted) json.add("kld_predicted", p.predicted);
+        json.end_object();
+    }
+    json.end_array();
 }
 
 static std::string as_json(const CalibrationResult& r) {
@@ -176,18 +189,17 @@ static std::string as_json(const CalibrationResult& r) {
     json.add("bits_per_element", bits_per_element(r, r.bytes_per_token));
     bool model = r.options.objective == "model";
     model ? add_prices(json, r) : add_layers(json, r);
-    json.begin_array("sizes");
-    for (const CalibrationResult::Point& p : r.sizes) {
-        json.begin_object()
-            .add("keep", p.keep)
-            .add("cache_bytes_per_token", p.bytes_per_token)
-            .add("bits_per_element", bits_per_element(r, p.bytes_per_token))
-            .add("perplexity", p.perplexity)
-            .add("kld_mean", p.divergence);
-        if (model) json.add("kld_predicted", p.predicted);
+    add_sizes(json, r, r.sizes, model);
+    json.begin_array("compared");
+    for (const CalibrationResult::Compared& other : r.compared) {
+        json.begin_object().add("method", other.name);
+        add_sizes(json, r, other.points, false);
         json.end_object();
     }
     json.end_array();
+    json.begin_object("time");
+    for (const CalibrationResult::Phase& one : r.time) json.add(one.name.c_str(), one.seconds);
+    json.end_object();
     json.add("perplexity_full", r.measured.reference.perplexity);
     json.add("perplexity", r.measured.loss.perplexity).add("kld_mean", r.measured.divergence.mean);
     json.begin_array("held_out");
@@ -224,16 +236,18 @@ static std::string prices_as_text(const CalibrationResult& r, int d) {
             text += format("read by the last of %d tokens: %.2f bits an element\n", n,
                            r.bases.bits_read(n, r.options.cache));
     text += format(
-        "KL divergence at other sizes%s:\n"
+        "KL divergence, first %d and last %d tokens exact (the window)%s:\n"
         "bits an element   predicted   measured   perplexity (full %.4f)\n",
-        r.bases.ages.empty() ? "" : " of the last age", r.perplexity_full);
+        r.options.sinks, r.options.recent, r.bases.ages.empty() ? "" : ", sizes of the last age",
+        r.perplexity_full);
     for (const CalibrationResult::Point& p : r.sizes)
         text += format("%15.2f   %9.4g   %8.4g   %.4f\n", bits_per_element(r, p.bytes_per_token),
                        p.predicted, p.divergence, p.perplexity);
-    text += "time       ";
-    for (const auto& [phase, seconds] : r.time)
-        text += format(" %s %.1f s%s", phase.c_str(), seconds,
-                       &phase == &r.time.back().first ? "\n" : ",");
+    for (const CalibrationResult::Compared& other : r.compared)
+        for (const CalibrationResult::Point& p : other.points)
+            text += format("%15.2f               %8.4g   %.4f   %s\n",
+                           bits_per_element(r, p.bytes_per_token), p.divergence, p.perplexity,
+                           other.name.c_str());
     return text;
 }
 
@@ -264,6 +278,13 @@ static std::string as_text(const CalibrationResult& r, const std::string& output
     for (const TextDivergence& one : r.by_text)
         if (r.by_text.size() > 1)
             text += format("            %.4g nats on %s\n", one.mean, one.name.c_str());
+    double all = 0, verifies = 0;
+    text += "time       ";
+    for (const CalibrationResult::Phase& one : r.time) {
+        text += format(" %s %.1f s,", one.name.c_str(), one.seconds);
+        all += one.seconds, verifies += one.verifies ? one.seconds : 0;
+    }
+    text += format(" of which measuring is %.0f%%\n", 100 * verifies / all);
     return text + format("wrote %s in %s\n", output.c_str(), human_time(r.seconds).c_str());
 }
 
