@@ -85,7 +85,7 @@ std::vector<Flag> flags(Args& a) {
          1000000},
         {"--holdout", "FILE", "calibrate", "text to measure on (default: the last tenth of each)",
          &a.holdout},
-        {"--resume", "", "calibrate", "continue after the last finished layer (objective layer)",
+        {"--resume", "", "calibrate", "continue after the last finished layer or phase",
          &a.resume},
         {"--seed", "N", "calibrate",
          "the same seed gives the same bases (default 1; -1: drawn, and said)", &a.seed},
