@@ -126,6 +126,43 @@ TEST_CASE("ages: each keeps to its bytes, and what is written is what was measur
     CHECK(again.divergence.mean == result.measured.divergence.mean);
 }
 
+TEST_CASE("a run by prices that is killed and resumed gives the bases of an uninterrupted one") {
+    for (int recent : {0, 6}) {
+        Tried whole, killed;
+        whole.options.recent = killed.options.recent = recent;
+        CalibrationResult want = whole.run();
+        int phases = 0;
+        for (const char* until :
+             {"prices of the full", "layers alone", "prices of the compressed", "what it costs"}) {
+            CAPTURE(std::string(until));
+            struct Interrupted {};
+            auto stop = [&](size_t, size_t, const std::string& phase) {
+                if (phase.find(until) == 0) throw Interrupted();
+            };
+            CHECK_THROWS_AS(
+                calibrate(killed.model, killed.text, killed.options, killed.partial, stop), Interrupted);
+            std::string units = killed.partial.folder + "/units.";
+            CHECK(file_exists(units + std::to_string(phases)) == (phases > 0));
+            CHECK(!file_exists(units + std::to_string(phases + 1)));
+            killed.options.resume = true, phases++;
+        }
+        CalibrationResult got = killed.run();
+        CHECK(got.resumed == 3);
+        CHECK(got.bases.hash(1) == want.bases.hash(1));
+        CHECK(got.measured.step == want.measured.step);
+        REQUIRE(got.foretold.size() == want.foretold.size());
+        for (size_t i = 0; i < got.foretold.size(); i++)
+            CHECK((got.foretold[i].predicted == want.foretold[i].predicted &&
+                   got.foretold[i].layer == want.foretold[i].layer &&
+                   got.foretold[i].values == want.foretold[i].values));
+        killed.options.recent++;
+        CHECK_THROWS_WITH_AS(killed.run(), doctest::Contains("run again without --resume"), Error);
+        killed.options.resume = false;
+        killed.options.recent--;
+        CHECK(killed.run().resumed == 0);
+    }
+}
+
 TEST_CASE("the same seed gives the same formats for any number of threads") {
     Tried one(1), three(3);
     CHECK(one.run().bases.hash(1) == three.run().bases.hash(1));

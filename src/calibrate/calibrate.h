@@ -50,7 +50,7 @@ struct CalibrationResult {
     std::vector<Foretold> foretold;
     double perplexity_full = 0;             // of the full cache on the same text
     size_t sequences = 0, held_out = 0;     // learnt from, measured on
-    int resumed = 0;                        // layers that an interrupted run had finished
+    int resumed = 0;                        // layers, or phases, that an interrupted run had finished
     double seconds = 0;
     Bases bases;
 };

@@ -78,6 +78,10 @@ uint64_t CalibrationRun::key() const {
         int(o.key_basis_per_layer), o.metric.c_str(), o.keep, o.error_budget, o.ppl_budget, o.tokens, o.sequence,
         o.held_out, o.steps, o.batch, o.tau, (unsigned long long)o.seed, int(model.backend->exact),
         (unsigned long long)model.weights.fingerprint(model.config));
+    if (o.objective == "model") {
+        words += format(" model %s %d %d", o.bits.c_str(), o.sinks, o.recent);
+        for (size_t i = 0; i < o.ages.size(); i++) words += format(" %d:%.17g", o.ages[i], o.age_bits[i]);
+    }
     Hash hash;
     hash.add_bytes(words.data(), words.size());
     for (const std::vector<NamedText>* side : {&text.learn, &text.held_out}) {

@@ -61,7 +61,7 @@ void verify(CalibrationRun& run, const std::vector<LearnedLayer>& eigen, Calibra
 // Held-out text through the cache of these bases and through the full one.
 Measured measure_cache(CalibrationRun& run, const Bases& bases);
 // --objective model, in model_objective.cpp: fills in the result, bases included.
-void calibrate_model(CalibrationRun& run, CalibrationResult& result, const std::string& folder);
+void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Partial& partial);
 Bases bases_at(const CalibrationRun& run, const CalibrationResult& result, const Ranks& ranks);
 
 }  // namespace stief

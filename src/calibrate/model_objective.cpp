@@ -237,24 +237,76 @@ std::vector<LearnedLayer> eigen_layers(const CalibrationRun& run, const Priced& 
     return layers;
 }
 
+// Each layer alone, twice at most, as long as held-out text is better for it.
+void correct_by_layers(CalibrationRun& run, const std::vector<size_t>& budget,
+                       const MeasuredKl& divergence, Priced& priced, CalibrationResult& result) {
+    EndToEnd learnt(run.pass, run.learn, MEASURED_ALONE);
+    Formats formats = priced.within(budget);
+    double best = divergence(priced, formats);
+    for (int round = 0; round < 2; round++) {
+        Priced corrected = priced;
+        std::vector<CalibrationResult::Foretold> foretold;
+        correct(run.model.config, learnt, cuts_of(run, priced, formats), formats, corrected, foretold);
+        if (round == 0) result.foretold = foretold;  // later prices have been corrected by such
+        Formats other = corrected.within(budget);
+        double now = divergence(corrected, other);
+        if (!(now < best)) break;
+        best = now, priced = std::move(corrected), formats = std::move(other);
+    }
+}
+
+// What is kept of the phases that are done, and taken up again by --resume.
+struct Kept {
+    const CalibrationRun& run;
+    const Partial& partial;
+    CalibrationResult& result;
+    PricedState state;
+    int done = 0;  // phases
+
+    Kept(const CalibrationRun& of, const Partial& in, CalibrationResult& to)
+        : run(of), partial(in), result(to) {
+        if (run.options.resume) done = partial.load(state);
+        result.resumed = done;
+        for (size_t i = 0; i < state.foretold.size() / 2; i++)
+            result.foretold.push_back(
+                {i / 2, i % 2 != 0, state.foretold[2 * i], state.foretold[2 * i + 1]});
+    }
+    Priced priced() const {
+        Priced all;
+        all.unit = state.unit, all.scale = state.scale;
+        all.set_hulls(*run.model.threads, run.options.cache);
+        return all;
+    }
+    void save(int phase, const Priced& priced) {
+        state.unit = priced.unit, state.scale = priced.scale, state.foretold.clear();
+        for (const CalibrationResult::Foretold& one : result.foretold)
+            state.foretold.insert(state.foretold.end(), {one.predicted, one.measured});
+        partial.save(phase, state);
+    }
+};
+
 }  // namespace
 
-void calibrate_model(CalibrationRun& run, CalibrationResult& result, const std::string& folder) {
+void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Partial& partial) {
     const Config& c = run.model.config;
     const CalibrationOptions& o = run.options;
     Clock clock{result};
     size_t descent = o.steps > 0 ? run.learn.count() + 3 * size_t(o.steps) * size_t(o.batch) : 0;
     run.ticker.total = (2 * run.learn.count() * 3 + descent) * size_t(c.L);
     run.ticker.phase = "prices of the full cache";
+    Kept kept(run, partial, result);
     ModelBackward back(run.pass, o.sequence);
     std::vector<LayerCuts> none(size_t(c.L), LayerCuts(c, o.keys == "post"));
-    Priced priced = price(run, samples_at(run, back, none, 0, folder));
+    Priced priced = kept.done ? kept.priced()
+                              : price(run, samples_at(run, back, none, 0, partial.folder));
+    std::vector<size_t>& budget = kept.state.budget;
+    if (!kept.done) {
+        budget = budgets(run, result,
+                         o.ppl_budget > 0 ? within_perplexity(run, result, priced) : o.keep);
+        kept.save(1, priced);
+    }
     clock.phase("prices");
-
-    std::vector<size_t> budget = budgets(
-        run, result, o.ppl_budget > 0 ? within_perplexity(run, result, priced) : o.keep);
-    Formats formats = priced.within(budget);
-    check(formats.bytes.back() > 0,
+    check(priced.within(budget).bytes.back() > 0,
           "--keep %g is %zu bytes a token, too few for the smallest format of one head; use a "
           "larger one",
           o.keep, budget.back());
@@ -265,28 +317,27 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const std::
             .divergence.mean;
     };
     run.ticker.phase = "layers alone";
-    double best = divergence(priced, formats);
-    EndToEnd learnt(run.pass, run.learn, MEASURED_ALONE);
-    for (int round = 0; round < 2; round++) {
-        Priced corrected = priced;
-        std::vector<CalibrationResult::Foretold> foretold;
-        correct(c, learnt, cuts_of(run, priced, formats), formats, corrected, foretold);
-        if (round == 0) result.foretold = foretold;  // later prices have been corrected by such
-        Formats other = corrected.within(budget);
-        double now = divergence(corrected, other);
-        if (!(now < best)) break;
-        best = now, priced = std::move(corrected), formats = std::move(other);
+    run.ticker(0);
+    if (kept.done < 2) {
+        correct_by_layers(run, budget, divergence, priced, result);
+        kept.save(2, priced);
     }
     clock.phase("layers alone");
 
     run.ticker.phase = "prices of the compressed cache";
-    price_compressed(run, back, folder, budget, divergence, priced, formats);
+    Formats formats = priced.within(budget);
+    if (kept.done < 3) {
+        price_compressed(run, back, partial.folder, budget, divergence, priced, formats);
+        kept.save(3, priced);
+    }
     clock.phase("prices at the compressed cache");
     if (o.steps > 0) {
         run.ticker.phase = "descent";
-        descend(run, back, folder, divergence, priced, formats);
+        descend(run, back, partial.folder, divergence, priced, formats);
         clock.phase("descent");
     }
+    run.ticker.phase = "what it costs";
+    run.ticker(0);
     measure_sizes(run, priced, result);
     clock.phase("sizes", true);
     compare(run, eigen_layers(run, priced), [&](const auto& ways) { return measure_caches(run, ways); },

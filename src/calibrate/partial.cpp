@@ -23,6 +23,8 @@ struct Writer {
     void operator()(double& x) { all.push_back(x); }
     void operator()(int& x) { all.push_back(x); }
     void operator()(bool& x) { all.push_back(x); }
+    void operator()(float& x) { all.push_back(double(x)); }
+    void operator()(size_t& x) { all.push_back(double(x)); }
     void length(size_t& n) { all.push_back(double(n)); }
 };
 
@@ -30,16 +32,18 @@ struct Reader {
     const double* at;
     const double* end;
     double take() {
-        check(at < end, "a layer of the interrupted run is cut short; run again without --resume");
+        check(at < end, "what an interrupted run left is cut short; run again without --resume");
         return *at++;
     }
     void operator()(double& x) { x = take(); }
     void operator()(int& x) { x = int(take()); }
     void operator()(bool& x) { x = take() != 0; }
+    void operator()(float& x) { x = float(take()); }
+    void operator()(size_t& x) { x = size_t(take()); }
     void length(size_t& n) {
         n = size_t(take());
         check(n <= size_t(end - at),
-              "a layer of the interrupted run is damaged; run without --resume");
+              "what an interrupted run left is damaged; run without --resume");
     }
 };
 
@@ -80,27 +84,48 @@ void layer(IO& io, LearnedLayer& b) {
     for (std::vector<int>* side : {&b.ranks.k, &b.ranks.v}) each(io, *side, [&](int& r) { io(r); });
 }
 
-}  // namespace
-
-std::string Partial::path(int n) const {
-    return join(folder, format("layers.%d", n));
+template <class IO, class T>
+void numbers(IO& io, std::vector<T>& list) {
+    each(io, list, [&](T& x) { io(x); });
 }
 
-void Partial::save(int n, const LearnedLayer& bases) const {
-    LearnedLayer copy = bases;
-    Writer writer;
-    layer(writer, copy);
-    uint64_t header[] = {key, hash_of(writer.all)};
-    AtomicFile file(path(n));
+template <class IO>
+void prices(IO& io, Prices& p) {
+    numbers(io, p.dropped), numbers(io, p.noise);
+}
+
+template <class IO>
+void units(IO& io, PricedState& s) {
+    each(io, s.unit, [&](PricedUnit& u) {
+        bool plain = u.how.covariance == Covariance::Plain;
+        io(plain), io(u.how.coded);
+        u.how.covariance = plain ? Covariance::Plain : Covariance::Weighted;
+        for (Matrix* of : {&u.metric.S, &u.metric.S_inverse, &u.moment, &u.Q}) matrix(io, *of);
+        numbers(io, u.spread), numbers(io, u.encode), numbers(io, u.decode);
+        prices(io, u.all), prices(io, u.compressed);
+        each(io, u.age, [&](Prices& p) { prices(io, p); });
+        each(io, u.distortion, [&](std::vector<double>& d) { numbers(io, d); });
+    });
+    numbers(io, s.scale), numbers(io, s.foretold), numbers(io, s.budget);
+}
+
+}  // namespace
+
+std::string Partial::path(const char* what, int n) const {
+    return join(folder, format("%s.%d", what, n));
+}
+
+void Partial::write_numbers(const std::string& to, const std::vector<double>& all) const {
+    uint64_t header[] = {key, hash_of(all)};
+    AtomicFile file(to);
     file.write(MAGIC);
     file.write(header, sizeof header);
-    file.write(writer.all.data(), writer.all.size() * sizeof(double));
+    file.write(all.data(), all.size() * sizeof(double));
     file.commit();
 }
 
-bool Partial::load(int n, const Config& config, LearnedLayer& bases) const {
-    if (!file_exists(path(n))) return false;
-    std::string text = read_text(path(n));
+std::vector<double> Partial::read_numbers(const std::string& from) const {
+    std::string text = read_text(from);
     uint64_t header[2] = {};
     size_t start = MAGIC.size() + sizeof header;
     bool whole = text.size() >= start && text.compare(0, MAGIC.size(), MAGIC) == 0;
@@ -109,18 +134,51 @@ bool Partial::load(int n, const Config& config, LearnedLayer& bases) const {
         std::memcpy(header, text.data() + MAGIC.size(), sizeof header);
         if (!all.empty()) std::memcpy(all.data(), text.data() + start, all.size() * sizeof(double));
     }
-    check(whole && header[1] == hash_of(all),
-          "%s: damaged; run again without --resume", path(n).c_str());
-    check(
-        header[0] == key,
-        "%s: of a run with another model, text or options; run again without --resume, or with the "
-        "options of that run",
-        path(n).c_str());
+    check(whole && header[1] == hash_of(all), "%s: damaged; run again without --resume",
+          from.c_str());
+    check(header[0] == key,
+          "%s: of a run with another model, text or options; run again without --resume, or with the "
+          "options of that run",
+          from.c_str());
+    return all;
+}
+
+void Partial::save(int n, const LearnedLayer& bases) const {
+    LearnedLayer copy = bases;
+    Writer writer;
+    layer(writer, copy);
+    write_numbers(path("layers", n), writer.all);
+}
+
+bool Partial::load(int n, const Config& config, LearnedLayer& bases) const {
+    std::string from = path("layers", n);
+    if (!file_exists(from)) return false;
+    std::vector<double> all = read_numbers(from);
     Reader reader{all.data(), all.data() + all.size()};
     layer(reader, bases);
     check(bases.k.size() == size_t(config.G), "%s: damaged; run again without --resume",
-          path(n).c_str());
+          from.c_str());
     return true;
+}
+
+void Partial::save(int phases, const PricedState& state) const {
+    PricedState copy = state;
+    Writer writer;
+    units(writer, copy);
+    write_numbers(path("units", phases), writer.all);
+}
+
+int Partial::load(PricedState& state) const {
+    constexpr int PHASES = 3;
+    for (int phases = PHASES; phases > 0; phases--) {
+        std::string from = path("units", phases);
+        if (!file_exists(from)) continue;
+        std::vector<double> all = read_numbers(from);
+        Reader reader{all.data(), all.data() + all.size()};
+        units(reader, state);
+        return phases;
+    }
+    return 0;
 }
 
 }  // namespace stief

@@ -1,16 +1,27 @@
-// What --resume reads: finished layers in the folder OUT.partial, each written atomically with the
-// key of the run (its options, model and text). Layers do not depend on one another, so that a
-// resumed run gives the bases of an uninterrupted one to the last bit.
+// What --resume reads: finished layers, or phases of the model objective, in the folder OUT.partial,
+// each written atomically with the key of the run (its options, model and text). Neither depends on
+// what else was done before, so that a resumed run gives the bases of an uninterrupted one to the
+// last bit.
 //
 //     run:      "stief-partial 1\n": this folder is ours; locked (flock) by the run that works in it
 //     layers.N: "stief-partial 3\n", key (u64), hash of the rest (u64), doubles in the order in which
 //     partial.cpp visits a LearnedLayer; N: the layer, and L more once it has descended
+//     units.N:  the same of a PricedState; N: how many phases are done
 #pragma once
 #include <string>
 
 #include "calibrate/learned_layer.h"
+#include "calibrate/prices.h"
 
 namespace stief {
+
+// The model objective between two phases.
+struct PricedState {
+    std::vector<PricedUnit> unit;
+    std::vector<double> scale;     // (units)
+    std::vector<double> foretold;  // (L, keys and values, 2)  predicted, measured; or none yet
+    std::vector<size_t> budget;    // (ages)  bytes of a token
+};
 
 struct Partial {
     std::string output, folder;
@@ -27,12 +38,17 @@ struct Partial {
     // False: not there. Error where the layer is damaged or of another run.
     bool load(int n, const Config& config, LearnedLayer& bases) const;
     void save(int n, const LearnedLayer& bases) const;
+    // How many phases are done, 0 for none, and the state after the last of them.
+    int load(PricedState& state) const;
+    void save(int phases, const PricedState& state) const;
     // At the end: what this program wrote there, and the folder if nothing else is in it.
     void remove();
 
   private:
     int lock = -1;
-    std::string path(int n) const;
+    std::string path(const char* what, int n) const;
+    void write_numbers(const std::string& path, const std::vector<double>& numbers) const;
+    std::vector<double> read_numbers(const std::string& path) const;
     void remove_own(bool all) const;               // all: the marker and the folder too
 };
 

@@ -19,9 +19,11 @@ static const std::string MARK = "stief-partial 1\n";
 static constexpr const char* MARKER = "run";
 
 // Names that only this program gives in a folder of its own.
-static bool is_layer(const std::string& name) {
-    size_t digits = name.find_first_not_of("0123456789", 7);
-    return name.starts_with("layers.") && name.size() > 7 && digits == name.npos;
+static bool is_state(const std::string& name) {
+    for (const std::string what : {"layers.", "units."})
+        if (name.starts_with(what) && name.size() > what.size())
+            return name.find_first_not_of("0123456789", what.size()) == name.npos;
+    return false;
 }
 static bool is_temporary(const std::string& name) {
     return name.starts_with(".stief-") && name.ends_with(".tmp");
@@ -84,7 +86,7 @@ Partial::~Partial() {
     bool layers = false;
     for (fs::directory_iterator entry(folder, failed), end; !failed && entry != end;
          entry.increment(failed))
-        layers = layers || is_layer(entry->path().filename().string());
+        layers = layers || is_state(entry->path().filename().string());
     if (!layers) remove_own(true);
     close(lock);
 }
@@ -101,7 +103,7 @@ void Partial::remove_own(bool all) const {
     for (fs::directory_iterator entry(folder, failed), end; !failed && entry != end;
          entry.increment(failed)) {
         std::string name = entry->path().filename().string();
-        if (is_layer(name) || is_temporary(name)) own.push_back(entry->path());
+        if (is_state(name) || is_temporary(name)) own.push_back(entry->path());
     }
     if (all) own.push_back(join(folder, MARKER));
     for (const fs::path& one : own) unlink(one.c_str());

@@ -146,7 +146,8 @@ std::string report_html(const CalibrationResult& r, const Config& c, const Calib
     html += format("<h2>What a smaller cache costs</h2><p>Held-out text, %s. EigenAttention: one basis "
                    "for a layer's keys, one a head for its values, and ranks by one threshold on all "
                    "spectra. Rotated uniform: nothing learned, every coordinate in 8, 4, 3 or 2 bits. "
-                   "The upright line is the size of this file's cache.</p>",
+                   "The upright line is the size of this file's cache. Perplexities far above the rest are "
+                   "not drawn.</p>",
                    model ? format("the first %d and the last %d tokens exact", r.options.sinks,
                                 r.options.recent).c_str()
                          : "no exact window");

@@ -107,11 +107,16 @@ std::string svg_chart(const Chart& chart) {
         "<text class=\"title\" x=\"%.0f\" y=\"15\">%s</text>",
         chart.width, chart.height, html_text(chart.title).c_str(), left,
         html_text(chart.title).c_str());
-    for (double v : y.ticks(4))
+    int digits = 3;  // of the figures at the axis; more where they differ only later
+    std::vector<double> levels = y.ticks(4);
+    while (digits < 9 && levels.size() > 1 && !y.log &&
+           format("%.*g", digits, levels[0]) == format("%.*g", digits, levels[1]))
+        digits++;
+    for (double v : levels)
         svg += format(
             "<line class=\"grid\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>"
-            "<text class=\"tick\" text-anchor=\"end\" x=\"%.1f\" y=\"%.1f\">%.3g</text>",
-            left, right, y.at(v), y.at(v), left - 5, y.at(v) + 4, v);
+            "<text class=\"tick\" text-anchor=\"end\" x=\"%.1f\" y=\"%.1f\">%.*g</text>",
+            left, right, y.at(v), y.at(v), left - 5, y.at(v) + 4, digits, v);
     for (double v : x.ticks(6))
         svg += format(
             "<line class=\"grid\" x1=\"%.1f\" x2=\"%.1f\" y1=\"%.1f\" y2=\"%.1f\"/>"

@@ -22,7 +22,6 @@ static std::string layer_only(const Args& args) {
            : !args.metric.empty()    ? "--metric"
            : args.error_budget       ? "--error-budget"
            : args.keys == "auto"     ? "--keys auto"
-           : args.resume             ? "--resume"
                                      : "";
 }
 

@@ -115,7 +115,7 @@ void add_calibrate(Table& table, Args& a) {
          &a.calibration_tokens, 2},
         {"--steps", "N", "of the descent (default: objective layer 150, model 0)", &a.steps, 0, 1000000},
         {"--holdout", "FILE", "text to measure on (default: the last tenth of each)", &a.holdout},
-        {"--resume", "", "continue after the last finished layer (objective layer)", &a.resume},
+        {"--resume", "", "continue after the last finished layer or phase", &a.resume},
         {"--seed", "N", "the same seed gives the same bases (default 1; -1: drawn, and said)",
          &a.seed},
     });
