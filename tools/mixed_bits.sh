@@ -18,7 +18,7 @@ printf '%s\n%s\n' "$head" "$line"
 for bits in $sizes; do
     keep=$(LC_ALL=C awk -v b="$bits" 'BEGIN { print b / 16 }')
     "$stief" calibrate "$model" "$learn" -o $out/$bits.bases --holdout "$measure" --keep "$keep" \
-        --window 4,0 --json --quiet > $out/$bits.json
+        --window 4,0 --context 512 --json --quiet > $out/$bits.json
     row="| $(short bits_per_element $bits head) | $(short kld_predicted $bits head) |"
     row="$row $(short kld_mean $bits tail) | $(short perplexity $bits tail) |"
     row="$row $(short perplexity_full $bits tail) | $(number seconds $bits tail | cut -d. -f1) s |"

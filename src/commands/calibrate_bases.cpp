@@ -36,10 +36,17 @@ static void choose_objective(const Args& args, CalibrationOptions& o) {
     o.bits = layer ? "16" : args.bits.empty() ? "mixed" : args.bits;
 }
 
+constexpr int DEFAULT_AGE = 256;  // where sequences are twice as long
+
 // --window and --ages; a first age of 16 bits is the window's recent tokens.
 static void set_ages(const Args& args, CalibrationOptions& o) {
     if (!args.window.empty()) std::tie(o.sinks, o.recent) = window_of(args);
     std::vector<AgeBits> ages = ages_of(args);
+    bool mixed = o.objective == "model" && o.bits == "mixed";
+    if (ages.empty() && args.window.empty() && mixed && o.sequence >= 2 * DEFAULT_AGE) {
+        o.recent = 32, o.ages = {DEFAULT_AGE}, o.age_bits = {4};
+        return;
+    }
     if (ages.empty()) return;
     if (o.objective == "layer" || o.bits == "16")
         throw UsageError("--ages is for --bits mixed: other caches have one format");
@@ -74,13 +81,13 @@ static CalibrationOptions options_of(const Args& args, const Config& config) {
     bool layer = o.objective == "layer";
     int budgets = int(o.keep > 0) + int(o.error_budget > 0) + int(o.ppl_budget > 0);
     if (budgets > 1) throw UsageError("give one of --keep, --error-budget and --ppl-budget");
-    if (budgets == 0) o.keep = 0.25;
-    set_ages(args, o);
+    if (budgets == 0) o.keep = layer ? 0.25 : 0.125;
     o.tokens = args.calibration_tokens ? args.calibration_tokens : layer ? 32768 : 16384;
-    o.sequence = args.context ? args.context : std::min(512, config.context);
+    o.sequence = args.context ? args.context : std::min(layer ? 512 : 1024, config.context);
     check(o.sequence >= 8 && o.sequence <= config.context,
           "--context %d, expected sequences of 8 to the model's %d positions", o.sequence,
           config.context);
+    set_ages(args, o);
     o.steps = args.steps >= 0 ? args.steps : layer ? 150 : 0;
     o.seed = args.seed.given ? args.seed.value : 1;     // the same bases again, unless asked
     if (args.seed.drawn) {

@@ -108,7 +108,7 @@ void add_calibrate(Table& table, Args& a) {
          &a.metric, 0, 0, "output, query, identity"},
         {"--keys", "WHEN", "cut pre (default) or post rotation, or auto: what loses less",
          &a.keys, 0, 0, "pre, post, auto"},
-        {"--keep", "F", "share of the full cache's bytes (default 25%)", &a.keep, 0, 1},
+        {"--keep", "F", "share of the full cache's bytes, of the last age (default 12.5%; layer: 25%)", &a.keep, 0, 1},
         {"--error-budget", "E", "relative output error of each layer", &a.error_budget, 0, 1},
         {"--ppl-budget", "P%", "rise of the perplexity in per cent", &a.ppl_budget, 0, 1000},
         {"--tokens", "N", "tokens to learn from, as many of each text (default 16384; objective layer: 32768)",
