@@ -147,6 +147,10 @@ Session::Session(const Args& args, int default_context)
                                       bases ? &*bases : nullptr, batch);
     transformer = std::make_unique<Transformer>(model, context, batch);
     transformer->exact = args.exact;
+    std::string slow;
+    for (const CacheLayer& layer : cache->layer)
+        if (slow.empty() && !args.exact) slow = model.backend->plain_attention(layer);
+    if (!slow.empty()) status(args, "note: " + slow);
     if (watched)
         watch = std::make_unique<Watch>(*transformer, *cache, *watched,
                                         risk_levels(bases->metadata));
