@@ -224,9 +224,9 @@ test: found stief $(BUILD)/run_tests $(BUILD)/run_simt   ## every test (TESTFLAG
 
 # What nvcc makes of the kernels. Without cuobjdump only what ptxas says of them.
 SASS_ARCH := 80 90
-SASS_FLAGS := -std=c++20 -O3 --expt-relaxed-constexpr -ccbin $(CXX) -Xptxas -v -Isrc -Icuda -Icuda/gpu
+SASS_FLAGS := -std=c++20 -O3 --expt-relaxed-constexpr -ccbin $(CXX) -Xptxas -v -MMD -MP -Isrc -Icuda -Icuda/gpu
 define SASS_RULE
-$(BUILD)/sass/%.sm_$1.cubin: cuda/%.cu $(wildcard cuda/*.cuh cuda/*.h cuda/gpu/*.cuh)
+$(BUILD)/sass/%.sm_$1.cubin: cuda/%.cu
 	@mkdir -p $$(@D)
 	@test -n "$(NVCC)" || { echo "error: make sass needs nvcc" >&2; exit 1; }
 	@echo "  nvcc $$< (sm_$1)"
@@ -237,6 +237,7 @@ $(foreach a,$(SASS_ARCH),$(eval $(call SASS_RULE,$a)))
 
 CUBINS   := $(foreach a,$(SASS_ARCH),$(CUDA_SRC:cuda/%.cu=$(BUILD)/sass/%.sm_$a.cubin))
 sass: $(CUBINS)                  ## registers, spills, loads in flight of every kernel (nvcc, cuobjdump)
+	python3 -B tools/sass_test.py
 	python3 tools/sass.py $(BUILD)/sass $(SASS_ARCH)
 
 # What the harness cannot prove: the tests on a device, and the sanitizer's view of memory and of races.
@@ -332,5 +333,6 @@ help:                            ## this list
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
 -include $(OBJECTS:.o=.d) $(TEST_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(SIMT_OBJ:.o=.d) $(WATCHED:.o=.d) \
+    $(CUBINS:.cubin=.d) \
     $(patsubst %,$(BUILD)/%.d,watch/tests/simt/watch/test_race \
     watch/tests/simt/watch/test_counts tests/simt/watch/counts_table)

@@ -13,7 +13,7 @@ namespace stief {
 // but by reads of shared memory, one for each multiplication; the queries are turned by each block
 // on its own, m·d·d multiplications, which costs less than a launch would.
 template <class E>
-__global__ void __launch_bounds__(PLAIN_BLOCK)
+__global__ void __launch_bounds__(PLAIN_BLOCK, 2)
     attend_one_plain(Partial partials, CacheView cache, const float* q, const float* rotation,
                      const int* pos, int chunks) {
     int g = int(blockIdx.x) / chunks, m = cache.H / cache.G, d = cache.d;

@@ -16,10 +16,9 @@ void attend_tiles(CudaBackend& gpu, float* out, const float* q, const float* rot
 
 constexpr float LOG2_E = 1.44269504088896341f;  // queries are scaled by it: e^s = 2^(s log₂ e)
 
-// Tensor cores serve whole rows of 16 bits and heads of 64 and 128, unless all is to be exact.
+// Tensor cores serve rows of 16 bits and of codes and heads of 64 and 128, unless all is to be exact.
 inline bool tensor_cores(const CudaBackend& gpu, const CacheLayer& cache) {
-    return cache.dtype != DType::F32 && !gpu.exact && (cache.d == 64 || cache.d == 128) &&
-           whole_rows(cache);
+    return cache.dtype != DType::F32 && !gpu.exact && (cache.d == 64 || cache.d == 128);
 }
 
 // What one split of one query head found: after its keys  max = max s,  sum = Σ 2^(s − max),
@@ -64,10 +63,12 @@ Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotati
                            const CacheLayer& cache, int most = ANY_SPLITS);
 void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const CacheLayer& cache);
 
-// attend_tiles where tensor_cores (attention_tiles_tensor.cu); false, and nothing done, where a
-// block of this device has too little shared memory. (Decode then takes two steps at once, or the
-// plain kernel.)
-bool attend_tiles_tensor(CudaBackend& gpu, float* out, const float* q, const float* rotation,
+// attend_tiles where tensor_cores (attention_tiles_tensor.cu).
+void attend_tiles_tensor(CudaBackend& gpu, float* out, const float* q, const float* rotation,
                          const CacheLayer& cache, int T);
+
+// Whether a block of this device has the shared memory for them; else decode, or prefill, is plain.
+bool tensor_splits_fit(const CudaBackend& gpu, const CacheLayer& cache);
+bool tensor_tiles_fit(const CudaBackend& gpu, const CacheLayer& cache);
 
 }  // namespace stief

@@ -1,12 +1,15 @@
-// Prefill attention on tensor cores: rows of 16 bits, heads of 64 or 128 (Dao 2023,
+// Prefill attention on tensor cores: rows of 16 bits or of codes, heads of 64 or 128 (Dao 2023,
 // FlashAttention-2).
 //
 // A block has 64 query rows, 16 a warp; a tile has 64 keys. Queries are on the M side and stay in
-// registers; weights go from one product to the next in registers. Keys before rotation are rebuilt
-// and rotated once a tile, 16 a warp, by the angle of their 16's first position plus the distance
-// from it. Positions are taken by stretches, as attention_tiles.cpp says: what all tokens of the tile
-// see by position with two tiles in flight, the rest of it and the young ages a tile at a time.
+// registers for a stretch, multiplied by its keys' steps; weights go from one product to the next in
+// registers. Rows of codes are unpacked once a tile by the whole block. Keys before rotation are
+// rebuilt and rotated once a tile, 16 a warp, by the angle of their 16's first position plus the
+// distance from it. Positions are taken by stretches, as attention_tiles.cpp says, with two tiles in
+// flight where they fit.
 #pragma once
+#include <algorithm>
+
 #include "attention_tensor.cuh"
 
 namespace stief {
@@ -19,72 +22,90 @@ static_assert(FLASH_KEYS == FLASH_WARPS * STEP);  // a warp rebuilds one step of
 //     max = max s,  sum = Σ 2^(s − max) (this lane's keys),  acc = Σ 2^(s − max) c
 template <class E, int D, bool ROTATED>
 struct Flash {
+    using Tiles = RowTiles<E, D, FLASH_KEYS>;
     static constexpr int WIDE = D + 8, FRAGMENTS = D / 16, TILES = FLASH_KEYS / 8;
-    const CacheView& cache;
-    const CacheRows &k, &v;
+    // What a block shares but for its rows.
+    struct Shared {
+        StretchTables<D> tables;
+        float rho[2][FLASH_KEYS];  // scales of a tile's keys, of its values
+    };
+    Shared& shared;
     const float* rotation;
     const Rebuild<E, D>& basis;
-    E *rebuilt, *tiles;  // shared (KEYS, WIDE), where keys are rebuilt; rows on their way
+    E *rebuilt;                      // shared (KEYS, WIDE), where keys are rebuilt
+    char* memory;                    // shared: tiles of what is codes, then stages
+    Tiles k, v;                      // of the stretch at hand
     int lane, warp, g, t, token[2];  // positions of the rows' tokens
     uint32_t fragment[FRAGMENTS][4];
     float acc[2 * FRAGMENTS][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {};
 
-    static __host__ __device__ size_t tile_bytes(const CacheRows& keys, const CacheRows& values) {
-        const Oldest old(keys, values);
-        int strides = stride_of(elements_of(old.k)) + stride_of(elements_of(old.v));
-        size_t both = 2 * FLASH_KEYS * size_t(strides), wide = FLASH_KEYS * size_t(WIDE);
-        return (both > wide ? both : wide) * sizeof(E);
+    static __host__ __device__ size_t tile_bytes(const RowStore& keys, const RowStore& values) {
+        return Tiles::tile_bytes(keys) + Tiles::tile_bytes(values);
     }
-    static size_t shared_bytes(const CacheRows& keys, const CacheRows& values) {
-        size_t own = FLASH_KEYS * WIDE * sizeof(E);
-        return tile_bytes(keys, values) +
-               (ROTATED ? 0 : own + Rebuild<E, D>::shared_bytes(keys.width));
+    static __host__ __device__ size_t stage_bytes(const RowStore& keys, const RowStore& values) {
+        return Tiles::stage_bytes(keys) + Tiles::stage_bytes(values);
+    }
+    // `stages` of the oldest rows, most of all, and of the others one at least.
+    static size_t row_bytes(const CacheRows& keys, const CacheRows& values, const Seen& seen,
+                            int stages) {
+        size_t most = 0;
+        for (const Stretch& one : seen) {
+            const RowStore &k = keys.store[one.k], &v = values.store[one.v];
+            size_t count = &one == &seen.oldest() ? size_t(stages) : 1;
+            most = std::max(most, tile_bytes(k, v) + count * stage_bytes(k, v));
+        }
+        return most;
+    }
+    static __host__ __device__ size_t rebuild_bytes(int width) {
+        return ROTATED ? 0 : FLASH_KEYS * WIDE * sizeof(E) + Rebuild<E, D>::shared_bytes(width);
     }
 
-    __device__ __forceinline__ Flash(const CacheView& view, const CacheRows& keys,
-                                     const CacheRows& values, const float* angles,
-                                     const Rebuild<E, D>& rebuild, E* memory)
-        : cache(view), k(keys), v(values), rotation(angles), basis(rebuild), rebuilt(memory) {
-        tiles = memory + (ROTATED ? 0 : FLASH_KEYS * WIDE);
+    __device__ __forceinline__ Flash(Shared& all, const float* angles, const Rebuild<E, D>& rebuild,
+                                     char* own)
+        : shared(all),
+          rotation(angles),
+          basis(rebuild),
+          k{all.tables.shape[0], all.tables.group[0], 0, 0, 0},
+          v{all.tables.shape[1], all.tables.group[1], 0, 0, 0} {
+        rebuilt = reinterpret_cast<E*>(own);
+        memory = own + (ROTATED ? 0 : FLASH_KEYS * WIDE * sizeof(E));
         warp = int(threadIdx.x) / WARP, lane = int(threadIdx.x) % WARP, g = lane / 4, t = lane % 4;
     }
 
-    // Row g + 8 i is q (D), or nothing.
+    // Row g + 8 i is q (D), or nothing, in the steps of the stretch's keys.
     __device__ __forceinline__ void set_row(int i, const float* q) {
+        float scale = LOG2_E / sqrtf(float(D));
 #pragma unroll
         for (int f = 0; f < FRAGMENTS; f++)
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                float2 x = q ? load_pair(q + 16 * f + 8 * half + 2 * t) : make_float2(0, 0);
-                float scale = LOG2_E / sqrtf(float(D));
-                fragment[f][2 * half + i] = pack2<E>(scale * x.x, scale * x.y);
+                int column = 16 * f + 8 * half + 2 * t;
+                float2 x = q ? load_pair(q + column) : make_float2(0, 0);
+                float by = ROTATED ? scale * k.step(column) : scale;
+                fragment[f][2 * half + i] = pack2<E>(by * x.x, by * x.y);
             }
     }
-
-    // ---- rows
-
-    // Begins to copy a tile of one store's rows so that every column is written.
-    __device__ __forceinline__ void copy_wide(E* to, const CacheRows& head, int store, int first,
-                                              int count) {
-        copy_wide_rows<E, D>(to, WIDE, head, first, count, FLASH_KEYS, int(threadIdx.x),
-                             FLASH_BLOCK, [=](int) { return store; });
-        copy_async_commit();
-    }
-    __device__ __forceinline__ void arrive() {
-        copy_async_wait<0>();
-        __syncthreads();  // every thread's copies are there
+    // acc counts in the values' steps, or again in ones.
+    __device__ __forceinline__ void count_in(bool steps) {
+        if (!v.shape.groups) return;
+#pragma unroll
+        for (int n = 0; n < 2 * FRAGMENTS; n++) {
+            float step = v.step(8 * n + 2 * t), by = steps ? 1 / step : step;
+            for (int i = 0; i < 4; i++) acc[n][i] *= by;  // neighbours are of one group
+        }
     }
 
-    // rebuilt ← the tile's keys, rotated to their positions.
-    __device__ __forceinline__ void rebuild(const E* latents, int stride, int width, int first,
-                                            int count) {
+    // rebuilt ← the tile's keys, rotated to their positions, in scales.
+    __device__ __forceinline__ void rebuild(const E* latents, int first, int count) {
         constexpr int HALF = D / 2;
         int row = STEP * warp;
         const float* from = rotation + size_t(first + (row < count ? row : 0)) * D;
+        float rho[2] = {1, 1};
+        for (int i = 0; k.shape.groups && i < 2; i++) rho[i] = shared.rho[0][row + g + 8 * i];
 #pragma unroll 1
         for (int c = 0; c < HALF; c += 16) {
             float lo[2][4], hi[2][4];
-            basis.product(lo, hi, latents, stride, row, c, width);
+            basis.keys(lo, hi, latents, k, rho, row, c);
 #pragma unroll
             for (int n = 0; n < 2; n++) {
                 int column = c + 8 * n + 2 * t;
@@ -111,27 +132,49 @@ struct Flash {
 
     // ---- products
 
-    // s (16 rows, 64 keys) ← q · k̃, for rows that are there.
-    __device__ __forceinline__ void score(float (&s)[TILES][4], const E* keys, int stride,
-                                          int width, int first, int count) {
-        if constexpr (!ROTATED) {
-            rebuild(keys, stride, width, first, count);
-            keys = rebuilt, stride = WIDE, width = D;
-        }
-#pragma unroll
-        for (int n = 0; n < TILES; n++) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
+    // s (16 rows, 64 keys) += q · k̃, columns from … end − 1.
+    __device__ __forceinline__ void score_columns(float (&s)[TILES][4], const E* keys, int stride,
+                                                  int from, int end) {
 #pragma unroll
         for (int f = 0; f < FRAGMENTS; f++)
-            if (16 * f < width)
+            if (16 * f < end && 16 * f + 16 > from) {
+                uint32_t a[4];
+                for (int i = 0; i < 4; i++)
+                    a[i] = within(fragment[f][i], 16 * f + i / 2 * 8 + 2 * t, from, end);
 #pragma unroll
                 for (int n = 0; n < TILES; n += 2) {
                     uint32_t b[4];
                     int i = lane / 8;
                     load_matrix_x4(
                         b, keys + (8 * n + i / 2 * 8 + lane % 8) * stride + 16 * f + i % 2 * 8);
-                    mma_half<E>(s[n], fragment[f], b, 0);
-                    mma_half<E>(s[n + 1], fragment[f], b, 1);
+                    mma_half<E>(s[n], a, b, 0);
+                    mma_half<E>(s[n + 1], a, b, 1);
                 }
+            }
+    }
+    // s ⊙= ρ of this lane's keys
+    __device__ __forceinline__ void by_scales(float (&s)[TILES][4], const float* rho) {
+#pragma unroll
+        for (int n = 0; n < TILES; n++) {
+            float2 two = load_pair(rho + 8 * n + 2 * t);
+            s[n][0] *= two.x, s[n][1] *= two.y, s[n][2] *= two.x, s[n][3] *= two.y;
+        }
+    }
+    // s ← q · k̃, for rows that are there.
+    __device__ __forceinline__ void score(float (&s)[TILES][4], const E* keys, int first,
+                                          int count) {
+#pragma unroll
+        for (int n = 0; n < TILES; n++) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
+        if constexpr (!ROTATED) {
+            rebuild(keys, first, count);
+            score_columns(s, rebuilt, WIDE, 0, D);
+        } else {
+            if (k.shape.groups) {
+                score_columns(s, keys, WIDE, k.shape.elements, k.shape.columns);
+                by_scales(s, shared.rho[0]);
+            }
+            score_columns(s, keys, k.stride(), 0, k.shape.elements);
+        }
     }
 
     // Calls visit(value of s, row 0 or 1, position) for what this lane has of the tile.
@@ -170,9 +213,10 @@ struct Flash {
             for (int i = 0; i < 4; i++) acc[n][i] *= keep[i / 2];
     }
 
-    // acc += p c
-    __device__ __forceinline__ void add_values(const float (&p)[TILES][4], const E* values,
-                                               int stride, int width) {
+    // acc += p c, columns from … end − 1.
+    __device__ __forceinline__ void add_columns(const float (&p)[TILES][4], const E* values,
+                                                int from, int end) {
+        int stride = v.stride();
 #pragma unroll
         for (int n = 0; n < TILES; n += 2) {
             uint32_t a[4] = {pack2<E>(p[n][0], p[n][1]), pack2<E>(p[n][2], p[n][3]),
@@ -180,9 +224,13 @@ struct Flash {
                              pack2<E>(p[n + 1][2], p[n + 1][3])};
 #pragma unroll
             for (int f = 0; f < FRAGMENTS; f++)
-                if (16 * f < width) {
+                if (16 * f < end && 16 * f + 16 > from) {
                     uint32_t b[4];
                     load_b_pair(b, values, stride, 8 * n, 16 * f, 8);
+                    if (16 * f < from || 16 * f + 16 > end)
+#pragma unroll
+                        for (int i = 0; i < 4; i++)
+                            b[i] = within(b[i], 16 * f + i / 2 * 8 + g, from, end);
                     mma_half<E>(acc[2 * f], a, b, 0);
                     mma_half<E>(acc[2 * f + 1], a, b, 1);
                 }
@@ -191,77 +239,81 @@ struct Flash {
 
     // ---- stretches
 
-    // Positions begin … end − 1 of a stretch that lies by position and that all tokens see, but for
-    // what comes after them; two tiles in flight.
-    __device__ __forceinline__ void old_stretch(const Stretch& one, int begin, int end, int pos) {
-        const RowStore old_k = k.store[one.k], old_v = v.store[one.v];
-        int kr = elements_of(old_k), vr = elements_of(old_v);
-        RowCopy<E> copy_keys(kr, int(threadIdx.x), FLASH_BLOCK);
-        RowCopy<E> copy_values(vr, int(threadIdx.x), FLASH_BLOCK);
-        int ks = copy_keys.stride, vs = copy_values.stride;
-        auto keys_of = [&](int first) {
-            return tiles + (first - begin) / FLASH_KEYS % 2 * FLASH_KEYS * (ks + vs);
+    // A stretch begins: its memory; then, once the tables are there, this thread's copies.
+    __device__ __forceinline__ void clear(const RowStore& keys, const RowStore& values, int bytes) {
+        // Columns that nobody writes are zero, and rows of codes that are not there: a product must
+        // not meet what is no number.
+        bool zero = coded(keys.format) || coded(values.format) || elements_of(keys) % 16 ||
+                    elements_of(values) % 16;
+        for (int i = int(threadIdx.x); zero && i < bytes / 16; i += FLASH_BLOCK)
+            reinterpret_cast<uint4*>(memory)[i] = make_uint4(0, 0, 0, 0);
+    }
+    __device__ __forceinline__ void enter() {
+        k.enter(int(threadIdx.x)), v.enter(int(threadIdx.x));
+    }
+
+    // One side of a tile that has arrived: its levels and scales.
+    __device__ __forceinline__ void unpack(const Tiles& rows, int side, const char* from, int first,
+                                           int count) {
+        if (!rows.shape.groups) return;
+        int i = int(threadIdx.x);
+        rows.unpack(reinterpret_cast<E*>(memory + (side ? k.shape.tile : 0)), from, first, count,
+                    shared.tables.levels, i, FLASH_BLOCK);
+        if (i < FLASH_KEYS)
+            shared.rho[side][i] = i < count ? rows.scale(from, first, i) : 1;
+    }
+
+    // The tile of positions first … first + count − 1.
+    __device__ __forceinline__ void add_tile(const Stretch& one, const char* keys, int first,
+                                             int count, bool masked) {
+        const char* values = keys + k.shape.stage;
+        if (k.shape.groups || v.shape.groups) {
+            unpack(k, 0, keys, first, count);
+            unpack(v, 1, values, first, count);
+            __syncthreads();  // the tiles are whole
+        }
+        float s[TILES][4];
+        score(s, k.read(keys, reinterpret_cast<const E*>(memory)), first, count);
+        softmax(s, one, first, count, masked);
+        const E* read = v.read(values, reinterpret_cast<const E*>(memory + k.shape.tile));
+        add_columns(s, read, 0, v.shape.elements);
+        if (!v.shape.groups) return;
+        by_scales(s, shared.rho[1]);
+        add_columns(s, read, v.shape.elements, v.shape.columns);
+    }
+
+    // Positions begin … end − 1, which lie one behind the other; all tokens see those from all0 to
+    // all1 − 1. As many tiles in flight as memory holds.
+    __device__ __forceinline__ void run(const Stretch& one, int begin, int end, int all0, int all1,
+                                        int bytes) {
+        int tiles = k.shape.tile + v.shape.tile, stage = k.shape.stage + v.shape.stage;
+        bool two = tiles + 2 * stage <= bytes;
+        char* stages = memory + tiles;
+        auto stage_of = [&](int first) {
+            return stages + (two ? (first - begin) / FLASH_KEYS % 2 * stage : 0);
         };
         auto copy = [&](int first) {
             if (first < end) {
-                E* to = keys_of(first);
-                int count = min(FLASH_KEYS, end - first);
-                copy_keys.begin(to, elements_at<E>(old_k, first), count, FLASH_KEYS);
-                copy_values.begin(to + FLASH_KEYS * ks, elements_at<E>(old_v, first), count,
-                                  FLASH_KEYS);
+                char* to = stage_of(first);
+                int count = min(FLASH_KEYS, end - first), i = int(threadIdx.x);
+                k.begin(to, first, count, i, FLASH_BLOCK);
+                v.begin(to + k.shape.stage, first, count, i, FLASH_BLOCK);
             }
             copy_async_commit();
         };
-        copy(begin);
+        if (two) copy(begin);
         for (int first = begin; first < end; first += FLASH_KEYS) {
-            copy(first + FLASH_KEYS);
-            copy_async_wait<1>();
+            copy(two ? first + FLASH_KEYS : first);
+            if (two)
+                copy_async_wait<1>();
+            else
+                copy_async_wait<0>();
             __syncthreads();  // every thread's copies of this tile are there
             int count = min(FLASH_KEYS, end - first);
-            float s[TILES][4];
-            const E* keys = keys_of(first);
-            score(s, keys, ks, kr, first, count);
-            softmax(s, one, first, count, first + count > pos);
-            add_values(s, keys + FLASH_KEYS * ks, vs, vr);
+            add_tile(one, stage_of(first), first, count, first < all0 || first + count > all1);
             __syncthreads();  // the tile was read
         }
-        arrive();
-    }
-
-    // Positions begin … end − 1 of any stretch.
-    __device__ __forceinline__ void young_stretch(const Stretch& one, int begin, int end) {
-        for (int first = begin; first < end; first += FLASH_KEYS) {
-            int count = min(FLASH_KEYS, end - first);
-            float s[TILES][4];
-            copy_wide(tiles, k, one.k, first, count);
-            arrive();
-            score(s, tiles, WIDE, D, first, count);
-            __syncthreads();  // the tile was read
-            softmax(s, one, first, count, true);
-            copy_wide(tiles, v, one.v, first, count);
-            arrive();
-            add_values(s, tiles, WIDE, D);
-            __syncthreads();  // the tile was read
-        }
-    }
-
-    // All that tokens pos … last see. The oldest first: their columns beyond a row's own are zero
-    // only until wider rows come to lie there.
-    __device__ __forceinline__ void all(const Seen& seen, int pos, int last) {
-        int begin[2], end[2];  // before and after what all see by position
-#pragma unroll 1
-        for (int i = 0; i < 2 * seen.count; i++) {
-            const Stretch one = seen.stretch[i % seen.count];
-            begin[0] = one.begin_for(pos), end[1] = one.end_for(last);
-            end[0] = one.begin_for(last), begin[1] = one.lo ? one.end_for(pos) : end[1];
-            if (!by_position(k, v, one) || end[0] >= begin[1]) end[0] = begin[1] = end[1];
-            if (i < seen.count) {
-                old_stretch(one, end[0], begin[1], pos);
-                continue;
-            }
-            young_stretch(one, begin[0], end[0]);
-            young_stretch(one, begin[1], end[1]);
-        }
+        copy_async_wait<0>();
     }
 };
 

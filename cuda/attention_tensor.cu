@@ -1,6 +1,7 @@
-// Decode attention on tensor cores: rows of 16 bits, heads of 64 or 128. What attention.cu does for
-// the rest. Blocks and what they share; attention_warp.cuh says what a warp does.
+// Decode attention on tensor cores: rows of 16 bits or of codes, heads of 64 or 128. What
+// attention.cu does for the rest. Blocks and what they share; attention_warp.cuh says what a warp does.
 #include <algorithm>
+#include <optional>
 
 #include "attention_warp.cuh"
 #include "dispatch.cuh"
@@ -9,8 +10,8 @@ namespace stief {
 
 // ---- device helpers ----------------------------------------------------------------------------
 
-// Where a block keeps what: queries, basis, each warp's stages; and in their place the turning of
-// queries before them and the merging of warps after them.
+// Where a block keeps what: queries, tables, basis, each warp's memory; and in the place of the last
+// the turning of queries before and the merging of warps after it.
 template <class E, int D, int Q, bool ROTATED>
 struct TensorShared {
     using One = Warp<E, D, Q, ROTATED>;
@@ -19,18 +20,21 @@ struct TensorShared {
     static constexpr size_t TURNING = (ROWS * D + 8 * TENSOR_BLOCK) * sizeof(float);
     static constexpr size_t MERGING = TENSOR_WARPS * ROWS * (D + 2) * sizeof(float);
 
-    static __host__ __device__ size_t warp_bytes(const CacheRows& k, const CacheRows& v,
-                                                 const Seen& seen, int stages) {
-        const Oldest old(k, v);
-        size_t stage = One::stage_bytes(stride_of(elements_of(old.k)), stride_of(elements_of(old.v)));
-        size_t all = size_t(stages) * stage;
-        size_t mixed = seen.count > 1 ? One::stage_bytes(D + 8, D + 8) : 0;
-        return all > mixed ? all : mixed;
+    // `stages` of the oldest rows, most of all, and of the others one at least.
+    static size_t warp_bytes(const CacheRows& k, const CacheRows& v, const Seen& seen, int stages) {
+        size_t most = 0;
+        for (const Stretch& one : seen) {
+            const RowStore &keys = k.store[one.k], &values = v.store[one.v];
+            size_t count = &one == &seen.oldest() ? size_t(stages) : 1;
+            most = std::max(most, One::tile_bytes(keys, values) +
+                                      count * One::stage_bytes(keys, values));
+        }
+        return most;
     }
-    static size_t bytes(const CacheRows& k, const CacheRows& v, const Seen& seen, int stages) {
+    static size_t bytes(const CacheRows& k, size_t warp) {
         size_t rebuild = ROTATED ? 0 : Rebuild<E, D>::shared_bytes(k.width);
-        return QUERIES + rebuild + std::max({TENSOR_WARPS * warp_bytes(k, v, seen, stages),
-                                             size_t(TURNING), size_t(MERGING)});
+        return QUERIES + sizeof(StretchTables<D>) + rebuild +
+               std::max({TENSOR_WARPS * warp, size_t(TURNING), size_t(MERGING)});
     }
 };
 
@@ -97,28 +101,23 @@ constexpr int most_blocks(int Q) {
 // ---- kernels -----------------------------------------------------------------------------------
 
 // grid (G · chunks of 8 Q query heads, splits), block 128. Reads K and V once for each chunk,
-// S·G·(r_K + r_V)·2 bytes, which is the bound, and D or Dᵀ once for each block. A chunk is the
-// whole group up to 16 query heads (Q = 2); larger groups read rows again, from the second cache.
+// S·G·(bytes of a row of keys and one of values), which is the bound, and D or Dᵀ once for each
+// block (D again for each further stretch). A chunk is the whole group up to 16 query heads (Q = 2);
+// larger groups read rows again, from the second cache.
 //
-// Shared: queries, 3 steps of each warp's rows (2 where that does not fit), for d = 128 at full
-// rank 4 · 3 · 16 · 2 · 136 · 2 = 104 KB, at a quarter 31 KB; keys before rotation: D as E, 16
-// rotations. Registers, from ptxas for d = 128: 128 (keys after rotation), 143 (before), 186 where
-// Q is 2. So 2 or 3 blocks a multiprocessor, with 8 warps · 2 steps · 8 KB or 12 · 2 · 2 KB of rows
-// on their way. Instructions of a step of 16 keys, counted in the code for sm_90, Q = 1: at most 278
-// and two short loops of copies after rotation; before it 254 and, for each of 4 pieces of
-// columns, 235 and 39 for every 16 coordinates of the rank: some 1,500 at a quarter, where the
-// memory of an H100 leaves about 560 to each scheduler. Before rotation instructions are the limit.
+// Shared: queries, tables, up to 3 steps of each warp's rows, for d = 128 at full rank
+// 4 · 3 · 16 · 2 · 136 · 2 = 104 KB, at a quarter 31 KB; of 37 bytes a row 15 KB, and 17 KB of tiles;
+// keys before rotation: D as E, 16 rotations. tools/measurements.md has what the machine code says.
 template <class E, int D, int Q, bool ROTATED>
 __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q))
     attend_one_tensor(Partial partials, CacheView cache, const float* q, const float* rotation,
-                      const int* pos, int chunks, int stages) {
+                      const int* pos, int chunks, int warp_bytes) {
     using Shared = TensorShared<E, D, Q, ROTATED>;
     constexpr int ROWS = Shared::ROWS;
     int g = int(blockIdx.x) / chunks, m = cache.H / cache.G, h0 = int(blockIdx.x) % chunks * ROWS;
-    int R = min(ROWS, m - h0), S = *pos + 1, warp = int(threadIdx.x) / WARP;
+    int R = min(ROWS, m - h0), S = *pos + 1;
     Share share(S, int(blockIdx.y), int(gridDim.y), SHARE);
     const CacheRows &k = cache.k(g), &v = cache.v(g);
-    const Seen& seen = cache.seen(g);
     if (share.first >= share.end) {
         for (int i = int(threadIdx.x); i < R; i += TENSOR_BLOCK) {
             float* to = partials.of(int(blockIdx.y), g * m + h0 + i);
@@ -129,82 +128,105 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q))
 
     float* queries = reinterpret_cast<float*>(dynamic_shared());
     char* memory = dynamic_shared() + Shared::QUERIES;
+    StretchTables<D>& tables = *reinterpret_cast<StretchTables<D>*>(memory);
+    memory += sizeof(StretchTables<D>);
     Rebuild<E, D> basis = {};
-    if constexpr (!ROTATED) memory = basis.fill(memory, cache, k, rotation);
+    if constexpr (!ROTATED) memory = basis.fill_angles(memory, cache, k, rotation);
+    tables.levels.fill(int(threadIdx.x), TENSOR_BLOCK);
     turn_queries<E, D, Q, ROTATED>(queries, reinterpret_cast<float*>(memory),
                                    q + size_t(g * m + h0) * D, k, R);
 
-    // Columns that no copy writes are zero: a product must not meet what is no number.
-    size_t warp_bytes = Shared::warp_bytes(k, v, seen, stages);
-    uint32_t* words = reinterpret_cast<uint32_t*>(memory);
-    for (int i = int(threadIdx.x); i < int(TENSOR_WARPS * warp_bytes / 4); i += TENSOR_BLOCK)
-        words[i] = 0;
-    __syncthreads();  // and are so before the first copy
-
-    // The oldest rows, most of them: whole steps by position, if they do not share one with others.
-    int old0 = share.first, old1 = share.end;
-    if (seen.count > 1) {
-        const Stretch& old = seen.oldest();
-        bool whole = by_position(k, v, old);
-        int begin = (old.begin_for(S - 1) + STEP - 1) / STEP * STEP;
-        old0 = min(share.end, max(share.first, begin));
-        old1 = whole ? min(share.end, max(old0, old.end_for(S - 1) / STEP * STEP)) : old0;
+    Warp<E, D, Q, ROTATED> one(rotation, queries, basis, tables,
+                               memory + int(threadIdx.x) / WARP * warp_bytes);
+    const Seen& seen = cache.seen(g);
+    for (int i = 0; i < seen.count; i++) {
+        const Stretch& stretch = seen.stretch[i];
+        int s = max(share.first, stretch.begin_for(S - 1));
+        int end = min(share.end, stretch.end_for(S - 1));
+        if (s >= end) continue;
+        const RowStore &keys = k.store[stretch.k], &values = v.store[stretch.v];
+        __syncthreads();  // what the last stretch had in shared memory was read
+        tables.template fill<typename Shared::One::Tiles>(keys, values, WARP, int(sizeof(E)));
+        one.clear(keys, values, warp_bytes);
+        __syncthreads();  // the tables are there
+        if constexpr (!ROTATED) {
+            basis.fill(k, one.k);
+            __syncthreads();  // the basis is there
+        }
+        one.enter();
+        for (int until; s < end; s = until) {
+            until = min(end, min(run_end(keys, s), run_end(values, s)));
+            one.k.enter_run(keys, s), one.v.enter_run(values, s);
+            one.run(s, until, warp_bytes);
+        }
+        one.count_in(false);
     }
-    auto own = [&](int from) {  // the warp's first step from there on
-        int behind = (from - share.first) / STEP % TENSOR_WARPS;
-        return from + (warp - behind + TENSOR_WARPS) % TENSOR_WARPS * STEP;
-    };
-    Warp<E, D, Q, ROTATED> one(cache, k, v, rotation, queries, basis);
-    char* own_memory = memory + size_t(warp) * warp_bytes;
-    one.old_steps(own_memory, stages, own(old0), old1);
-#pragma unroll 1
-    for (int side = 0; side < 2; side++)
-        one.mixed_steps(own_memory, seen, own(side ? old1 : share.first), side ? share.end : old0,
-                        S - 1);
     merge_warps(partials, one, reinterpret_cast<float*>(memory), g * m + h0, R, v.width);
 }
 
 // ---- launchers ---------------------------------------------------------------------------------
 
+// Bytes of shared memory: of a block, and of each warp's rows.
+struct Room {
+    size_t block, warp;
+};
+
+// As many stages as a block of this device has room for.
 template <class E, int D, int Q, bool ROTATED>
-static Splits run(CudaBackend& gpu, const float* q, const float* rotation, const CacheLayer& cache,
-                  int most) {
+static Room room_for(const CacheLayer& cache, size_t limit) {
     using Shared = TensorShared<E, D, Q, ROTATED>;
-    int m = cache.H / cache.G, chunks = (m + 8 * Q - 1) / (8 * Q), blocks = cache.G * chunks;
-    size_t shared = 0;
-    int stages = 4;
+    Room room;
+    int stages = Shared::One::MOST_STAGES + 1;
     do {
-        stages--, shared = 0;
+        stages--, room = {};
         for (size_t g = 0; g < size_t(cache.G); g++)
-            shared = std::max(shared, Shared::bytes(cache.k[g], cache.v[g], cache.seen[g], stages));
-    } while (shared > gpu.shared_limit && stages > 2);
-    if (shared > gpu.shared_limit) return attend_splits_plain(gpu, q, rotation, cache, most);
-    int each = int(gpu.shared_limit / (shared + 1024));  // blocks a multiprocessor has at once
-    Splits splits(gpu, cache, blocks, std::clamp(each, 1, most_blocks(Q)), SHARE, most);
-    launch(attend_one_tensor<E, D, Q, ROTATED>, dim3(unsigned(blocks), unsigned(splits.count)),
-           TENSOR_BLOCK, shared, gpu.queue, splits.partials, CacheView(cache), q, rotation, gpu.pos,
-           chunks, stages);
-    return splits;
+            room.warp = std::max(room.warp, Shared::warp_bytes(cache.k[g], cache.v[g],
+                                                               cache.seen[g], stages));
+        for (const CacheRows& k : cache.k)
+            room.block = std::max(room.block, Shared::bytes(k, room.warp));
+    } while (room.block > limit && stages > 1);
+    return room;
 }
 
-template <class E, int D>
-static Splits run(CudaBackend& gpu, const float* q, const float* rotation, const CacheLayer& cache,
-                  int most) {
-    if (cache.H / cache.G > 8)
-        return cache.rotated ? run<E, D, 2, true>(gpu, q, rotation, cache, most)
-                             : run<E, D, 2, false>(gpu, q, rotation, cache, most);
-    return cache.rotated ? run<E, D, 1, true>(gpu, q, rotation, cache, most)
-                         : run<E, D, 1, false>(gpu, q, rotation, cache, most);
+// f<E, D, Q, ROTATED>() of the kernel that such a cache takes.
+template <class F>
+static void for_kernel(const CacheLayer& cache, const F& f) {
+    auto rest = [&]<class E, int D, int Q>() {
+        cache.rotated ? f.template operator()<E, D, Q, true>()
+                      : f.template operator()<E, D, Q, false>();
+    };
+    auto heads = [&]<class E, int D>() {
+        cache.H / cache.G > 8 ? rest.template operator()<E, D, 2>()
+                              : rest.template operator()<E, D, 1>();
+    };
+    auto width = [&]<class E>() {
+        cache.d == 128 ? heads.template operator()<E, 128>() : heads.template operator()<E, 64>();
+    };
+    cache.dtype == DType::F16 ? width.template operator()<f16>() : width.template operator()<bf16>();
+}
+
+bool tensor_splits_fit(const CudaBackend& gpu, const CacheLayer& cache) {
+    bool fits = false;
+    for_kernel(cache, [&]<class E, int D, int Q, bool ROTATED>() {
+        fits = room_for<E, D, Q, ROTATED>(cache, gpu.shared_limit).block <= gpu.shared_limit;
+    });
+    return fits;
 }
 
 Splits attend_splits_tensor(CudaBackend& gpu, const float* q, const float* rotation,
                             const CacheLayer& cache, int most) {
-    bool wide = cache.d == 128;
-    if (cache.dtype == DType::F16)
-        return wide ? run<f16, 128>(gpu, q, rotation, cache, most)
-                    : run<f16, 64>(gpu, q, rotation, cache, most);
-    return wide ? run<bf16, 128>(gpu, q, rotation, cache, most)
-                : run<bf16, 64>(gpu, q, rotation, cache, most);
+    if (!tensor_splits_fit(gpu, cache)) return attend_splits_plain(gpu, q, rotation, cache, most);
+    std::optional<Splits> splits;
+    for_kernel(cache, [&]<class E, int D, int Q, bool ROTATED>() {
+        int m = cache.H / cache.G, chunks = (m + 8 * Q - 1) / (8 * Q), blocks = cache.G * chunks;
+        Room room = room_for<E, D, Q, ROTATED>(cache, gpu.shared_limit);
+        int each = int(gpu.shared_limit / (room.block + 1024));  // blocks a multiprocessor has
+        splits.emplace(gpu, cache, blocks, std::clamp(each, 1, most_blocks(Q)), SHARE, most);
+        launch(attend_one_tensor<E, D, Q, ROTATED>,
+               dim3(unsigned(blocks), unsigned(splits->count)), TENSOR_BLOCK, room.block, gpu.queue,
+               splits->partials, CacheView(cache), q, rotation, gpu.pos, chunks, int(room.warp));
+    });
+    return *splits;
 }
 
 }  // namespace stief

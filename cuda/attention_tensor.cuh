@@ -4,8 +4,10 @@
 //
 // Rows lie in shared memory `stride` elements apart: whole fragments of 16 columns, and 8 more,
 // which put the eight rows of a matrix into different banks. Columns beyond a row's own are zero.
+// Rows of codes are unpacked there; a stretch of positions has one format of keys and one of values.
 #pragma once
 #include "attention.cuh"
+#include "coded_tile.cuh"
 
 namespace stief {
 
@@ -54,101 +56,201 @@ __device__ __forceinline__ float2 load_pair(const float* x) {
 
 // ---- rows --------------------------------------------------------------------------------------
 
-// Copies rows of r elements, one after another in memory (r a multiple of 4), by a number of
-// threads of which this is number i: where each begins and how it goes on is known once for all
-// tiles.
-template <class E>
-struct RowCopy {
-    int stride, r, each, per;   // elements of one copy, copies of a row
-    int row, c, rows_on, c_on;  // of this thread's first copy, and to its next
+// The first position from s on whose row does not lie behind the one before it.
+__device__ __forceinline__ int run_end(const RowStore& store, int s) {
+    if (store.ring == 0) return INT_MAX;
+    return s < store.fixed ? store.fixed : s + store.ring - (s - store.fixed) % store.ring;
+}
 
-    __device__ __forceinline__ RowCopy(int width, int i, int threads)
-        : stride(stride_of(width)), r(width), each(width % 8 ? 4 : 8), per(max(1, width / each)) {
-        row = width ? i / per : 1 << 30, c = i % per * each;
-        rows_on = threads / per, c_on = threads % per * each;
+// How the keys or the values of a stretch lie, and how so many threads copy them. In shared memory:
+// read where it is needed, as registers are few. Columns: [0, elements) elements, [elements,
+// columns) levels, to be multiplied by their group's step and the row's scale, and beyond them
+// anything finite; where there are no codes, elements are whole fragments, zero beyond the row's
+// own.
+struct RowShape {
+    const char* data;
+    int bytes, elements, columns;
+    int groups, lanes;         // of codes; log2 of lanes a row that take them apart. 0: no codes
+    int width, each, rows_on;  // of rows of elements: elements; of one copy; rows from a thread's
+    int c_on;                  //   copy to its next, and elements
+    int tile, stage;           // bytes
+
+    __device__ static RowShape of(const RowStore& store, int threads, size_t tile, size_t stage) {
+        RowShape shape;
+        int width = elements_of(store), groups = groups_of(store.format), lanes = 0;
+        while (1 << lanes < groups) lanes++;
+        shape.data = static_cast<const char*>(store.data), shape.bytes = store.bytes;
+        shape.elements = groups ? width : (width + 15) / 16 * 16;
+        shape.columns = shape.elements + ROW_GROUP * groups;
+        shape.groups = groups, shape.lanes = lanes;
+        shape.width = width, shape.each = width % 8 ? 4 : 8;
+        int per = max(1, width / shape.each);
+        shape.rows_on = threads / per, shape.c_on = threads % per * shape.each;
+        shape.tile = int(tile), shape.stage = int(stage);
+        return shape;
     }
-    // Begins to copy the first `count` rows; those from there to `all` become zero.
-    __device__ __forceinline__ void begin(E* to, const E* from, int count, int all) const {
-        for (int y = row, x = c; y < all;) {
+};
+
+// The keys or the values of a stretch, in tiles of ROWS positions: copied as they lie to a stage of
+// shared memory, from where rows of elements are read as they are and rows of codes unpacked to a
+// tile (ROWS, WIDE). All of it by a number of threads of which this is number i.
+template <class E, int D, int ROWS>
+struct RowTiles {
+    static constexpr int WIDE = D + 8;
+    const RowShape& shape;
+    const CodeGroup* group;  // (D / 8)
+    int row, c, ahead;       // of this thread's first copy; slots − positions, in this run
+
+    static __host__ __device__ size_t stage_bytes(const RowStore& store) {
+        if (!coded(store.format))
+            return size_t(ROWS * stride_of(elements_of(store))) * sizeof(E);
+        // up to 15 bytes before the first row, up to 15 after the last, a word that is read beyond
+        return size_t(ROWS * store.bytes + 30) / 16 * 16 + 16;
+    }
+    static __host__ __device__ size_t tile_bytes(const RowStore& store) {
+        return coded(store.format) ? size_t(ROWS * WIDE) * sizeof(E) : 0;
+    }
+
+    __device__ __forceinline__ void enter(int i) {
+        int per = max(1, shape.width / shape.each);
+        row = shape.width ? i / per : ROWS, c = i % per * shape.each;
+    }
+    __device__ __forceinline__ void enter_run(const RowStore& store, int s) {
+        ahead = store.ring && s >= store.fixed
+                    ? store.fixed + (s - store.fixed) % store.ring - s
+                    : 0;
+    }
+    __device__ __forceinline__ const char* row_of(int s) const {
+        return shape.data + size_t(s + ahead) * size_t(shape.bytes);
+    }
+    __device__ __forceinline__ int stride() const {
+        return shape.groups ? WIDE : shape.columns + 8;
+    }
+
+    // Begins to copy positions s … s + count − 1; rows of elements from there on become zero.
+    __device__ __forceinline__ void begin(char* stage, int s, int count, int i, int threads) const {
+        const char* from = row_of(s);
+        if (shape.groups) {
+            int lead = int(reinterpret_cast<uintptr_t>(from) % 16), all = lead + count * shape.bytes;
+            for (int at = 16 * i; at < all; at += 16 * threads)
+                copy_async_16(stage + at, from - lead + at, true);
+            return;
+        }
+        E* to = reinterpret_cast<E*>(stage);
+        const E* first = reinterpret_cast<const E*>(from);
+        int stride = shape.columns + 8, width = shape.width, each = shape.each;
+        int rows_on = shape.rows_on, c_on = shape.c_on;
+        for (int y = row, x = c; y < ROWS;) {
             bool there = y < count;
-            const E* source = from + (there ? y * r + x : 0);
-            E* target = to + y * stride + x;
+            const E* source = first + (there ? y * width + x : 0);
             if (each == 8)
-                copy_async_16(target, source, there);
+                copy_async_16(to + y * stride + x, source, there);
             else
-                copy_async_8(target, source, there);
+                copy_async_8(to + y * stride + x, source, there);
             y += rows_on, x += c_on;
-            if (x >= r) x -= r, y++;
+            if (x >= width) x -= width, y++;
+        }
+    }
+    // A stage that such copies arrived in, as coded rows lie there.
+    __device__ __forceinline__ const char* codes_at(const char* stage, int s) const {
+        return stage + reinterpret_cast<uintptr_t>(row_of(s)) % 16;
+    }
+    // Rows of elements where they are; rows of codes once unpack() has been there.
+    __device__ __forceinline__ const E* read(const char* stage, const E* tile) const {
+        return shape.groups ? tile : reinterpret_cast<const E*>(stage);
+    }
+    __device__ __forceinline__ void unpack(E* tile, const char* stage, int s, int count,
+                                           const LevelTables& levels, int i, int threads) const {
+        unpack_tile<E>(tile, WIDE, codes_at(stage, s), shape.bytes, shape.elements, shape.groups,
+                       shape.lanes, group, levels, count, i, threads);
+    }
+    // ρ of a row of codes, the last byte.
+    __device__ __forceinline__ float scale(const char* stage, int s, int row_of_tile) const {
+        return scale_of(uint8_t(codes_at(stage, s)[(row_of_tile + 1) * shape.bytes - 1]));
+    }
+    // Δ of a column; 1 of elements and of what is not kept.
+    __device__ __forceinline__ float step(int column) const {
+        int one = (column - shape.elements) / ROW_GROUP;
+        return column >= shape.elements && one < shape.groups ? group[one].step : 1;
+    }
+};
+
+// What a block knows of the rows of a stretch, in shared memory.
+template <int D>
+struct StretchTables {
+    LevelTables levels;
+    CodeGroup group[2][D / ROW_GROUP];  // of keys, of values
+    RowShape shape[2];
+
+    // By the whole block, for copies by so many threads; a barrier must follow.
+    template <class Tiles>
+    __device__ void fill(const RowStore& keys, const RowStore& values, int threads, int element) {
+        for (int i = int(threadIdx.x); i < 2 * D / ROW_GROUP; i += int(blockDim.x)) {
+            int side = i / (D / ROW_GROUP), one = i % (D / ROW_GROUP);
+            const RowStore& store = side ? values : keys;
+            if (one < groups_of(store.format))
+                group[side][one] = CodeGroup::of(store.format, element, one);
+            if (one == 0)
+                shape[side] = RowShape::of(store, threads, Tiles::tile_bytes(store),
+                                           Tiles::stage_bytes(store));
         }
     }
 };
 
-// Begins to copy positions first … first + count − 1 from the stores that store_of(s) names, D
-// columns wide: zero beyond what each keeps, as are rows from count to `all`.
-template <class E, int D, class StoreOf>
-__device__ __forceinline__ void copy_wide_rows(E* to, int stride, const CacheRows& head, int first,
-                                               int count, int all, int i, int threads,
-                                               const StoreOf& store_of) {
-    constexpr int PER = D / 4;
-    for (; i < all * PER; i += threads) {
-        int row = i / PER, c = i % PER * 4;
-        int s = first + min(row, count - 1);
-        const RowStore& store = head.store[store_of(s)];
-        bool there = row < count && c < elements_of(store);
-        copy_async_8(to + row * stride + c, elements_at<E>(store, s) + (there ? c : 0), there);
-    }
+// The columns that a part of a fragment has, of those from `from` to `end`: all, or zero instead.
+__device__ __forceinline__ uint32_t within(uint32_t x, int column, int from, int end) {
+    return column >= from && column < end ? x : 0;
 }
-
-// The rows that lie by position, all of one width: a stretch of them is copied in long runs.
-__host__ __device__ inline bool by_position(const CacheRows& k, const CacheRows& v,
-                                            const Stretch& one) {
-    return k.store[one.k].ring == 0 && v.store[one.v].ring == 0;
-}
-// Their stores: those that RowCopy and the stages are made for.
-struct Oldest {
-    RowStore k, v;
-    __host__ __device__ Oldest(const CacheRows& keys, const CacheRows& values) {
-        for (int i = 0; i < MOST_STORES; i++) {
-            if (keys.store[i].data && keys.store[i].ring == 0) k = keys.store[i];
-            if (values.store[i].data && values.store[i].ring == 0) v = values.store[i];
-        }
-    }
-};
 
 // ---- keys before rotation ----------------------------------------------------------------------
 
-// What a block keeps to rebuild keys: D as E, and the rotations of 0 … 15 positions.
+// What a block keeps to rebuild keys: the rotations of 0 … 15 positions and, for the stretch at hand,
+// D as E, its rows multiplied by their columns' steps.
 template <class E, int D>
 struct Rebuild {
     static constexpr int STRIDE = D + 8;
     E* decode;      // shared (width, rounded up to 16, STRIDE)
     float* angles;  // shared (STEP, STRIDE)  cosines, sines
 
-    static size_t shared_bytes(int width) {
+    static __host__ __device__ size_t shared_bytes(int width) {
         return size_t((width + 15) / 16 * 16) * STRIDE * sizeof(E) + STEP * STRIDE * sizeof(float);
     }
     // By the whole block; a barrier must follow.
-    __device__ char* fill(char* memory, const CacheView& cache, const CacheRows& k,
-                          const float* rotation) {
-        int width = k.width;
-        int rows = (width + 15) / 16 * 16, threads = int(blockDim.x);
+    __device__ char* fill_angles(char* memory, const CacheView& cache, const CacheRows& k,
+                                 const float* rotation) {
         angles = reinterpret_cast<float*>(memory);
         decode = reinterpret_cast<E*>(angles + STEP * STRIDE);
-        for (int i = int(threadIdx.x); i < STEP * D; i += threads)
-            angles[i / D * STRIDE + i % D] = rotation[min(i / D, cache.capacity - 1) * D + i % D];
-        for (int i = int(threadIdx.x); i < rows * D; i += threads)
-            decode[i / D * STRIDE + i % D] = to_element<E>(i / D < width ? k.decode[i] : 0);
-        return reinterpret_cast<char*>(decode + rows * STRIDE);
+        for (int i = int(threadIdx.x); i < STEP * D; i += int(blockDim.x))
+            angles[i / D * STRIDE + i % D] =
+                rotation[size_t(min(i / D, cache.capacity - 1)) * D + size_t(i % D)];
+        return memory + shared_bytes(k.width);
     }
-    // The 16 keys that begin at row r of latents, columns c … c + 15 and D/2 + c … : the products
-    // of a warp with D, lo[n] and hi[n] for columns 8n.
+    template <class Tiles>
+    __device__ void fill(const CacheRows& k, const Tiles& rows) {
+        constexpr int FOUR = D / 4;  // loads of a row
+        int width = rows.shape.groups ? rows.shape.columns : rows.shape.width;
+        int all = (rows.shape.columns + 15) / 16 * 16 * FOUR;
+#pragma unroll 4
+        for (int i = int(threadIdx.x); i < all; i += int(blockDim.x)) {
+            int row = i / FOUR;
+            float4 x = make_float4(0, 0, 0, 0);
+            if (row < width) x = reinterpret_cast<const float4*>(k.decode)[i];
+            float step = rows.step(row);
+            *reinterpret_cast<uint2*>(decode + row * STRIDE + i % FOUR * 4) = make_uint2(
+                pack2<E>(step * x.x, step * x.y), pack2<E>(step * x.z, step * x.w));
+        }
+    }
+    // lo, hi += the products of a warp's 16 keys, which begin at row r of latents, with D: columns
+    // c … c + 15 and D/2 + c …, of latents' columns from … end − 1. lo[n] and hi[n]: columns 8n.
     __device__ __forceinline__ void product(float (&lo)[2][4], float (&hi)[2][4], const E* latents,
-                                            int stride, int r, int c, int width) const {
-        for (int n = 0; n < 2; n++)
-            for (int i = 0; i < 4; i++) lo[n][i] = hi[n][i] = 0;
-        for (int k = 0; k < width; k += 16) {
+                                            int stride, int r, int c, int from, int end) const {
+        int t = int(threadIdx.x) % 4;
+        for (int k = from / 16 * 16; k < end; k += 16) {
             uint32_t a[4], b[4];
             load_a(a, latents, stride, r, k);
+            if (k < from || k + 16 > end)
+#pragma unroll
+                for (int i = 0; i < 4; i++) a[i] = within(a[i], k + i / 2 * 8 + 2 * t, from, end);
 #pragma unroll
             for (int n = 0; n < 2; n++) {
                 load_b_pair(b, decode, STRIDE, k, c + 8 * n, D / 2);
@@ -156,6 +258,20 @@ struct Rebuild {
                 mma_half<E>(hi[n], a, b, 1);
             }
         }
+    }
+    // The 16 keys of a tile in whole, ρ (2): scales of keys g, g + 8.
+    template <class Tiles>
+    __device__ __forceinline__ void keys(float (&lo)[2][4], float (&hi)[2][4], const E* latents,
+                                         const Tiles& rows, const float (&rho)[2], int r,
+                                         int c) const {
+        for (int n = 0; n < 2; n++)
+            for (int i = 0; i < 4; i++) lo[n][i] = hi[n][i] = 0;
+        if (rows.shape.groups) {
+            product(lo, hi, latents, rows.stride(), r, c, rows.shape.elements, rows.shape.columns);
+            for (int n = 0; n < 2; n++)
+                for (int i = 0; i < 4; i++) lo[n][i] *= rho[i / 2], hi[n][i] *= rho[i / 2];
+        }
+        product(lo, hi, latents, rows.stride(), r, c, 0, rows.shape.elements);
     }
 };
 

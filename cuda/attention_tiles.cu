@@ -45,8 +45,8 @@ __global__ void __launch_bounds__(PLAIN_BLOCK)
 
 void attend_tiles(CudaBackend& gpu, float* out, const float* q, const float* rotation,
                   const CacheLayer& cache, const Step& step) {
-    if (tensor_cores(gpu, cache) && attend_tiles_tensor(gpu, out, q, rotation, cache, step.T))
-        return;
+    if (tensor_cores(gpu, cache) && tensor_tiles_fit(gpu, cache))
+        return attend_tiles_tensor(gpu, out, q, rotation, cache, step.T);
     int m = cache.H / cache.G, heads = std::min(m, PLAIN_ROWS), chunks = (m + heads - 1) / heads;
     int tokens = PLAIN_ROWS / heads;
     dim3 grid(unsigned((step.T + tokens - 1) / tokens), unsigned(cache.G * chunks));

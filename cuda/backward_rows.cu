@@ -12,8 +12,8 @@ constexpr int BLOCK = 256, ROWS = BLOCK / WARP;  // threads; rows a block, a war
 
 // grid rows / ROWS, block 256. Reads a row once for its mean square and once a scale that is tried.
 template <class E>
-__global__ void round_rows_kernel(float* c, const float* weight, RowFormat format, int rows, int d,
-                                  int kept) {
+__global__ void __launch_bounds__(BLOCK, 1)
+    round_rows_kernel(float* c, const float* weight, RowFormat format, int rows, int d, int kept) {
     int row = int(blockIdx.x) * ROWS + int(threadIdx.x) / WARP, lane = int(threadIdx.x) % WARP;
     if (row >= rows) return;
     c += size_t(row) * size_t(d);

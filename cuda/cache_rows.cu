@@ -131,6 +131,18 @@ static void head_product(CudaBackend& gpu, float* out, const float* in, const Ca
            gpu.queue, out, in, CacheView(cache), T);
 }
 
+std::string CudaBackend::plain_attention(const CacheLayer& cache) const {
+    const char* slow = "attention on CUDA cores, several times slower than on tensor cores: ";
+    if (exact) return "";
+    if (cache.dtype == DType::F32) return std::string(slow) + "they take no --cache f32";
+    if (!tensor_cores(*this, cache))
+        return slow + format("they take heads of 64 and 128, not of %d", cache.d);
+    bool one = tensor_splits_fit(*this, cache), many = tensor_tiles_fit(*this, cache);
+    if (one && many) return "";
+    return slow + format("a block's %zu KiB of shared memory do not hold the rows%s",
+                         shared_limit >> 10, one ? " of several tokens" : many ? " of one" : "");
+}
+
 // One token: two launches, which turn queries and values themselves. More: q Dᵀ, attention, out D.
 void CudaBackend::attend(float* out, const float* q, const float* rotation, const CacheLayer& cache,
                          const Step& step) {

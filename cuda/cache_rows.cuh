@@ -48,6 +48,12 @@ inline bool whole_rows(const CacheLayer& cache) {
                 if (coded(store.format)) return false;
     return true;
 }
+// Groups of codes of a row.
+__host__ __device__ inline int groups_of(const RowFormat& format) {
+    int codes = 0;
+    for (int w = 1; w < RowFormat::WIDTHS; w++) codes += int(format.count[size_t(w)]);
+    return codes / ROW_GROUP;
+}
 // Coordinates of a whole row; of a row of codes count[0] of them are elements.
 __host__ __device__ inline int elements_of(const RowStore& store) {
     return int(store.format.count[0]);

@@ -1,6 +1,7 @@
 // Rows of codes on CUDA cores, as plainly as row_format.h says them: a coordinate at a time out of
 // its group, and the encoder's search by a warp for each row. Twin: src/backend/row_format.cpp.
 #pragma once
+#include <array>
 #include <cstring>
 
 #include "backend/levels.h"
@@ -8,20 +9,14 @@
 
 namespace stief {
 
-// BITS and STEP of RowFormat, and LEVELS: device code sees no static arrays of the host.
+// BITS and STEP of RowFormat, and LEVELS: device code sees no static arrays of the host, and an array
+// of its own that is indexed as it runs would lie on the stack.
 __device__ __forceinline__ int bits_of(int w) {
     return w == 0 ? 16 : w == 1 ? 8 : 8 - w;
 }
+static __device__ const std::array<float, RowFormat::WIDTHS> DEVICE_STEP = RowFormat::STEP;
 __device__ __forceinline__ float step_of(int w) {
-    constexpr float STEP[] = {0,
-                              RowFormat::STEP[1],
-                              RowFormat::STEP[2],
-                              RowFormat::STEP[3],
-                              RowFormat::STEP[4],
-                              RowFormat::STEP[5],
-                              RowFormat::STEP[6],
-                              RowFormat::STEP[7]};
-    return STEP[w];
+    return DEVICE_STEP[size_t(w)];
 }
 static __device__ const Levels DEVICE_LEVELS = LEVELS;
 static_assert(RowFormat::BITS[2] == 6 && RowFormat::BITS[7] == 1);
@@ -45,7 +40,7 @@ struct CodePlace {
 
 // to (kept) ← a row, by `threads` threads of which this is number i. Returns how many.
 template <class E>
-__device__ int unpack_row(float* to, const RowStore& store, const char* row, int i, int threads) {
+__device__ __forceinline__ int unpack_row(float* to, const RowStore& store, const char* row, int i, int threads) {
     const RowFormat& format = store.format;
     int whole = int(format.count[0]), kept = 0;
     for (int w = 0; w < RowFormat::WIDTHS; w++) kept += int(format.count[w]);

@@ -49,6 +49,7 @@ struct CudaBackend final : Backend {
     void append(const CacheLayer& cache, const float* k, const float* v, const Step& step) override;
     void attend(float* out, const float* q, const float* rotation, const CacheLayer& cache,
                 const Step& step) override;
+    std::string plain_attention(const CacheLayer& cache) const override;
     void argmax(int32_t* out, const float* x, int T, int V) override;
     void score(RowScore* out, const float* logits, const float* full, const int32_t* next, int rows,
                int V) override;

@@ -82,6 +82,29 @@ __device__ __forceinline__ uint32_t pack2(float low, float high) {
     return pair;
 }
 
+// a − b of two elements E in each register, where the differences are elements.
+template <class E>
+__device__ __forceinline__ uint32_t subtract2(uint32_t a, uint32_t b) {
+    uint32_t pair;
+    if constexpr (std::is_same_v<E, bf16>)  // b · −1 + a: sm_80 has no other
+        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(b), "r"(0xbf80bf80u), "r"(a));
+    else
+        asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+    return pair;
+}
+
+// Byte i of the result is the one of the eight of (low, high) that nibble i of the selector names,
+// 0 … 7.
+__device__ __forceinline__ uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+    uint32_t bytes;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(selector));
+    return bytes;
+}
+// The 32 bits of (low, high) from bit `shift` on, 0 … 31.
+__device__ __forceinline__ uint32_t funnel_right(uint32_t low, uint32_t high, uint32_t shift) {
+    return __funnelshift_r(low, high, shift);
+}
+
 // A float rounded to TF32 (10 bits of mantissa), ties away from zero, as mma_16x8x8_tf32 takes it.
 __device__ __forceinline__ uint32_t to_tf32(float x) {
     uint32_t bits;

@@ -142,6 +142,9 @@ struct Backend {
                         const float* q,         // (T, H, d)  rotated
                         const float* rotation,  // (context, 2, d/2)  as in rope
                         const CacheLayer& cache, const Step& step) = 0;
+    // Why attention over this layer takes a way several times slower than others, in a line for people;
+    // empty: it does not, or `exact` asks for it.
+    virtual std::string plain_attention(const CacheLayer&) const { return ""; }
     // The index of the largest of each row; the first of equals; −1 where any is NaN.
     virtual void argmax(int32_t* out,           // (T)
                         const float* x,         // (T, V)

@@ -165,6 +165,10 @@ Session::Session(const Args& args, int default_context)
     if (watched && watched->exact && model.backend->most_singly == 1)
         status(args, "--risk exact on " + model.backend->name + " verifies token by token: the text is "
                      "the full cache's, and slower than it");
+    std::string slow;
+    for (const CacheLayer& layer : cache->layer)
+        if (slow.empty() && !args.exact) slow = model.backend->plain_attention(layer);
+    if (!slow.empty()) status(args, "note: " + slow);
     if (watched)
         watch = std::make_unique<Watch>(*transformer, *cache, *watched,
                                         risk_levels(bases->metadata));

@@ -143,6 +143,24 @@ uint32_t pack2(float low, float high) {
     else
         return to_f16(low).bits | uint32_t(to_f16(high).bits) << 16;
 }
+template <class E>
+uint32_t subtract2(uint32_t a, uint32_t b) {
+    auto half = [](uint32_t pair, int i) { return to_float(E{uint16_t(pair >> (16 * i))}); };
+    return pack2<E>(half(a, 0) - half(b, 0), half(a, 1) - half(b, 1));
+}
+inline uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+    uint64_t all = uint64_t(high) << 32 | low;
+    uint32_t bytes = 0;
+    for (int i = 0; i < 4; i++) {
+        uint32_t from = selector >> (4 * i) & 15;
+        if (from > 7) fail("nibble %d of a selector is %u, expected 0 … 7", i, from);
+        bytes |= uint32_t(all >> (8 * from) & 255) << (8 * i);
+    }
+    return bytes;
+}
+inline uint32_t funnel_right(uint32_t low, uint32_t high, uint32_t shift) {
+    return uint32_t((uint64_t(high) << 32 | low) >> shift);
+}
 inline uint32_t to_tf32(float x) {
     return (std::bit_cast<uint32_t>(x) + 0x1000u) & ~0x1fffu;
 }

@@ -90,9 +90,12 @@ struct Shape {
     bool rotated;
     int recent;  // of the exact window; 0: there is none
     bool codes = false;  // rows of mixed widths, whatever the rank
+    int batch = 170;     // tokens appended together: rings have so many rows more, and come round
+    int age = 0;         // tokens that are seen in a format of their own; 0: all are alike
     std::string name() const {
-        return format("d %d, %d heads of %d, rank %d%s, keys %s rotation, window %d", d, H, G, rank,
-                      codes ? " in codes" : "", rotated ? "after" : "before", recent);
+        return format("d %d, %d heads of %d, rank %d%s, keys %s rotation, window %d, age %d, by %d", d,
+                      H, G, rank, codes ? " in codes" : "", rotated ? "after" : "before", recent, age,
+                      batch);
     }
 };
 
@@ -104,20 +107,23 @@ Bases bases_of(const Config& config, const Shape& shape) {
         for (HeadBasis& head : *side) {
             head.encode = to_floats(Q), head.decode = to_floats(transpose(Q));
             if (shape.codes) head.format[0].count = {4, 8, 0, 0, 8, 0, 16, 8};
+            if (shape.age && shape.codes) head.format.push_back({{0, 0, 0, 0, 0, 0, 16, 8}});
+            else if (shape.age) head.format.insert(head.format.begin(), RowFormat::whole(12));
         }
+    if (shape.age) bases.ages = {shape.age};
     bases.layer[0].rotated = shape.rotated;
     bases.sinks = shape.recent ? 4 : 0, bases.recent = shape.recent;
     return bases;
 }
 
-// Appends S tokens together, attends from the last 20; appends and attends from one more.
+// Appends S tokens, `batch` together; attends from the last 20; appends and attends from one more.
 Floats attention(const Shape& shape, DType dtype, bool ladder) {
     constexpr int S = 170, LAST = 20;
     Lab lab(PLAYED);
     Config config;
     config.L = 1, config.H = shape.H, config.G = shape.G, config.d = shape.d;
     Bases bases = bases_of(config, shape);
-    KvCache cache(*lab.backend, config, S + 1, dtype, &bases, S);
+    KvCache cache(*lab.backend, config, S + 1, dtype, &bases, shape.batch);
     const CacheLayer& layer = cache.layer[0];
     size_t d = size_t(shape.d), kv = size_t(shape.G) * d, q = size_t(shape.H) * d;
     const float* k = lab.in(normals((S + 1) * kv, 1));
@@ -131,7 +137,7 @@ Floats attention(const Shape& shape, DType dtype, bool ladder) {
         size_t from = size_t(step.pos) * kv;
         lab.backend->append(layer, k + from, v + from, step);
     };
-    append({0, S});
+    for (int s = 0; s < S; s += shape.batch) append({s, std::min(shape.batch, S - s)});
     Step last{S - LAST, LAST}, one{S, 1};
     lab.step(last);
     lab.backend->attend(out.data(), queries, rotation, layer, last);
@@ -220,6 +226,11 @@ std::vector<Scene> all_scenes() {
         for (DType dtype : dtypes)  // a width of head that tensor cores do not serve
             add(dtype, {6, 2, 40, dtype == DType::F32 ? 40 : 12, rotated, 40});
         add(DType::F16, {6, 2, 64, 44, rotated, 40, true});
+        // Codes: tensor cores in both types, a window whose ring comes round, two tiles of heads.
+        add(DType::BF16, {8, 2, 128, 44, rotated, 70, true, 40});
+        add(DType::F16, {20, 2, 64, 44, rotated, 70, true, 40});
+        add(DType::F16, {8, 8, 64, 44, rotated, 0, true, 40, 110});
+        add(DType::F16, {8, 8, 64, 44, rotated, 0, false, 20, 110});  // a ring in several stages
     }
     return all;
 }

@@ -1,0 +1,283 @@
+// Rows of codes on tensor cores: what a lane takes apart, to the last bit; and attention of decode and
+// of prefill against the CPU's in f32, which is that of the definition (test_cache_rows.cpp), over
+// widths, runs, tails, heads, ages and windows.
+#include "coded_tile.cuh"
+
+#include "backends.h"
+#include "cache/kv_cache.h"
+#include "device_memory.h"
+
+using namespace stief;
+using namespace stief::testing;
+
+namespace {
+
+RowFormat counts(std::array<uint16_t, RowFormat::WIDTHS> count) {
+    return {count};
+}
+
+std::vector<char> random_bytes(size_t n, uint64_t seed) {
+    Random random(seed);
+    std::vector<char> bytes(n);
+    for (char& one : bytes) one = char(random.below(256));
+    return bytes;
+}
+
+template <class E>
+std::vector<char> elements_of(const std::vector<float>& x) {
+    std::vector<char> bytes(x.size() * sizeof(E));
+    for (size_t i = 0; i < x.size(); i++) {
+        E one = to_element<E>(x[i]);
+        std::memcpy(&bytes[i * sizeof(E)], &one, sizeof(E));
+    }
+    return bytes;
+}
+
+// (rows, columns) of what one warp makes of such rows, from byte `lead` of shared memory on.
+template <class E>
+std::vector<float> unpacked(const std::vector<char>& rows, const RowFormat& format, int count,
+                            int lead) {
+    constexpr int STRIDE = 136, TILE = 16 * STRIDE;
+    int elements = int(format.count[0]), groups = groups_of(format), lanes = 0;
+    int bytes = int(format.bytes(DType::F16)), columns = format.kept();
+    while (1 << lanes < groups) lanes++;
+    std::vector<float> out(size_t(count * columns), NaN);
+    size_t room = sizeof(LevelTables) + 16 * sizeof(CodeGroup) + TILE * sizeof(E) + rows.size() + 64;
+    simt::play(dim3(1), WARP, room, [&] {
+        LevelTables& tables = *reinterpret_cast<LevelTables*>(dynamic_shared());
+        CodeGroup* group = reinterpret_cast<CodeGroup*>(&tables + 1);
+        E* tile = reinterpret_cast<E*>(group + 16);
+        char* raw = reinterpret_cast<char*>(tile + TILE) + lead;
+        int lane = int(threadIdx.x);
+        tables.fill(lane, WARP);
+        if (lane < groups) group[lane] = CodeGroup::of(format, sizeof(E), lane);
+        for (size_t i = threadIdx.x; i < rows.size(); i += WARP) raw[i] = rows[i];
+        __syncthreads();
+        unpack_tile<E>(tile, STRIDE, raw, bytes, elements, groups, lanes, group, tables, count, lane,
+                       WARP);
+        __syncthreads();
+        for (int i = lane; i < count * columns; i += WARP)
+            out[size_t(i)] = to_float(tile[i / columns * STRIDE + i % columns]);
+    });
+    return out;
+}
+
+// The same from row_format.h: elements, then levels.
+template <class E>
+std::vector<float> expected(const std::vector<char>& rows, const RowFormat& format, int count) {
+    std::vector<float> out;
+    for (int row = 0; row < count; row++) {
+        const char* at = rows.data() + size_t(row) * format.bytes(DType::F16);
+        for (int i = 0; i < format.count[0]; i++, at += sizeof(E)) {
+            E one;
+            std::memcpy(&one, at, sizeof(E));
+            out.push_back(to_float(one));
+        }
+        for (size_t w = 1; w < RowFormat::WIDTHS; w++)
+            for (int group = 0, bits = RowFormat::BITS[w]; group < format.count[w] / 8; group++) {
+                for (int bit = 0; bit < 8 * bits; bit += bits) {
+                    int code = 0;
+                    for (int b = 0; b < bits; b++)
+                        code |= (at[(bit + b) / 8] >> ((bit + b) % 8) & 1) << b;
+                    out.push_back(float(LEVELS.of[w][code]));
+                }
+                at += bits;
+            }
+    }
+    return out;
+}
+
+template <class E>
+void check_unpacked(const RowFormat& format, int count, int lead) {
+    CAPTURE(format.kept());
+    CAPTURE(count);
+    CAPTURE(lead);
+    size_t bytes = format.bytes(DType::F16);
+    std::vector<char> rows = random_bytes(size_t(count) * bytes, bytes + size_t(count + lead));
+    for (int row = 0; row < count; row++) {  // elements that are numbers
+        auto whole = elements_of<E>(normal_floats(format.count[0], uint64_t(row)));
+        std::copy(whole.begin(), whole.end(), rows.begin() + std::ptrdiff_t(size_t(row) * bytes));
+    }
+    auto got = unpacked<E>(rows, format, count, lead), want = expected<E>(rows, format, count);
+    REQUIRE(got.size() == want.size());
+    CHECK(!std::memcmp(got.data(), want.data(), got.size() * sizeof(float)));
+}
+
+// ---- attention ---------------------------------------------------------------------------------
+
+struct Attended {
+    int H, G, d, S, T;
+    bool rotated;
+    std::vector<RowFormat> k, v;  // by age
+    std::vector<int> ages;
+    int sinks, recent;
+    const char* why;
+};
+
+// E scales by a power of two: exact, so that no coordinate falls into another cell.
+HeadBasis basis_of(int d, const std::vector<RowFormat>& formats, Random& random) {
+    size_t n = size_t(d);
+    HeadBasis one{formats, {}, {}, std::vector<float>(n * n), {}};
+    for (size_t i = 0; i < n; i++) {
+        one.encode[i * n + i] = std::ldexp(1.0f, int(random.below(3)) - 1);
+        one.weight.push_back(float(0.25 + random.uniform()));
+    }
+    for (size_t i = 0; i < n * n; i++) one.decode.push_back(float(random.normal() / std::sqrt(d)));
+    return one;
+}
+
+// The last T of S tokens, attended at once; the others were appended by 24 at a time.
+// shared: bytes that a block may have; 0: what the machine has. why_plain: what the backend says of it.
+Floats attended(const Attended& c, DType dtype, const Variant& variant, bool exact, size_t shared = 0,
+                std::string* why_plain = nullptr) {
+    Lab lab(variant);
+    lab.backend->exact = exact;
+    if (shared) static_cast<CudaBackend&>(*lab.backend).shared_limit = shared;
+    Config config;
+    config.L = 1, config.H = c.H, config.G = c.G, config.d = c.d;
+    Random random(9);
+    Bases bases;
+    bases.ages = c.ages, bases.sinks = c.sinks, bases.recent = c.recent;
+    Bases::Layer& layer = bases.layer.emplace_back();
+    layer.rotated = c.rotated;
+    for (int g = 0; g < c.G; g++) {
+        layer.k.push_back(basis_of(c.d, c.k, random));
+        layer.v.push_back(basis_of(c.d, c.v, random));
+    }
+    int batch = std::max(24, c.T);
+    KvCache cache(*lab.backend, config, c.S + 5, dtype, &bases, batch);
+    if (why_plain) *why_plain = lab.backend->plain_attention(cache.layer[0]);
+    std::vector<char> nan(cache.rows.bytes, char(0xff));  // NaN, and the largest scale
+    lab.backend->upload(cache.rows.data, nan.data(), nan.size());
+    size_t width = size_t(c.d), kv = size_t(c.G) * width, head = size_t(c.H) * width;
+    Floats keys = normals(size_t(c.S) * kv, 1), values = normals(size_t(c.S) * kv, 2), table;
+    for (int s = 0; s < c.S + 5; s++)
+        for (int j = 0; j < c.d; j++) {
+            double angle = 0.3 * s / (j % (c.d / 2) + 1);
+            table.push_back(float(j < c.d / 2 ? std::cos(angle) : std::sin(angle)));
+        }
+    const float *k = lab.in(keys), *v = lab.in(values);
+    Floats q = normals(size_t(c.T) * head, 3);
+    const float *queries = lab.in(q), *angles = lab.in(table);
+    Output out(lab, size_t(c.T) * head);
+    for (int pos = 0, n; pos < c.S; pos += n) {
+        n = pos < c.S - c.T ? std::min(batch, c.S - c.T - pos) : c.T;
+        Step step{pos, n};
+        lab.step(step);
+        lab.backend->append(cache.layer[0], k + size_t(pos) * kv, v + size_t(pos) * kv, step);
+        if (pos == c.S - c.T) lab.backend->attend(out.data(), queries, angles, cache.layer[0], step);
+    }
+    return out.values();
+}
+
+void check_attention(const Attended& c) {
+    CAPTURE(std::string(c.why));
+    CAPTURE(c.S);
+    CAPTURE(c.T);
+    CAPTURE(c.rotated);
+    for (DType dtype : {DType::F16, DType::BF16}) {
+        Floats want = attended(c, dtype, {"cpu", {"cpu", "auto"}, 1, {}}, true);
+        // queries in steps and weights in scales are rounded to the rows' type, and D where keys are
+        // rebuilt, as are those
+        double unit = dtype == DType::F16 ? TOL_F16 : TOL_BF16;
+        for (const Variant& variant : variants()) {
+            CAPTURE(variant.group);
+            Floats got = attended(c, dtype, variant, false);
+            CHECK(nmse(got.data(), Doubles(want.begin(), want.end()).data(), got.size()) <= 4 * unit);
+        }
+    }
+}
+
+}  // namespace
+
+TEST_SUITE_BEGIN("cache");
+
+TEST_CASE("codes are taken apart into their levels, of every width and number, at any address") {
+    for (size_t w = 1; w < RowFormat::WIDTHS; w++)
+        for (uint16_t run : {8, 16, 24, 40, 64, 104, 128})
+            for (auto [count, lead] : {std::pair{16, 0}, {1, 3}, {7, 13}, {15, 6}}) {
+                RowFormat format;
+                format.count[w] = run;
+                check_unpacked<f16>(format, count, lead);
+                check_unpacked<bf16>(format, count, lead);
+            }
+    for (uint16_t elements : {4, 8, 12, 20, 60})
+        for (int lead : {0, 5}) {
+            check_unpacked<f16>(counts({elements, 8, 8, 8, 8, 8, 8, 8}), 16, lead);
+            check_unpacked<bf16>(counts({elements, 0, 8, 16, 0, 8, 0, 24}), 9, lead);
+        }
+}
+
+TEST_CASE("attention over codes on tensor cores is the CPU's, of every width alone") {
+    for (bool rotated : {true, false})
+        for (size_t w = 1; w < RowFormat::WIDTHS; w++) {
+            RowFormat many, few;
+            many.count[w] = 64, few.count[w] = 24;
+            for (int T : {1, 9})
+                check_attention({4, 2, 64, 41, T, rotated, {many}, {few}, {}, 0, 0, "one width"});
+        }
+}
+
+TEST_CASE("attention over codes on tensor cores is the CPU's, ragged, by any heads and tails") {
+    RowFormat all = counts({4, 8, 8, 8, 8, 8, 8, 8}), two = counts({0, 8, 0, 0, 16, 0, 24, 0});
+    RowFormat wide = counts({0, 0, 16, 8, 32, 24, 40, 8}), thin = counts({0, 0, 0, 0, 0, 0, 0, 8});
+    RowFormat mixed = counts({20, 0, 0, 0, 16, 0, 64, 0}), none = counts({});
+    RowFormat whole = RowFormat::whole(64), some = RowFormat::whole(20);
+    for (bool rotated : {true, false}) {
+        for (int S : {1, 15, 16, 17, 63, 65, 129})  // tails of steps, tiles and shares
+            for (int T : {1, S})
+                check_attention({6, 2, 64, S, T, rotated, {all}, {two}, {}, 0, 0, "tails"});
+        for (auto [H, G] : {std::pair{3, 3}, {8, 1}, {17, 1}, {70, 1}})
+            for (int T : {1, 3})
+                check_attention({H, G, 64, 37, T, rotated, {two}, {all}, {}, 0, 0, "heads"});
+        for (int T : {1, 20}) {
+            check_attention({4, 2, 128, 90, T, rotated, {wide}, {mixed}, {}, 0, 0, "wide"});
+            check_attention({9, 1, 128, 50, T, rotated, {mixed}, {wide}, {}, 2, 5, "wide, a window"});
+            check_attention({4, 2, 64, 50, T, rotated, {thin}, {thin}, {}, 0, 0, "one bit of eight"});
+            check_attention({4, 2, 64, 50, T, rotated, {two}, {none}, {}, 1, 0, "no values but one"});
+            check_attention({4, 2, 64, 50, T, rotated, {some}, {two}, {}, 0, 3, "elements and codes"});
+            check_attention({4, 2, 64, 150, T, rotated, {all, two, thin}, {whole, two, all}, {20, 70},
+                             3, 9, "ages in turn, rings that come round"});
+            check_attention({4, 2, 128, 150, T, rotated, {wide, mixed}, {mixed, thin}, {33}, 0, 17,
+                             "wide ages"});
+        }
+    }
+}
+
+TEST_CASE("with less shared memory attention has fewer rows on their way, then says that it is plain") {
+    RowFormat two = counts({0, 8, 0, 0, 16, 0, 24, 0}), all = counts({4, 8, 8, 8, 8, 8, 8, 8});
+    Variant cpu{"cpu", {"cpu", "auto"}, 1, {}};
+    for (bool rotated : {true, false})
+        for (int T : {1, 30}) {
+            Attended c{4, 2, 64, 150, T, rotated, {two}, {all}, {}, 2, 9, ""};
+            Floats want = attended(c, DType::F16, cpu, true);
+            bool fast = false, plain = false;
+            for (size_t shared = 4 << 10; shared <= 96 << 10; shared += 4 << 10) {
+                CAPTURE(shared);
+                std::string why;
+                Floats got = attended(c, DType::F16, groups()[0], false, shared, &why);
+                CHECK(nmse(got.data(), Doubles(want.begin(), want.end()).data(), got.size()) <=
+                      4 * TOL_F16);
+                bool slow = why.find("KiB of shared memory do not hold the rows") < why.size();
+                CHECK(slow == !why.empty());
+                CHECK_FALSE((fast && slow));  // with more memory never slower
+                slow ? plain = true : fast = true;
+            }
+            CHECK(fast);
+            CHECK(plain);
+        }
+}
+
+TEST_CASE("a cache that tensor cores do not take is said to be one") {
+    Lab lab(groups()[0]);
+    CacheLayer layer;
+    layer.dtype = DType::F16, layer.d = 96, layer.H = layer.G = 1;
+    CHECK(lab.backend->plain_attention(layer).find("heads of 64 and 128, not of 96") < 200);
+    layer.d = 64;
+    layer.dtype = DType::F32;
+    CHECK(lab.backend->plain_attention(layer).find("--cache f32") < 200);
+    lab.backend->exact = true;
+    CHECK(lab.backend->plain_attention(layer).empty());
+}
+
+TEST_SUITE_END();
