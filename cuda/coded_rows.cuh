@@ -40,7 +40,8 @@ struct CodePlace {
 
 // to (kept) ← a row, by `threads` threads of which this is number i. Returns how many.
 template <class E>
-__device__ __forceinline__ int unpack_row(float* to, const RowStore& store, const char* row, int i, int threads) {
+__device__ __forceinline__ int unpack_row(float* to, const RowStore& store, const char* row, int i,
+                                          int threads) {
     const RowFormat& format = store.format;
     int whole = int(format.count[0]), kept = 0;
     for (int w = 0; w < RowFormat::WIDTHS; w++) kept += int(format.count[w]);

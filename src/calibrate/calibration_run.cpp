@@ -75,7 +75,8 @@ uint64_t CalibrationRun::key() const {
     std::string words = format(
         "%s %d %s %s %d %s %.17g %.17g %.17g %d %d %d %d %d %.17g %llu %d %016llx",
         model.backend->name.c_str(), int(o.cache), o.method.c_str(), o.keys.c_str(),
-        int(o.key_basis_per_layer), o.metric.c_str(), o.keep, o.error_budget, o.ppl_budget, o.tokens, o.sequence,
+        int(o.key_basis_per_layer), o.metric.c_str(), o.keep, o.error_budget,
+        o.ppl_budget, o.tokens, o.sequence,
         o.held_out, o.steps, o.batch, o.tau, (unsigned long long)o.seed, int(model.backend->exact),
         (unsigned long long)model.weights.fingerprint(model.config));
     if (o.objective == "model") {

@@ -116,7 +116,9 @@ std::string as_json(const std::vector<NeedleRow>& rows, const Session& session) 
         if (session.watch) {
             json.add("compressed", row.compressed).add("exact", row.exact);
             json.add("lost_noticed", row.lost_noticed).add("lost_flagged", row.lost_flagged);
-            json.add("lost_warned", row.lost_warned).add("kept_flagged", row.kept_flagged).add("kept_warned", row.kept_warned);
+            json.add("lost_warned", row.lost_warned)
+                .add("kept_flagged", row.kept_flagged)
+                .add("kept_warned", row.kept_warned);
         }
         json.end_object();
     }
