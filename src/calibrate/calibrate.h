@@ -2,8 +2,8 @@
 // in the order of calibrate():
 //   --objective model   prices of the full cache → formats → each layer alone → prices of that
 //                       cache → the better formats of both → measure      (model_objective.cpp)
-//   --objective layer   for every layer collect → warm start → descend → profile; then allocate →
-//                       verify
+//   --objective layer   for every layer collect → warm start → profile; allocate → for every layer
+//                       descend at its ranks → profile; allocate again → verify
 // The caller writes the bases and the report.
 #pragma once
 #include <span>
@@ -21,7 +21,7 @@ struct CalibrationResult {
     Ranks ranks;
     std::vector<double> error, error_warm;  // (L) √Δ_l at these ranks, held out; by the eigenbases
     size_t bytes_per_token = 0, full_bytes_per_token = 0;
-    double predicted = 0;                   // objective model: divergence by prices, no window
+    double predicted = 0;                   // objective model: divergence by prices, Σ over ages
     struct Phase {
         std::string name;
         double seconds;

@@ -125,8 +125,7 @@ Priced price(CalibrationRun& run, const PriceSamples& samples) {
     Priced priced;
     priced.unit.resize(samples.units);
     run.model.threads->run(samples.units, [&](size_t u) {
-        Pricing how{Covariance::Weighted, o.bits == "mixed"};
-        priced.unit[u] = price_unit(samples, u, how, o.cache);
+        priced.unit[u] = price_unit(samples, u, o.bits == "mixed", o.cache);
     });
     priced.set_hulls(*run.model.threads, o.cache);
     return priced;

@@ -7,7 +7,7 @@
 
 namespace stief {
 
-static const std::string MAGIC = "stief-partial 3\n";
+static const std::string MAGIC = "stief-partial 4\n";
 
 namespace {
 
@@ -97,9 +97,7 @@ void prices(IO& io, Prices& p) {
 template <class IO>
 void units(IO& io, PricedState& s) {
     each(io, s.unit, [&](PricedUnit& u) {
-        bool plain = u.how.covariance == Covariance::Plain;
-        io(plain), io(u.how.coded);
-        u.how.covariance = plain ? Covariance::Plain : Covariance::Weighted;
+        io(u.coded);
         for (Matrix* of : {&u.metric.S, &u.metric.S_inverse, &u.moment, &u.Q}) matrix(io, *of);
         numbers(io, u.spread), numbers(io, u.encode), numbers(io, u.decode);
         prices(io, u.all), prices(io, u.compressed);

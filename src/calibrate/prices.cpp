@@ -28,12 +28,9 @@ Matrix from_floats(const std::vector<float>& floats, size_t d) {
     return M;
 }
 
-Matrix moment_of(const float* g, const float* k, size_t n, size_t d, Covariance which) {
+// Σ ‖g‖² kᵀk
+Matrix moment_of(const float* g, const float* k, size_t n, size_t d) {
     Matrix C(d, d);
-    if (which == Covariance::Plain) {
-        add_gram(C, k, d, k, d, n);
-        return C;
-    }
     std::vector<float> weighted(n * d);
     for (size_t t = 0; t < n; t++) {
         double weight = 0;
@@ -75,7 +72,7 @@ void sort_by_price(PricedUnit& unit) {
     std::vector<size_t> order(d);
     std::iota(order.begin(), order.end(), 0);
     const std::vector<double>& price =
-        unit.how.coded ? unit.compressed.noise : unit.compressed.dropped;
+        unit.coded ? unit.compressed.noise : unit.compressed.dropped;
     std::stable_sort(order.begin(), order.end(),
                      [&](size_t a, size_t b) { return price[a] > price[b]; });
     Matrix Q(d, d);
@@ -154,18 +151,18 @@ void price_again(PricedUnit& unit, const PriceSamples& samples, size_t index, do
         unit.compressed = unit.age[0] = unit.all;
     }
     sort_by_price(unit);
-    if (unit.how.coded) unit.distortion = distortions(unit, samples, index, dtype);
+    if (unit.coded) unit.distortion = distortions(unit, samples, index, dtype);
 }
 
-PricedUnit price_unit(const PriceSamples& samples, size_t index, const Pricing& how, DType dtype) {
+PricedUnit price_unit(const PriceSamples& samples, size_t index, bool coded, DType dtype) {
     size_t n = samples.tokens, d = samples.d;
     const float* k = samples.k(index);
     std::vector<float> g = samples.g_compressed(index);
-    Matrix energy(d, d), moment = moment_of(g.data(), k, n, d, how.covariance);
+    Matrix energy(d, d), moment = moment_of(g.data(), k, n, d);
     add_gram(energy, g.data(), d, g.data(), d, n);
     require_finite(moment, "second moments");
     PricedUnit unit;
-    unit.how = how;
+    unit.coded = coded;
     unit.metric = metric_of(energy);
     unit.moment = Matrix(d, d);
     add_gram(unit.moment, k, d, k, d, n);
@@ -186,7 +183,7 @@ std::vector<float> weights_of(const PricedUnit& unit) {
 double price_of(const PricedUnit& unit, const Prices& prices, const RowFormat& format) {
     size_t d = prices.noise.size(), i = 0;
     double sum = 0;
-    if (!unit.how.coded) {
+    if (!unit.coded) {
         for (i = size_t(format.kept()); i < d; i++) sum += prices.dropped[i];
         return sum;
     }
@@ -217,7 +214,7 @@ static RowFormat format_at(const std::vector<int>& widths, size_t d) {
 }
 
 Choices formats_of(const PricedUnit& unit, const Prices& prices, DType dtype) {
-    if (!unit.how.coded) return ranks_of(unit, prices, dtype);
+    if (!unit.coded) return ranks_of(unit, prices, dtype);
     size_t d = prices.noise.size(), groups = d / ROW_GROUP;
     constexpr int NONE = RowFormat::WIDTHS;
     auto price = [&](size_t group, int width) {

@@ -18,13 +18,6 @@
 
 namespace stief {
 
-enum class Covariance { Weighted, Plain };  // C = Σ ‖g‖² kᵀk | Σ kᵀk
-
-struct Pricing {
-    Covariance covariance = Covariance::Weighted;
-    bool coded = true;  // coordinates are rounded to few bits; else stored as elements or dropped
-};
-
 struct Prices {
     std::vector<double> dropped, noise;  // (d)  a_i, n_i in nats a token
 };
@@ -32,7 +25,7 @@ struct Prices {
 // One head's keys or values in its basis: coordinates of unit spread, the most dearly priced first:
 // by noise where they are coded, else by what dropping them costs.
 struct PricedUnit {
-    Pricing how;
+    bool coded = true;  // coordinates are rounded to few bits; else stored as elements or dropped
     Metric metric;
     Matrix moment;                      // (d, d)  mean kᵀk, of which the spread is
     Matrix Q;                           // (d, d)
@@ -47,8 +40,9 @@ struct PricedUnit {
     void turn_to(const Matrix& Q);  // spread, encode and decode follow
 };
 
-// The basis: eigenvectors of S C S with S² = Σ gᵀg, g of the queries that find tokens compressed.
-PricedUnit price_unit(const PriceSamples& samples, size_t unit, const Pricing& how, DType dtype);
+// The basis: eigenvectors of S C S with S² = Σ gᵀg and C = Σ ‖g‖² kᵀk, g of the queries that find
+// tokens compressed.
+PricedUnit price_unit(const PriceSamples& samples, size_t unit, bool coded, DType dtype);
 // The same unit's prices by other samples, in the basis that it has: (1 − share) old + share new.
 void price_again(PricedUnit& priced, const PriceSamples& samples, size_t unit, double share,
                  DType dtype);

@@ -308,7 +308,7 @@ int calibrate_bases(const Args& args) {
     Partial partial(args.output);
     Model model = Model::open(args.model, backend_options(args), args.threads);
     model.backend->exact = args.exact;
-    CalibrationText text = read_texts(args, files);
+    CalibrationText text = read_texts(args, files, options.sequence);
 
     CalibrationResult result;
     {

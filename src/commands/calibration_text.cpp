@@ -61,7 +61,8 @@ static void add_file(std::vector<NamedText>& texts, const std::string& path, con
         check(!one.ids.empty(), "%s: empty, expected a text to learn from", one.name.c_str());
 }
 
-CalibrationText read_texts(const Args& args, const std::vector<std::string>& files) {
+CalibrationText read_texts(const Args& args, const std::vector<std::string>& files,
+                           int sequence) {
     Tokenizer tokenizer = Tokenizer::open(args.model);
     CalibrationText all;
     for (const std::string& path : files)
@@ -71,8 +72,8 @@ CalibrationText read_texts(const Args& args, const std::vector<std::string>& fil
         return all;
     }
     for (NamedText& one : all.learn) {
-        size_t tenth = one.ids.size() / 10, most = size_t(args.context ? args.context : 512);
-        size_t held = std::min(std::max(tenth, most), one.ids.size() / 3);
+        size_t tenth = one.ids.size() / 10, third = one.ids.size() / 3;
+        size_t held = std::min(std::max(tenth, size_t(sequence)), third);
         all.held_out.push_back({one.name, {one.ids.end() - ptrdiff_t(held), one.ids.end()}});
         one.ids.resize(one.ids.size() - held);
     }

@@ -11,8 +11,8 @@ std::vector<std::string> calibration_files(const Args& args);
 
 // Each file is a text, or several: marked_text.h. Conversations are in the form of --template or of
 // the model's folder; a folder without one, or with one that is not known, gets them as plain text.
-// The last tenth of each text is held out (of a short one more, as one sequence must fit) unless
-// --holdout names another. Error where one is empty.
-CalibrationText read_texts(const Args& args, const std::vector<std::string>& files);
+// The last tenth of each text is held out (of a short one more, as one sequence of that many tokens
+// must fit) unless --holdout names another. Error where one is empty.
+CalibrationText read_texts(const Args& args, const std::vector<std::string>& files, int sequence);
 
 }  // namespace stief
