@@ -39,11 +39,20 @@ __global__ void causal_softmax_backward_kernel(float* dp, const float* p, const 
         dp[s] = s < visible ? p[s] * (dp[s] - shift) * scale : 0.0f;
 }
 
-// grid a row, block 256. Writes what is zeroed.
-__global__ void zero_near_kernel(float* p, int m, int S, int first, int distance) {
-    int nearest = first + int(blockIdx.x) / m - distance + 1;
-    p += size_t(blockIdx.x) * size_t(S);
-    for (int s = max(nearest, 0) + int(threadIdx.x); s < S; s += int(blockDim.x)) p[s] = 0;
+// grid a row, block 256.
+__global__ void copy_distances_kernel(Scores to, Scores from, int m, int first, int lo, int hi,
+                                      bool zero_others) {
+    int query = first + int(blockIdx.x) / m;
+    float* out = to.data + size_t(blockIdx.x) * size_t(to.count);
+    const float* in = from.data + size_t(blockIdx.x) * size_t(from.count);
+    for (int i = int(threadIdx.x); i < to.count; i += int(blockDim.x)) {
+        int distance = query - to.first - i, there = to.first + i - from.first;
+        bool taken = lo <= distance && distance < hi && there >= 0 && there < from.count;
+        if (taken)
+            out[i] = in[there];
+        else if (zero_others)
+            out[i] = 0;
+    }
 }
 
 // One thread an element.
@@ -108,8 +117,10 @@ void CudaBackward::causal_softmax_backward(float* dp, const float* p, const floa
            dp, p, out, dout, m, S, first, d, scale);
 }
 
-void CudaBackward::zero_near(float* p, int T, int m, int S, int first, int distance) {
-    launch(zero_near_kernel, dim3(unsigned(T * m)), BLOCK, 0, gpu.queue, p, m, S, first, distance);
+void CudaBackward::copy_distances(const Scores& to, const Scores& from, int T, int m, int first,
+                                  int lo, int hi, bool zero_others) {
+    launch(copy_distances_kernel, dim3(unsigned(T * m)), BLOCK, 0, gpu.queue, to, from, m, first, lo,
+           hi, zero_others);
 }
 
 void CudaBackward::swiglu_backward(float* dgate, float* dup, const float* dh, const float* gate,

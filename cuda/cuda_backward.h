@@ -13,7 +13,8 @@ struct CudaBackward final : Backward {
     void causal_softmax(float* p, int T, int m, int S, int first, float scale) override;
     void causal_softmax_backward(float* dp, const float* p, const float* out, const float* dout,
                                  int T, int m, int S, int first, int d, float scale) override;
-    void zero_near(float* p, int T, int m, int S, int first, int distance) override;
+    void copy_distances(const Scores& to, const Scores& from, int T, int m, int first, int lo,
+                        int hi, bool zero_others) override;
     void swiglu_backward(float* dgate, float* dup, const float* dh, const float* gate,
                          const float* up, int T, int F) override;
     void rmsnorm_backward(float* dx, const float* dz, const float* x, const Weight& w, float eps,

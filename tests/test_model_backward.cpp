@@ -53,7 +53,7 @@ double inner(const Floats& a, const Floats& b) {
 Cut nudge(const Matrix& A, double epsilon) {
     Matrix E = identity(A.rows);
     add_scaled(E, epsilon, A);
-    return {to_floats(E), to_floats(identity(A.rows)), {}, RowFormat::whole(int(A.rows))};
+    return {to_floats(E), to_floats(identity(A.rows)), {}, {RowFormat::whole(int(A.rows))}};
 }
 
 Matrix some_matrix(size_t d, uint64_t seed) {
@@ -112,7 +112,7 @@ TEST_CASE("the gradient of every head's keys and values is the logits' central d
                         Matrix Q = qr(some_matrix(d, 10 * l + g)).Q;
                         cut->encode = to_floats(Q), cut->decode = to_floats(transpose(Q));
                         cut->weight.assign(d, 1.0f);
-                        cut->format = RowFormat::whole(cut == &cuts[l].k[g] ? 5 : 3);
+                        cut->format = {RowFormat::whole(cut == &cuts[l].k[g] ? 5 : 3)};
                     }
                 }
             whole.forward(cuts);

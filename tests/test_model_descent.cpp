@@ -33,7 +33,7 @@ struct Tried {
     Sequences text;
     std::vector<float> rotation;
     std::vector<PricedUnit> units;
-    std::vector<RowFormat> formats;
+    std::vector<std::vector<RowFormat>> formats;  // (units, ages)
     bool rotated;
 
     Tried(const Variant& variant, bool after_rotation, int sequences) : rotated(after_rotation) {
@@ -59,13 +59,14 @@ struct Tried {
             unit.moment = times_transposed(B, B);
             unit.compressed.noise.assign(d, 1);
             unit.turn_to(qr(some_matrix(d, 70 + u)).Q);
-            formats.push_back(RowFormat::whole(u % 3 ? 5 : 3));
+            formats.push_back({RowFormat::whole(u % 3 ? 5 : 3)});
         }
     }
-    std::vector<int> kept() const {
-        std::vector<int> all;
-        for (const RowFormat& format : formats) all.push_back(format.kept());
-        return all;
+    // Rows are whole for queries nearer than 3, and keep 7 or 6 coordinates for those nearer than 9.
+    void age(LayerPass& pass) {
+        pass.split_by_distance({3, 9});
+        for (size_t u = 0; u < units.size(); u++)
+            formats[u].insert(formats[u].begin(), RowFormat::whole(u % 2 ? 6 : 7));
     }
     std::vector<LayerCuts> cuts() const {
         const Config& c = model.config;
@@ -109,16 +110,20 @@ double divergence(const Floats& a, const Floats& b, size_t V) {
 
 TEST_CASE("the gradient of the divergence by every basis is its central difference") {
     for (const Variant& variant : groups())
-        for (bool rotated : {false, true}) {
+        for (int way : {0, 1, 2, 3}) {
+            bool rotated = way & 1, aged = way & 2;
             CAPTURE(variant.group);
             CAPTURE(rotated);
+            CAPTURE(aged);
             Tried tried(variant, rotated, 1);
             const Config& c = tried.model.config;
             LayerPass pass(tried.model, Tried::T, tried.rotation);
+            if (aged) tried.age(pass);
             ModelBackward back(pass, Tried::T);
             ModelDescent descent(back, tried.text, tried.scratch.path("."), [] {});
             std::vector<LayerCuts> cuts = tried.cuts();
-            std::vector<LayerGradient> gradient(size_t(c.L), LayerGradient(c));
+            std::vector<std::vector<LayerGradient>> gradient(
+                size_t(c.L), std::vector<LayerGradient>(pass.ages(), LayerGradient(c)));
             back.run_divergence(tried.text.ids[0], tried.text.step(0), cuts, descent.full.data,
                                 [&](int l) {
                                     pass.add_basis_gradient(cuts[size_t(l)], gradient[size_t(l)]);
@@ -128,12 +133,9 @@ TEST_CASE("the gradient of the divergence by every basis is its central differen
             constexpr double EPSILON = 1e-3;
             Doubles got, want;
             for (size_t u = 0; u < tried.units.size(); u++) {
-                const LayerGradient& of = gradient[u / 2 / size_t(c.G)];
-                size_t g = u / 2 % size_t(c.G);
                 PricedUnit before = tried.units[u];
-                Matrix G = basis_gradient(before, (u % 2 ? of.v : of.k)[g],
-                                          (u % 2 ? of.stored_v : of.stored_k)[g],
-                                          tried.formats[u].kept());
+                Matrix G = basis_gradient(before, gradient[u / 2 / size_t(c.G)],
+                                          u / 2 % size_t(c.G), u % 2, tried.formats[u]);
                 Matrix A = some_matrix(size_t(c.d), 100 + u), W = A;  // skew
                 add_scaled(W, -1, transpose(A));
                 Matrix along = times(W, before.Q);  // dQ/dτ at τ = 0 is −W Q
@@ -154,17 +156,20 @@ TEST_CASE("the gradient of the divergence by every basis is its central differen
 
 TEST_CASE("descent lowers the divergence on what it learns from, at ranks and at codes") {
     Variant cpu{"cpu", {.name = "cpu"}, 2, {}, false};
-    for (bool coded : {false, true}) {
+    for (int way : {0, 1, 2}) {
+        bool coded = way > 0, aged = way == 2;
         CAPTURE(coded);
+        CAPTURE(aged);
         Tried tried(cpu, false, 6);
         if (coded)
-            for (RowFormat& format : tried.formats) format.count = {0, 0, 0, 0, 0, 0, 8, 0};
+            for (auto& format : tried.formats) format[0].count = {0, 0, 0, 0, 0, 0, 8, 0};
         LayerPass pass(tried.model, Tried::T, tried.rotation);
+        if (aged) tried.age(pass);
         ModelBackward back(pass, Tried::T);
         ModelDescent descent(back, tried.text, tried.scratch.path("."), [] {});
         EndToEnd measured(pass, tried.text, 6);
         double before = measured.measure(tried.cuts()).divergence.mean;
-        descent.run(tried.units, tried.kept(), [&] { return tried.cuts(); }, {60, 6, 0.1, 1},
+        descent.run(tried.units, tried.formats, [&] { return tried.cuts(); }, {60, 6, 0.1, 1},
                     [] {});
         double after = measured.measure(tried.cuts()).divergence.mean;
         CHECK(after < before);

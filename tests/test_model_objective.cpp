@@ -1,6 +1,8 @@
 // Formats by prices of the model's own prediction: calibrate --objective model.
 #include "calibrate/allocation.h"
 #include "calibrate/calibrate.h"
+#include "calibrate/compare.h"
+#include "calibrate/end_to_end.h"
 #include "calibrate/partial.h"
 #include "calibrate/prices.h"
 #include "tiny_model.h"
@@ -62,17 +64,7 @@ TEST_CASE("calibrate by prices keeps to its bytes, and what it measured is what 
 
                 // The layer pass with these cuts against the cache with these bases: one text, the
                 // first 4 tokens exact and no others.
-                std::vector<LayerCuts> cuts(size_t(c.L), LayerCuts(c, keys[1] == 'o'));
-                for (size_t l = 0; l < size_t(c.L); l++) {
-                    cuts[l].sinks = 4;
-                    for (size_t g = 0; g < size_t(c.G); g++)
-                        for (bool values : {false, true}) {
-                            const Bases::Layer& from = bases.layer[l];
-                            const HeadBasis& head = (values ? from.v : from.k)[g];
-                            (values ? cuts[l].v : cuts[l].k)[g] = {
-                                head.encode, head.decode, head.weight, head.format[0]};
-                        }
-                }
+                std::vector<LayerCuts> cuts = cuts_of(bases, c, 4, DType::F16);
                 Sequences one;
                 one.T = 24;
                 one.ids = {{tried.text.held_out[0].ids.begin(), tried.text.held_out[0].ids.begin() + 24}};
@@ -124,6 +116,38 @@ TEST_CASE("ages: each keeps to its bytes, and what is written is what was measur
     Measured again = measure(tested, &reference, tried.text.held_out[0].ids,
                              {.name = Protocol::Chunks, .context = o.sequence, .limit = 4}, {});
     CHECK(again.divergence.mean == result.measured.divergence.mean);
+}
+
+TEST_CASE("the layer pass with ages against the cache with ages, over two blocks of queries") {
+    for (const char* keys : {"pre", "post"})
+        for (int recent : {0, 6}) {
+            CAPTURE(keys);
+            CAPTURE(recent);
+            Tried tried;
+            CalibrationOptions& o = tried.options;
+            o.keys = keys, o.recent = recent, o.ages = {8, 30}, o.age_bits = {8, 4}, o.sequence = 60;
+            CalibrationResult result = tried.run();
+            const Config& c = tried.model.config;
+            constexpr int T = 300;
+            Sequences one;
+            one.T = T, one.pos = {0};
+            one.ids = {{tried.text.learn[0].ids.begin(), tried.text.learn[0].ids.begin() + T}};
+            std::vector<float> rotation = rotation_table(c, T);
+            LayerPass pass(tried.model, T, rotation);
+            pass.split_by_distance({recent, 8, 30});
+            EndToEnd end_to_end(pass, one, 1);
+            std::vector<LayerCuts> cuts = cuts_of(result.bases, c, o.sinks, o.cache);
+            double a = end_to_end.measure(cuts).divergence.mean;
+            Transformer transformer(tried.model, T);
+            KvCache cut(*tried.model.backend, c, T, DType::F16, &result.bases);
+            KvCache full(*tried.model.backend, c, T, DType::F32);
+            Runner tested{transformer, cut, true}, reference{transformer, full, true};
+            double b = measure(tested, &reference, one.ids[0],
+                               {.name = Protocol::Chunks, .context = T}, {})
+                           .divergence.mean;
+            CHECK(a > 0);
+            CHECK(std::abs(a - b) <= 0.02 * a + 1e-7);
+        }
 }
 
 TEST_CASE("a run by prices that is killed and resumed gives the bases of an uninterrupted one") {

@@ -21,6 +21,12 @@ struct Gram {
     int rows, d;
 };
 
+// Something for each of T·m queries and each of `count` keys from the key `first` on.
+struct Scores {
+    float* data;  // (T·m, count)
+    int first, count;
+};
+
 // Q ← (I + τ/2 W)⁻¹ (I − τ/2 W) Q for a skew W.
 struct Turn {
     Matrix* Q;        // host  (d, d)
@@ -42,9 +48,10 @@ struct Backward {
                                          const float* out,   // (T·m, d)  O = P V
                                          const float* dout,  // (T·m, d)  dO
                                          int T, int m, int S, int first, int d, float scale) = 0;
-    // Entries of keys nearer than that are zeroed: p_ts where (first + t / m) − s < distance.
-    virtual void zero_near(float* p,  // (T·m, S)  in place
-                           int T, int m, int S, int first, int distance) = 0;
+    // to_ts ← from_ts where lo ≤ (first + t / m) − s < hi and both have key s; other entries of
+    // `to` are zeroed or left. The two may be the same.
+    virtual void copy_distances(const Scores& to, const Scores& from, int T, int m, int first,
+                                int lo, int hi, bool zero_others) = 0;
     // For h = silu(gate) ⊙ up, σ = 1 / (1 + e^−gate):
     //     dgate = dh ⊙ up ⊙ σ (1 + gate (1 − σ)),  dup = dh ⊙ silu(gate)
     virtual void swiglu_backward(float* dgate, float* dup,            // (T, F) ×2

@@ -31,7 +31,7 @@ std::vector<LayerCuts> cuts_of(const Bases& bases, const Config& c, int sinks, D
             for (bool values : {false, true}) {
                 const HeadBasis& head = (values ? from.v : from.k)[g];
                 (values ? layer.v : layer.k)[g] = {head.encode, head.decode, head.weight,
-                                                   head.format[0]};
+                                                   head.format};
             }
     }
     return cuts;

@@ -10,7 +10,7 @@ namespace stief {
 LearnedLayer eigen_attention(const Config& config, const std::vector<Matrix>& k,  // (G)  (d, d)
                              const std::vector<Matrix>& v, bool rotated, DType cache);
 
-// The layers' cuts that the cache makes with these bases (their first age), first `sinks` exact.
+// The layers' cuts that the cache makes with these bases, at each of its ages; first `sinks` exact.
 std::vector<LayerCuts> cuts_of(const Bases& bases, const Config& config, int sinks, DType cache);
 
 // Held-out text, run.compared_windows() of it, through the caches of these bases and through the full

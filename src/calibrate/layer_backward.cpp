@@ -17,15 +17,15 @@ void LayerPass::backward(const LayerCuts& cuts, const float* Y, double scale,
                          LayerGradient& gradient) {
     size_t count = size_t(T) * size_t(c.D);
     ops_back->scaled_difference(dy, out, target(Y), float(2 * scale), count);
-    pull_back();
+    pull_back(cuts);
     to_gradient(cuts, gradient);
 }
 
 // dy: in dŶ, out dx1; dk of rotated keys, dv; with queries dheads: of rotated queries.
-void LayerPass::pull_back(bool queries) {
+void LayerPass::pull_back(const LayerCuts& cuts, bool queries) {
     back_through_mlp();
     model.backend->matmul_transposed(datt, dy, model.layer[size_t(l)].wo, T);
-    for (int g = 0; g < c.G; g++) back_through_attention(g, queries);
+    for (int g = 0; g < c.G; g++) back_through_attention(cuts, g, queries);
 }
 
 // dy: in dŶ, out dx1.
@@ -40,65 +40,11 @@ void LayerPass::back_through_mlp() {
     ops_back->rmsnorm_backward(dy, dxn, x1, w.ffn_norm, c.norm_eps, T);
 }
 
-void LayerPass::back_through_attention(int g, bool queries) {
-    size_t d = size_t(c.d), t = size_t(T), wide = size_t(m) * d, side = size_t(g) * t * d;
-    float* dheads_g = dheads + size_t(g) * t * wide;
-    ops_back->copy_rows(dheads_g, wide, datt + size_t(g) * wide, size_t(c.H) * d, t, wide);
-    ops_back->zero(dk + side, t * d);
-    ops_back->zero(dv + side, t * d);
-    for (size_t i = 0; i < distances.size(); i++) {
-        ops_back->zero(dk_from[i] + side, t * d);
-        ops_back->zero(dv_from[i] + side, t * d);
-    }
-    float scale = float(1 / std::sqrt(double(c.d)));
-
-    for_blocks(T, m, [&](const Block& b) {
-        int rows = b.tokens * m;
-        size_t first = size_t(b.first) * wide, here = size_t(g) * t * wide + first;
-        const float* pb = p + size_t(g) * block_floats(T, m) + b.offset;
-        Weight values{v_cut + side, DType::F32, b.seen, c.d};
-        model.backend->matmul(dp, dheads_g + first, values, rows, false);  // dP = dO ṽᵀ
-        ops_back->causal_softmax_backward(dp, pb, heads + here, dheads_g + first, b.tokens, m,
-                                          b.seen, b.first, c.d, scale);
-        ops_back->add_transposed_product(dv + side, pb, dheads_g + first, rows, b.seen, c.d);
-        ops_back->add_transposed_product(dk + side, dp, q + here, rows, b.seen, c.d);
-        Weight keys{k_cut + side, DType::F32, b.seen, c.d};
-        float* dq = att;  // free on the way back
-        if (queries) model.backend->matmul_transposed(dq, dp, keys, rows);
-        split_block(g, b, here);
-        if (queries) ops_back->copy(dheads_g + first, dq, size_t(rows) * d);
-    });
-}
-
-// What is asked of keys and values from each distance on: p and dp lose what is nearer.
-void LayerPass::split_block(int g, const Block& b, size_t here) {
-    float* pb = p + size_t(g) * block_floats(T, m) + b.offset;
-    size_t side = size_t(g) * size_t(T) * size_t(c.d);
-    int rows = b.tokens * m;
-    for (size_t i = 0; i < distances.size(); i++) {
-        for (float* of : {pb, dp})
-            ops_back->zero_near(of, b.tokens, m, b.seen, b.first, distances[i]);
-        ops_back->add_transposed_product(dv_from[i] + side, pb, dheads + here, rows, b.seen, c.d);
-        ops_back->add_transposed_product(dk_from[i] + side, dp, q + here, rows, b.seen, c.d);
-    }
-}
-
-void LayerPass::split_by_distance(const std::vector<int>& from) {
-    distances = from;
-    size_t each = size_t(c.G) * size_t(most) * size_t(c.d);
-    split = Buffer(*model.backend, 2 * from.size() * each * sizeof(float), "gradients by distance");
-    dk_from.clear(), dv_from.clear();
-    for (size_t i = 0; i < from.size(); i++) {
-        dk_from.push_back(split.f32() + 2 * i * each);
-        dv_from.push_back(split.f32() + (2 * i + 1) * each);
-    }
-}
-
 // dx ← dx (E_r D_r)ᵀ for the tokens that are cut to the first r coordinates.
-void LayerPass::back_through_cut(float* dx, const Cut& cut, int sinks) {
+void LayerPass::back_through_cut(float* dx, const Cut& cut, const RowFormat& format, int sinks) {
     size_t d = size_t(c.d), whole = size_t(std::min(T, sinks)), count = (size_t(T) - whole) * d;
-    int r = cut.format.kept();
-    if (cut.encode.empty() || r == c.d) return;
+    int r = format.kept();
+    if (r == c.d) return;
     ops_back->zero(latent, count);
     if (r == 0) return ops_back->copy(dx + whole * d, latent, count);
     Weight D{decode_staged.read(cut.decode.data(), d * d), DType::F32, r, c.d};
@@ -108,6 +54,27 @@ void LayerPass::back_through_cut(float* dx, const Cut& cut, int sinks) {
     Weight E{cut_staged.read(stored.data(), stored.size()), DType::F32, c.d, r};
     model.backend->matmul(latent, dx + whole * d, D, T - int(whole), false);
     model.backend->matmul(dx + whole * d, latent, E, T - int(whole), false);
+}
+
+// to ← what queries ask that find head rows at that age; from: dk_from or dv_from
+void LayerPass::of_age(float* to, const std::vector<float*>& from, size_t age, size_t side) {
+    size_t count = size_t(T) * size_t(c.d);
+    if (age + 1 == from.size()) return ops_back->copy(to, from[age] + side, count);
+    ops_back->scaled_difference(to, from[age] + side, from[age + 1] + side, 1, count);
+}
+
+// dx: of all queries. What each age does not store passes nothing on.
+void LayerPass::back_through_cuts(float* dx, const std::vector<float*>& from, size_t side,
+                                  const Cut& cut, int sinks) {
+    if (cut.nothing()) return;
+    if (distances.empty()) return back_through_cut(dx, cut, cut.oldest(), sinks);
+    size_t count = size_t(T) * size_t(c.d);
+    ops_back->scaled_difference(dx, dx, from[0] + side, 1, count);
+    for (size_t age = 0; age < ages(); age++) {
+        of_age(part, from, age, side);
+        back_through_cut(part, cut, cut.format[age], sinks);
+        ops_back->add(dx, part, count);
+    }
 }
 
 // From dq, dk and dv to dy, which has dx1 so far: out ∂/∂x. Scratch: datt, att, heads.
@@ -121,9 +88,9 @@ void LayerPass::back_through_projections(const LayerCuts& cuts) {
     for (size_t g = 0; g < G; g++) {
         float *dq_g = dheads + g * t * wide, *dk_g = dkv + g * t * d, *dv_g = dk_g + G * t * d;
         ops_back->rope_backward(dq_g, turns, m, c.d, at);
-        back_through_cut(dk_g, cuts.k[g], cuts.sinks);
+        back_through_cuts(dk_g, dk_from, g * t * d, cuts.k[g], cuts.sinks);
         if (cuts.rotated) ops_back->rope_backward(dk_g, turns, 1, c.d, at);
-        back_through_cut(dv_g, cuts.v[g], cuts.sinks);
+        back_through_cuts(dv_g, dv_from, g * t * d, cuts.v[g], cuts.sinks);
         ops_back->copy_rows(datt + g * wide, size_t(c.H) * d, dq_g, wide, t, wide);
         ops_back->copy_rows(keys + g * d, G * d, dk_g, d, t, d);
         ops_back->copy_rows(values + g * d, G * d, dv_g, d, t, d);
@@ -139,7 +106,7 @@ void LayerPass::back_through_projections(const LayerCuts& cuts) {
 void LayerPass::back_to_input(const LayerCuts& cuts, float* dx) {
     size_t rows = size_t(T) * size_t(c.D), each = size_t(T) * size_t(c.d);
     ops_back->copy(dy, dx, rows);
-    pull_back(true);
+    pull_back(cuts, true);
     for (size_t g = 0; g < size_t(c.G) && !cuts.rotated; g++) {
         ops_back->rope_backward(dk + g * each, turns, 1, c.d, at);
         for (float* far : dk_from) ops_back->rope_backward(far + g * each, turns, 1, c.d, at);
@@ -149,24 +116,30 @@ void LayerPass::back_to_input(const LayerCuts& cuts, float* dx) {
 }
 
 // Tokens whose rows are whole in any case ask nothing of the basis.
-void LayerPass::add_basis_gradient(const LayerCuts& cuts, LayerGradient& gradient) {
-    size_t d = size_t(c.d), each = size_t(T) * d, G = size_t(c.G);
+void LayerPass::add_basis_gradient(const LayerCuts& cuts, std::vector<LayerGradient>& gradient) {
+    size_t d = size_t(c.d), each = size_t(T) * d;
     int whole = std::min(T, cuts.sinks);
     size_t skip = size_t(whole) * d;
-    std::vector<Gram> all;
-    for (bool values : {false, true})
-        for (size_t g = 0; g < G; g++) {
-            const Cut& cut = (values ? cuts.v : cuts.k)[g];
-            if (cut.encode.empty() || cut.format.kept() == 0) continue;
-            const float* from = (values ? v : cuts.rotated ? k_rotated : k) + g * each;
-            const float* asked = (values ? dv : dk) + g * each + skip;
-            float* latents = dkv + (g + (values ? G : 0)) * each;
-            store(latents, from, cut, cuts);
-            all.push_back({&(values ? gradient.v : gradient.k)[g], from + skip, asked, T - whole, c.d});
-            all.push_back({&(values ? gradient.stored_v : gradient.stored_k)[g], latents + skip, asked,
-                           T - whole, c.d});
+    auto add = [&](bool values, size_t g, const Cut& cut, size_t age) {
+        const float* from = (values ? v : cuts.rotated ? k_rotated : k) + g * each;
+        const float* asked = (values ? dv : dk) + g * each;
+        if (!distances.empty()) {
+            of_age(part, values ? dv_from : dk_from, age, g * each);
+            asked = part;
         }
-    ops_back->add_grams(all);
+        store(dkv, from, cut, cut.format[age], cuts);
+        LayerGradient& sum = gradient[age];
+        Gram both[] = {
+            {&(values ? sum.v : sum.k)[g], from + skip, asked + skip, T - whole, c.d},
+            {&(values ? sum.stored_v : sum.stored_k)[g], dkv + skip, asked + skip, T - whole, c.d}};
+        ops_back->add_grams(both);
+    };
+    for (bool values : {false, true})
+        for (size_t g = 0; g < size_t(c.G); g++) {
+            const Cut& cut = (values ? cuts.v : cuts.k)[g];
+            for (size_t age = 0; !cut.nothing() && age < ages(); age++)
+                if (cut.format[age].kept() > 0) add(values, g, cut, age);
+        }
 }
 
 void LayerPass::to_gradient(const LayerCuts& cuts, LayerGradient& gradient) {

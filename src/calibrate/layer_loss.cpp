@@ -13,7 +13,7 @@ namespace stief {
 Cut cut_to_rank(const Matrix& Q, const Metric& metric, size_t r) {
     if (r >= Q.cols) return {};
     return {to_floats(encode(Q, metric)), to_floats(decode(Q, metric)), {},
-            RowFormat::whole(int(r))};
+            {RowFormat::whole(int(r))}};
 }
 
 LayerGradient::LayerGradient(const Config& config)
@@ -50,6 +50,7 @@ size_t LayerArrays::place(const Config& c, int most, float* first) {
     take(t * F, {&gate, &up, &h, &dh, &dgate, &dup});
     take(size_t(c.G) * block_floats(most, m), {&p});
     take(size_t(BLOCK) * size_t(m) * t, {&dp});
+    take(std::max(size_t(BLOCK) * size_t(m), size_t(c.d)) * t, {&part});
     return arena.used / sizeof(float);
 }
 
@@ -136,52 +137,47 @@ void LayerPass::begin_on_backend(int layer, const float* input, const Step& step
 }
 
 // latents ← unpack(pack(from E))
-void LayerPass::store(float* latents, const float* from, const Cut& cut, const LayerCuts& cuts) {
+void LayerPass::store(float* latents, const float* from, const Cut& cut, const RowFormat& format,
+                      const LayerCuts& cuts) {
     size_t d = size_t(c.d);
     int whole = std::min(T, cuts.sinks);
     Weight E{cut_staged.read(cut.encode.data(), d * d), DType::F32, c.d, c.d};
     model.backend->matmul_transposed(latents, from, E, T);
     ops_back->round_rows(latents, nullptr, RowFormat::whole(c.d), cuts.dtype, whole, c.d);
     ops_back->round_rows(latents + size_t(whole) * d, cut.weight.empty() ? nullptr : cut.weight.data(),
-                         cut.format, cuts.dtype, T - whole, c.d);
+                         format, cuts.dtype, T - whole, c.d);
 }
 
 // to ← unpack(pack(from E)) D
-void LayerPass::cut_side(float* to, const float* from, const Cut& cut, const LayerCuts& cuts) {
+void LayerPass::cut_side(float* to, const float* from, const Cut& cut, const RowFormat* format,
+                         const LayerCuts& cuts) {
     size_t d = size_t(c.d);
     Backend& ops = *model.backend;
     if (cut.nothing()) return ops_back->copy(to, from, size_t(T) * d);
-    store(latent, from, cut, cuts);
+    store(latent, from, cut, format ? *format : RowFormat::whole(c.d), cuts);
     Weight D{decode_staged.read(cut.decode.data(), d * d), DType::F32, c.d, c.d};
     ops.matmul_transposed(to, latent, D, T);
 }
 
-void LayerPass::cut_head(const LayerCuts& cuts, int g) {
+// Rows of head g at an age; −1: whole.
+void LayerPass::cut_to(float* to_k, float* to_v, const LayerCuts& cuts, int g, int age) {
     size_t side = size_t(g) * size_t(T) * size_t(c.d);
-    const Cut& cut_k = cuts.k[size_t(g)];
+    auto format = [&](const Cut& cut) {
+        return age < 0 || cut.nothing() ? nullptr : &cut.format[size_t(age)];
+    };
+    const Cut &cut_k = cuts.k[size_t(g)], &cut_v = cuts.v[size_t(g)];
     bool before = !cuts.rotated && !cut_k.nothing();  // cut, then rotated
-    cut_side(k_cut + side, (before ? k : k_rotated) + side, cut_k, cuts);
-    if (before) model.backend->rope(k_cut + side, nullptr, turns, 1, 0, c.d, at);
-    cut_side(v_cut + side, v + side, cuts.v[size_t(g)], cuts);
+    cut_side(to_k + side, (before ? k : k_rotated) + side, cut_k, format(cut_k), cuts);
+    if (before) model.backend->rope(to_k + side, nullptr, turns, 1, 0, c.d, at);
+    cut_side(to_v + side, v + side, cut_v, format(cut_v), cuts);
 }
 
-// heads_g = softmax(q_g k̃_gᵀ / √d) ṽ_g, and its columns of att.
-void LayerPass::attend(int g) {
-    Backend& ops = *model.backend;
-    size_t d = size_t(c.d), t = size_t(T), wide = size_t(m) * d, side = size_t(g) * t * d;
-    const float* qg = q + size_t(g) * t * wide;
-    float* heads_g = heads + size_t(g) * t * wide;
-    float scale = float(1 / std::sqrt(double(c.d)));
-    for_blocks(T, m, [&](const Block& b) {
-        float* pb = p + size_t(g) * block_floats(T, m) + b.offset;
-        size_t first = size_t(b.first) * wide;
-        Weight keys{k_cut + side, DType::F32, b.seen, c.d};
-        Weight values{v_cut + side, DType::F32, b.seen, c.d};
-        ops.matmul(pb, qg + first, keys, b.tokens * m, false);
-        ops_back->causal_softmax(pb, b.tokens, m, b.seen, b.first, scale);
-        ops.matmul_transposed(heads_g + first, pb, values, b.tokens * m);
-    });
-    ops_back->copy_rows(att + size_t(g) * wide, size_t(c.H) * d, heads_g, wide, t, wide);
+void LayerPass::cut_head(const LayerCuts& cuts, int g) {
+    for (const Cut* cut : {&cuts.k[size_t(g)], &cuts.v[size_t(g)]})
+        assert(cut->nothing() || cut->format.size() == ages());
+    cut_to(k_cut, v_cut, cuts, g, int(ages()) - 1);
+    for (size_t i = 0; has_near(cuts, g) && i < near.size(); i++)
+        cut_to(near[i].k, near[i].v, cuts, g, int(i) - 1);
 }
 
 // From the heads to the layer's output.
@@ -204,14 +200,14 @@ void LayerPass::finish() {
 void LayerPass::forward(const LayerCuts& cuts) {
     for (int g = 0; g < c.G; g++) {
         cut_head(cuts, g);
-        attend(g);
+        attend(cuts, g);
     }
     finish();
 }
 
 void LayerPass::change(const LayerCuts& cuts, int g) {
     cut_head(cuts, g);
-    attend(g);
+    attend(cuts, g);
     finish();
 }
 

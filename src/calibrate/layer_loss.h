@@ -11,6 +11,7 @@
 // 0.62 GiB of all else (positions' rotations and the last logits too): 1.55 GiB, which goes into 24
 // GB beside 15 GiB of weights.
 #pragma once
+#include <algorithm>
 #include <vector>
 
 #include "backend/backward.h"
@@ -27,9 +28,10 @@ namespace stief {
 struct Cut {
     std::vector<float> encode, decode;  // (d, d) ×2  c = k E, in order of the format
     std::vector<float> weight;          // (kept), or none: of pack_row
-    RowFormat format;
+    std::vector<RowFormat> format;      // of each age, the youngest first; one: of all
 
     bool nothing() const { return encode.empty(); }
+    const RowFormat& oldest() const { return format.back(); }
 };
 // r elements and no codes: what is optimised is P but for their rounding. r = d: empty.
 Cut cut_to_rank(const Matrix& Q, const Metric& metric, size_t r);
@@ -45,7 +47,7 @@ struct LayerCuts {
 };
 
 // kᵀ ∂Δ/∂k̃ and vᵀ ∂Δ/∂ṽ of each kv head; k as it is cut, before or after rotation. Of coded rows
-// also c̃ᵀ ∂Δ/∂k̃ and c̃ᵀ ∂Δ/∂ṽ with c̃ what is stored.
+// also c̃ᵀ ∂Δ/∂k̃ and c̃ᵀ ∂Δ/∂ṽ with c̃ what is stored. With ages: of the queries that find k̃ at one.
 struct LayerGradient {
     std::vector<Matrix> k, v, stored_k, stored_v;  // (G)  (d, d)
     LayerGradient(const Config& config);
@@ -62,7 +64,7 @@ struct LayerArrays {
     float *k_rotated, *k_cut, *v_cut;    // (G, T, d) ×3  cut: as attention sees them
     float* latent;                       // (T, d)  one head's rows in its basis
     float *heads, *att;                  // (G, T, m, d); (T, H, d)
-    float *p, *dp;                       // (G) of blocks of rows; one block
+    float *p, *dp, *part;                // (G) of blocks of rows; one block ×2
     float *x1, *xn, *gate, *up, *h;      // (T, D) ×2; (T, F) ×3
     float* out;                          // (T, D)  Ŷ
     float *dy, *dxn, *dh, *dgate, *dup;  // (T, D) ×2; (T, F) ×3
@@ -100,12 +102,16 @@ struct LayerPass : LayerArrays {
     // ∂/∂k̃, ∂/∂ṽ in dk (before rotation unless cuts.rotated) and dv. Rounding counts as noise that
     // does not depend on x; a coordinate that is not stored passes nothing on.
     void back_to_input(const LayerCuts& cuts, float* dx);  // (T, D)
-    // From now on back_to_input also leaves the parts of dk and dv that queries at that distance or
-    // more ask for: in dk_from[i] and dv_from[i], (G, T, d), like dk and dv. Distances ascend.
+    // From now on rows have ages: queries nearer than distances[0] see them whole, those from
+    // distances[i] on in format[i] of the cuts, and back_to_input also leaves the parts of dk and dv
+    // that queries at that distance or more ask for: in dk_from[i] and dv_from[i], (G, T, d), like
+    // dk and dv. Distances ascend; none: one format for all.
     void split_by_distance(const std::vector<int>& distances);
+    size_t ages() const { return std::max<size_t>(1, distances.size()); }
+    std::vector<int> distances;
     std::vector<float*> dk_from, dv_from;
-    // gradient += that of all heads cut by formats, after back_to_input with the same cuts.
-    void add_basis_gradient(const LayerCuts& cuts, LayerGradient& gradient);
+    // gradient[age] += that of all heads cut by formats, after back_to_input with the same cuts.
+    void add_basis_gradient(const LayerCuts& cuts, std::vector<LayerGradient>& gradient);
     // sums += what the direction u of the output asks of every key and value, after forward
     // without cuts.
     void probe(const float* u,  // (T, D)
@@ -117,22 +123,37 @@ struct LayerPass : LayerArrays {
     const float* x = nullptr;      // (T, D)
     const float* turns = nullptr;  // (positions, 2, d/2)  the rotation
     Buffer arena;                  // of the arrays
-    std::vector<int> distances;    // of split_by_distance
-    Buffer split;                  // (distances, 2, G, T, d)
+    // Rows as queries at lo … hi − 1 positions see them, who are nearer than the oldest age begins.
+    struct Near {
+        int lo, hi;
+        float *k, *v;  // (G, T, d) ×2
+    };
+    std::vector<Near> near;        // the whole rows, then every age but the last
+    Buffer split;                  // (distances, 4, G, T, d)  near, dk_from, dv_from
     Staged x_staged, y_staged, cut_staged, decode_staged, rotation_staged;
     const float *y_host = nullptr, *y = nullptr;  // what y_staged holds since begin(), and where
 
     const float* target(const float* host);
-    void store(float* latents, const float* from, const Cut& cut, const LayerCuts& cuts);
-    void cut_side(float* to, const float* from, const Cut& cut, const LayerCuts& cuts);
+    void store(float* latents, const float* from, const Cut& cut, const RowFormat& format,
+               const LayerCuts& cuts);
+    void cut_side(float* to, const float* from, const Cut& cut, const RowFormat* format,
+                  const LayerCuts& cuts);
+    void cut_to(float* to_k, float* to_v, const LayerCuts& cuts, int g, int age);
     void cut_head(const LayerCuts& cuts, int g);
-    void attend(int g);
+    void attend(const LayerCuts& cuts, int g);
+    bool has_near(const LayerCuts& cuts, int g) const;
+    template <class F>
+    void for_near(const Block& block, const F& f);
+    void add_up_values(float* to, const float* p, const Block& block, int g);
     void finish();
-    void pull_back(bool queries = false);
+    void pull_back(const LayerCuts& cuts, bool queries = false);
     void back_through_mlp();
-    void back_through_attention(int g, bool queries);
+    void back_through_attention(const LayerCuts& cuts, int g, bool queries);
     void split_block(int g, const Block& block, size_t here);
-    void back_through_cut(float* dx, const Cut& cut, int sinks);
+    void of_age(float* to, const std::vector<float*>& from, size_t age, size_t side);
+    void back_through_cuts(float* dx, const std::vector<float*>& from, size_t side, const Cut& cut,
+                           int sinks);
+    void back_through_cut(float* dx, const Cut& cut, const RowFormat& format, int sinks);
     void back_through_projections(const LayerCuts& cuts);
     void to_gradient(const LayerCuts& cuts, LayerGradient& gradient);
 };

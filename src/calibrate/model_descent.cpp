@@ -20,18 +20,24 @@ ModelDescent::ModelDescent(ModelBackward& through, const Sequences& learn,
     }
 }
 
-Matrix basis_gradient(const PricedUnit& unit, const Matrix& of_rows, const Matrix& of_stored,
-                      int kept) {
-    size_t d = unit.Q.rows, r = size_t(kept);
-    Matrix G = times(times(times(unit.metric.S, of_rows), unit.metric.S_inverse), unit.Q);
-    Matrix noise = times(unit.metric.S_inverse, transpose(of_stored));
-    for (size_t i = 0; i < d; i++)
-        for (size_t j = 0; j < d; j++)
-            G(i, j) = j < r ? G(i, j) + noise(i, j) * unit.spread[j] : 0;
-    return G;
+Matrix basis_gradient(const PricedUnit& unit, const std::vector<LayerGradient>& gradient, size_t g,
+                      bool values, const std::vector<RowFormat>& format) {
+    size_t d = unit.Q.rows;
+    Matrix sum(d, d);
+    for (size_t age = 0; age < format.size(); age++) {
+        const LayerGradient& of = gradient[age];
+        const Matrix& of_rows = (values ? of.v : of.k)[g];
+        Matrix G = times(times(times(unit.metric.S, of_rows), unit.metric.S_inverse), unit.Q);
+        Matrix noise = times(unit.metric.S_inverse, transpose((values ? of.stored_v : of.stored_k)[g]));
+        for (size_t i = 0; i < d; i++)
+            for (size_t j = 0; j < size_t(format[age].kept()); j++)
+                sum(i, j) += G(i, j) + noise(i, j) * unit.spread[j];
+    }
+    return sum;
 }
 
-void ModelDescent::run(std::vector<PricedUnit>& units, const std::vector<int>& kept,
+void ModelDescent::run(std::vector<PricedUnit>& units,
+                       const std::vector<std::vector<RowFormat>>& formats,
                        const std::function<std::vector<LayerCuts>()>& cuts_now,
                        const Options& options, const std::function<void()>& progress) {
     LayerPass& pass = model.pass;
@@ -42,7 +48,8 @@ void ModelDescent::run(std::vector<PricedUnit>& units, const std::vector<int>& k
     for (const PricedUnit& unit : units) states.emplace_back(unit.Q);
     for (int t = 0; t < options.steps; t++) {
         std::vector<LayerCuts> cuts = cuts_now();
-        std::vector<LayerGradient> gradient(size_t(c.L), LayerGradient(c));
+        std::vector<std::vector<LayerGradient>> gradient(
+            size_t(c.L), std::vector<LayerGradient>(pass.ages(), LayerGradient(c)));
         for (int i = 0; i < options.batch; i++) {
             size_t s = random.below(sequences.count());
             model.run_divergence(sequences.ids[s], sequences.step(s), cuts, full.data + s * each,
@@ -54,14 +61,11 @@ void ModelDescent::run(std::vector<PricedUnit>& units, const std::vector<int>& k
         double tau = annealed(options.tau, t, options.steps);
         std::vector<StiefelTurn> turns(units.size());
         pass.threads.run(units.size(), [&](size_t u) {
-            const LayerGradient& of = gradient[u / 2 / size_t(c.G)];
-            size_t g = u / 2 % size_t(c.G);
-            bool values = u % 2;
-            turns[u] = stiefel_turn(states[u],
-                                    basis_gradient(units[u], (values ? of.v : of.k)[g],
-                                                (values ? of.stored_v : of.stored_k)[g],
-                                                kept[u]),
-                                    tau);
+            turns[u] = stiefel_turn(
+                states[u],
+                basis_gradient(units[u], gradient[u / 2 / size_t(c.G)], u / 2 % size_t(c.G), u % 2,
+                               formats[u]),
+                tau);
         });
         std::vector<Turn> all;
         for (size_t u = 0; u < units.size(); u++)

@@ -11,9 +11,9 @@
 
 namespace stief {
 
-// (18) from kᵀ∂k̃ and c̃ᵀ∂k̃.
-Matrix basis_gradient(const PricedUnit& unit, const Matrix& of_rows, const Matrix& of_stored,
-                      int kept);
+// (18) from kᵀ∂k̃ and c̃ᵀ∂k̃ of head g, summed over the ages, each with its format.
+Matrix basis_gradient(const PricedUnit& unit, const std::vector<LayerGradient>& gradient,  // (ages)
+                      size_t g, bool values, const std::vector<RowFormat>& format);        // (ages)
 
 struct ModelDescent {
     ModelBackward& model;
@@ -29,9 +29,9 @@ struct ModelDescent {
         double tau;
         uint64_t seed;
     };
-    // kept: coordinates that each unit stores. cuts(): those of the units as they are now, one
-    // LayerCuts a layer.
-    void run(std::vector<PricedUnit>& units, const std::vector<int>& kept,
+    // formats: of each unit at each age. cuts(): those of the units as they are now, one LayerCuts a
+    // layer.
+    void run(std::vector<PricedUnit>& units, const std::vector<std::vector<RowFormat>>& formats,
              const std::function<std::vector<LayerCuts>()>& cuts, const Options& options,
              const std::function<void()>& progress);
 };

@@ -19,7 +19,6 @@ struct Formats {
     std::vector<size_t> bytes;                   // (ages)  of a token
     double predicted = 0;                        // Σ prices: nats a token
 
-    const RowFormat& oldest(size_t unit) const { return format[unit].back(); }
 };
 
 struct Priced {
@@ -65,8 +64,12 @@ void for_units(const Config& c, const F& at) {
             for (bool values : {false, true}) at(l, g, values, unit_of(c, l, g, values));
 }
 
-Ages ages_of(const CalibrationRun& run) {
-    return {run.options.recent, run.options.ages};
+// Where the formats of LayerPass::split_by_distance begin; none: one format for all.
+std::vector<int> ages_of(const CalibrationOptions& o) {
+    if (o.recent == 0 && o.ages.empty()) return {};
+    std::vector<int> begins = {o.recent};
+    begins.insert(begins.end(), o.ages.begin(), o.ages.end());
+    return begins;
 }
 
 // Bytes of a token of each age, where the last keeps that share of the full cache.
@@ -80,7 +83,6 @@ std::vector<size_t> budgets(const CalibrationRun& run, const CalibrationResult& 
     return all;
 }
 
-// Every token in its oldest format.
 std::vector<LayerCuts> cuts_of(const CalibrationRun& run, const Priced& priced,
                                const Formats& formats) {
     const Config& c = run.model.config;
@@ -89,7 +91,7 @@ std::vector<LayerCuts> cuts_of(const CalibrationRun& run, const Priced& priced,
     for (LayerCuts& one : cuts) one.sinks = o.sinks, one.dtype = o.cache;
     for_units(c, [&](int l, int g, bool values, size_t u) {
         LayerCuts& layer = cuts[size_t(l)];
-        (values ? layer.v : layer.k)[size_t(g)] = cut_of(priced.unit[u], formats.oldest(u));
+        (values ? layer.v : layer.k)[size_t(g)] = cut_of(priced.unit[u], formats.format[u]);
     });
     return cuts;
 }
@@ -115,7 +117,7 @@ PriceSamples samples_at(CalibrationRun& run, ModelBackward& back,
                         const std::string& folder) {
     const CalibrationOptions& o = run.options;
     return collect_samples(back, run.learn, cuts, std::min(o.sinks, o.sequence - 1),
-                           ages_of(run), o.seed * 2 + round, folder,
+                           o.seed * 2 + round, folder,
                            [&] { run.ticker(3 * size_t(run.model.config.L)); });
 }
 
@@ -165,9 +167,7 @@ void descend(CalibrationRun& run, ModelBackward& back, const std::string& folder
     size_t passes = size_t(run.model.config.L);
     ModelDescent descent(back, run.learn, folder, [&] { run.ticker(passes); });
     Priced moved = priced;
-    std::vector<int> kept;
-    for (size_t u = 0; u < priced.unit.size(); u++) kept.push_back(formats.oldest(u).kept());
-    descent.run(moved.unit, kept, [&] { return cuts_of(run, moved, formats); },
+    descent.run(moved.unit, formats.format, [&] { return cuts_of(run, moved, formats); },
                 {o.steps, o.batch, o.tau, o.seed}, [&] { run.ticker(3 * passes); });
     if (divergence(moved, formats) < divergence(priced, formats)) priced = std::move(moved);
 }
@@ -186,7 +186,8 @@ void correct(const Config& c, EndToEnd& learnt, const std::vector<LayerCuts>& cu
             for (int g = 0; g < c.G; g++) {
                 size_t u = unit_of(c, l, g, values);
                 const PricedUnit& unit = priced.unit[u];
-                predicted += priced.scale[u] * price_of(unit, unit.all, formats.oldest(u));
+                for (size_t age = 0; age < unit.age.size(); age++)
+                    predicted += priced.scale[u] * price_of(unit, unit.age[age], formats.format[u][age]);
             }
             foretold.push_back({size_t(l), values, predicted, measured[size_t(l)][values]});
             double ratio = predicted > 0 ? measured[size_t(l)][values] / predicted : 1;
@@ -294,6 +295,7 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Parti
     run.ticker.total = (2 * run.learn.count() * 3 + descent) * size_t(c.L);
     run.ticker.phase = "prices of the full cache";
     Kept kept(run, partial, result);
+    run.pass.split_by_distance(ages_of(o));
     ModelBackward back(run.pass, o.sequence);
     std::vector<LayerCuts> none(size_t(c.L), LayerCuts(c, o.keys == "post"));
     Priced priced = kept.done ? kept.priced()
@@ -311,9 +313,7 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Parti
           o.keep, budget.back());
     EndToEnd held_out(run.pass, run.held_out, run.held_out.count());
     MeasuredKl divergence = [&](const Priced& by, const Formats& of) {
-        return (ages_of(run).split() ? measure_cache(run, bases_of(run, by, of))
-                                     : held_out.measure(cuts_of(run, by, of)))
-            .divergence.mean;
+        return held_out.measure(cuts_of(run, by, of)).divergence.mean;
     };
     run.ticker.phase = "layers alone";
     run.ticker(0);

@@ -24,7 +24,7 @@ static void add_tokens(ProbedSide& side, const float* g, const float* k, size_t 
 void LayerPass::probe(const float* u, OutputMoments& sums) {
     Backend& ops = *model.backend;
     ops.upload(dy, u, size_t(T) * size_t(c.D) * sizeof(float));
-    pull_back();
+    pull_back(LayerCuts(c, false));
     size_t d = size_t(c.d), count = size_t(T) * d, all = size_t(c.G) * count;
     std::vector<float> g(all), rows(all);
     auto add_side = [&](std::vector<ProbedSide>& side, const float* gradient, const float* of) {

@@ -11,13 +11,13 @@ static bool too_large(size_t floats) {
     return floats * sizeof(float) > available_memory() / 2;
 }
 
-PriceSamples::PriceSamples(const Config& c, size_t of_tokens, const Ages& of,
+PriceSamples::PriceSamples(const Config& c, size_t of_tokens, size_t distances,
                            const std::string& folder)
     : units(2 * size_t(c.L) * size_t(c.G)),
       tokens(of_tokens),
       d(size_t(c.d)),
-      ages(of.count()),
-      split(of.split()),
+      ages(std::max<size_t>(1, distances)),
+      split(distances > 0),
       data(units * (split ? 2 + ages : 2) * tokens * d, folder,
            too_large(units * (split ? 2 + ages : 2) * tokens * d)) {}
 
@@ -75,14 +75,12 @@ struct Collector {
 }  // namespace
 
 PriceSamples collect_samples(ModelBackward& model, const Sequences& sequences,
-                             const std::vector<LayerCuts>& cuts, int sinks, const Ages& ages,
-                             uint64_t seed, const std::string& folder,
-                             const std::function<void()>& progress) {
+                             const std::vector<LayerCuts>& cuts, int sinks, uint64_t seed,
+                             const std::string& folder, const std::function<void()>& progress) {
     LayerPass& pass = model.pass;
     const Config& c = pass.c;
     size_t T = size_t(sequences.T), first = size_t(sinks), at = 0;
-    PriceSamples samples(c, sequences.count() * (T - first), ages, folder);
-    if (ages.split()) pass.split_by_distance(ages.begins());
+    PriceSamples samples(c, sequences.count() * (T - first), pass.distances.size(), folder);
     Collector collector(pass, samples, first, T);
     Random seeds(seed);
     for (size_t s = 0; s < sequences.count(); s++, at += T - first) {
@@ -109,7 +107,6 @@ PriceSamples collect_samples(ModelBackward& model, const Sequences& sequences,
                   [&](int l) { visit(l, false), visit(l, true); });
         progress();
     }
-    if (ages.split()) pass.split_by_distance({});
     return samples;
 }
 

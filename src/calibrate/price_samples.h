@@ -5,21 +5,6 @@
 
 namespace stief {
 
-// The ages of a cache: tokens younger than recent are whole; ages[0] is where the first format ends
-// and the next begins; the last has no end.
-struct Ages {
-    int recent = 0;
-    std::vector<int> end;
-
-    size_t count() const { return end.size() + 1; }
-    bool split() const { return recent > 0 || !end.empty(); }
-    std::vector<int> begins() const {  // (count)
-        std::vector<int> at = {recent};
-        at.insert(at.end(), end.begin(), end.end());
-        return at;
-    }
-};
-
 // Keys or values of every head of every layer and their gradients, token by token; the first
 // tokens of a sequence, which the cache keeps exactly, are left out.
 struct PriceSamples {
@@ -27,7 +12,8 @@ struct PriceSamples {
     bool split;        // of g there is one part for each age beside the whole
     Activations data;  // (units, 2 + ages or 2, tokens, d)  k, g, g of each age
 
-    PriceSamples(const Config& config, size_t tokens, const Ages& ages, const std::string& folder);
+    // distances: of LayerPass::split_by_distance, how many.
+    PriceSamples(const Config& config, size_t tokens, size_t distances, const std::string& folder);
     float* k(size_t unit) const { return row(unit, 0); }
     float* g(size_t unit) const { return row(unit, 1); }  // of queries at any distance
     float* g_of_age(size_t unit, size_t age) const { return row(unit, split ? 2 + age : 1); }
@@ -43,10 +29,9 @@ inline size_t unit_of(const Config& c, int l, int g, bool values) {
     return (size_t(l) * size_t(c.G) + size_t(g)) * 2 + values;
 }
 
-// One way back through the model for each sequence, at these cuts.
+// One way back through the model for each sequence, at these cuts and the pass' ages.
 PriceSamples collect_samples(ModelBackward& model, const Sequences& sequences,
-                             const std::vector<LayerCuts>& cuts, int sinks, const Ages& ages,
-                             uint64_t seed, const std::string& folder,
-                             const std::function<void()>& progress);
+                             const std::vector<LayerCuts>& cuts, int sinks, uint64_t seed,
+                             const std::string& folder, const std::function<void()>& progress);
 
 }  // namespace stief

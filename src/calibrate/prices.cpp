@@ -248,7 +248,7 @@ Choices formats_of(const PricedUnit& unit, const Prices& prices, DType dtype) {
     }
 }
 
-Cut cut_of(const PricedUnit& unit, const RowFormat& format) {
+Cut cut_of(const PricedUnit& unit, const std::vector<RowFormat>& format) {
     return {unit.encode, unit.decode, weights_of(unit), format};
 }
 

@@ -55,6 +55,6 @@ double price_of(const PricedUnit& unit, const Prices& prices, const RowFormat& f
 
 // What an error in each stored coordinate costs, relative to the dearest: pack_row's weight.
 std::vector<float> weights_of(const PricedUnit& unit);
-Cut cut_of(const PricedUnit& unit, const RowFormat& format);
+Cut cut_of(const PricedUnit& unit, const std::vector<RowFormat>& format);  // (ages)
 
 }  // namespace stief

@@ -64,11 +64,24 @@ void CpuBackward::causal_softmax_backward(float* dp, const float* p, const float
     });
 }
 
-void CpuBackward::zero_near(float* p, int T, int m, int S, int first, int distance) {
-    cpu.for_rows(size_t(T) * size_t(m), size_t(S), [&](size_t from, size_t to) {
-        for (size_t row = from; row < to; row++) {
-            int nearest = std::clamp(first + int(row) / m - distance + 1, 0, S);
-            std::fill(p + row * size_t(S) + nearest, p + (row + 1) * size_t(S), 0.0f);
+void CpuBackward::copy_distances(const Scores& to, const Scores& from, int T, int m, int first,
+                                 int lo, int hi, bool zero_others) {
+    size_t wide = size_t(to.count);
+    cpu.for_rows(size_t(T) * size_t(m), wide, [&](size_t begin, size_t end) {
+        for (size_t row = begin; row < end; row++) {
+            int query = first + int(row) / m;  // sees keys query − hi + 1 … query − lo at lo … hi − 1
+            int near = std::max(to.first, from.first);
+            int far = std::min(to.first + to.count, from.first + from.count);
+            if (hi <= query) near = std::max(near, query - hi + 1);
+            far = std::max(near, std::min(far, query - lo + 1));
+            float* out = to.data + row * wide;
+            const float* in = from.data + row * size_t(from.count);
+            if (zero_others) {
+                std::fill(out, out + std::min(near - to.first, to.count), 0.0f);
+                std::fill(out + std::min(far - to.first, to.count), out + wide, 0.0f);
+            }
+            if (out + (near - to.first) != in + (near - from.first))
+                std::copy(in + (near - from.first), in + (far - from.first), out + (near - to.first));
         }
     });
 }
