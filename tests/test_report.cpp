@@ -128,7 +128,7 @@ TEST_CASE("several ways to cut measured at once are each what it is alone, to th
 
 TEST_CASE("several caches measured in one pass of the full one are each what it is alone") {
     Tried tried("model");
-    tried.options.recent = 3;
+    tried.options.recent = 3, tried.options.tokens = 480, tried.options.measured_windows = 3;
     CalibrationProgress quiet = [](size_t, size_t, const std::string&) {};
     CalibrationRun run(tried.model, tried.text, tried.options, quiet);
     REQUIRE(run.compared_windows() == run.windows.count());

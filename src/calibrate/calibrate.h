@@ -42,8 +42,9 @@ struct CalibrationResult {
         std::vector<Point> points;
     };
     std::vector<Compared> compared;
-    struct Foretold {  // the keys or the values of a layer alone, nats; objective layer: of all of
-        size_t layer;  // it, Δ_l
+    // The keys or the values of neighbouring layers alone, nats; objective layer: of all of one, Δ_l.
+    struct Foretold {
+        size_t first, last;  // layers
         bool values;
         double predicted, measured;
     };

@@ -52,7 +52,7 @@ CalibrationRun::CalibrationRun(Model& owner, const CalibrationText& of,
 
 size_t CalibrationRun::compared_windows() const {
     size_t least = std::min(text.held_out.size(), windows.count());
-    return std::clamp(learn.count() / 2, least, windows.count());
+    return std::clamp(learn.count() / 4, least, windows.count());
 }
 
 size_t CalibrationRun::passes_of_curves() const {

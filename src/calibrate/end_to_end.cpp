@@ -19,15 +19,16 @@ EndToEnd::EndToEnd(LayerPass& over, const Sequences& held_out, size_t at_most)
     full.resize(count * each);
     for (size_t s = 0; s < count; s++) {
         embed_sequence(pass.model, x.f32(), sequences.ids[s]);
-        run(s, 0, nullptr);
+        run(s, 0, pass.c.L, nullptr);
         ops.download(full.data() + s * each, x.f32(), each * sizeof(float));
     }
 }
 
-// x: in the input of layer `first`, out the output of the last. Without cuts nothing is cut.
-void EndToEnd::run(size_t s, int first, const std::vector<LayerCuts>* cuts) {
+// x: in the input of layer `first`, out the output of the one before `end`. Without cuts nothing is
+// cut.
+void EndToEnd::run(size_t s, int first, int end, const std::vector<LayerCuts>* cuts) {
     LayerCuts whole(pass.c, false);
-    for (int l = first; l < pass.c.L; l++) {
+    for (int l = first; l < end; l++) {
         pass.begin_on_backend(l, x.f32(), sequences.step(s));
         pass.forward(cuts ? (*cuts)[size_t(l)] : whole);
         pass.ops_back->copy(x.f32(), pass.out, each);
@@ -72,7 +73,7 @@ std::vector<Measured> EndToEnd::measure(std::span<const std::vector<LayerCuts>> 
     for (size_t s = 0; s < count; s++) {
         for (size_t w = 0; w < ways.size(); w++) {
             embed_sequence(pass.model, x.f32(), sequences.ids[s]);
-            run(s, 0, &ways[w]);
+            run(s, 0, pass.c.L, &ways[w]);
             ops.download(outputs.data() + w * each, x.f32(), each * sizeof(float));
         }
         const float* theirs = reference.read(full.data() + s * each, each);
@@ -91,31 +92,30 @@ std::vector<Measured> EndToEnd::measure(std::span<const std::vector<LayerCuts>> 
     return all;
 }
 
-std::vector<std::array<double, 2>> EndToEnd::each_alone(const std::vector<LayerCuts>& cuts) {
+std::vector<std::array<double, 2>> EndToEnd::each_alone(const std::vector<LayerCuts>& cuts,
+                                                        const std::vector<int>& ends) {
     Backend& ops = *pass.model.backend;
-    size_t L = size_t(pass.c.L);
-    std::vector<std::array<double, 2>> all(L);
-    std::vector<float> input(each);  // of the layer at hand, nothing cut before it
+    std::vector<std::array<double, 2>> all(ends.size());
+    std::vector<float> input(each);  // of the group at hand, nothing cut before it
     for (size_t s = 0; s < count; s++) {
         embed_sequence(pass.model, x.f32(), sequences.ids[s]);
-        for (size_t l = 0; l < L; l++) {
+        int first = 0;
+        for (size_t i = 0; i < ends.size(); i++) {
             ops.download(input.data(), x.f32(), each * sizeof(float));
-            auto forward = [&](const LayerCuts& one) {
-                ops.upload(x.f32(), input.data(), each * sizeof(float));
-                pass.begin_on_backend(int(l), x.f32(), sequences.step(s));
-                pass.forward(one);
-                pass.ops_back->copy(x.f32(), pass.out, each);
-            };
             for (bool values : {false, true}) {
-                LayerCuts alone = cuts[l];
-                for (Cut& other : values ? alone.k : alone.v) other = {};
-                forward(alone);
-                run(s, int(l) + 1, nullptr);
+                std::vector<LayerCuts> alone(cuts.size(), LayerCuts(pass.c, cuts[0].rotated));
+                for (int l = first; l < ends[i]; l++) {
+                    alone[size_t(l)] = cuts[size_t(l)];
+                    for (Cut& other : values ? alone[size_t(l)].k : alone[size_t(l)].v) other = {};
+                }
+                run(s, first, pass.c.L, &alone);
                 Tally tally;
                 score(s, tally);
-                all[l][values] += tally.result().divergence.mean / double(count);
+                all[i][values] += tally.result().divergence.mean / double(count);
+                ops.upload(x.f32(), input.data(), each * sizeof(float));
             }
-            forward(LayerCuts(pass.c, cuts[l].rotated));
+            run(s, first, ends[i], nullptr);
+            first = ends[i];
         }
     }
     return all;
@@ -130,7 +130,7 @@ double EndToEnd::sensitivity(const LayerInputs& inputs, int l, const LayerCuts& 
         error += pass.squared_error(inputs.held_y(s));
         energy += inputs.held_energy(s);
         pass.ops_back->copy(x.f32(), pass.out, each);
-        run(s, l + 1, nullptr);
+        run(s, l + 1, pass.c.L, nullptr);
         score(s, tally);
     }
     double delta = error / energy;

@@ -25,8 +25,10 @@ struct EndToEnd {
     // w_l = KL / Δ_l of layer l alone with those cuts, X_l and Y_l as collected.
     double sensitivity(const LayerInputs& inputs, int l, const LayerCuts& cuts);
 
-    // KL(full ‖ ·) with the keys (first) or the values (second) of one layer alone cut: (L).
-    std::vector<std::array<double, 2>> each_alone(const std::vector<LayerCuts>& cuts);
+    // KL(full ‖ ·) with the keys (first) or the values (second) of one group of layers alone cut; a
+    // group ends where the next begins. (ends)
+    std::vector<std::array<double, 2>> each_alone(const std::vector<LayerCuts>& cuts,
+                                                  const std::vector<int>& ends);
 
   private:
     size_t each, piece;                 // floats of a sequence; rows of logits at once
@@ -34,7 +36,7 @@ struct EndToEnd {
     Staged reference;                   // (T, D)
     std::vector<RowScore> scores;       // (piece)
 
-    void run(size_t s, int first, const std::vector<LayerCuts>* cuts);
+    void run(size_t s, int first, int end, const std::vector<LayerCuts>* cuts);
     void to_logits(Buffer& to, const float* from, size_t rows);
     void score(size_t s, Tally& tally);
     void add_scores(size_t s, size_t at, size_t rows, Tally& tally);

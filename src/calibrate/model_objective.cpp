@@ -1,5 +1,5 @@
-// calibrate --objective model: prices → allocate → prices again at that cache → the better of both
-// → measure. README.md §6 and §7.
+// calibrate --objective model: prices → allocate → what groups of layers cost alone corrects the
+// prices → allocate again → measure. README.md §6 and §7.
 #include <algorithm>
 #include <cmath>
 
@@ -11,7 +11,8 @@ namespace stief {
 
 namespace {
 
-constexpr size_t MEASURED_ALONE = 3;  // sequences that each layer alone is measured on
+constexpr size_t MEASURED_ALONE = 3;  // sequences that each group of layers alone is measured on
+constexpr int MOST_GROUPS = 6;
 
 // A format for each unit at each age.
 struct Formats {
@@ -112,18 +113,12 @@ Bases bases_of(const CalibrationRun& run, const Priced& priced, const Formats& f
     return bases;
 }
 
-PriceSamples samples_at(CalibrationRun& run, ModelBackward& back,
-                        const std::vector<LayerCuts>& cuts, uint64_t round,
-                        const std::string& folder) {
+// Bases, prices and hulls of all units, by what the full cache is asked for.
+Priced price(CalibrationRun& run, ModelBackward& back, const std::string& folder) {
     const CalibrationOptions& o = run.options;
-    return collect_samples(back, run.learn, cuts, std::min(o.sinks, o.sequence - 1),
-                           o.seed * 2 + round, folder,
-                           [&] { run.ticker(3 * size_t(run.model.config.L)); });
-}
-
-// Bases, prices and hulls of all units.
-Priced price(CalibrationRun& run, const PriceSamples& samples) {
-    const CalibrationOptions& o = run.options;
+    PriceSamples samples = collect_samples(back, run.learn, o.keys == "post",
+                                           std::min(o.sinks, o.sequence - 1), o.seed, folder,
+                                           [&] { run.ticker(3 * size_t(run.model.config.L)); });
     Priced priced;
     priced.unit.resize(samples.units);
     run.model.threads->run(samples.units, [&](size_t u) {
@@ -131,33 +126,6 @@ Priced price(CalibrationRun& run, const PriceSamples& samples) {
     });
     priced.set_hulls(*run.model.threads, o.cache);
     return priced;
-}
-
-// The same bases by other samples, which weigh `share` against the prices that there are.
-Priced price_again(CalibrationRun& run, Priced priced, const PriceSamples& samples, double share) {
-    DType dtype = run.options.cache;
-    run.model.threads->run(samples.units, [&](size_t u) {
-        price_again(priced.unit[u], samples, u, share, dtype);
-    });
-    priced.set_hulls(*run.model.threads, dtype);
-    return priced;
-}
-
-// Prices at the compressed cache: there they hold where the second order does not reach, but they
-// are as noisy as the first ones; the mean of both is less so. Held-out text decides.
-void price_compressed(CalibrationRun& run, ModelBackward& back, const std::string& folder,
-                      const std::vector<size_t>& budget, const MeasuredKl& divergence,
-                      Priced& priced, Formats& formats) {
-    double best = divergence(priced, formats);
-    PriceSamples samples = samples_at(run, back, cuts_of(run, priced, formats), 1, folder);
-    Priced before = priced;
-    for (double share : {1.0, 0.5}) {
-        Priced again = price_again(run, before, samples, share);
-        Formats other = again.within(budget);
-        double now = divergence(again, other);
-        if (!(now < best)) continue;
-        best = now, priced = std::move(again), formats = std::move(other);
-    }
 }
 
 // README §3 at these formats; kept where held-out text is better for it.
@@ -172,27 +140,40 @@ void descend(CalibrationRun& run, ModelBackward& back, const std::string& folder
     if (divergence(moved, formats) < divergence(priced, formats)) priced = std::move(moved);
 }
 
+// Neighbouring layers that are measured together.
+std::vector<int> group_ends(int L) {
+    std::vector<int> ends;
+    for (int i = 1, groups = std::min(L, MOST_GROUPS); i <= groups; i++)
+        ends.push_back(i * L / groups);
+    return ends;
+}
+
 // Errors of different tokens are taken as uncorrelated, which they are not in the first layers:
-// keys and values are functions of few tokens there and attention averages over many. So each
-// layer's keys and its values are cut alone, at the formats that the budget gives, and what is
-// measured corrects the prices.
+// keys and values are functions of few tokens there and attention averages over many; and the
+// second order is one. So the keys and the values of each group of layers are cut alone, at the
+// formats that the budget gives, and what is measured corrects the prices.
 void correct(const Config& c, EndToEnd& learnt, const std::vector<LayerCuts>& cuts,
              const Formats& formats, Priced& priced,
              std::vector<CalibrationResult::Foretold>& foretold) {
-    std::vector<std::array<double, 2>> measured = learnt.each_alone(cuts);
-    for (int l = 0; l < c.L; l++)
+    std::vector<int> ends = group_ends(c.L);
+    std::vector<std::array<double, 2>> measured = learnt.each_alone(cuts, ends);
+    auto for_group = [&](size_t i, bool values, const auto& at) {
+        for (int l = i ? ends[i - 1] : 0; l < ends[i]; l++)
+            for (int g = 0; g < c.G; g++) at(unit_of(c, l, g, values));
+    };
+    for (size_t i = 0; i < ends.size(); i++)
         for (bool values : {false, true}) {
             double predicted = 0;
-            for (int g = 0; g < c.G; g++) {
-                size_t u = unit_of(c, l, g, values);
+            for_group(i, values, [&](size_t u) {
                 const PricedUnit& unit = priced.unit[u];
                 for (size_t age = 0; age < unit.age.size(); age++)
                     predicted += priced.scale[u] * price_of(unit, unit.age[age], formats.format[u][age]);
-            }
-            foretold.push_back({size_t(l), values, predicted, measured[size_t(l)][values]});
-            double ratio = predicted > 0 ? measured[size_t(l)][values] / predicted : 1;
-            for (int g = 0; g < c.G; g++)
-                priced.scale[unit_of(c, l, g, values)] *= std::clamp(ratio, 0.25, 16.0);
+            });
+            foretold.push_back({i ? size_t(ends[i - 1]) : 0, size_t(ends[i]) - 1, values, predicted,
+                                measured[i][values]});
+            double ratio = predicted > 0 ? measured[i][values] / predicted : 1;
+            for_group(i, values,
+                      [&](size_t u) { priced.scale[u] *= std::clamp(ratio, 0.25, 16.0); });
         }
 }
 
@@ -237,7 +218,7 @@ std::vector<LearnedLayer> eigen_layers(const CalibrationRun& run, const Priced& 
     return layers;
 }
 
-// Each layer alone, twice at most, as long as held-out text is better for it.
+// Each group of layers alone, twice at most, as long as held-out text is better for it.
 void correct_by_layers(CalibrationRun& run, const std::vector<size_t>& budget,
                        const MeasuredKl& divergence, Priced& priced, CalibrationResult& result) {
     EndToEnd learnt(run.pass, run.learn, MEASURED_ALONE);
@@ -267,9 +248,10 @@ struct Kept {
         : run(of), partial(in), result(to) {
         if (run.options.resume) done = partial.load(state);
         result.resumed = done;
+        std::vector<int> ends = group_ends(run.model.config.L);
         for (size_t i = 0; i < state.foretold.size() / 2; i++)
-            result.foretold.push_back(
-                {i / 2, i % 2 != 0, state.foretold[2 * i], state.foretold[2 * i + 1]});
+            result.foretold.push_back({i < 2 ? 0 : size_t(ends[i / 2 - 1]), size_t(ends[i / 2]) - 1,
+                                       i % 2 != 0, state.foretold[2 * i], state.foretold[2 * i + 1]});
     }
     Priced priced() const {
         Priced all;
@@ -292,14 +274,12 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Parti
     const CalibrationOptions& o = run.options;
     Clock clock{result};
     size_t descent = o.steps > 0 ? run.learn.count() + 3 * size_t(o.steps) * size_t(o.batch) : 0;
-    run.ticker.total = (2 * run.learn.count() * 3 + descent) * size_t(c.L);
-    run.ticker.phase = "prices of the full cache";
+    run.ticker.total = (run.learn.count() * 3 + descent) * size_t(c.L);
+    run.ticker.phase = "prices";
     Kept kept(run, partial, result);
     run.pass.split_by_distance(ages_of(o));
     ModelBackward back(run.pass, o.sequence);
-    std::vector<LayerCuts> none(size_t(c.L), LayerCuts(c, o.keys == "post"));
-    Priced priced = kept.done ? kept.priced()
-                              : price(run, samples_at(run, back, none, 0, partial.folder));
+    Priced priced = kept.done ? kept.priced() : price(run, back, partial.folder);
     std::vector<size_t>& budget = kept.state.budget;
     if (!kept.done) {
         budget = budgets(run, result,
@@ -315,21 +295,15 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Parti
     MeasuredKl divergence = [&](const Priced& by, const Formats& of) {
         return held_out.measure(cuts_of(run, by, of)).divergence.mean;
     };
-    run.ticker.phase = "layers alone";
+    run.ticker.phase = "groups of layers";
     run.ticker(0);
     if (kept.done < 2) {
         correct_by_layers(run, budget, divergence, priced, result);
         kept.save(2, priced);
     }
-    clock.phase("layers alone");
+    clock.phase("groups of layers");
 
-    run.ticker.phase = "prices of the compressed cache";
     Formats formats = priced.within(budget);
-    if (kept.done < 3) {
-        price_compressed(run, back, partial.folder, budget, divergence, priced, formats);
-        kept.save(3, priced);
-    }
-    clock.phase("prices at the compressed cache");
     if (o.steps > 0) {
         run.ticker.phase = "descent";
         descend(run, back, partial.folder, divergence, priced, formats);

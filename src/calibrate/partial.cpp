@@ -7,7 +7,7 @@
 
 namespace stief {
 
-static const std::string MAGIC = "stief-partial 4\n";
+static const std::string MAGIC = "stief-partial 5\n";
 
 namespace {
 
@@ -100,7 +100,7 @@ void units(IO& io, PricedState& s) {
         io(u.coded);
         for (Matrix* of : {&u.metric.S, &u.metric.S_inverse, &u.moment, &u.Q}) matrix(io, *of);
         numbers(io, u.spread), numbers(io, u.encode), numbers(io, u.decode);
-        prices(io, u.all), prices(io, u.compressed);
+        prices(io, u.compressed);
         each(io, u.age, [&](Prices& p) { prices(io, p); });
         each(io, u.distortion, [&](std::vector<double>& d) { numbers(io, d); });
     });

@@ -11,20 +11,18 @@ static bool too_large(size_t floats) {
     return floats * sizeof(float) > available_memory() / 2;
 }
 
-PriceSamples::PriceSamples(const Config& c, size_t of_tokens, size_t distances,
+PriceSamples::PriceSamples(const Config& c, size_t of_tokens, size_t of_ages,
                            const std::string& folder)
     : units(2 * size_t(c.L) * size_t(c.G)),
       tokens(of_tokens),
       d(size_t(c.d)),
-      ages(std::max<size_t>(1, distances)),
-      split(distances > 0),
-      data(units * (split ? 2 + ages : 2) * tokens * d, folder,
-           too_large(units * (split ? 2 + ages : 2) * tokens * d)) {}
+      ages(of_ages),
+      data(units * (1 + ages) * tokens * d, folder, too_large(units * (1 + ages) * tokens * d)) {}
 
 std::vector<float> PriceSamples::g_compressed(size_t unit) const {
     size_t n = tokens * d;
     std::vector<float> sum(g_of_age(unit, 0), g_of_age(unit, 0) + n);
-    for (size_t age = 1; split && age < ages; age++)
+    for (size_t age = 1; age < ages; age++)
         for (size_t i = 0; i < n; i++) sum[i] += g_of_age(unit, age)[i];
     return sum;
 }
@@ -75,35 +73,33 @@ struct Collector {
 }  // namespace
 
 PriceSamples collect_samples(ModelBackward& model, const Sequences& sequences,
-                             const std::vector<LayerCuts>& cuts, int sinks, uint64_t seed,
-                             const std::string& folder, const std::function<void()>& progress) {
+                             bool rotated, int sinks, uint64_t seed, const std::string& folder,
+                             const std::function<void()>& progress) {
     LayerPass& pass = model.pass;
     const Config& c = pass.c;
     size_t T = size_t(sequences.T), first = size_t(sinks), at = 0;
-    PriceSamples samples(c, sequences.count() * (T - first), pass.distances.size(), folder);
+    PriceSamples samples(c, sequences.count() * (T - first), pass.ages(), folder);
     Collector collector(pass, samples, first, T);
     Random seeds(seed);
+    std::vector<LayerCuts> none(size_t(c.L), LayerCuts(c, rotated));
     for (size_t s = 0; s < sequences.count(); s++, at += T - first) {
         auto visit = [&](int l, bool values) {
-            bool rotated = cuts[size_t(l)].rotated, of_the_token = l == 0 && (values || !rotated);
+            bool of_the_token = l == 0 && (values || !rotated);
             collector.read(values ? pass.v : rotated ? pass.k_rotated : pass.k, nullptr);
             collector.write(at, [&](int g) { return samples.k(unit_of(c, l, g, values)); });
-            auto gradient = [&](const float* from, const float* less, const auto& of_head) {
-                collector.read(from, less);
+            const std::vector<float*>& from = values ? pass.dv_from : pass.dk_from;
+            for (size_t age = 0; age < samples.ages; age++) {
+                auto of_head = [&](int g) { return samples.g_of_age(unit_of(c, l, g, values), age); };
+                if (from.empty())
+                    collector.read(values ? pass.dv : pass.dk, nullptr);
+                else
+                    collector.read(from[age], age + 1 < samples.ages ? from[age + 1] : nullptr);
                 collector.write(at, of_head);
                 for (int g = 0; g < c.G && of_the_token; g++)
-                    join_equal_tokens(of_head(g) + at * samples.d, sequences.ids[s], first,
-                                      samples.d);
-            };
-            gradient(values ? pass.dv : pass.dk, nullptr,
-                     [&](int g) { return samples.g(unit_of(c, l, g, values)); });
-            const std::vector<float*>& from = values ? pass.dv_from : pass.dk_from;
-            for (size_t age = 0; samples.split && age < samples.ages; age++)
-                gradient(from[age], age + 1 < samples.ages ? from[age + 1] : nullptr, [&](int g) {
-                    return samples.g_of_age(unit_of(c, l, g, values), age);
-                });
+                    join_equal_tokens(of_head(g) + at * samples.d, sequences.ids[s], first, samples.d);
+            }
         };
-        model.run(sequences.ids[s], sequences.step(s), cuts, seeds.next(),
+        model.run(sequences.ids[s], sequences.step(s), none, seeds.next(),
                   [&](int l) { visit(l, false), visit(l, true); });
         progress();
     }

@@ -9,29 +9,27 @@ namespace stief {
 // tokens of a sequence, which the cache keeps exactly, are left out.
 struct PriceSamples {
     size_t units, tokens, d, ages;
-    bool split;        // of g there is one part for each age beside the whole
-    Activations data;  // (units, 2 + ages or 2, tokens, d)  k, g, g of each age
+    Activations data;  // (units, 1 + ages, tokens, d)  k, g of each age
 
-    // distances: of LayerPass::split_by_distance, how many.
-    PriceSamples(const Config& config, size_t tokens, size_t distances, const std::string& folder);
+    PriceSamples(const Config& config, size_t tokens, size_t ages, const std::string& folder);
     float* k(size_t unit) const { return row(unit, 0); }
-    float* g(size_t unit) const { return row(unit, 1); }  // of queries at any distance
-    float* g_of_age(size_t unit, size_t age) const { return row(unit, split ? 2 + age : 1); }
+    float* g_of_age(size_t unit, size_t age) const { return row(unit, 1 + age); }
     // Σ over the ages: of all queries that find a token compressed.
     std::vector<float> g_compressed(size_t unit) const;
 
   private:
     float* row(size_t unit, size_t i) const {
-        return data.data + (unit * (split ? 2 + ages : 2) + i) * tokens * d;
+        return data.data + (unit * (1 + ages) + i) * tokens * d;
     }
 };
 inline size_t unit_of(const Config& c, int l, int g, bool values) {
     return (size_t(l) * size_t(c.G) + size_t(g)) * 2 + values;
 }
 
-// One way back through the model for each sequence, at these cuts and the pass' ages.
+// One way back through the uncut model for each sequence, split by the pass' ages. rotated: keys as
+// they are after rotation.
 PriceSamples collect_samples(ModelBackward& model, const Sequences& sequences,
-                             const std::vector<LayerCuts>& cuts, int sinks, uint64_t seed,
-                             const std::string& folder, const std::function<void()>& progress);
+                             bool rotated, int sinks, uint64_t seed, const std::string& folder,
+                             const std::function<void()>& progress);
 
 }  // namespace stief

@@ -41,23 +41,20 @@ Matrix moment_of(const float* g, const float* k, size_t n, size_t d) {
     return C;
 }
 
-// (1 − share) prices + share × those of rows of c (unit spread) and of g · D.
-void blend(Prices& prices, double share, const std::vector<float>& c, const std::vector<float>& gD,
-           size_t n, size_t d) {
-    for (std::vector<double>* of : {&prices.dropped, &prices.noise}) {
-        of->resize(d);
-        for (double& one : *of) one *= 1 - share;
-    }
+// Of rows of c (unit spread) and of g · D.
+Prices prices_of(const std::vector<float>& c, const std::vector<float>& gD, size_t n, size_t d) {
+    Prices prices{std::vector<double>(d), std::vector<double>(d)};
     for (size_t t = 0; t < n; t++) {
         const float *ct = c.data() + t * d, *gt = gD.data() + t * d;
         double rho2 = 0;
         for (size_t i = 0; i < d; i++) rho2 += double(ct[i]) * double(ct[i]) / double(d);
         for (size_t i = 0; i < d; i++) {
-            double g2 = 0.5 * share * double(gt[i]) * double(gt[i]) / double(n);
+            double g2 = 0.5 * double(gt[i]) * double(gt[i]) / double(n);
             prices.dropped[i] += g2 * double(ct[i]) * double(ct[i]);
             prices.noise[i] += g2 * rho2;
         }
     }
+    return prices;
 }
 
 std::vector<double> in_order(const std::vector<double>& from, const std::vector<size_t>& order) {
@@ -81,7 +78,7 @@ void sort_by_price(PricedUnit& unit) {
     auto sort = [&](Prices& one) {
         one.dropped = in_order(one.dropped, order), one.noise = in_order(one.noise, order);
     };
-    sort(unit.all), sort(unit.compressed);
+    sort(unit.compressed);
     for (Prices& one : unit.age) sort(one);
     unit.turn_to(Q);
 }
@@ -133,25 +130,16 @@ void PricedUnit::turn_to(const Matrix& to) {
     encode = to_floats(E), decode = to_floats(D);
 }
 
-void price_again(PricedUnit& unit, const PriceSamples& samples, size_t index, double share,
-                 DType dtype) {
+// In the basis that the unit has.
+static void set_prices(PricedUnit& unit, const PriceSamples& samples, size_t index) {
     size_t n = samples.tokens, d = samples.d;
     std::vector<float> c = product(samples.k(index), n, from_floats(unit.encode, d));
     Matrix Dt = transpose(from_floats(unit.decode, d));
-    auto by = [&](Prices& prices, const float* g) {
-        blend(prices, share, c, product(g, n, Dt), n, d);
-    };
-    by(unit.all, samples.g(index));
-    unit.age.resize(samples.ages);
-    if (samples.split) {
-        by(unit.compressed, samples.g_compressed(index).data());
-        for (size_t age = 0; age < samples.ages; age++)
-            by(unit.age[age], samples.g_of_age(index, age));
-    } else {
-        unit.compressed = unit.age[0] = unit.all;
-    }
+    auto by = [&](const float* g) { return prices_of(c, product(g, n, Dt), n, d); };
+    for (size_t age = 0; age < samples.ages; age++)
+        unit.age.push_back(by(samples.g_of_age(index, age)));
+    unit.compressed = samples.ages > 1 ? by(samples.g_compressed(index).data()) : unit.age[0];
     sort_by_price(unit);
-    if (unit.coded) unit.distortion = distortions(unit, samples, index, dtype);
 }
 
 PricedUnit price_unit(const PriceSamples& samples, size_t index, bool coded, DType dtype) {
@@ -168,7 +156,8 @@ PricedUnit price_unit(const PriceSamples& samples, size_t index, bool coded, DTy
     add_gram(unit.moment, k, d, k, d, n);
     for (double& x : unit.moment.data) x /= double(n);
     unit.turn_to(warm_start(moment, unit.metric).vectors);
-    price_again(unit, samples, index, 1, dtype);
+    set_prices(unit, samples, index);
+    if (coded) unit.distortion = distortions(unit, samples, index, dtype);
     return unit;
 }
 

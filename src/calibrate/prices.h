@@ -31,8 +31,7 @@ struct PricedUnit {
     Matrix Q;                           // (d, d)
     std::vector<double> spread;         // (d)  σ
     std::vector<float> encode, decode;  // (d, d)  E = S Q / σ, D = σ Qᵀ S⁻¹
-    Prices all;                         // of queries at any distance
-    Prices compressed;                  // of those that find the token compressed, at any age
+    Prices compressed;                  // of queries that find the token compressed, at any age
     std::vector<Prices> age;            // (ages)
     // (widths, d): Σ e² / Σ ρ² of a coordinate with every coordinate at that width
     std::vector<std::vector<double>> distortion;
@@ -43,9 +42,6 @@ struct PricedUnit {
 // The basis: eigenvectors of S C S with S² = Σ gᵀg and C = Σ ‖g‖² kᵀk, g of the queries that find
 // tokens compressed.
 PricedUnit price_unit(const PriceSamples& samples, size_t unit, bool coded, DType dtype);
-// The same unit's prices by other samples, in the basis that it has: (1 − share) old + share new.
-void price_again(PricedUnit& priced, const PriceSamples& samples, size_t unit, double share,
-                 DType dtype);
 
 // Every format on the unit's own greedy path from nothing to whole rows, priced by what the
 // quantiser does to the unit's rows; where nothing is coded, every rank in steps of 4.

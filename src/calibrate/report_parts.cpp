@@ -114,8 +114,11 @@ std::string foretold_chart(const CalibrationResult& r) {
         for (const CalibrationResult::Foretold& one : r.foretold) {
             if (one.values != values) continue;
             const char* what = layers ? "" : values ? "values of " : "keys of ";
-            chart.series.push_back({format("%slayer %zu", what, one.layer), values ? 1 : 0,
-                                    {{one.predicted, one.measured}}, true, false});
+            std::string which = one.first == one.last
+                                    ? format("layer %zu", one.first)
+                                    : format("layers %zu to %zu", one.first, one.last);
+            chart.series.push_back(
+                {what + which, values ? 1 : 0, {{one.predicted, one.measured}}, true, false});
             for (double x : {one.predicted, one.measured})
                 if (x > 0) low = std::min(low, x), high = std::max(high, x);
         }

@@ -125,7 +125,7 @@ static void foretell(const Config& c, CalibrationResult& result) {
         for (int g = 0; g < c.G; g++)
             for (bool values : {false, true})
                 sum += result.layer[l].error_of(values, g, result.ranks[l]);
-        result.foretold.push_back({l, false, sum, result.error[l] * result.error[l]});
+        result.foretold.push_back({l, l, false, sum, result.error[l] * result.error[l]});
     }
 }
 
