@@ -267,6 +267,21 @@ TEST_CASE("a cache of full rank in the identity basis is the plain cache, to the
     }
 }
 
+TEST_CASE("tables of heads are aligned in every layer, however many heads there are") {
+    Config c;
+    c.L = 3, c.d = 8;
+    for (const Variant& variant : groups())
+        for (int G : {1, 2, 3, 5}) {
+            Lab lab(variant);
+            c.G = G, c.H = 2 * G;
+            KvCache cache(*lab.backend, c, 4, DType::F16);
+            for (const CacheLayer& layer : cache.layer) {
+                CHECK(uintptr_t(layer.rows) % alignof(CacheRows) == 0);
+                CHECK(uintptr_t(layer.seen_rows) % alignof(Seen) == 0);
+            }
+        }
+}
+
 TEST_CASE("any orthonormal basis at full rank agrees with the plain cache to rounding") {
     Scratch scratch;
     write_tiny_model({.why = ""}, scratch.folder.string());

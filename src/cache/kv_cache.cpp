@@ -132,8 +132,10 @@ struct Plan {
 
 }  // namespace
 
+// Of one layer's heads; the next layer's begin aligned.
 static size_t table_bytes(const Config& c) {
-    return size_t(c.G) * (2 * sizeof(CacheRows) + sizeof(Seen));
+    size_t bytes = size_t(c.G) * (2 * sizeof(CacheRows) + sizeof(Seen)), step = alignof(CacheRows);
+    return (bytes + step - 1) / step * step;
 }
 
 static size_t matrix_floats(const Config& c, const Bases* bases) {
@@ -182,8 +184,8 @@ KvCache::KvCache(Backend& backend, const Config& c, int positions, DType type, c
             }
         std::vector<CacheRows> both = one.k;
         both.insert(both.end(), one.v.begin(), one.v.end());
-        CacheRows* to = table.take<CacheRows>(both.size() * sizeof(CacheRows));
-        Seen* to_seen = table.take<Seen>(one.seen.size() * sizeof(Seen));
+        CacheRows* to = table.take<CacheRows>(table_bytes(c));
+        Seen* to_seen = reinterpret_cast<Seen*>(to + both.size());
         backend.upload(to, both.data(), both.size() * sizeof(CacheRows));
         backend.upload(to_seen, one.seen.data(), one.seen.size() * sizeof(Seen));
         one.rows = to, one.seen_rows = to_seen;

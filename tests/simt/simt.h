@@ -144,6 +144,7 @@ struct Watcher {
     virtual void released(const void* first) = 0;  // a cudaMalloc's memory
 };
 inline Watcher* watcher = nullptr;
+inline std::string misaligned;  // the first access of a watched launch that a device would refuse
 bool watched(const void* address);  // in a kernel, and not a thread's own variable
 inline void watch(const void* address, size_t bytes, Access kind, const void* code) {
     if (watcher && watched(address)) watcher->access(threadIdx.x, address, bytes, kind, code);

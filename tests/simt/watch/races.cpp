@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <bit>
+#include <utility>
 
 #include "names.h"
 
@@ -91,6 +92,7 @@ void RaceChecker::warp_barrier(unsigned warp, const Site& site) {
 }
 
 void RaceChecker::end_launch() {
+    if (!misaligned.empty()) throw Error(std::exchange(misaligned, ""));
     if (!throws || races.empty()) return;
     std::string text = races[0].text();
     if (races.size() > 1) text += format(" (and %zu more)", races.size() - 1);

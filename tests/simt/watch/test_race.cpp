@@ -172,6 +172,18 @@ TEST_CASE("ldmatrix reads what other lanes have written only after a barrier") {
     CHECK_FALSE(matrix(false).empty());
 }
 
+TEST_CASE("a load wider than its address is aligned is refused, as a device refuses it") {
+    for (unsigned skip : {0u, 1u, 2u, 4u}) {
+        std::string said = race_of([&] {
+            float4 four = *reinterpret_cast<float4*>(floats() + skip);
+            volatile float sink = four.x + four.w;
+            (void)sink;
+        });
+        CAPTURE(said);
+        CHECK((said.find("16 bytes at once") != std::string::npos) == (skip % 4 != 0));
+    }
+}
+
 TEST_CASE("a report names the kernel, both threads and places, and the byte") {
     DeviceMemory<float> x(normal_floats(64, 1)), sum(2);
     sum.data[1] = 0;
