@@ -23,6 +23,8 @@
 #include <vector>
 
 #include "backend/row_format.h"
+#include "base/linalg.h"
+#include "base/random.h"
 #include "formats/safetensors.h"
 #include "model/config.h"
 
@@ -69,6 +71,9 @@ struct Bases {
     double bits_read(int positions, DType dtype) const;
     uint64_t hash(uint64_t seed) const;         // of all that decides what a row means
 };
+
+// Random signs and a Hadamard matrix where the width is a power of two, else any rotation.
+Matrix random_rotation(size_t d, Random& random);
 
 // What a file of bases says of its rows, of any version: for those who have no model at hand.
 struct BasesFormats {

@@ -153,7 +153,7 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
         return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     };
     if (options.objective == "model") {
-        calibrate_model(run, result, partial);
+        (options.method == "star" ? calibrate_star : calibrate_model)(run, result, partial);
         result.by_text = by_text(result.measured, run.windows, text.held_out);
         result.seconds = seconds();
         return result;

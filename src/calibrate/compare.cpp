@@ -22,6 +22,21 @@ LearnedLayer eigen_attention(const Config& c, const std::vector<Matrix>& k,
     return layer;
 }
 
+std::vector<LearnedLayer> eigen_layers(const CalibrationRun& run, const Units& units,
+                                       const std::vector<PricedUnit>& unit) {
+    const Config& c = run.model.config;
+    std::vector<LearnedLayer> layers(size_t(c.L));
+    run.model.threads->run(layers.size(), [&](size_t l) {
+        std::vector<Matrix> k, v;
+        for (int g = 0; g < c.G; g++) {
+            k.push_back(unit[units.of(int(l), g, false)].moment);
+            v.push_back(unit[units.of(int(l), g, true)].moment);
+        }
+        layers[l] = eigen_attention(c, k, v, run.options.keys == "post", run.options.cache);
+    });
+    return layers;
+}
+
 std::vector<LayerCuts> cuts_of(const Bases& bases, const Config& c, int sinks, DType cache) {
     std::vector<LayerCuts> cuts;
     for (const Bases::Layer& from : bases.layer) {

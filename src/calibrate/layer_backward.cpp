@@ -98,7 +98,7 @@ void LayerPass::split_by_distance(const std::vector<int>& from) {
 void LayerPass::back_through_cut(float* dx, const Cut& cut, int sinks) {
     size_t d = size_t(c.d), whole = size_t(std::min(T, sinks)), count = (size_t(T) - whole) * d;
     int r = cut.format.kept();
-    if (cut.encode.empty() || r == c.d) return;
+    if (cut.encode.empty() || (cut.lossless && r == c.d)) return;
     ops_back->zero(latent, count);
     if (r == 0) return ops_back->copy(dx + whole * d, latent, count);
     Weight D{decode_staged.read(cut.decode.data(), d * d), DType::F32, r, c.d};

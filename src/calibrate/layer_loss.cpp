@@ -154,6 +154,7 @@ void LayerPass::cut_side(float* to, const float* from, const Cut& cut, const Lay
     store(latent, from, cut, cuts);
     Weight D{decode_staged.read(cut.decode.data(), d * d), DType::F32, c.d, c.d};
     ops.matmul_transposed(to, latent, D, T);
+    if (!cut.lossless) ops_back->copy(to, from, size_t(std::min(T, cuts.sinks)) * d);
 }
 
 void LayerPass::cut_head(const LayerCuts& cuts, int g) {

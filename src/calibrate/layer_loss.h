@@ -28,6 +28,7 @@ struct Cut {
     std::vector<float> encode, decode;  // (d, d) ×2  c = k E, in order of the format
     std::vector<float> weight;          // (kept), or none: of pack_row
     RowFormat format;
+    bool lossless = true;  // E D = I: with all coordinates kept it is the row again
 
     bool nothing() const { return encode.empty(); }
 };

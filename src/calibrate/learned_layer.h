@@ -14,7 +14,7 @@ namespace stief {
 struct CalibrationOptions {
     std::string objective = "model";                    // model | layer
     std::string bits = "mixed";                         // mixed | 16: rank alone
-    std::string method = "stiefel";                     // stiefel | eigen | identity
+    std::string method = "stiefel";                     // stiefel | eigen | identity (layer) | star (model)
     std::string keys = "pre";                           // pre | post | auto (layer)
     bool key_basis_per_layer = false;                   // one basis for all heads' keys
     std::string metric = "output";                      // output | query | identity

@@ -4,21 +4,26 @@
 
 namespace stief {
 
-ModelDescent::ModelDescent(ModelBackward& through, const Sequences& learn,
-                           const std::string& folder, const std::function<void()>& progress)
-    : model(through),
-      sequences(learn),
-      full(learn.count() * size_t(learn.T) * size_t(through.pass.c.D), folder, false) {
+Activations full_outputs(ModelBackward& model, const Sequences& learn, const std::string& folder,
+                         const std::function<void()>& progress, const ModelBackward::Visit& visit) {
     const Config& c = model.pass.c;
     std::vector<LayerCuts> none(size_t(c.L), LayerCuts(c, false));
     size_t each = size_t(learn.T) * size_t(c.D);
+    Activations full(learn.count() * each, folder, false);
     for (size_t s = 0; s < learn.count(); s++) {
-        model.there(learn.ids[s], learn.step(s), none);
+        model.there(learn.ids[s], learn.step(s), none, visit);
         model.pass.model.backend->download(full.data + s * each, model.output(learn.T),
                                            each * sizeof(float));
         progress();
     }
+    return full;
 }
+
+ModelDescent::ModelDescent(ModelBackward& through, const Sequences& learn,
+                           const std::string& folder, const std::function<void()>& progress)
+    : model(through),
+      sequences(learn),
+      full(full_outputs(through, learn, folder, progress)) {}
 
 Matrix basis_gradient(const PricedUnit& unit, const Matrix& of_rows, const Matrix& of_stored,
                       int kept) {

@@ -15,12 +15,17 @@ namespace stief {
 Matrix basis_gradient(const PricedUnit& unit, const Matrix& of_rows, const Matrix& of_stored,
                       int kept);
 
+// (count, T, D)  what the uncut model's last layer puts out for each sequence. visit(l) finds k,
+// k_rotated and v of the layer in the pass; progress(): after each sequence.
+Activations full_outputs(ModelBackward& through, const Sequences& learn, const std::string& folder,
+                         const std::function<void()>& progress,
+                         const ModelBackward::Visit& visit = {});
+
 struct ModelDescent {
     ModelBackward& model;
     const Sequences& sequences;
-    Activations full;  // (count, T, D)  what the uncut model's last layer puts out
+    Activations full;  // full_outputs
 
-    // progress(): after each sequence.
     ModelDescent(ModelBackward& through, const Sequences& learn, const std::string& folder,
                  const std::function<void()>& progress);
 

@@ -221,21 +221,6 @@ void measure_sizes(CalibrationRun& run, const Priced& priced, CalibrationResult&
     result.perplexity_full = all[0].reference.perplexity;
 }
 
-// The units' own moments are all that EigenAttention needs.
-std::vector<LearnedLayer> eigen_layers(const CalibrationRun& run, const Priced& priced) {
-    const Config& c = run.model.config;
-    std::vector<LearnedLayer> layers(size_t(c.L));
-    run.model.threads->run(layers.size(), [&](size_t l) {
-        std::vector<Matrix> k, v;
-        for (int g = 0; g < c.G; g++) {
-            k.push_back(priced.unit[unit_of(c, int(l), g, false)].moment);
-            v.push_back(priced.unit[unit_of(c, int(l), g, true)].moment);
-        }
-        layers[l] = eigen_attention(c, k, v, run.options.keys == "post", run.options.cache);
-    });
-    return layers;
-}
-
 // Each layer alone, twice at most, as long as held-out text is better for it.
 void correct_by_layers(CalibrationRun& run, const std::vector<size_t>& budget,
                        const MeasuredKl& divergence, Priced& priced, CalibrationResult& result) {
@@ -339,7 +324,7 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Parti
     run.ticker(0);
     measure_sizes(run, priced, result);
     clock.phase("sizes", true);
-    compare(run, eigen_layers(run, priced), [&](const auto& ways) { return measure_caches(run, ways); },
+    compare(run, eigen_layers(run, Units(c, false), priced.unit), [&](const auto& ways) { return measure_caches(run, ways); },
             result);
     clock.phase("other methods", true);
 

@@ -100,8 +100,9 @@ void add_calibrate(Table& table, Args& a) {
         {"--bits", "HOW", "mixed (default): each coordinate its own width; 16: rank alone",
          &a.bits, 0, 0, "mixed, 16"},
         {"--method", "NAME",
-         "stiefel (default): learned; eigen: EigenAttention; identity: no change of coordinates",
-         &a.method, 0, 0, "stiefel, eigen, identity"},
+         "objective layer: stiefel (default): learned; eigen: EigenAttention; identity: no change "
+         "of coordinates. objective model: star: STAR-KV's thresholds and codes of 4 and 3 bits",
+         &a.method, 0, 0, "stiefel, eigen, identity, star"},
         {"--key-basis", "PER", "head (default), or one for a layer's keys (eigen: that)",
          &a.key_basis, 0, 0, "head, layer"},
         {"--metric", "NAME", "output (default), query or identity (eigen: that)",
