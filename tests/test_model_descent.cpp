@@ -34,9 +34,10 @@ struct Tried {
     std::vector<float> rotation;
     std::vector<PricedUnit> units;
     std::vector<RowFormat> formats;
-    bool rotated;
+    bool rotated, joint;
 
-    Tried(const Variant& variant, bool after_rotation, int sequences) : rotated(after_rotation) {
+    Tried(const Variant& variant, bool after_rotation, int sequences, bool joint_values = false)
+        : rotated(after_rotation), joint(joint_values) {
         if (variant.prepare) variant.prepare();
         TinyModel tiny{.why = "descent", .L = 2, .D = 16, .F = 24, .V = 40, .H = 4, .G = 2};
         tiny.deviation = 0.15;
@@ -51,8 +52,8 @@ struct Tried {
             text.pos.push_back(s);
         }
         rotation = rotation_table(model.config, 64);
-        size_t d = size_t(model.config.d);
-        for (size_t u = 0; u < 2 * size_t(model.config.L * model.config.G); u++) {
+        for (size_t u = 0; u < layout().count(); u++) {
+            size_t d = layout().width(u);
             PricedUnit& unit = units.emplace_back();
             Matrix A = some_matrix(d, 10 + u), B = some_matrix(d, 40 + u);
             unit.metric = metric_of(add(times_transposed(A, A), identity(d)));
@@ -62,6 +63,7 @@ struct Tried {
             formats.push_back(RowFormat::whole(u % 3 ? 5 : 3));
         }
     }
+    Units layout() const { return Units(model.config, joint); }
     std::vector<int> kept() const {
         std::vector<int> all;
         for (const RowFormat& format : formats) all.push_back(format.kept());
@@ -69,11 +71,12 @@ struct Tried {
     }
     std::vector<LayerCuts> cuts() const {
         const Config& c = model.config;
-        std::vector<LayerCuts> all(size_t(c.L), LayerCuts(c, rotated));
+        std::vector<LayerCuts> all(size_t(c.L), LayerCuts(c, rotated, joint));
         for (size_t u = 0; u < units.size(); u++) {
-            LayerCuts& layer = all[u / 2 / size_t(c.G)];
+            auto [l, g, values] = layout().at(u);
+            LayerCuts& layer = all[size_t(l)];
             layer.sinks = 2, layer.dtype = DType::F32;
-            (u % 2 ? layer.v : layer.k)[u / 2 % size_t(c.G)] = cut_of(units[u], formats[u]);
+            (values ? layer.v : layer.k)[size_t(g)] = cut_of(units[u], formats[u]);
         }
         return all;
     }
@@ -109,16 +112,18 @@ double divergence(const Floats& a, const Floats& b, size_t V) {
 
 TEST_CASE("the gradient of the divergence by every basis is its central difference") {
     for (const Variant& variant : groups())
-        for (bool rotated : {false, true}) {
+        for (auto [rotated, joint] : {std::pair{false, false}, {true, false}, {false, true}}) {
+            if (joint && variant.device()) continue;
             CAPTURE(variant.group);
             CAPTURE(rotated);
-            Tried tried(variant, rotated, 1);
+            CAPTURE(joint);
+            Tried tried(variant, rotated, 1, joint);
             const Config& c = tried.model.config;
             LayerPass pass(tried.model, Tried::T, tried.rotation);
             ModelBackward back(pass, Tried::T);
             ModelDescent descent(back, tried.text, tried.scratch.path("."), [] {});
             std::vector<LayerCuts> cuts = tried.cuts();
-            std::vector<LayerGradient> gradient(size_t(c.L), LayerGradient(c));
+            std::vector<LayerGradient> gradient(size_t(c.L), LayerGradient(c, joint));
             back.run_divergence(tried.text.ids[0], tried.text.step(0), cuts, descent.full.data,
                                 [&](int l) {
                                     pass.add_basis_gradient(cuts[size_t(l)], gradient[size_t(l)]);
@@ -128,13 +133,14 @@ TEST_CASE("the gradient of the divergence by every basis is its central differen
             constexpr double EPSILON = 1e-3;
             Doubles got, want;
             for (size_t u = 0; u < tried.units.size(); u++) {
-                const LayerGradient& of = gradient[u / 2 / size_t(c.G)];
-                size_t g = u / 2 % size_t(c.G);
+                auto [l, head, values] = tried.layout().at(u);
+                const LayerGradient& of = gradient[size_t(l)];
+                size_t g = size_t(head);
                 PricedUnit before = tried.units[u];
-                Matrix G = basis_gradient(before, (u % 2 ? of.v : of.k)[g],
-                                          (u % 2 ? of.stored_v : of.stored_k)[g],
+                Matrix G = basis_gradient(before, (values ? of.v : of.k)[g],
+                                          (values ? of.stored_v : of.stored_k)[g],
                                           tried.formats[u].kept());
-                Matrix A = some_matrix(size_t(c.d), 100 + u), W = A;  // skew
+                Matrix A = some_matrix(before.Q.rows, 100 + u), W = A;  // skew
                 add_scaled(W, -1, transpose(A));
                 Matrix along = times(W, before.Q);  // dQ/dτ at τ = 0 is −W Q
                 double sum = 0, ends[2];
@@ -154,9 +160,10 @@ TEST_CASE("the gradient of the divergence by every basis is its central differen
 
 TEST_CASE("descent lowers the divergence on what it learns from, at ranks and at codes") {
     Variant cpu{"cpu", {.name = "cpu"}, 2, {}, false};
-    for (bool coded : {false, true}) {
+    for (auto [coded, joint] : {std::pair{false, false}, {true, false}, {true, true}}) {
         CAPTURE(coded);
-        Tried tried(cpu, false, 6);
+        CAPTURE(joint);
+        Tried tried(cpu, false, 6, joint);
         if (coded)
             for (RowFormat& format : tried.formats) format.count = {0, 0, 0, 0, 0, 0, 8, 0};
         LayerPass pass(tried.model, Tried::T, tried.rotation);
@@ -164,7 +171,7 @@ TEST_CASE("descent lowers the divergence on what it learns from, at ranks and at
         ModelDescent descent(back, tried.text, tried.scratch.path("."), [] {});
         EndToEnd measured(pass, tried.text, 6);
         double before = measured.measure(tried.cuts()).divergence.mean;
-        descent.run(tried.units, tried.kept(), [&] { return tried.cuts(); }, {60, 6, 0.1, 1},
+        descent.run(tried.layout(), tried.units, tried.kept(), [&] { return tried.cuts(); }, {60, 6, 0.1, 1},
                     [] {});
         double after = measured.measure(tried.cuts()).divergence.mean;
         CHECK(after < before);

@@ -1,6 +1,7 @@
 // Formats by prices of the model's own prediction: calibrate --objective model.
 #include "calibrate/allocation.h"
 #include "calibrate/calibrate.h"
+#include "calibrate/compare.h"
 #include "calibrate/partial.h"
 #include "calibrate/prices.h"
 #include "tiny_model.h"
@@ -42,11 +43,14 @@ struct Tried {
 TEST_CASE("calibrate by prices keeps to its bytes, and what it measured is what the cache does") {
     for (const char* keys : {"pre", "post"})
         for (const char* bits : {"mixed", "16"})
-            for (double keep : {0.15, 0.25, 1.0}) {
+            for (auto [keep, joint] : {std::pair{0.15, false}, {0.25, false}, {1.0, false}, {0.15, true},
+                                       {1.0, true}}) {
                 CAPTURE(keys);
                 CAPTURE(bits);
                 CAPTURE(keep);
+                CAPTURE(joint);
                 Tried tried;
+                tried.options.joint_values = joint;
                 tried.options.keys = keys, tried.options.bits = bits, tried.options.keep = keep;
                 CalibrationResult result = tried.run();
                 CHECK(double(result.bytes_per_token) <=
@@ -62,17 +66,8 @@ TEST_CASE("calibrate by prices keeps to its bytes, and what it measured is what 
 
                 // The layer pass with these cuts against the cache with these bases: one text, the
                 // first 4 tokens exact and no others.
-                std::vector<LayerCuts> cuts(size_t(c.L), LayerCuts(c, keys[1] == 'o'));
-                for (size_t l = 0; l < size_t(c.L); l++) {
-                    cuts[l].sinks = 4;
-                    for (size_t g = 0; g < size_t(c.G); g++)
-                        for (bool values : {false, true}) {
-                            const Bases::Layer& from = bases.layer[l];
-                            const HeadBasis& head = (values ? from.v : from.k)[g];
-                            (values ? cuts[l].v : cuts[l].k)[g] = {
-                                head.encode, head.decode, head.weight, head.format[0]};
-                        }
-                }
+                std::vector<LayerCuts> cuts = cuts_of(bases, c, 4, DType::F16);
+                CHECK(cuts[0].joint == joint);
                 Sequences one;
                 one.T = 24;
                 one.ids = {{tried.text.held_out[0].ids.begin(), tried.text.held_out[0].ids.begin() + 24}};

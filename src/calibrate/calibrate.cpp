@@ -203,6 +203,7 @@ void write_bases(const CalibrationResult& result, const Model& model, const Cali
                                        o.steps, o.keys.c_str());
     bases.metadata["method"] = o.method;
     bases.metadata["key_basis"] = o.key_basis_per_layer ? "layer" : "head";
+    bases.metadata["value_basis"] = o.joint_values ? "joint" : "head";
     bases.metadata["metric"] = o.metric;
     bases.metadata["objective"] = o.objective;
     bases.metadata["bits"] = o.bits;

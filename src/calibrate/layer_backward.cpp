@@ -95,19 +95,20 @@ void LayerPass::split_by_distance(const std::vector<int>& from) {
 }
 
 // dx ← dx (E_r D_r)ᵀ for the tokens that are cut to the first r coordinates.
-void LayerPass::back_through_cut(float* dx, const Cut& cut, int sinks) {
-    size_t d = size_t(c.d), whole = size_t(std::min(T, sinks)), count = (size_t(T) - whole) * d;
+// latents: scratch (T, width).
+void LayerPass::back_through_cut(float* dx, const Cut& cut, int sinks, int width, float* latents) {
+    size_t d = size_t(width), whole = size_t(std::min(T, sinks)), count = (size_t(T) - whole) * d;
     int r = cut.format.kept();
-    if (cut.encode.empty() || (cut.lossless && r == c.d)) return;
-    ops_back->zero(latent, count);
-    if (r == 0) return ops_back->copy(dx + whole * d, latent, count);
-    Weight D{decode_staged.read(cut.decode.data(), d * d), DType::F32, r, c.d};
+    if (cut.encode.empty() || (cut.lossless && r == width)) return;
+    ops_back->zero(latents, count);
+    if (r == 0) return ops_back->copy(dx + whole * d, latents, count);
+    Weight D{decode_staged.read(cut.decode.data(), d * d), DType::F32, r, width};
     std::vector<float> stored(d * size_t(r));  // E_r
     for (size_t i = 0; i < d; i++)
         std::copy_n(cut.encode.data() + i * d, r, stored.data() + i * size_t(r));
-    Weight E{cut_staged.read(stored.data(), stored.size()), DType::F32, c.d, r};
-    model.backend->matmul(latent, dx + whole * d, D, T - int(whole), false);
-    model.backend->matmul(dx + whole * d, latent, E, T - int(whole), false);
+    Weight E{cut_staged.read(stored.data(), stored.size()), DType::F32, width, r};
+    model.backend->matmul(latents, dx + whole * d, D, T - int(whole), false);
+    model.backend->matmul(dx + whole * d, latents, E, T - int(whole), false);
 }
 
 // From dq, dk and dv to dy, which has dx1 so far: out ∂/∂x. Scratch: datt, att, heads.
@@ -118,12 +119,13 @@ void LayerPass::back_through_projections(const LayerCuts& cuts) {
     float *keys = att, *values = heads;  // (T, G, d) ×2
     ops_back->copy(dkv, dk, G * t * d);
     ops_back->copy(dkv + G * t * d, dv, G * t * d);
+    if (cuts.joint) back_through_joint_values(dkv + G * t * d, cuts);
     for (size_t g = 0; g < G; g++) {
         float *dq_g = dheads + g * t * wide, *dk_g = dkv + g * t * d, *dv_g = dk_g + G * t * d;
         ops_back->rope_backward(dq_g, turns, m, c.d, at);
-        back_through_cut(dk_g, cuts.k[g], cuts.sinks);
+        back_through_cut(dk_g, cuts.k[g], cuts.sinks, c.d, latent);
         if (cuts.rotated) ops_back->rope_backward(dk_g, turns, 1, c.d, at);
-        back_through_cut(dv_g, cuts.v[g], cuts.sinks);
+        if (!cuts.joint) back_through_cut(dv_g, cuts.v[g], cuts.sinks, c.d, latent);
         ops_back->copy_rows(datt + g * wide, size_t(c.H) * d, dq_g, wide, t, wide);
         ops_back->copy_rows(keys + g * d, G * d, dk_g, d, t, d);
         ops_back->copy_rows(values + g * d, G * d, dv_g, d, t, d);
@@ -155,18 +157,19 @@ void LayerPass::add_basis_gradient(const LayerCuts& cuts, LayerGradient& gradien
     size_t skip = size_t(whole) * d;
     std::vector<Gram> all;
     for (bool values : {false, true})
-        for (size_t g = 0; g < G; g++) {
+        for (size_t g = 0; g < G && !(values && cuts.joint); g++) {
             const Cut& cut = (values ? cuts.v : cuts.k)[g];
             if (cut.encode.empty() || cut.format.kept() == 0) continue;
             const float* from = (values ? v : cuts.rotated ? k_rotated : k) + g * each;
             const float* asked = (values ? dv : dk) + g * each + skip;
             float* latents = dkv + (g + (values ? G : 0)) * each;
-            store(latents, from, cut, cuts);
+            store(latents, from, cut, cuts, c.d);
             all.push_back({&(values ? gradient.v : gradient.k)[g], from + skip, asked, T - whole, c.d});
             all.push_back({&(values ? gradient.stored_v : gradient.stored_k)[g], latents + skip, asked,
                            T - whole, c.d});
         }
     ops_back->add_grams(all);
+    if (cuts.joint) add_joint_gradient(cuts, gradient);
 }
 
 void LayerPass::to_gradient(const LayerCuts& cuts, LayerGradient& gradient) {

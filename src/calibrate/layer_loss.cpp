@@ -16,11 +16,11 @@ Cut cut_to_rank(const Matrix& Q, const Metric& metric, size_t r) {
             RowFormat::whole(int(r))};
 }
 
-LayerGradient::LayerGradient(const Config& config)
-    : k(size_t(config.G), Matrix(size_t(config.d), size_t(config.d))),
-      v(k),
-      stored_k(k),
-      stored_v(k) {}
+LayerGradient::LayerGradient(const Config& c, bool joint)
+    : k(size_t(c.G), Matrix(size_t(c.d), size_t(c.d))), v(k), stored_k(k) {
+    if (joint) v = {Matrix(size_t(c.G * c.d), size_t(c.G * c.d))};
+    stored_v = v;
+}
 
 // Angles in double: at position 131,071 a float angle is off by 4e-3.
 std::vector<float> rotation_table(const Config& config, int positions) {
@@ -135,15 +135,16 @@ void LayerPass::begin_on_backend(int layer, const float* input, const Step& step
     ops.end_step();
 }
 
-// latents ← unpack(pack(from E))
-void LayerPass::store(float* latents, const float* from, const Cut& cut, const LayerCuts& cuts) {
-    size_t d = size_t(c.d);
+// latents (T, width) ← unpack(pack(from E))
+void LayerPass::store(float* latents, const float* from, const Cut& cut, const LayerCuts& cuts,
+                      int width) {
+    size_t d = size_t(width);
     int whole = std::min(T, cuts.sinks);
-    Weight E{cut_staged.read(cut.encode.data(), d * d), DType::F32, c.d, c.d};
+    Weight E{cut_staged.read(cut.encode.data(), d * d), DType::F32, width, width};
     model.backend->matmul_transposed(latents, from, E, T);
-    ops_back->round_rows(latents, nullptr, RowFormat::whole(c.d), cuts.dtype, whole, c.d);
+    ops_back->round_rows(latents, nullptr, RowFormat::whole(width), cuts.dtype, whole, width);
     ops_back->round_rows(latents + size_t(whole) * d, cut.weight.empty() ? nullptr : cut.weight.data(),
-                         cut.format, cuts.dtype, T - whole, c.d);
+                         cut.format, cuts.dtype, T - whole, width);
 }
 
 // to ← unpack(pack(from E)) D
@@ -151,7 +152,7 @@ void LayerPass::cut_side(float* to, const float* from, const Cut& cut, const Lay
     size_t d = size_t(c.d);
     Backend& ops = *model.backend;
     if (cut.nothing()) return ops_back->copy(to, from, size_t(T) * d);
-    store(latent, from, cut, cuts);
+    store(latent, from, cut, cuts, c.d);
     Weight D{decode_staged.read(cut.decode.data(), d * d), DType::F32, c.d, c.d};
     ops.matmul_transposed(to, latent, D, T);
     if (!cut.lossless) ops_back->copy(to, from, size_t(std::min(T, cuts.sinks)) * d);
@@ -163,7 +164,7 @@ void LayerPass::cut_head(const LayerCuts& cuts, int g) {
     bool before = !cuts.rotated && !cut_k.nothing();  // cut, then rotated
     cut_side(k_cut + side, (before ? k : k_rotated) + side, cut_k, cuts);
     if (before) model.backend->rope(k_cut + side, nullptr, turns, 1, 0, c.d, at);
-    cut_side(v_cut + side, v + side, cuts.v[size_t(g)], cuts);
+    if (!cuts.joint) cut_side(v_cut + side, v + side, cuts.v[size_t(g)], cuts);
 }
 
 // heads_g = softmax(q_g k̃_gᵀ / √d) ṽ_g, and its columns of att.
@@ -203,6 +204,7 @@ void LayerPass::finish() {
 }
 
 void LayerPass::forward(const LayerCuts& cuts) {
+    if (cuts.joint) cut_joint_values(cuts);
     for (int g = 0; g < c.G; g++) {
         cut_head(cuts, g);
         attend(g);
@@ -211,6 +213,7 @@ void LayerPass::forward(const LayerCuts& cuts) {
 }
 
 void LayerPass::change(const LayerCuts& cuts, int g) {
+    assert(!cuts.joint);
     cut_head(cuts, g);
     attend(g);
     finish();

@@ -36,7 +36,7 @@ Matrix basis_gradient(const PricedUnit& unit, const Matrix& of_rows, const Matri
     return G;
 }
 
-void ModelDescent::run(std::vector<PricedUnit>& units, const std::vector<int>& kept,
+void ModelDescent::run(const Units& all, std::vector<PricedUnit>& units, const std::vector<int>& kept,
                        const std::function<std::vector<LayerCuts>()>& cuts_now,
                        const Options& options, const std::function<void()>& progress) {
     LayerPass& pass = model.pass;
@@ -47,7 +47,7 @@ void ModelDescent::run(std::vector<PricedUnit>& units, const std::vector<int>& k
     for (const PricedUnit& unit : units) states.emplace_back(unit.Q);
     for (int t = 0; t < options.steps; t++) {
         std::vector<LayerCuts> cuts = cuts_now();
-        std::vector<LayerGradient> gradient(size_t(c.L), LayerGradient(c));
+        std::vector<LayerGradient> gradient(size_t(c.L), LayerGradient(c, all.joint));
         for (int i = 0; i < options.batch; i++) {
             size_t s = random.below(sequences.count());
             model.run_divergence(sequences.ids[s], sequences.step(s), cuts, full.data + s * each,
@@ -59,19 +59,19 @@ void ModelDescent::run(std::vector<PricedUnit>& units, const std::vector<int>& k
         double tau = annealed(options.tau, t, options.steps);
         std::vector<StiefelTurn> turns(units.size());
         pass.threads.run(units.size(), [&](size_t u) {
-            const LayerGradient& of = gradient[u / 2 / size_t(c.G)];
-            size_t g = u / 2 % size_t(c.G);
-            bool values = u % 2;
+            auto [l, head, values] = all.at(u);
+            const LayerGradient& of = gradient[size_t(l)];
+            size_t g = size_t(head);
             turns[u] = stiefel_turn(states[u],
                                     basis_gradient(units[u], (values ? of.v : of.k)[g],
                                                 (values ? of.stored_v : of.stored_k)[g],
                                                 kept[u]),
                                     tau);
         });
-        std::vector<Turn> all;
+        std::vector<Turn> each_turn;
         for (size_t u = 0; u < units.size(); u++)
-            if (turns[u].tau != 0) all.push_back({&states[u].Q, &turns[u].W, turns[u].tau});
-        pass.ops_back->cayley(all);
+            if (turns[u].tau != 0) each_turn.push_back({&states[u].Q, &turns[u].W, turns[u].tau});
+        pass.ops_back->cayley(each_turn);
         for (size_t u = 0; u < units.size(); u++) units[u].turn_to(states[u].Q);
     }
     for (PricedUnit& unit : units) unit.turn_to(finished(unit.Q, "descent"));

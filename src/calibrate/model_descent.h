@@ -34,9 +34,9 @@ struct ModelDescent {
         double tau;
         uint64_t seed;
     };
-    // kept: coordinates that each unit stores. cuts(): those of the units as they are now, one
+    // of: which unit is whose. kept: coordinates that each unit stores. cuts(): those of the units as they are now, one
     // LayerCuts a layer.
-    void run(std::vector<PricedUnit>& units, const std::vector<int>& kept,
+    void run(const Units& of, std::vector<PricedUnit>& units, const std::vector<int>& kept,
              const std::function<std::vector<LayerCuts>()>& cuts, const Options& options,
              const std::function<void()>& progress);
 };

@@ -58,11 +58,17 @@ struct Priced {
 // KL on held-out text of these units at these formats.
 using MeasuredKl = std::function<double(const Priced&, const Formats&)>;
 
+Units units_of(const CalibrationRun& run) {
+    return Units(run.model.config, run.options.joint_values);
+}
+
+// at(l, first head, values, unit)
 template <class F>
-void for_units(const Config& c, const F& at) {
-    for (int l = 0; l < c.L; l++)
-        for (int g = 0; g < c.G; g++)
-            for (bool values : {false, true}) at(l, g, values, unit_of(c, l, g, values));
+void for_units(const Units& units, const F& at) {
+    for (size_t u = 0; u < units.count(); u++) {
+        auto [l, g, values] = units.at(u);
+        at(l, g, values, u);
+    }
 }
 
 Ages ages_of(const CalibrationRun& run) {
@@ -85,9 +91,9 @@ std::vector<LayerCuts> cuts_of(const CalibrationRun& run, const Priced& priced,
                                const Formats& formats) {
     const Config& c = run.model.config;
     const CalibrationOptions& o = run.options;
-    std::vector<LayerCuts> cuts(size_t(c.L), LayerCuts(c, o.keys == "post"));
+    std::vector<LayerCuts> cuts(size_t(c.L), LayerCuts(c, o.keys == "post", o.joint_values));
     for (LayerCuts& one : cuts) one.sinks = o.sinks, one.dtype = o.cache;
-    for_units(c, [&](int l, int g, bool values, size_t u) {
+    for_units(units_of(run), [&](int l, int g, bool values, size_t u) {
         LayerCuts& layer = cuts[size_t(l)];
         (values ? layer.v : layer.k)[size_t(g)] = cut_of(priced.unit[u], formats.oldest(u));
     });
@@ -99,8 +105,8 @@ Bases bases_of(const CalibrationRun& run, const Priced& priced, const Formats& f
     Bases bases;
     bases.sinks = run.options.sinks, bases.recent = run.options.recent;
     bases.ages = run.options.ages;
-    bases.layer.assign(size_t(c.L), {run.options.keys == "post", {}, {}});
-    for_units(c, [&](int l, int, bool values, size_t u) {
+    bases.layer.assign(size_t(c.L), {run.options.keys == "post", {}, {}, run.options.joint_values});
+    for_units(units_of(run), [&](int l, int, bool values, size_t u) {
         const PricedUnit& unit = priced.unit[u];
         Bases::Layer& layer = bases.layer[size_t(l)];
         (values ? layer.v : layer.k)
@@ -114,7 +120,7 @@ PriceSamples samples_at(CalibrationRun& run, ModelBackward& back,
                         const std::vector<LayerCuts>& cuts, uint64_t round,
                         const std::string& folder) {
     const CalibrationOptions& o = run.options;
-    return collect_samples(back, run.learn, cuts, std::min(o.sinks, o.sequence - 1),
+    return collect_samples(back, units_of(run), run.learn, cuts, std::min(o.sinks, o.sequence - 1),
                            ages_of(run), o.seed * 2 + round, folder,
                            [&] { run.ticker(3 * size_t(run.model.config.L)); });
 }
@@ -123,8 +129,8 @@ PriceSamples samples_at(CalibrationRun& run, ModelBackward& back,
 Priced price(CalibrationRun& run, const PriceSamples& samples) {
     const CalibrationOptions& o = run.options;
     Priced priced;
-    priced.unit.resize(samples.units);
-    run.model.threads->run(samples.units, [&](size_t u) {
+    priced.unit.resize(samples.units.count());
+    run.model.threads->run(samples.units.count(), [&](size_t u) {
         priced.unit[u] = price_unit(samples, u, o.bits == "mixed", o.cache);
     });
     priced.set_hulls(*run.model.threads, o.cache);
@@ -134,7 +140,7 @@ Priced price(CalibrationRun& run, const PriceSamples& samples) {
 // The same bases by other samples, which weigh `share` against the prices that there are.
 Priced price_again(CalibrationRun& run, Priced priced, const PriceSamples& samples, double share) {
     DType dtype = run.options.cache;
-    run.model.threads->run(samples.units, [&](size_t u) {
+    run.model.threads->run(samples.units.count(), [&](size_t u) {
         price_again(priced.unit[u], samples, u, share, dtype);
     });
     priced.set_hulls(*run.model.threads, dtype);
@@ -167,7 +173,7 @@ void descend(CalibrationRun& run, ModelBackward& back, const std::string& folder
     Priced moved = priced;
     std::vector<int> kept;
     for (size_t u = 0; u < priced.unit.size(); u++) kept.push_back(formats.oldest(u).kept());
-    descent.run(moved.unit, kept, [&] { return cuts_of(run, moved, formats); },
+    descent.run(units_of(run), moved.unit, kept, [&] { return cuts_of(run, moved, formats); },
                 {o.steps, o.batch, o.tau, o.seed}, [&] { run.ticker(3 * passes); });
     if (divergence(moved, formats) < divergence(priced, formats)) priced = std::move(moved);
 }
@@ -176,23 +182,24 @@ void descend(CalibrationRun& run, ModelBackward& back, const std::string& folder
 // keys and values are functions of few tokens there and attention averages over many. So each
 // layer's keys and its values are cut alone, at the formats that the budget gives, and what is
 // measured corrects the prices.
-void correct(const Config& c, EndToEnd& learnt, const std::vector<LayerCuts>& cuts,
+void correct(const Units& units, EndToEnd& learnt, const std::vector<LayerCuts>& cuts,
              const Formats& formats, Priced& priced,
              std::vector<CalibrationResult::Foretold>& foretold) {
     std::vector<std::array<double, 2>> measured = learnt.each_alone(cuts);
-    for (int l = 0; l < c.L; l++)
-        for (bool values : {false, true}) {
-            double predicted = 0;
-            for (int g = 0; g < c.G; g++) {
-                size_t u = unit_of(c, l, g, values);
-                const PricedUnit& unit = priced.unit[u];
-                predicted += priced.scale[u] * price_of(unit, unit.all, formats.oldest(u));
-            }
-            foretold.push_back({size_t(l), values, predicted, measured[size_t(l)][values]});
-            double ratio = predicted > 0 ? measured[size_t(l)][values] / predicted : 1;
-            for (int g = 0; g < c.G; g++)
-                priced.scale[unit_of(c, l, g, values)] *= std::clamp(ratio, 0.25, 16.0);
-        }
+    std::vector<std::array<double, 2>> predicted(measured.size());
+    for_units(units, [&](int l, int, bool values, size_t u) {
+        const PricedUnit& unit = priced.unit[u];
+        predicted[size_t(l)][values] +=
+            priced.scale[u] * price_of(unit, unit.all, formats.oldest(u));
+    });
+    for (size_t l = 0; l < measured.size(); l++)
+        for (bool values : {false, true})
+            foretold.push_back({l, values, predicted[l][values], measured[l][values]});
+    for_units(units, [&](int l, int, bool values, size_t u) {
+        double by_prices = predicted[size_t(l)][values];
+        double ratio = by_prices > 0 ? measured[size_t(l)][values] / by_prices : 1;
+        priced.scale[u] *= std::clamp(ratio, 0.25, 16.0);
+    });
 }
 
 // The least share whose measured perplexity rises by at most that many per cent: bisection.
@@ -230,7 +237,7 @@ void correct_by_layers(CalibrationRun& run, const std::vector<size_t>& budget,
     for (int round = 0; round < 2; round++) {
         Priced corrected = priced;
         std::vector<CalibrationResult::Foretold> foretold;
-        correct(run.model.config, learnt, cuts_of(run, priced, formats), formats, corrected, foretold);
+        correct(units_of(run), learnt, cuts_of(run, priced, formats), formats, corrected, foretold);
         if (round == 0) result.foretold = foretold;  // later prices have been corrected by such
         Formats other = corrected.within(budget);
         double now = divergence(corrected, other);
@@ -324,7 +331,7 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Parti
     run.ticker(0);
     measure_sizes(run, priced, result);
     clock.phase("sizes", true);
-    compare(run, eigen_layers(run, Units(c, false), priced.unit), [&](const auto& ways) { return measure_caches(run, ways); },
+    compare(run, eigen_layers(run, units_of(run), priced.unit), [&](const auto& ways) { return measure_caches(run, ways); },
             result);
     clock.phase("other methods", true);
 

@@ -2,6 +2,7 @@
 // own prediction asks of each, by how far away the queries are that ask.
 #pragma once
 #include "calibrate/model_backward.h"
+#include "calibrate/units.h"
 
 namespace stief {
 
@@ -20,14 +21,15 @@ struct Ages {
     }
 };
 
-// Keys or values of every head of every layer and their gradients, token by token; the first
-// tokens of a sequence, which the cache keeps exactly, are left out.
+// Keys or values of every unit and their gradients, token by token; the first tokens of a sequence,
+// which the cache keeps exactly, are left out.
 struct PriceSamples {
-    size_t units, tokens, d, ages;
+    Units units;
+    size_t tokens, ages;
     bool split;        // of g there is one part for each age beside the whole
-    Activations data;  // (units, 2 + ages or 2, tokens, d)  k, g, g of each age
+    Activations data;  // (units, 2 + ages or 2, tokens, width)  k, g, g of each age
 
-    PriceSamples(const Config& config, size_t tokens, const Ages& ages, const std::string& folder);
+    PriceSamples(const Units& units, size_t tokens, const Ages& ages, const std::string& folder);
     float* k(size_t unit) const { return row(unit, 0); }
     float* g(size_t unit) const { return row(unit, 1); }  // of queries at any distance
     float* g_of_age(size_t unit, size_t age) const { return row(unit, split ? 2 + age : 1); }
@@ -36,15 +38,12 @@ struct PriceSamples {
 
   private:
     float* row(size_t unit, size_t i) const {
-        return data.data + (unit * (split ? 2 + ages : 2) + i) * tokens * d;
+        return data.data + tokens * (units.first(unit) * (split ? 2 + ages : 2) + i * units.width(unit));
     }
 };
-inline size_t unit_of(const Config& c, int l, int g, bool values) {
-    return (size_t(l) * size_t(c.G) + size_t(g)) * 2 + values;
-}
 
 // One way back through the model for each sequence, at these cuts.
-PriceSamples collect_samples(ModelBackward& model, const Sequences& sequences,
+PriceSamples collect_samples(ModelBackward& model, const Units& units, const Sequences& sequences,
                              const std::vector<LayerCuts>& cuts, int sinks, const Ages& ages,
                              uint64_t seed, const std::string& folder,
                              const std::function<void()>& progress);

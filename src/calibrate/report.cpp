@@ -26,8 +26,9 @@ std::string figures(const CalibrationResult& r, const Config& c, const Calibrati
                              o.bits == "mixed" ? "codes of 4 and 3 bits" : "rank alone",
                              o.keys.c_str()));
     else if (o.objective == "model")
-        row("method", format("prices of the final prediction, %s bits, keys %s rotation",
-                             o.bits.c_str(), o.keys.c_str()));
+        row("method", format("prices of the final prediction, %s bits, keys %s rotation%s",
+                             o.bits.c_str(), o.keys.c_str(),
+                             o.joint_values ? ", a layer's values in one basis" : ""));
     else
         row("method", format("%s, %s key basis, %s metric, keys %s rotation", o.method.c_str(),
                          o.key_basis_per_layer ? "one a layer" : "a head",
@@ -71,14 +72,14 @@ std::string error_charts(const CalibrationResult& r) {
     return html + "</div>";
 }
 
-std::string heat_head(const Config& c, const char* more) {
+std::string heat_head(const Config& c, bool joint, const char* more) {
     return format("<div class=\"scroll\"><table class=\"heat\"><tr><th>layer</th>"
-                  "<th colspan=\"%d\">keys by head</th><th colspan=\"%d\">values by head</th>%s</tr>",
-                  c.G, c.G, more);
+                  "<th colspan=\"%d\">keys by head</th><th colspan=\"%d\">values%s</th>%s</tr>",
+                  c.G, joint ? 1 : c.G, joint ? ", joint" : " by head", more);
 }
 
 std::string ranks_map(const CalibrationResult& r, const Config& c) {
-    std::string html = heat_head(c, "<th>error</th><th>w</th>");
+    std::string html = heat_head(c, false, "<th>error</th><th>w</th>");
     for (size_t l = 0; l < r.layer.size(); l++) {
         html += format("<tr><td>%zu</td>", l);
         for (int side : {0, 1})
@@ -123,7 +124,7 @@ std::string bits_map(const CalibrationResult& r, const Config& c) {
     for (const Bases::Layer& layer : r.bases.layer)
         for (const auto* side : {&layer.k, &layer.v})
             for (const HeadBasis& head : *side) most = std::max(most, double(bits(head)));
-    std::string html = heat_head(c, "");
+    std::string html = heat_head(c, r.options.joint_values, "");
     for (size_t l = 0; l < r.bases.layer.size(); l++) {
         html += format("<tr><td>%zu</td>", l);
         for (int side : {0, 1})

@@ -110,7 +110,7 @@ Cut Star::gated_cut(size_t u) const {
 
 std::vector<LayerCuts> Star::gated_cuts(const Config& c, bool rotated, int sinks,
                                         DType dtype) const {
-    std::vector<LayerCuts> cuts(size_t(c.L), LayerCuts(c, rotated));
+    std::vector<LayerCuts> cuts(size_t(c.L), LayerCuts(c, rotated, units.joint));
     for (LayerCuts& one : cuts) one.sinks = sinks, one.dtype = dtype;
     for (size_t u = 0; u < unit.size(); u++) {
         Units::Unit at = units.at(u);

@@ -48,14 +48,17 @@ struct StarDescent {
         for (size_t u = moment.size(); u < units.count(); u++)
             moment.emplace_back(units.width(u), units.width(u));
         std::vector<Gram> all;
-        for (int g = 0; g < units.G; g++)
-            for (bool values : {false, true}) {
-                const float* rows = values                       ? pass.v
-                                    : run.options.keys == "post" ? pass.k_rotated
-                                                                 : pass.k;
-                const float* from = rows + (size_t(g) * T + size_t(sinks)) * d;
-                all.push_back({&moment[units.of(l, g, values)], from, from, int(T) - sinks, units.d});
-            }
+        auto add = [&](size_t u, const float* rows) {
+            size_t width = units.width(u);
+            const float* from = rows + size_t(sinks) * width;
+            all.push_back({&moment[u], from, from, int(T) - sinks, int(width)});
+        };
+        const float* keys = run.options.keys == "post" ? pass.k_rotated : pass.k;
+        for (int g = 0; g < units.G; g++) {
+            add(units.of(l, g, false), keys + size_t(g) * T * d);
+            if (!units.joint) add(units.of(l, g, true), pass.v + size_t(g) * T * d);
+        }
+        if (units.joint) pass.together(pass.att, pass.v), add(units.of(l, 0, true), pass.att);
         pass.ops_back->add_grams(all);
     }
 
@@ -74,7 +77,7 @@ struct StarDescent {
         const Config& c = run.model.config;
         size_t each = size_t(run.learn.T) * size_t(c.D);
         std::vector<LayerCuts> cuts = star.gated_cuts(c, o.keys == "post", sinks, o.cache);
-        std::vector<LayerGradient> of(size_t(c.L), LayerGradient(c));
+        std::vector<LayerGradient> of(size_t(c.L), LayerGradient(c, units.joint));
         for (int i = 0; i < BATCH; i++) {
             size_t s = random.below(run.learn.count());
             back.run_divergence(run.learn.ids[s], run.learn.step(s), cuts, full.data + s * each,
@@ -124,7 +127,7 @@ struct StarDescent {
 Bases bases_of(const CalibrationRun& run, const Star& star, const std::vector<RowFormat>& formats) {
     Bases bases;
     bases.sinks = run.options.sinks, bases.recent = run.options.recent;
-    bases.layer.assign(size_t(star.units.L), {run.options.keys == "post", {}, {}});
+    bases.layer.assign(size_t(star.units.L), {run.options.keys == "post", {}, {}, star.units.joint});
     for (size_t u = 0; u < formats.size(); u++) {
         Units::Unit at = star.units.at(u);
         PricedUnit unit = star.stored(u, formats[u]);
@@ -162,7 +165,7 @@ void calibrate_star(CalibrationRun& run, CalibrationResult& result, const Partia
     run.ticker.total = (run.learn.count() + 3 * size_t(o.steps) * size_t(BATCH)) * size_t(c.L);
     run.ticker.phase = "eigenbases";
     size_t budget = size_t(o.keep * double(result.full_bytes_per_token) + 1e-9);
-    Units units(c, false);
+    Units units(c, o.joint_values);
     PricedState state;
     bool learned = o.resume && partial.load(state) > 0;
     result.resumed = learned;

@@ -28,6 +28,12 @@ struct Units {
         if (!joint) return {l, i / 2, i % 2 != 0};
         return i < G ? Unit{l, i, false} : Unit{l, 0, true};
     }
+    // Coordinates of a token before those of unit u.
+    size_t first(size_t u) const {
+        Unit one = at(u);
+        size_t heads = joint ? size_t(2 * one.l * G + (one.values ? G : one.g)) : u;
+        return heads * size_t(d);
+    }
     size_t width(size_t u) const { return size_t(joint && at(u).values ? G * d : d); }
 };
 

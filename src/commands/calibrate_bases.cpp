@@ -31,6 +31,8 @@ static void choose_objective(const Args& args, CalibrationOptions& o) {
     bool star = args.method == "star";
     bool layer = args.objective == "layer" || (args.objective.empty() && !only.empty() && !star);
     if (layer && star) throw UsageError("--method star belongs to --objective model");
+    if (layer && args.value_basis == "joint")
+        throw UsageError("--value-basis joint belongs to --objective model");
     if (star && args.ppl_budget) throw UsageError("--method star is steered to --keep");
     if (!layer && !only.empty()) throw UsageError(only + " belongs to --objective layer");
     if (layer && args.bits == "mixed")
@@ -75,6 +77,7 @@ static CalibrationOptions options_of(const Args& args, const Config& config) {
     o.keys = args.keys;
     // EigenAttention's space is one key basis a layer and no metric; its method says so by itself.
     bool eigen = o.method == "eigen";
+    o.joint_values = args.value_basis.empty() ? o.method == "star" : args.value_basis == "joint";
     o.key_basis_per_layer = args.key_basis.empty() ? eigen : args.key_basis == "layer";
     if (o.method != "stiefel") o.metric = "identity";
     if (!args.metric.empty() && o.method != "identity") o.metric = args.metric;
@@ -315,6 +318,9 @@ int calibrate_bases(const Args& args) {
     Partial partial(args.output);
     Model model = Model::open(args.model, backend_options(args), args.threads);
     model.backend->exact = args.exact;
+    check(!options.joint_values || model.backend->joint_values,
+          "joint values run on --backend cpu, not on %s; give --value-basis head",
+          model.backend->name.c_str());
     CalibrationText text = read_texts(args, files, options.sequence);
 
     CalibrationResult result;

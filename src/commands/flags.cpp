@@ -105,6 +105,10 @@ void add_calibrate(Table& table, Args& a) {
          &a.method, 0, 0, "stiefel, eigen, identity, star"},
         {"--key-basis", "PER", "head (default), or one for a layer's keys (eigen: that)",
          &a.key_basis, 0, 0, "head, layer"},
+        {"--value-basis", "PER",
+         "head, or joint: one for a layer's values, rows stored once a token (objective model; "
+         "default: head, of star joint; runs on the CPU)",
+         &a.value_basis, 0, 0, "head, joint"},
         {"--metric", "NAME", "output (default), query or identity (eigen: that)",
          &a.metric, 0, 0, "output, query, identity"},
         {"--keys", "WHEN", "cut pre (default) or post rotation, or auto: what loses less",
