@@ -100,14 +100,14 @@ void add_calibrate(Table& table, Args& a) {
         {"--bits", "HOW", "mixed (default): each coordinate its own width; 16: rank alone",
          &a.bits, 0, 0, "mixed, 16"},
         {"--method", "NAME",
-         "objective layer: stiefel (default): learned; eigen: EigenAttention; identity: no change "
-         "of coordinates. objective model: star: STAR-KV's thresholds and codes of 4 and 3 bits",
+         "objective layer: stiefel (default), learned; eigen: EigenAttention; identity: no change of "
+         "coordinates; objective model: star, STAR-KV's thresholds and its codes of 4 and 3 bits",
          &a.method, 0, 0, "stiefel, eigen, identity, star"},
         {"--key-basis", "PER", "head (default), or one for a layer's keys (eigen: that)",
          &a.key_basis, 0, 0, "head, layer"},
         {"--value-basis", "PER",
-         "head, or joint: one for a layer's values, rows stored once a token (objective model; "
-         "default: head, of star joint; runs on the CPU)",
+         "objective model: head (default), or joint: one for a layer's values, stored once a token "
+         "(star: that; on the CPU)",
          &a.value_basis, 0, 0, "head, joint"},
         {"--metric", "NAME", "output (default), query or identity (eigen: that)",
          &a.metric, 0, 0, "output, query, identity"},
@@ -121,7 +121,8 @@ void add_calibrate(Table& table, Args& a) {
         {"--tokens", "N",
          "tokens to learn from, as many of each text (default 16384; objective layer: 32768)",
          &a.calibration_tokens, 2},
-        {"--steps", "N", "of the descent (default: objective layer 150, model 0)", &a.steps, 0, 1000000},
+        {"--steps", "N", "of the descent (default: objective layer 150, model 0, of star 60)",
+         &a.steps, 0, 1000000},
         {"--holdout", "FILE", "text to measure on (default: the last tenth of each)", &a.holdout},
         {"--resume", "", "continue after the last finished layer or phase", &a.resume},
         {"--seed", "N", "the same seed gives the same bases (default 1; -1: drawn, and said)",
