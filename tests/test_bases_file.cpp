@@ -33,7 +33,7 @@ HeadBasis random_basis(int d, std::vector<RowFormat> formats, double spread, Ran
     return one;
 }
 
-Bases random_bases(const Config& c, double spread) {
+Bases random_bases(const Config& c, double spread, bool joint = false) {
     Random random(3);
     Bases bases;
     bases.ages = {40, 90}, bases.sinks = 2, bases.recent = 33;
@@ -51,6 +51,8 @@ Bases random_bases(const Config& c, double spread) {
         for (auto* side : {&layer.k, &layer.v})
             for (int g = 0; g < c.G; g++)
                 side->push_back(random_basis(c.d, formats[next++ % 3], spread, random));
+        layer.joint = joint && l == 1;
+        if (layer.joint) layer.v = {random_basis(c.G * c.d, formats[0], spread, random)};
     }
     return bases;
 }
@@ -59,7 +61,8 @@ bool same(const Bases& a, const Bases& b) {
     bool equal = a.layer.size() == b.layer.size() && a.ages == b.ages && a.sinks == b.sinks &&
                  a.recent == b.recent;
     for (size_t l = 0; equal && l < a.layer.size(); l++) {
-        equal = equal && a.layer[l].rotated == b.layer[l].rotated;
+        equal = equal && a.layer[l].rotated == b.layer[l].rotated &&
+                a.layer[l].joint == b.layer[l].joint;
         for (auto side : {&Bases::Layer::k, &Bases::Layer::v}) {
             const std::vector<HeadBasis>&x = a.layer[l].*side, &y = b.layer[l].*side;
             equal = equal && x.size() == y.size();
@@ -127,6 +130,23 @@ TEST_CASE("a bases file comes back as it was, with spreads of four decades as we
     }
     CHECK_THROWS_WITH_AS(Bases::open(saved.path, saved.config, 43),
                          doctest::Contains("another model"), Error);
+}
+
+TEST_CASE("joint values of a layer come back as one basis; a file that does not say has heads") {
+    Saved saved;
+    Bases joint = random_bases(saved.config, 1, true), heads = random_bases(saved.config, 1);
+    joint.save(saved.path, 42);
+    CHECK(same(Bases::open(saved.path, saved.config, 42), joint));
+    CHECK(Bases::open(saved.path, saved.config, 42).hash(1) == joint.hash(1));
+    rewrite(saved.path, saved.path + "2", "", {{"values", "head,both"}});
+    CHECK(error_of(saved.path + "2", saved.config).find("expected head or joint") != std::string::npos);
+    rewrite(saved.path, saved.path + "2", "", {{"values", "joint,joint"}});
+    CHECK(error_of(saved.path + "2", saved.config) != "");
+    rewrite(saved.path, saved.path + "2", "", {{"values", ""}});
+    CHECK(error_of(saved.path + "2", saved.config) != "");
+    heads.save(saved.path, 42);
+    rewrite(saved.path, saved.path + "2", "", {{"values", ""}});
+    CHECK(same(Bases::open(saved.path + "2", saved.config, 42), heads));
 }
 
 TEST_CASE("bases of version 1 open as whole rows of one age") {

@@ -34,9 +34,10 @@ struct Tried {
     std::vector<float> rotation;
     std::vector<PricedUnit> units;
     std::vector<std::vector<RowFormat>> formats;  // (units, ages)
-    bool rotated;
+    bool rotated, joint;
 
-    Tried(const Variant& variant, bool after_rotation, int sequences) : rotated(after_rotation) {
+    Tried(const Variant& variant, bool after_rotation, int sequences, bool joint_values = false)
+        : rotated(after_rotation), joint(joint_values) {
         if (variant.prepare) variant.prepare();
         TinyModel tiny{.why = "descent", .L = 2, .D = 16, .F = 24, .V = 40, .H = 4, .G = 2};
         tiny.deviation = 0.15;
@@ -51,8 +52,8 @@ struct Tried {
             text.pos.push_back(s);
         }
         rotation = rotation_table(model.config, 64);
-        size_t d = size_t(model.config.d);
-        for (size_t u = 0; u < 2 * size_t(model.config.L * model.config.G); u++) {
+        for (size_t u = 0; u < layout().count(); u++) {
+            size_t d = layout().width(u);
             PricedUnit& unit = units.emplace_back();
             Matrix A = some_matrix(d, 10 + u), B = some_matrix(d, 40 + u);
             unit.metric = metric_of(add(times_transposed(A, A), identity(d)));
@@ -62,6 +63,7 @@ struct Tried {
             formats.push_back({RowFormat::whole(u % 3 ? 5 : 3)});
         }
     }
+    Units layout() const { return Units(model.config, joint); }
     // Rows are whole for queries nearer than 3, and keep 7 or 6 coordinates for those nearer than 9.
     void age(LayerPass& pass) {
         pass.split_by_distance({3, 9});
@@ -70,11 +72,12 @@ struct Tried {
     }
     std::vector<LayerCuts> cuts() const {
         const Config& c = model.config;
-        std::vector<LayerCuts> all(size_t(c.L), LayerCuts(c, rotated));
+        std::vector<LayerCuts> all(size_t(c.L), LayerCuts(c, rotated, joint));
         for (size_t u = 0; u < units.size(); u++) {
-            LayerCuts& layer = all[u / 2 / size_t(c.G)];
+            auto [l, g, values] = layout().at(u);
+            LayerCuts& layer = all[size_t(l)];
             layer.sinks = 2, layer.dtype = DType::F32;
-            (u % 2 ? layer.v : layer.k)[u / 2 % size_t(c.G)] = cut_of(units[u], formats[u]);
+            (values ? layer.v : layer.k)[size_t(g)] = cut_of(units[u], formats[u]);
         }
         return all;
     }
@@ -110,12 +113,14 @@ double divergence(const Floats& a, const Floats& b, size_t V) {
 
 TEST_CASE("the gradient of the divergence by every basis is its central difference") {
     for (const Variant& variant : groups())
-        for (int way : {0, 1, 2, 3}) {
-            bool rotated = way & 1, aged = way & 2;
+        for (int way = 0; way < 6; way++) {
+            bool rotated = way % 3 == 1, joint = way % 3 == 2, aged = way >= 3;
+            if (joint && variant.device()) continue;
             CAPTURE(variant.group);
             CAPTURE(rotated);
+            CAPTURE(joint);
             CAPTURE(aged);
-            Tried tried(variant, rotated, 1);
+            Tried tried(variant, rotated, 1, joint);
             const Config& c = tried.model.config;
             LayerPass pass(tried.model, Tried::T, tried.rotation);
             if (aged) tried.age(pass);
@@ -123,7 +128,7 @@ TEST_CASE("the gradient of the divergence by every basis is its central differen
             ModelDescent descent(back, tried.text, tried.scratch.path("."), [] {});
             std::vector<LayerCuts> cuts = tried.cuts();
             std::vector<std::vector<LayerGradient>> gradient(
-                size_t(c.L), std::vector<LayerGradient>(pass.ages(), LayerGradient(c)));
+                size_t(c.L), std::vector<LayerGradient>(pass.ages(), LayerGradient(c, joint)));
             back.run_divergence(tried.text.ids[0], tried.text.step(0), cuts, descent.full.data,
                                 [&](int l) {
                                     pass.add_basis_gradient(cuts[size_t(l)], gradient[size_t(l)]);
@@ -133,10 +138,11 @@ TEST_CASE("the gradient of the divergence by every basis is its central differen
             constexpr double EPSILON = 1e-3;
             Doubles got, want;
             for (size_t u = 0; u < tried.units.size(); u++) {
+                auto [l, head, values] = tried.layout().at(u);
                 PricedUnit before = tried.units[u];
-                Matrix G = basis_gradient(before, gradient[u / 2 / size_t(c.G)],
-                                          u / 2 % size_t(c.G), u % 2, tried.formats[u]);
-                Matrix A = some_matrix(size_t(c.d), 100 + u), W = A;  // skew
+                Matrix G = basis_gradient(before, gradient[size_t(l)], size_t(head), values,
+                                          tried.formats[u]);
+                Matrix A = some_matrix(before.Q.rows, 100 + u), W = A;  // skew
                 add_scaled(W, -1, transpose(A));
                 Matrix along = times(W, before.Q);  // dQ/dτ at τ = 0 is −W Q
                 double sum = 0, ends[2];
@@ -156,11 +162,12 @@ TEST_CASE("the gradient of the divergence by every basis is its central differen
 
 TEST_CASE("descent lowers the divergence on what it learns from, at ranks and at codes") {
     Variant cpu{"cpu", {.name = "cpu"}, 2, {}, false};
-    for (int way : {0, 1, 2}) {
-        bool coded = way > 0, aged = way == 2;
+    for (int way : {0, 1, 2, 3}) {
+        bool coded = way > 0, aged = way == 2, joint = way == 3;
         CAPTURE(coded);
         CAPTURE(aged);
-        Tried tried(cpu, false, 6);
+        CAPTURE(joint);
+        Tried tried(cpu, false, 6, joint);
         if (coded)
             for (auto& format : tried.formats) format[0].count = {0, 0, 0, 0, 0, 0, 8, 0};
         LayerPass pass(tried.model, Tried::T, tried.rotation);
@@ -169,7 +176,7 @@ TEST_CASE("descent lowers the divergence on what it learns from, at ranks and at
         ModelDescent descent(back, tried.text, tried.scratch.path("."), [] {});
         EndToEnd measured(pass, tried.text, 6);
         double before = measured.measure(tried.cuts()).divergence.mean;
-        descent.run(tried.units, tried.formats, [&] { return tried.cuts(); }, {60, 6, 0.1, 1},
+        descent.run(tried.layout(), tried.units, tried.formats, [&] { return tried.cuts(); }, {60, 6, 0.1, 1},
                     [] {});
         double after = measured.measure(tried.cuts()).divergence.mean;
         CHECK(after < before);

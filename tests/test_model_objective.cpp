@@ -44,11 +44,14 @@ struct Tried {
 TEST_CASE("calibrate by prices keeps to its bytes, and what it measured is what the cache does") {
     for (const char* keys : {"pre", "post"})
         for (const char* bits : {"mixed", "16"})
-            for (double keep : {0.15, 0.25, 1.0}) {
+            for (auto [keep, joint] : {std::pair{0.15, false}, {0.25, false}, {1.0, false}, {0.15, true},
+                                       {1.0, true}}) {
                 CAPTURE(keys);
                 CAPTURE(bits);
                 CAPTURE(keep);
+                CAPTURE(joint);
                 Tried tried;
+                tried.options.joint_values = joint;
                 tried.options.keys = keys, tried.options.bits = bits, tried.options.keep = keep;
                 CalibrationResult result = tried.run();
                 CHECK(double(result.bytes_per_token) <=
@@ -65,6 +68,7 @@ TEST_CASE("calibrate by prices keeps to its bytes, and what it measured is what 
                 // The layer pass with these cuts against the cache with these bases: one text, the
                 // first 4 tokens exact and no others.
                 std::vector<LayerCuts> cuts = cuts_of(bases, c, 4, DType::F16);
+                CHECK(cuts[0].joint == joint);
                 Sequences one;
                 one.T = 24;
                 one.ids = {{tried.text.held_out[0].ids.begin(), tried.text.held_out[0].ids.begin() + 24}};

@@ -24,7 +24,9 @@ struct RowStore {
 };
 
 // One kv head's keys or values: latent coordinates c = k E, packed into every store at once. Rows
-// of all stores come from the same c: packing a row again later would lose more.
+// of all stores come from the same c: packing a row again later would lose more. Where the values of
+// a layer are joint, the stores of all heads are the same rows, of up to G·d coordinates; encode and
+// weight are the first head's, (G·d, G·d) and (G·d), and decode is each head's own, (G·d, d).
 struct CacheRows {
     RowStore store[MOST_STORES];
     int width = 0;                    // coordinates kept by the widest of them
@@ -66,8 +68,12 @@ struct CacheLayer {
     DType dtype = DType::F16;      // of whole elements
     int capacity = 0;              // positions that fit
     int H = 0, G = 0, d = 0;
+    int values_width() const { return joint ? joint : d; }  // coordinates of a whole row of values
+    // Whether rows of that head's values are those of the first head.
+    bool shares_rows(size_t g) const { return joint && g > 0; }
     std::vector<CacheRows> k, v;   // (G)
     std::vector<Seen> seen;        // (G)
+    int joint = 0;                 // G·d where values are joint: one row a token, for all heads
     bool rotated = true;           // keys are stored after rotation ("post"); else before ("pre")
     int batch = 0;                 // tokens of one append at most, or taken back; 0: any
     const CacheRows* rows = nullptr;     // (2, G)  k, then v once more, in the backend's memory

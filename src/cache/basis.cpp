@@ -1,7 +1,6 @@
 #include "cache/basis.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "base/hash.h"
 
@@ -39,6 +38,10 @@ size_t Bases::Layer::bytes(DType dtype) const {
     return sum;
 }
 
+bool Bases::joint() const {
+    return std::any_of(layer.begin(), layer.end(), [](const Layer& one) { return one.joint; });
+}
+
 size_t Bases::bytes_per_token(DType dtype) const {
     return bytes_per_token(ages.size(), dtype);
 }
@@ -56,7 +59,7 @@ double Bases::bits_read(int positions, DType dtype) const {
     for (const Layer& one : layer)
         for (const std::vector<HeadBasis>* side : {&one.k, &one.v})
             for (const HeadBasis& head : *side)
-                elements += size_t(std::sqrt(double(head.decode.size())) + 0.5);
+                elements += head.width();
     double whole = double(elements) * double(size_of(dtype));
     double bytes = std::min(positions, sinks) * whole, rest = std::max(positions - sinks, 0);
     double from = std::min<double>(recent, rest);
@@ -75,6 +78,7 @@ uint64_t Bases::hash(uint64_t seed) const {
     for (int age : ages) hash.add(uint64_t(age));
     for (const Bases::Layer& one : layer) {
         hash.add(uint64_t(one.rotated));
+        if (one.joint) hash.add(uint64_t(one.joint));
         for (const std::vector<HeadBasis>* side : {&one.k, &one.v})
             for (const HeadBasis& head : *side) {
                 for (const RowFormat& format : head.format)

@@ -5,15 +5,20 @@
 //     k ≈ c̃ D   c̃ = c through its format, 0 beyond          D = E⁻¹              (d, d)
 //
 // Q is orthonormal, S the metric, σ the spread of each coordinate (all 1 where nothing is coded).
+// Values of a layer may have one basis together: v is then the G heads' values one after another,
+// E and D are (G·d, G·d), a row is stored once for the layer, and head g's decode is its own d
+// columns of D.
+//
 // A token at position p sees a row s whole where s < sinks or p − s < recent, else in format[i] for
 // the first i with p − s < ages[i], and in the last format beyond all ages.
 //
 // A bases file is a safetensors file with, for each layer l and side s in {k, v},
 //     layers.l.s.q   layers.l.s.encode   layers.l.s.decode       (G, d, d) f32
 //     layers.l.s.weight                                          (G, d) f32
+// (of joint values (1, G·d, G·d) and (1, G·d))
 // and metadata: format "stief-bases", version 2, the model's fingerprint, formats_k and formats_v
 // (JSON, [[[[coordinates at each width] of each age] of each head] of each layer]), ages (JSON),
-// keys ("pre" or "post" for each layer), window, and what calibrate measured. Version 1 has ranks_k
+// keys ("pre" or "post" for each layer), values ("head" or "joint" for each layer; none: head), window, and what calibrate measured. Version 1 has ranks_k
 // and ranks_v instead ([[r of each head] of each layer]: r elements and no codes), no ages and no
 // weights. Loading checks every shape, QᵀQ = I, E D = I, the formats and the fingerprint.
 #pragma once
@@ -23,6 +28,8 @@
 #include <vector>
 
 #include "backend/row_format.h"
+#include "base/linalg.h"
+#include "base/random.h"
 #include "formats/safetensors.h"
 #include "model/config.h"
 
@@ -35,6 +42,7 @@ struct HeadBasis {
     std::vector<float> weight;      // (d)  cost of a unit error in each coordinate, for the encoder
     std::vector<float> q, encode, decode;  // (d, d)
 
+    size_t width() const { return weight.size(); }  // d; of joint values G·d
     // One format for all ages: r elements and no codes.
     static HeadBasis whole(int r, std::vector<float> q, std::vector<float> encode,
                            std::vector<float> decode);
@@ -43,7 +51,8 @@ struct HeadBasis {
 struct Bases {
     struct Layer {
         bool rotated = true;          // keys are stored after rotation ("post")
-        std::vector<HeadBasis> k, v;  // (G)
+        std::vector<HeadBasis> k, v;  // (G); v (1) where values are joint
+        bool joint = false;           // one basis for the values of all heads
 
         size_t bytes(DType dtype) const;  // of a position beyond the window and all ages
     };
@@ -62,6 +71,7 @@ struct Bases {
     static Bases open(const std::string& path, const Config& config, uint64_t fingerprint);
     void save(const std::string& path, uint64_t fingerprint) const;
 
+    bool joint() const;  // in any layer
     size_t bytes_per_token(DType dtype) const;  // Σ Layer::bytes
     size_t bytes_per_token(size_t age, DType dtype) const;  // of a token of that age
     // Bits an element of what the last of so many tokens reads: the window whole, the others each at
@@ -70,15 +80,19 @@ struct Bases {
     uint64_t hash(uint64_t seed) const;         // of all that decides what a row means
 };
 
+// Random signs and a Hadamard matrix where the width is a power of two, else any rotation.
+Matrix random_rotation(size_t d, Random& random);
+
 // What a file of bases says of its rows, of any version: for those who have no model at hand.
 struct BasesFormats {
     using Side = std::vector<std::vector<std::vector<RowFormat>>>;  // (L, G, ages + 1)
     std::vector<int> ages;
     int sinks = 0, recent = 0;
     Side k, v;
+    std::vector<bool> joint;  // (L)  values
 
     // Error where the metadata is no bases', or a format cannot be one of heads of width d.
-    static BasesFormats of(const SafeTensors& file, const std::string& path, int d);
+    static BasesFormats of(const SafeTensors& file, const std::string& path, int G, int d);
 };
 
 }  // namespace stief

@@ -43,16 +43,18 @@ static std::string formats_json(const Bases& bases, std::vector<HeadBasis> Bases
 void Bases::save(const std::string& path, uint64_t fingerprint) const {
     std::vector<std::vector<float>> stacked;
     std::vector<NamedTensor> tensors;
-    std::string keys;
+    std::string keys, values;
     for (size_t l = 0; l < layer.size(); l++) {
         keys += layer[l].rotated ? (l ? ",post" : "post") : (l ? ",pre" : "pre");
-        for (auto [letter, side] : {std::pair{'k', &layer[l].k}, std::pair{'v', &layer[l].v}}) {
-            size_t G = side->size(), d = G ? side->front().weight.size() : 0;
+        values += format("%s%s", l ? "," : "", layer[l].joint ? "joint" : "head");
+        for (bool of_values : {false, true}) {
+            const std::vector<HeadBasis>& side = of_values ? layer[l].v : layer[l].k;
+            size_t G = side.size(), d = G ? side.front().weight.size() : 0;
             auto add = [&](const char* name, std::vector<float> HeadBasis::*field, Shape shape) {
                 std::vector<float>& all = stacked.emplace_back();
-                for (const HeadBasis& head : *side)
+                for (const HeadBasis& head : side)
                     all.insert(all.end(), (head.*field).begin(), (head.*field).end());
-                tensors.push_back({format("layers.%zu.%c.%s", l, letter, name),
+                tensors.push_back({format("layers.%zu.%c.%s", l, of_values ? 'v' : 'k', name),
                                    {nullptr, DType::F32, std::move(shape)}});
             };
             for (auto [name, field] : MATRICES) add(name, field, {G, d, d});
@@ -69,6 +71,7 @@ void Bases::save(const std::string& path, uint64_t fingerprint) const {
     all["version"] = "2";
     all["fingerprint"] = format("%016llx", static_cast<unsigned long long>(fingerprint));
     all["keys"] = keys;
+    all["values"] = values;
     all["window"] = format("%d,%d", sinks, recent);
     all["ages"] = all_ages.end_array().text;
     all["formats_k"] = formats_json(*this, &Bases::Layer::k);
@@ -99,6 +102,23 @@ struct Metadata {
               "%s: expected bases of format version 1 or 2, found \"%.40s\" version \"%.40s\"",
               path.c_str(), kind.c_str(), version.c_str());
         return version[0] - '0';
+    }
+
+    // Which of two words each layer has: true for the second.
+    std::vector<bool> words(const std::string& key, size_t layers, const char* first,
+                            const char* second) const {
+        std::vector<bool> all;
+        std::string list = text(key) + ",";
+        for (size_t l = 0, at = 0; l < layers; l++) {
+            size_t comma = list.find(',', at);
+            std::string word = comma == list.npos ? "" : list.substr(at, comma - at);
+            check(word == first || word == second,
+                  "%s: %s of layer %zu are \"%.20s\", expected %s or %s", path.c_str(), key.c_str(),
+                  l, word.c_str(), first, second);
+            all.push_back(word == second);
+            at = comma + 1;
+        }
+        return all;
     }
 
     void window(BasesFormats& to) const {
@@ -145,8 +165,9 @@ RowFormat format_of(const Json& counts, int d, const std::string& where) {
     return one;
 }
 
+// joint: layers whose one head is all G of them together, or none of them
 BasesFormats::Side side_of(const Metadata& metadata, const char* key, int version, size_t ages,
-                           int d) {
+                           int G, int d, const std::vector<bool>& joint) {
     std::string where = metadata.path + ": " + key;
     Json rows = Json::parse(metadata.text(key), where);
     check(rows.kind == Json::Array, "%s: expected a list of layers", where.c_str());
@@ -155,18 +176,20 @@ BasesFormats::Side side_of(const Metadata& metadata, const char* key, int versio
         auto& layer = side.emplace_back();
         check(row.kind == Json::Array, "%s: expected a list of heads in layer %zu", where.c_str(),
               side.size() - 1);
+        bool together = side.size() <= joint.size() && joint[side.size() - 1];
+        int width = together ? G * d : d;
         for (const Json& head : row.items) {
             std::string at =
                 format("%s: layer %zu head %zu", where.c_str(), side.size() - 1, layer.size());
             if (version == 1) {
-                layer.push_back({rank_of(head, d, at)});
+                layer.push_back({rank_of(head, width, at)});
                 continue;
             }
             check(head.kind == Json::Array && head.items.size() == ages + 1,
                   "%s: expected a list of %zu formats, one more than there are ages", at.c_str(),
                   ages + 1);
             auto& formats = layer.emplace_back();
-            for (const Json& one : head.items) formats.push_back(format_of(one, d, at));
+            for (const Json& one : head.items) formats.push_back(format_of(one, width, at));
         }
     }
     return side;
@@ -182,12 +205,12 @@ struct Reader {
     // visit(g, values) for the count floats of every head
     template <class Visit>
     void floats(const std::string& name, const Shape& shape, const Visit& visit) const {
-        size_t G = size_t(config.G), count = 1;
+        size_t count = 1;
         for (size_t i = 1; i < shape.size(); i++) count *= shape[i];
-        Tensor t = file.take(name, shape, format("the model has %zu kv heads of %d", G, config.d));
+        Tensor t = file.take(name, shape, format("the model has %d kv heads of %d", config.G, config.d));
         check(t.dtype == DType::F32, "%s: %s is %s, expected f32", path.c_str(), name.c_str(),
               name_of(t.dtype));
-        for (size_t g = 0; g < G; g++) {
+        for (size_t g = 0; g < shape[0]; g++) {
             std::vector<float> values(count);
             std::memcpy(values.data(), static_cast<const char*>(t.data) + g * count * 4, count * 4);
             visit(g, std::move(values));
@@ -195,10 +218,10 @@ struct Reader {
     }
 
     void side(size_t l, char letter, std::vector<HeadBasis>& heads, int version) const {
-        size_t G = size_t(config.G), d = size_t(config.d);
+        size_t G = heads.size(), d = size_t(config.G * config.d) / G;
         std::string prefix = format("layers.%zu.%c", l, letter);
         for (auto [name, field] : MATRICES)
-            floats(prefix + "." + name, {G, d, d}, [&](size_t g, std::vector<float> values) {
+            floats(prefix + "." + name, {G, d, d}, [&, field = field](size_t g, std::vector<float> values) {
                 heads[g].*field = std::move(values);
             });
         for (HeadBasis& head : heads) head.weight.assign(d, 1.0f);
@@ -212,7 +235,7 @@ struct Reader {
 
     // NaN is never within tolerance.
     void verify(const HeadBasis& head, const std::string& where) const {
-        size_t d = size_t(config.d);
+        size_t d = head.width();
         Matrix Q(d, d), E(d, d), D(d, d), E_size(d, d), D_size(d, d);
         Q.data.assign(head.q.begin(), head.q.end());
         E.data.assign(head.encode.begin(), head.encode.end());
@@ -239,15 +262,19 @@ struct Reader {
 
 }  // namespace
 
-BasesFormats BasesFormats::of(const SafeTensors& file, const std::string& path, int d) {
+BasesFormats BasesFormats::of(const SafeTensors& file, const std::string& path, int G, int d) {
     Metadata metadata{path, file};
     int version = metadata.version();
     BasesFormats formats;
     metadata.window(formats);
     if (version > 1) metadata.ages(formats);
     size_t ages = formats.ages.size();
-    formats.k = side_of(metadata, version > 1 ? "formats_k" : "ranks_k", version, ages, d);
-    formats.v = side_of(metadata, version > 1 ? "formats_v" : "ranks_v", version, ages, d);
+    formats.k = side_of(metadata, version > 1 ? "formats_k" : "ranks_k", version, ages, G, d, {});
+    formats.joint.assign(formats.k.size(), false);
+    if (file.metadata.count("values"))
+        formats.joint = metadata.words("values", formats.k.size(), "head", "joint");
+    formats.v = side_of(metadata, version > 1 ? "formats_v" : "ranks_v", version, ages, G, d,
+                        formats.joint);
     return formats;
 }
 
@@ -281,17 +308,13 @@ Bases Bases::open(const std::string& path, const Config& config, uint64_t finger
     bases.layer.assign(size_t(config.L), {true, heads, heads});
     bases.metadata = file.metadata;
 
-    std::string keys = metadata.text("keys") + ",";
-    for (size_t l = 0, at = 0; l < bases.layer.size(); l++) {
-        size_t comma = keys.find(',', at);
-        std::string kind = comma == keys.npos ? "" : keys.substr(at, comma - at);
-        check(kind == "pre" || kind == "post",
-              "%s: keys of layer %zu are \"%.20s\", expected pre or post", path.c_str(), l,
-              kind.c_str());
-        bases.layer[l].rotated = kind == "post";
-        at = comma + 1;
+    std::vector<bool> post = metadata.words("keys", bases.layer.size(), "pre", "post");
+    BasesFormats formats = BasesFormats::of(file, path, config.G, config.d);
+    for (size_t l = 0; l < bases.layer.size(); l++) {
+        Bases::Layer& layer = bases.layer[l];
+        layer.rotated = post[l], layer.joint = l < formats.joint.size() && formats.joint[l];
+        if (layer.joint) layer.v.resize(1);
     }
-    BasesFormats formats = BasesFormats::of(file, path, config.d);
     bases.ages = formats.ages, bases.sinks = formats.sinks, bases.recent = formats.recent;
     const char* names = version > 1 ? "formats_" : "ranks_";
     set_formats(bases, formats.k, &Bases::Layer::k, path + ": " + names + "k");

@@ -26,6 +26,15 @@ static const float* upload_floats(Backend& backend, Carver& memory, const std::v
     return to;
 }
 
+// Columns first … first + d − 1 of D (n, width).
+static std::vector<float> columns(const std::vector<float>& D, size_t width, size_t first, size_t d) {
+    std::vector<float> part;
+    for (size_t row = 0; row < D.size(); row += width)
+        part.insert(part.end(), D.begin() + std::ptrdiff_t(row + first),
+                    D.begin() + std::ptrdiff_t(row + first + d));
+    return part;
+}
+
 static std::vector<float> transposed(const std::vector<float>& M, size_t d) {
     std::vector<float> T(M.size());
     for (size_t i = 0; i < d; i++)
@@ -47,7 +56,7 @@ struct Plan {
     // Store 0 is the window, store i + 1 the bases' format i.
     int formats() const { return int(bases->ages.size()) + 1; }
     RowFormat format(const HeadBasis& head, int store) const {
-        return store ? head.format[size_t(store - 1)] : RowFormat::whole(config.d);
+        return store ? head.format[size_t(store - 1)] : RowFormat::whole(int(head.width()));
     }
 
     // The store in which a head has what others have in `store`: rows of one format are kept once,
@@ -119,12 +128,14 @@ struct Plan {
             one.dtype = dtype, one.capacity = capacity;
             one.H = config.H, one.G = config.G, one.d = config.d;
             if (from) one.rotated = from->rotated;
+            if (from && from->joint) one.joint = config.G * config.d;
             for (size_t g = 0; g < size_t(config.G); g++)
                 one.k.push_back(head(from ? &from->k[g] : nullptr));
             for (size_t g = 0; g < size_t(config.G); g++)
-                one.v.push_back(head(from ? &from->v[g] : nullptr));
+                one.v.push_back(one.shares_rows(g) ? one.v[0] : head(from ? &from->v[g] : nullptr));
             for (size_t g = 0; g < size_t(config.G); g++)
-                one.seen.push_back(from ? seen(&from->k[g], &from->v[g]) : Seen::all_of(0));
+                one.seen.push_back(from ? seen(&from->k[g], &from->v[one.joint ? 0 : g])
+                                        : Seen::all_of(0));
             if (from && (window() || formats() > 1)) one.batch = batch;
         }
     }
@@ -139,9 +150,44 @@ static size_t table_bytes(const Config& c) {
 }
 
 static size_t matrix_floats(const Config& c, const Bases* bases) {
-    size_t d = size_t(c.d);
-    return bases ? size_t(c.L) * size_t(c.G) * (5 * d * d + 2 * d) + SLACK : 0;
+    size_t d = size_t(c.d), sum = SLACK;
+    if (!bases) return 0;
+    for (const Bases::Layer& one : bases->layer) {
+        sum += one.k.size() * (3 * d * d + d);
+        for (const HeadBasis& head : one.v)
+            sum += head.encode.size() + head.decode.size() + head.width();
+    }
+    return sum;
 }
+
+// What the bases of one layer upload.
+struct BasisUpload {
+    Backend& backend;
+    Carver& memory;
+    size_t d;
+
+    void key(CacheRows& to, const HeadBasis& from) const {
+        both(to, from);
+        to.decode = upload_floats(backend, memory, from.decode);
+        to.decode_t = upload_floats(backend, memory, transposed(from.decode, d));
+    }
+    // Joint: head g's part of the one basis.
+    void values(std::vector<CacheRows>& to, const std::vector<HeadBasis>& from) const {
+        for (size_t g = 0; g < to.size(); g++) {
+            const HeadBasis& basis = from[g < from.size() ? g : 0];
+            if (g < from.size()) both(to[g], basis);
+            to[g].decode = upload_floats(
+                backend, memory,
+                columns(basis.decode, basis.width(), from.size() < to.size() ? g * d : 0, d));
+        }
+    }
+
+  private:
+    void both(CacheRows& to, const HeadBasis& from) const {
+        to.encode = upload_floats(backend, memory, from.encode);
+        to.weight = upload_floats(backend, memory, from.weight);
+    }
+};
 
 size_t KvCache::bytes_for(const Config& c, int capacity, DType dtype, const Bases* bases,
                           int batch) {
@@ -155,6 +201,9 @@ size_t KvCache::bytes_for(const Config& c, int capacity, DType dtype, const Base
 KvCache::KvCache(Backend& backend, const Config& c, int positions, DType type, const Bases* bases,
                  int batch, const std::string* cold)
     : capacity(positions), dtype(type) {
+    check(!bases || !bases->joint() || backend.joint_values,
+          "bases with joint values (calibrate --value-basis joint) run on --backend cpu, not on %s",
+          backend.name.c_str());
     size_t tables = size_t(c.L) * table_bytes(c);
     size_t floats = matrix_floats(c, bases) * sizeof(float);
     size_t total = bytes_for(c, positions, type, bases, batch);
@@ -171,17 +220,9 @@ KvCache::KvCache(Backend& backend, const Config& c, int positions, DType type, c
     Carver table{reinterpret_cast<uintptr_t>(heads.data)};
     for (size_t l = 0; l < size_t(c.L); l++) {
         CacheLayer& one = layer[l];
-        for (size_t g = 0; bases && g < size_t(c.G); g++)
-            for (bool key : {true, false}) {
-                const HeadBasis& from = (key ? bases->layer[l].k : bases->layer[l].v)[g];
-                CacheRows& to = (key ? one.k : one.v)[g];
-                to.encode = upload_floats(backend, basis, from.encode);
-                to.decode = upload_floats(backend, basis, from.decode);
-                if (key)
-                    to.decode_t =
-                        upload_floats(backend, basis, transposed(from.decode, size_t(c.d)));
-                to.weight = upload_floats(backend, basis, from.weight);
-            }
+        BasisUpload upload{backend, basis, size_t(c.d)};
+        for (size_t g = 0; bases && g < size_t(c.G); g++) upload.key(one.k[g], bases->layer[l].k[g]);
+        if (bases) upload.values(one.v, bases->layer[l].v);
         std::vector<CacheRows> both = one.k;
         both.insert(both.end(), one.v.begin(), one.v.end());
         CacheRows* to = table.take<CacheRows>(table_bytes(c));
@@ -192,26 +233,30 @@ KvCache::KvCache(Backend& backend, const Config& c, int positions, DType type, c
     }
 }
 
+// Every store whose rows are kept, once, in a fixed order.
+template <class Visit>
+static void for_each_store(const KvCache& cache, const Visit& visit) {
+    for (const CacheLayer& one : cache.layer)
+        for (const std::vector<CacheRows>* side : {&one.k, &one.v})
+            for (size_t g = 0; g < side->size(); g++)
+                for (const RowStore& store : (*side)[g].store)
+                    if (store.data && !(side == &one.v && one.shares_rows(g))) visit(store);
+}
+
 size_t KvCache::bytes_per_token() const {
     size_t bytes = 0;
-    for (const CacheLayer& one : layer)
-        for (const std::vector<CacheRows>* side : {&one.k, &one.v})
-            for (const CacheRows& head : *side)
-                for (const RowStore& store : head.store)
-                    if (store.data && !store.ring) bytes += size_t(store.bytes);
+    for_each_store(*this, [&](const RowStore& store) {
+        if (!store.ring) bytes += size_t(store.bytes);
+    });
     return bytes;
 }
 
-// Calls copy(rows, bytes) for the rows of the first `positions` positions in every store, in a
-// fixed order.
+// Calls copy(rows, bytes) for the rows of the first `positions` positions in every store.
 template <class Copy>
 static void for_each_block(const KvCache& cache, int positions, const Copy& copy) {
-    for (const CacheLayer& one : cache.layer)
-        for (const std::vector<CacheRows>* side : {&one.k, &one.v})
-            for (const CacheRows& head : *side)
-                for (const RowStore& store : head.store)
-                    if (store.data)
-                        copy(store.data, size_t(store.slots(positions)) * size_t(store.bytes));
+    for_each_store(cache, [&](const RowStore& store) {
+        copy(store.data, size_t(store.slots(positions)) * size_t(store.bytes));
+    });
 }
 
 size_t KvCache::snapshot_bytes(int positions) const {

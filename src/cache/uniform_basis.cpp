@@ -1,16 +1,14 @@
-// Rotated uniform quantisation: a rotation spreads what few coordinates hold over all of them, so
-// that one scale serves a row. Random signs and a Hadamard matrix (QuaRot, Ashkboos et al. 2024)
-// where the width is a power of two, else any rotation.
+// Rotated uniform quantisation (QuaRot, Ashkboos et al. 2024): a rotation spreads what few
+// coordinates hold over all of them, so that one scale serves a row.
 #include <bit>
 #include <cmath>
 
-#include "base/linalg.h"
 #include "base/random.h"
 #include "cache/basis.h"
 
 namespace stief {
 
-static Matrix random_rotation(size_t d, Random& random) {
+Matrix random_rotation(size_t d, Random& random) {
     Matrix Q(d, d);
     if (!std::has_single_bit(d)) {
         for (double& x : Q.data) x = random.normal();

@@ -153,7 +153,7 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
         return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     };
     if (options.objective == "model") {
-        calibrate_model(run, result, partial);
+        (options.method == "star" ? calibrate_star : calibrate_model)(run, result, partial);
         result.by_text = by_text(result.measured, run.windows, text.held_out);
         result.seconds = seconds();
         return result;
@@ -203,6 +203,7 @@ void write_bases(const CalibrationResult& result, const Model& model, const Cali
                                        o.steps, o.keys.c_str());
     bases.metadata["method"] = o.method;
     bases.metadata["key_basis"] = o.key_basis_per_layer ? "layer" : "head";
+    bases.metadata["value_basis"] = o.joint_values ? "joint" : "head";
     bases.metadata["metric"] = o.metric;
     bases.metadata["objective"] = o.objective;
     bases.metadata["bits"] = o.bits;

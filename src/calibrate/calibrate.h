@@ -2,6 +2,7 @@
 // in the order of calibrate():
 //   --objective model   prices of the full cache → formats → each layer alone → prices of that
 //                       cache → the better formats of both → measure      (model_objective.cpp)
+//   --method star       eigenbases → thresholds → ranks → measure         (star_descent.cpp)
 //   --objective layer   for every layer collect → warm start → profile; allocate → for every layer
 //                       descend at its ranks → profile; allocate again → verify
 // The caller writes the bases and the report.
@@ -49,6 +50,7 @@ struct CalibrationResult {
         double predicted, measured;
     };
     std::vector<Foretold> foretold;
+    std::vector<double> thresholds;         // (L, G + 1)  method star: α of each key head, of values
     double perplexity_full = 0;             // of the full cache on the same text
     size_t sequences = 0, held_out = 0;     // learnt from, measured on
     int resumed = 0;                        // layers, or phases, that an interrupted run had finished

@@ -80,7 +80,7 @@ uint64_t CalibrationRun::key() const {
         o.held_out, o.steps, o.batch, o.tau, (unsigned long long)o.seed, int(model.backend->exact),
         (unsigned long long)model.weights.fingerprint(model.config));
     if (o.objective == "model") {
-        words += format(" model %s %d %d", o.bits.c_str(), o.sinks, o.recent);
+        words += format(" model %s %d %d %d", o.bits.c_str(), o.sinks, o.recent, int(o.joint_values));
         for (size_t i = 0; i < o.ages.size(); i++) words += format(" %d:%.17g", o.ages[i], o.age_bits[i]);
     }
     Hash hash;

@@ -62,6 +62,8 @@ void verify(CalibrationRun& run, const std::vector<LearnedLayer>& eigen, Calibra
 Measured measure_cache(CalibrationRun& run, const Bases& bases);
 // --objective model, in model_objective.cpp: fills in the result, bases included.
 void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Partial& partial);
+// --method star, in star_descent.cpp: likewise.
+void calibrate_star(CalibrationRun& run, CalibrationResult& result, const Partial& partial);
 Bases bases_at(const CalibrationRun& run, const CalibrationResult& result, const Ranks& ranks);
 
 }  // namespace stief

@@ -22,13 +22,32 @@ LearnedLayer eigen_attention(const Config& c, const std::vector<Matrix>& k,
     return layer;
 }
 
+std::vector<LearnedLayer> eigen_layers(const CalibrationRun& run, const Units& units,
+                                       const std::vector<PricedUnit>& unit) {
+    const Config& c = run.model.config;
+    std::vector<LearnedLayer> layers(size_t(c.L));
+    run.model.threads->run(layers.size(), [&](size_t l) {
+        std::vector<Matrix> k, v;
+        for (int g = 0; g < c.G; g++)
+            for (bool values : {false, true}) {
+                size_t u = units.of(int(l), g, values), d = size_t(c.d);
+                size_t at = (size_t(g) - size_t(units.at(u).g)) * d;  // its block
+                Matrix& own = (values ? v : k).emplace_back(d, d);
+                for (size_t i = 0; i < d; i++)
+                    std::copy_n(unit[u].moment.row(at + i) + at, d, own.row(i));
+            }
+        layers[l] = eigen_attention(c, k, v, run.options.keys == "post", run.options.cache);
+    });
+    return layers;
+}
+
 std::vector<LayerCuts> cuts_of(const Bases& bases, const Config& c, int sinks, DType cache) {
     std::vector<LayerCuts> cuts;
     for (const Bases::Layer& from : bases.layer) {
-        LayerCuts& layer = cuts.emplace_back(c, from.rotated);
+        LayerCuts& layer = cuts.emplace_back(c, from.rotated, from.joint);
         layer.sinks = sinks, layer.dtype = cache;
-        for (size_t g = 0; g < size_t(c.G); g++)
-            for (bool values : {false, true}) {
+        for (bool values : {false, true})
+            for (size_t g = 0; g < (values ? from.v : from.k).size(); g++) {
                 const HeadBasis& head = (values ? from.v : from.k)[g];
                 (values ? layer.v : layer.k)[g] = {head.encode, head.decode, head.weight,
                                                    head.format};

@@ -2,6 +2,7 @@
 // with its own thresholds, and rotated uniform quantisation. Neither needs another pass to learn.
 #pragma once
 #include "calibrate/calibration_run.h"
+#include "calibrate/units.h"
 
 namespace stief {
 
@@ -9,6 +10,10 @@ namespace stief {
 // values, no metric; spectra and eigenbases, no curves.
 LearnedLayer eigen_attention(const Config& config, const std::vector<Matrix>& k,  // (G)  (d, d)
                              const std::vector<Matrix>& v, bool rotated, DType cache);
+
+// The same from what the model's objective has collected: the units' own moments.
+std::vector<LearnedLayer> eigen_layers(const CalibrationRun& run, const Units& units,
+                                       const std::vector<PricedUnit>& unit);
 
 // The layers' cuts that the cache makes with these bases, at each of its ages; first `sinks` exact.
 std::vector<LayerCuts> cuts_of(const Bases& bases, const Config& config, int sinks, DType cache);

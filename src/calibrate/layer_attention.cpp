@@ -22,7 +22,7 @@ void LayerPass::split_by_distance(const std::vector<int>& from) {
 }
 
 bool LayerPass::has_near(const LayerCuts& cuts, int g) const {
-    return !near.empty() && !(cuts.k[size_t(g)].nothing() && cuts.v[size_t(g)].nothing());
+    return !near.empty() && !(cuts.k[size_t(g)].nothing() && cuts.of_values(g).nothing());
 }
 
 // f(near, its keys as columns of `part`) of each age that the block's queries see.

@@ -41,24 +41,26 @@ void LayerPass::back_through_mlp() {
 }
 
 // dx ← dx (E_r D_r)ᵀ for the tokens that are cut to the first r coordinates.
-void LayerPass::back_through_cut(float* dx, const Cut& cut, const RowFormat& format, int sinks) {
-    size_t d = size_t(c.d), whole = size_t(std::min(T, sinks)), count = (size_t(T) - whole) * d;
+// latents: scratch (T, width).
+void LayerPass::back_through_cut(float* dx, const Cut& cut, const RowFormat& format, int sinks,
+                                 int width, float* latents) {
+    size_t d = size_t(width), whole = size_t(std::min(T, sinks)), count = (size_t(T) - whole) * d;
     int r = format.kept();
-    if (r == c.d) return;
-    ops_back->zero(latent, count);
-    if (r == 0) return ops_back->copy(dx + whole * d, latent, count);
-    Weight D{decode_staged.read(cut.decode.data(), d * d), DType::F32, r, c.d};
+    if (cut.lossless && r == width) return;
+    ops_back->zero(latents, count);
+    if (r == 0) return ops_back->copy(dx + whole * d, latents, count);
+    Weight D{decode_staged.read(cut.decode.data(), d * d), DType::F32, r, width};
     std::vector<float> stored(d * size_t(r));  // E_r
     for (size_t i = 0; i < d; i++)
         std::copy_n(cut.encode.data() + i * d, r, stored.data() + i * size_t(r));
-    Weight E{cut_staged.read(stored.data(), stored.size()), DType::F32, c.d, r};
-    model.backend->matmul(latent, dx + whole * d, D, T - int(whole), false);
-    model.backend->matmul(dx + whole * d, latent, E, T - int(whole), false);
+    Weight E{cut_staged.read(stored.data(), stored.size()), DType::F32, width, r};
+    model.backend->matmul(latents, dx + whole * d, D, T - int(whole), false);
+    model.backend->matmul(dx + whole * d, latents, E, T - int(whole), false);
 }
 
 // to ← what queries ask that find head rows at that age; from: dk_from or dv_from
-void LayerPass::of_age(float* to, const std::vector<float*>& from, size_t age, size_t side) {
-    size_t count = size_t(T) * size_t(c.d);
+void LayerPass::of_age(float* to, const std::vector<float*>& from, size_t age, size_t side,
+                       size_t count) {
     if (age + 1 == from.size()) return ops_back->copy(to, from[age] + side, count);
     ops_back->scaled_difference(to, from[age] + side, from[age + 1] + side, 1, count);
 }
@@ -67,12 +69,12 @@ void LayerPass::of_age(float* to, const std::vector<float*>& from, size_t age, s
 void LayerPass::back_through_cuts(float* dx, const std::vector<float*>& from, size_t side,
                                   const Cut& cut, int sinks) {
     if (cut.nothing()) return;
-    if (distances.empty()) return back_through_cut(dx, cut, cut.oldest(), sinks);
+    if (distances.empty()) return back_through_cut(dx, cut, cut.oldest(), sinks, c.d, latent);
     size_t count = size_t(T) * size_t(c.d);
     ops_back->scaled_difference(dx, dx, from[0] + side, 1, count);
     for (size_t age = 0; age < ages(); age++) {
-        of_age(part, from, age, side);
-        back_through_cut(part, cut, cut.format[age], sinks);
+        of_age(part, from, age, side, count);
+        back_through_cut(part, cut, cut.format[age], sinks, c.d, latent);
         ops_back->add(dx, part, count);
     }
 }
@@ -85,12 +87,13 @@ void LayerPass::back_through_projections(const LayerCuts& cuts) {
     float *keys = att, *values = heads;  // (T, G, d) ×2
     ops_back->copy(dkv, dk, G * t * d);
     ops_back->copy(dkv + G * t * d, dv, G * t * d);
+    if (cuts.joint) back_through_joint_values(dkv + G * t * d, cuts);
     for (size_t g = 0; g < G; g++) {
         float *dq_g = dheads + g * t * wide, *dk_g = dkv + g * t * d, *dv_g = dk_g + G * t * d;
         ops_back->rope_backward(dq_g, turns, m, c.d, at);
         back_through_cuts(dk_g, dk_from, g * t * d, cuts.k[g], cuts.sinks);
         if (cuts.rotated) ops_back->rope_backward(dk_g, turns, 1, c.d, at);
-        back_through_cuts(dv_g, dv_from, g * t * d, cuts.v[g], cuts.sinks);
+        if (!cuts.joint) back_through_cuts(dv_g, dv_from, g * t * d, cuts.v[g], cuts.sinks);
         ops_back->copy_rows(datt + g * wide, size_t(c.H) * d, dq_g, wide, t, wide);
         ops_back->copy_rows(keys + g * d, G * d, dk_g, d, t, d);
         ops_back->copy_rows(values + g * d, G * d, dv_g, d, t, d);
@@ -124,10 +127,10 @@ void LayerPass::add_basis_gradient(const LayerCuts& cuts, std::vector<LayerGradi
         const float* from = (values ? v : cuts.rotated ? k_rotated : k) + g * each;
         const float* asked = (values ? dv : dk) + g * each;
         if (!distances.empty()) {
-            of_age(part, values ? dv_from : dk_from, age, g * each);
+            of_age(part, values ? dv_from : dk_from, age, g * each, each);
             asked = part;
         }
-        store(dkv, from, cut, cut.format[age], cuts);
+        store(dkv, from, cut, cut.format[age], cuts, c.d);
         LayerGradient& sum = gradient[age];
         Gram both[] = {
             {&(values ? sum.v : sum.k)[g], from + skip, asked + skip, T - whole, c.d},
@@ -135,11 +138,12 @@ void LayerPass::add_basis_gradient(const LayerCuts& cuts, std::vector<LayerGradi
         ops_back->add_grams(both);
     };
     for (bool values : {false, true})
-        for (size_t g = 0; g < size_t(c.G); g++) {
+        for (size_t g = 0; g < size_t(c.G) && !(values && cuts.joint); g++) {
             const Cut& cut = (values ? cuts.v : cuts.k)[g];
             for (size_t age = 0; !cut.nothing() && age < ages(); age++)
                 if (cut.format[age].kept() > 0) add(values, g, cut, age);
         }
+    for (size_t age = 0; cuts.joint && age < ages(); age++) add_joint_gradient(cuts, gradient[age], age);
 }
 
 void LayerPass::to_gradient(const LayerCuts& cuts, LayerGradient& gradient) {

@@ -16,11 +16,11 @@ Cut cut_to_rank(const Matrix& Q, const Metric& metric, size_t r) {
             {RowFormat::whole(int(r))}};
 }
 
-LayerGradient::LayerGradient(const Config& config)
-    : k(size_t(config.G), Matrix(size_t(config.d), size_t(config.d))),
-      v(k),
-      stored_k(k),
-      stored_v(k) {}
+LayerGradient::LayerGradient(const Config& c, bool joint)
+    : k(size_t(c.G), Matrix(size_t(c.d), size_t(c.d))), v(k), stored_k(k) {
+    if (joint) v = {Matrix(size_t(c.G * c.d), size_t(c.G * c.d))};
+    stored_v = v;
+}
 
 // Angles in double: at position 131,071 a float angle is off by 4e-3.
 std::vector<float> rotation_table(const Config& config, int positions) {
@@ -50,7 +50,7 @@ size_t LayerArrays::place(const Config& c, int most, float* first) {
     take(t * F, {&gate, &up, &h, &dh, &dgate, &dup});
     take(size_t(c.G) * block_floats(most, m), {&p});
     take(size_t(BLOCK) * size_t(m) * t, {&dp});
-    take(std::max(size_t(BLOCK) * size_t(m), size_t(c.d)) * t, {&part});
+    take(std::max(BLOCK * m, c.G * c.d) * t, {&part});
     return arena.used / sizeof(float);
 }
 
@@ -136,16 +136,16 @@ void LayerPass::begin_on_backend(int layer, const float* input, const Step& step
     ops.end_step();
 }
 
-// latents ← unpack(pack(from E))
+// latents (T, width) ← unpack(pack(from E))
 void LayerPass::store(float* latents, const float* from, const Cut& cut, const RowFormat& format,
-                      const LayerCuts& cuts) {
-    size_t d = size_t(c.d);
+                      const LayerCuts& cuts, int width) {
+    size_t d = size_t(width);
     int whole = std::min(T, cuts.sinks);
-    Weight E{cut_staged.read(cut.encode.data(), d * d), DType::F32, c.d, c.d};
+    Weight E{cut_staged.read(cut.encode.data(), d * d), DType::F32, width, width};
     model.backend->matmul_transposed(latents, from, E, T);
-    ops_back->round_rows(latents, nullptr, RowFormat::whole(c.d), cuts.dtype, whole, c.d);
+    ops_back->round_rows(latents, nullptr, RowFormat::whole(width), cuts.dtype, whole, width);
     ops_back->round_rows(latents + size_t(whole) * d, cut.weight.empty() ? nullptr : cut.weight.data(),
-                         format, cuts.dtype, T - whole, c.d);
+                         format, cuts.dtype, T - whole, width);
 }
 
 // to ← unpack(pack(from E)) D
@@ -154,9 +154,11 @@ void LayerPass::cut_side(float* to, const float* from, const Cut& cut, const Row
     size_t d = size_t(c.d);
     Backend& ops = *model.backend;
     if (cut.nothing()) return ops_back->copy(to, from, size_t(T) * d);
-    store(latent, from, cut, format ? *format : RowFormat::whole(c.d), cuts);
+    if (!format && !cut.lossless) return ops_back->copy(to, from, size_t(T) * d);
+    store(latent, from, cut, format ? *format : RowFormat::whole(c.d), cuts, c.d);
     Weight D{decode_staged.read(cut.decode.data(), d * d), DType::F32, c.d, c.d};
     ops.matmul_transposed(to, latent, D, T);
+    if (!cut.lossless) ops_back->copy(to, from, size_t(std::min(T, cuts.sinks)) * d);
 }
 
 // Rows of head g at an age; −1: whole.
@@ -165,15 +167,15 @@ void LayerPass::cut_to(float* to_k, float* to_v, const LayerCuts& cuts, int g, i
     auto format = [&](const Cut& cut) {
         return age < 0 || cut.nothing() ? nullptr : &cut.format[size_t(age)];
     };
-    const Cut &cut_k = cuts.k[size_t(g)], &cut_v = cuts.v[size_t(g)];
+    const Cut &cut_k = cuts.k[size_t(g)], &cut_v = cuts.of_values(g);
     bool before = !cuts.rotated && !cut_k.nothing();  // cut, then rotated
     cut_side(to_k + side, (before ? k : k_rotated) + side, cut_k, format(cut_k), cuts);
     if (before) model.backend->rope(to_k + side, nullptr, turns, 1, 0, c.d, at);
-    cut_side(to_v + side, v + side, cut_v, format(cut_v), cuts);
+    if (!cuts.joint) cut_side(to_v + side, v + side, cut_v, format(cut_v), cuts);
 }
 
 void LayerPass::cut_head(const LayerCuts& cuts, int g) {
-    for (const Cut* cut : {&cuts.k[size_t(g)], &cuts.v[size_t(g)]})
+    for (const Cut* cut : {&cuts.k[size_t(g)], &cuts.of_values(g)})
         assert(cut->nothing() || cut->format.size() == ages());
     cut_to(k_cut, v_cut, cuts, g, int(ages()) - 1);
     for (size_t i = 0; has_near(cuts, g) && i < near.size(); i++)
@@ -198,6 +200,7 @@ void LayerPass::finish() {
 }
 
 void LayerPass::forward(const LayerCuts& cuts) {
+    if (cuts.joint) cut_joint_values(cuts);
     for (int g = 0; g < c.G; g++) {
         cut_head(cuts, g);
         attend(cuts, g);
@@ -206,6 +209,7 @@ void LayerPass::forward(const LayerCuts& cuts) {
 }
 
 void LayerPass::change(const LayerCuts& cuts, int g) {
+    assert(!cuts.joint);
     cut_head(cuts, g);
     attend(cuts, g);
     finish();

@@ -29,6 +29,7 @@ struct Cut {
     std::vector<float> encode, decode;  // (d, d) ×2  c = k E, in order of the format
     std::vector<float> weight;          // (kept), or none: of pack_row
     std::vector<RowFormat> format;      // of each age, the youngest first; one: of all
+    bool lossless = true;  // E D = I: with all coordinates kept it is the row again
 
     bool nothing() const { return encode.empty(); }
     const RowFormat& oldest() const { return format.back(); }
@@ -38,19 +39,25 @@ Cut cut_to_rank(const Matrix& Q, const Metric& metric, size_t r);
 
 struct LayerCuts {
     bool rotated = false;   // keys are cut after rotation
-    std::vector<Cut> k, v;  // (G)
+    bool joint;             // one cut for the values of all heads, (G·d, G·d) ×2
+    std::vector<Cut> k, v;  // (G); v (1) where values are joint
     int sinks = 0;          // the first tokens keep all coordinates,
     DType dtype = DType::F16;  // which, as uncoded ones, are elements of this type
 
-    LayerCuts(const Config& config, bool after_rotation)
-        : rotated(after_rotation), k(size_t(config.G)), v(size_t(config.G)) {}
+    LayerCuts(const Config& config, bool after_rotation, bool joint_values = false)
+        : rotated(after_rotation),
+          joint(joint_values),
+          k(size_t(config.G)),
+          v(joint ? 1 : size_t(config.G)) {}
+    const Cut& of_values(int g) const { return v[joint ? 0 : size_t(g)]; }
 };
 
 // kᵀ ∂Δ/∂k̃ and vᵀ ∂Δ/∂ṽ of each kv head; k as it is cut, before or after rotation. Of coded rows
-// also c̃ᵀ ∂Δ/∂k̃ and c̃ᵀ ∂Δ/∂ṽ with c̃ what is stored. With ages: of the queries that find k̃ at one.
+// also c̃ᵀ ∂Δ/∂k̃ and c̃ᵀ ∂Δ/∂ṽ with c̃ what is stored. Of joint values one of each, (G·d, G·d). With
+// ages: of the queries that find k̃ at one.
 struct LayerGradient {
     std::vector<Matrix> k, v, stored_k, stored_v;  // (G)  (d, d)
-    LayerGradient(const Config& config);
+    LayerGradient(const Config& config, bool joint_values = false);
 };
 
 struct OutputMoments;  // output_metric.h
@@ -112,6 +119,9 @@ struct LayerPass : LayerArrays {
     std::vector<float*> dk_from, dv_from;
     // gradient[age] += that of all heads cut by formats, after back_to_input with the same cuts.
     void add_basis_gradient(const LayerCuts& cuts, std::vector<LayerGradient>& gradient);
+    // (T, G·d) ← (G, T, d) and back: rows of all heads of a token together, as joint values are.
+    void together(float* to, const float* from);
+    void apart(float* to, const float* from);
     // sums += what the direction u of the output asks of every key and value, after forward
     // without cuts.
     void probe(const float* u,  // (T, D)
@@ -135,11 +145,13 @@ struct LayerPass : LayerArrays {
 
     const float* target(const float* host);
     void store(float* latents, const float* from, const Cut& cut, const RowFormat& format,
-               const LayerCuts& cuts);
+               const LayerCuts& cuts, int width);
     void cut_side(float* to, const float* from, const Cut& cut, const RowFormat* format,
                   const LayerCuts& cuts);
     void cut_to(float* to_k, float* to_v, const LayerCuts& cuts, int g, int age);
     void cut_head(const LayerCuts& cuts, int g);
+    void cut_joint_values(const LayerCuts& cuts);
+    void cut_joint_to(float* to, const LayerCuts& cuts, int age);
     void attend(const LayerCuts& cuts, int g);
     bool has_near(const LayerCuts& cuts, int g) const;
     template <class F>
@@ -150,10 +162,13 @@ struct LayerPass : LayerArrays {
     void back_through_mlp();
     void back_through_attention(const LayerCuts& cuts, int g, bool queries);
     void split_block(int g, const Block& block, size_t here);
-    void of_age(float* to, const std::vector<float*>& from, size_t age, size_t side);
+    void of_age(float* to, const std::vector<float*>& from, size_t age, size_t side, size_t count);
     void back_through_cuts(float* dx, const std::vector<float*>& from, size_t side, const Cut& cut,
                            int sinks);
-    void back_through_cut(float* dx, const Cut& cut, const RowFormat& format, int sinks);
+    void back_through_cut(float* dx, const Cut& cut, const RowFormat& format, int sinks, int width,
+                          float* latents);
+    void back_through_joint_values(float* dv, const LayerCuts& cuts);
+    void add_joint_gradient(const LayerCuts& cuts, LayerGradient& gradient, size_t age);
     void back_through_projections(const LayerCuts& cuts);
     void to_gradient(const LayerCuts& cuts, LayerGradient& gradient);
 };

@@ -14,9 +14,10 @@ namespace stief {
 struct CalibrationOptions {
     std::string objective = "model";                    // model | layer
     std::string bits = "mixed";                         // mixed | 16: rank alone
-    std::string method = "stiefel";                     // stiefel | eigen | identity
+    std::string method = "stiefel";                     // stiefel | eigen | identity (layer) | star (model)
     std::string keys = "pre";                           // pre | post | auto (layer)
     bool key_basis_per_layer = false;                   // one basis for all heads' keys
+    bool joint_values = false;                          // model: one for the values of a layer
     std::string metric = "output";                      // output | query | identity
     double keep = 0, error_budget = 0, ppl_budget = 0;  // one of them > 0
     int sinks = 4, recent = 64;                         // the exact window

@@ -39,12 +39,13 @@ void ModelBackward::back_through_classifier(int T, const F& to_gradient) {
 }
 
 void ModelBackward::there(const std::vector<Token>& ids, const Step& step,
-                          const std::vector<LayerCuts>& cuts) {
+                          const std::vector<LayerCuts>& cuts, const Visit& visit) {
     auto input = [&](int l) { return inputs.f32() + size_t(l) * rows(step.T); };
     embed_sequence(pass.model, input(0), ids);
     for (int l = 0; l < pass.c.L; l++) {
         pass.begin_on_backend(l, input(l), step);
         pass.forward(cuts[size_t(l)]);
+        if (visit) visit(l);
         pass.ops_back->copy(input(l + 1), pass.out, rows(step.T));
     }
 }

@@ -33,8 +33,10 @@ struct ModelBackward {
     void run_divergence(const std::vector<Token>& ids, const Step& step,
                         const std::vector<LayerCuts>& cuts, const float* full,  // (T, D)  host
                         const Visit& visit);
-    // The way there alone; then what the last layer puts out, of this many tokens.
-    void there(const std::vector<Token>& ids, const Step& step, const std::vector<LayerCuts>& cuts);
+    // The way there alone; then what the last layer puts out, of this many tokens. visit(l) finds k,
+    // k_rotated and v in the pass.
+    void there(const std::vector<Token>& ids, const Step& step, const std::vector<LayerCuts>& cuts,
+               const Visit& visit = {});
     const float* output(int T) const { return inputs.f32() + size_t(pass.c.L) * rows(T); }
 
   private:

@@ -15,12 +15,17 @@ namespace stief {
 Matrix basis_gradient(const PricedUnit& unit, const std::vector<LayerGradient>& gradient,  // (ages)
                       size_t g, bool values, const std::vector<RowFormat>& format);        // (ages)
 
+// (count, T, D)  what the uncut model's last layer puts out for each sequence. visit(l) finds k,
+// k_rotated and v of the layer in the pass; progress(): after each sequence.
+Activations full_outputs(ModelBackward& through, const Sequences& learn, const std::string& folder,
+                         const std::function<void()>& progress,
+                         const ModelBackward::Visit& visit = {});
+
 struct ModelDescent {
     ModelBackward& model;
     const Sequences& sequences;
-    Activations full;  // (count, T, D)  what the uncut model's last layer puts out
+    Activations full;  // full_outputs
 
-    // progress(): after each sequence.
     ModelDescent(ModelBackward& through, const Sequences& learn, const std::string& folder,
                  const std::function<void()>& progress);
 
@@ -29,9 +34,10 @@ struct ModelDescent {
         double tau;
         uint64_t seed;
     };
-    // formats: of each unit at each age. cuts(): those of the units as they are now, one LayerCuts a
-    // layer.
-    void run(std::vector<PricedUnit>& units, const std::vector<std::vector<RowFormat>>& formats,
+    // of: which unit is whose. formats: of each unit at each age. cuts(): those of the units as they
+    // are now, one LayerCuts a layer.
+    void run(const Units& of, std::vector<PricedUnit>& units,
+             const std::vector<std::vector<RowFormat>>& formats,
              const std::function<std::vector<LayerCuts>()>& cuts, const Options& options,
              const std::function<void()>& progress);
 };

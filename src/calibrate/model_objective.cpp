@@ -58,11 +58,17 @@ struct Priced {
 // KL on held-out text of these units at these formats.
 using MeasuredKl = std::function<double(const Priced&, const Formats&)>;
 
+Units units_of(const CalibrationRun& run) {
+    return Units(run.model.config, run.options.joint_values);
+}
+
+// at(l, first head, values, unit)
 template <class F>
-void for_units(const Config& c, const F& at) {
-    for (int l = 0; l < c.L; l++)
-        for (int g = 0; g < c.G; g++)
-            for (bool values : {false, true}) at(l, g, values, unit_of(c, l, g, values));
+void for_units(const Units& units, const F& at) {
+    for (size_t u = 0; u < units.count(); u++) {
+        auto [l, g, values] = units.at(u);
+        at(l, g, values, u);
+    }
 }
 
 // Where the formats of LayerPass::split_by_distance begin; none: one format for all.
@@ -88,9 +94,9 @@ std::vector<LayerCuts> cuts_of(const CalibrationRun& run, const Priced& priced,
                                const Formats& formats) {
     const Config& c = run.model.config;
     const CalibrationOptions& o = run.options;
-    std::vector<LayerCuts> cuts(size_t(c.L), LayerCuts(c, o.keys == "post"));
+    std::vector<LayerCuts> cuts(size_t(c.L), LayerCuts(c, o.keys == "post", o.joint_values));
     for (LayerCuts& one : cuts) one.sinks = o.sinks, one.dtype = o.cache;
-    for_units(c, [&](int l, int g, bool values, size_t u) {
+    for_units(units_of(run), [&](int l, int g, bool values, size_t u) {
         LayerCuts& layer = cuts[size_t(l)];
         (values ? layer.v : layer.k)[size_t(g)] = cut_of(priced.unit[u], formats.format[u]);
     });
@@ -102,8 +108,8 @@ Bases bases_of(const CalibrationRun& run, const Priced& priced, const Formats& f
     Bases bases;
     bases.sinks = run.options.sinks, bases.recent = run.options.recent;
     bases.ages = run.options.ages;
-    bases.layer.assign(size_t(c.L), {run.options.keys == "post", {}, {}});
-    for_units(c, [&](int l, int, bool values, size_t u) {
+    bases.layer.assign(size_t(c.L), {run.options.keys == "post", {}, {}, run.options.joint_values});
+    for_units(units_of(run), [&](int l, int, bool values, size_t u) {
         const PricedUnit& unit = priced.unit[u];
         Bases::Layer& layer = bases.layer[size_t(l)];
         (values ? layer.v : layer.k)
@@ -116,12 +122,12 @@ Bases bases_of(const CalibrationRun& run, const Priced& priced, const Formats& f
 // Bases, prices and hulls of all units, by what the full cache is asked for.
 Priced price(CalibrationRun& run, ModelBackward& back, const std::string& folder) {
     const CalibrationOptions& o = run.options;
-    PriceSamples samples = collect_samples(back, run.learn, o.keys == "post",
+    PriceSamples samples = collect_samples(back, units_of(run), run.learn, o.keys == "post",
                                            std::min(o.sinks, o.sequence - 1), o.seed, folder,
                                            [&] { run.ticker(3 * size_t(run.model.config.L)); });
     Priced priced;
-    priced.unit.resize(samples.units);
-    run.model.threads->run(samples.units, [&](size_t u) {
+    priced.unit.resize(samples.units.count());
+    run.model.threads->run(samples.units.count(), [&](size_t u) {
         priced.unit[u] = price_unit(samples, u, o.bits == "mixed", o.cache);
     });
     priced.set_hulls(*run.model.threads, o.cache);
@@ -135,7 +141,7 @@ void descend(CalibrationRun& run, ModelBackward& back, const std::string& folder
     size_t passes = size_t(run.model.config.L);
     ModelDescent descent(back, run.learn, folder, [&] { run.ticker(passes); });
     Priced moved = priced;
-    descent.run(moved.unit, formats.format, [&] { return cuts_of(run, moved, formats); },
+    descent.run(units_of(run), moved.unit, formats.format, [&] { return cuts_of(run, moved, formats); },
                 {o.steps, o.batch, o.tau, o.seed}, [&] { run.ticker(3 * passes); });
     if (divergence(moved, formats) < divergence(priced, formats)) priced = std::move(moved);
 }
@@ -152,14 +158,15 @@ std::vector<int> group_ends(int L) {
 // keys and values are functions of few tokens there and attention averages over many; and the
 // second order is one. So the keys and the values of each group of layers are cut alone, at the
 // formats that the budget gives, and what is measured corrects the prices.
-void correct(const Config& c, EndToEnd& learnt, const std::vector<LayerCuts>& cuts,
+void correct(const Units& units, EndToEnd& learnt, const std::vector<LayerCuts>& cuts,
              const Formats& formats, Priced& priced,
              std::vector<CalibrationResult::Foretold>& foretold) {
-    std::vector<int> ends = group_ends(c.L);
+    std::vector<int> ends = group_ends(units.L);
     std::vector<std::array<double, 2>> measured = learnt.each_alone(cuts, ends);
     auto for_group = [&](size_t i, bool values, const auto& at) {
-        for (int l = i ? ends[i - 1] : 0; l < ends[i]; l++)
-            for (int g = 0; g < c.G; g++) at(unit_of(c, l, g, values));
+        for_units(units, [&](int l, int, bool of_values, size_t u) {
+            if (of_values == values && l >= (i ? ends[i - 1] : 0) && l < ends[i]) at(u);
+        });
     };
     for (size_t i = 0; i < ends.size(); i++)
         for (bool values : {false, true}) {
@@ -203,21 +210,6 @@ void measure_sizes(CalibrationRun& run, const Priced& priced, CalibrationResult&
     result.perplexity_full = all[0].reference.perplexity;
 }
 
-// The units' own moments are all that EigenAttention needs.
-std::vector<LearnedLayer> eigen_layers(const CalibrationRun& run, const Priced& priced) {
-    const Config& c = run.model.config;
-    std::vector<LearnedLayer> layers(size_t(c.L));
-    run.model.threads->run(layers.size(), [&](size_t l) {
-        std::vector<Matrix> k, v;
-        for (int g = 0; g < c.G; g++) {
-            k.push_back(priced.unit[unit_of(c, int(l), g, false)].moment);
-            v.push_back(priced.unit[unit_of(c, int(l), g, true)].moment);
-        }
-        layers[l] = eigen_attention(c, k, v, run.options.keys == "post", run.options.cache);
-    });
-    return layers;
-}
-
 // Each group of layers alone, twice at most, as long as held-out text is better for it.
 void correct_by_layers(CalibrationRun& run, const std::vector<size_t>& budget,
                        const MeasuredKl& divergence, Priced& priced, CalibrationResult& result) {
@@ -227,7 +219,7 @@ void correct_by_layers(CalibrationRun& run, const std::vector<size_t>& budget,
     for (int round = 0; round < 2; round++) {
         Priced corrected = priced;
         std::vector<CalibrationResult::Foretold> foretold;
-        correct(run.model.config, learnt, cuts_of(run, priced, formats), formats, corrected, foretold);
+        correct(units_of(run), learnt, cuts_of(run, priced, formats), formats, corrected, foretold);
         if (round == 0) result.foretold = foretold;  // later prices have been corrected by such
         Formats other = corrected.within(budget);
         double now = divergence(corrected, other);
@@ -313,7 +305,7 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Parti
     run.ticker(0);
     measure_sizes(run, priced, result);
     clock.phase("sizes", true);
-    compare(run, eigen_layers(run, priced), [&](const auto& ways) { return measure_caches(run, ways); },
+    compare(run, eigen_layers(run, units_of(run), priced.unit), [&](const auto& ways) { return measure_caches(run, ways); },
             result);
     clock.phase("other methods", true);
 

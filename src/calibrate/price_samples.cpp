@@ -11,16 +11,19 @@ static bool too_large(size_t floats) {
     return floats * sizeof(float) > available_memory() / 2;
 }
 
-PriceSamples::PriceSamples(const Config& c, size_t of_tokens, size_t of_ages,
+static size_t floats_for(const Units& units, size_t tokens, size_t ages) {
+    return 2 * size_t(units.L) * size_t(units.G) * size_t(units.d) * tokens * (1 + ages);
+}
+
+PriceSamples::PriceSamples(const Units& all, size_t of_tokens, size_t of_ages,
                            const std::string& folder)
-    : units(2 * size_t(c.L) * size_t(c.G)),
+    : units(all),
       tokens(of_tokens),
-      d(size_t(c.d)),
       ages(of_ages),
-      data(units * (1 + ages) * tokens * d, folder, too_large(units * (1 + ages) * tokens * d)) {}
+      data(floats_for(all, tokens, ages), folder, too_large(floats_for(all, tokens, ages))) {}
 
 std::vector<float> PriceSamples::g_compressed(size_t unit) const {
-    size_t n = tokens * d;
+    size_t n = tokens * units.width(unit);
     std::vector<float> sum(g_of_age(unit, 0), g_of_age(unit, 0) + n);
     for (size_t age = 1; age < ages; age++)
         for (size_t i = 0; i < n; i++) sum[i] += g_of_age(unit, age)[i];
@@ -46,12 +49,12 @@ namespace {
 struct Collector {
     LayerPass& pass;
     PriceSamples& samples;
-    size_t first, T;
+    size_t first, T, d;
     std::vector<float> rows;  // (G, T, d)
 
     Collector(LayerPass& from, PriceSamples& to, size_t sinks, size_t tokens)
-        : pass(from), samples(to), first(sinks), T(tokens) {
-        rows.resize(size_t(pass.c.G) * T * samples.d);
+        : pass(from), samples(to), first(sinks), T(tokens), d(size_t(from.c.d)) {
+        rows.resize(size_t(pass.c.G) * T * d);
     }
     // rows ← from (G, T, d) on the backend, less `less` if there is any
     void read(const float* from, const float* less) {
@@ -62,41 +65,47 @@ struct Collector {
         pass.model.backend->download(nearer.data(), less, bytes);
         for (size_t i = 0; i < rows.size(); i++) rows[i] -= nearer[i];
     }
+    // The layer's rows to those of its units, from row `at` on.
     template <class F>
-    void write(size_t at, const F& of_head) const {
-        for (int g = 0; g < pass.c.G; g++)
-            std::copy_n(rows.data() + (size_t(g) * T + first) * samples.d, (T - first) * samples.d,
-                        of_head(g) + at * samples.d);
+    void write(size_t at, int l, bool values, const F& of_unit) const {
+        for (int g = 0; g < pass.c.G; g++) {
+            size_t u = samples.units.of(l, g, values), width = samples.units.width(u);
+            size_t column = (size_t(g) - size_t(samples.units.at(u).g)) * d;
+            for (size_t t = first; t < T; t++)
+                std::copy_n(rows.data() + (size_t(g) * T + t) * d, d,
+                            of_unit(u) + (at + t - first) * width + column);
+        }
     }
 };
 
 }  // namespace
 
-PriceSamples collect_samples(ModelBackward& model, const Sequences& sequences,
+PriceSamples collect_samples(ModelBackward& model, const Units& units, const Sequences& sequences,
                              bool rotated, int sinks, uint64_t seed, const std::string& folder,
                              const std::function<void()>& progress) {
     LayerPass& pass = model.pass;
-    const Config& c = pass.c;
     size_t T = size_t(sequences.T), first = size_t(sinks), at = 0;
-    PriceSamples samples(c, sequences.count() * (T - first), pass.ages(), folder);
+    PriceSamples samples(units, sequences.count() * (T - first), pass.ages(), folder);
     Collector collector(pass, samples, first, T);
     Random seeds(seed);
-    std::vector<LayerCuts> none(size_t(c.L), LayerCuts(c, rotated));
+    std::vector<LayerCuts> none(size_t(pass.c.L), LayerCuts(pass.c, rotated));
     for (size_t s = 0; s < sequences.count(); s++, at += T - first) {
         auto visit = [&](int l, bool values) {
             bool of_the_token = l == 0 && (values || !rotated);
             collector.read(values ? pass.v : rotated ? pass.k_rotated : pass.k, nullptr);
-            collector.write(at, [&](int g) { return samples.k(unit_of(c, l, g, values)); });
+            collector.write(at, l, values, [&](size_t u) { return samples.k(u); });
             const std::vector<float*>& from = values ? pass.dv_from : pass.dk_from;
             for (size_t age = 0; age < samples.ages; age++) {
-                auto of_head = [&](int g) { return samples.g_of_age(unit_of(c, l, g, values), age); };
                 if (from.empty())
                     collector.read(values ? pass.dv : pass.dk, nullptr);
                 else
                     collector.read(from[age], age + 1 < samples.ages ? from[age + 1] : nullptr);
-                collector.write(at, of_head);
-                for (int g = 0; g < c.G && of_the_token; g++)
-                    join_equal_tokens(of_head(g) + at * samples.d, sequences.ids[s], first, samples.d);
+                auto of_unit = [&](size_t u) { return samples.g_of_age(u, age); };
+                collector.write(at, l, values, of_unit);
+                for (size_t u = 0; u < units.of_layer() && of_the_token; u++)
+                    if (units.at(u).values == values)
+                        join_equal_tokens(of_unit(u) + at * units.width(u), sequences.ids[s], first,
+                                          units.width(u));
             }
         };
         model.run(sequences.ids[s], sequences.step(s), none, seeds.next(),

@@ -2,16 +2,18 @@
 // own prediction asks of each, by how far away the queries are that ask.
 #pragma once
 #include "calibrate/model_backward.h"
+#include "calibrate/units.h"
 
 namespace stief {
 
-// Keys or values of every head of every layer and their gradients, token by token; the first
-// tokens of a sequence, which the cache keeps exactly, are left out.
+// Keys or values of every unit and their gradients, token by token; the first tokens of a sequence,
+// which the cache keeps exactly, are left out.
 struct PriceSamples {
-    size_t units, tokens, d, ages;
-    Activations data;  // (units, 1 + ages, tokens, d)  k, g of each age
+    Units units;
+    size_t tokens, ages;
+    Activations data;  // (units, 1 + ages, tokens, width)  k, g of each age
 
-    PriceSamples(const Config& config, size_t tokens, size_t ages, const std::string& folder);
+    PriceSamples(const Units& units, size_t tokens, size_t ages, const std::string& folder);
     float* k(size_t unit) const { return row(unit, 0); }
     float* g_of_age(size_t unit, size_t age) const { return row(unit, 1 + age); }
     // Σ over the ages: of all queries that find a token compressed.
@@ -19,16 +21,13 @@ struct PriceSamples {
 
   private:
     float* row(size_t unit, size_t i) const {
-        return data.data + (unit * (1 + ages) + i) * tokens * d;
+        return data.data + tokens * (units.first(unit) * (1 + ages) + i * units.width(unit));
     }
 };
-inline size_t unit_of(const Config& c, int l, int g, bool values) {
-    return (size_t(l) * size_t(c.G) + size_t(g)) * 2 + values;
-}
 
 // One way back through the uncut model for each sequence, split by the pass' ages. rotated: keys as
 // they are after rotation.
-PriceSamples collect_samples(ModelBackward& model, const Sequences& sequences,
+PriceSamples collect_samples(ModelBackward& model, const Units& units, const Sequences& sequences,
                              bool rotated, int sinks, uint64_t seed, const std::string& folder,
                              const std::function<void()>& progress);
 

@@ -88,7 +88,7 @@ constexpr size_t ROUNDED = 1024;  // rows that the quantiser is measured on
 // Of some of the unit's rows.
 std::vector<std::vector<double>> distortions(const PricedUnit& unit, const PriceSamples& samples,
                                              size_t index, DType dtype) {
-    size_t d = samples.d, tokens = samples.tokens, n = std::min(tokens, ROUNDED);
+    size_t d = samples.units.width(index), tokens = samples.tokens, n = std::min(tokens, ROUNDED);
     std::vector<float> rows(n * d);
     for (size_t t = 0; t < n; t++)
         std::copy_n(samples.k(index) + t * tokens / n * d, d, rows.data() + t * d);
@@ -132,7 +132,7 @@ void PricedUnit::turn_to(const Matrix& to) {
 
 // In the basis that the unit has.
 static void set_prices(PricedUnit& unit, const PriceSamples& samples, size_t index) {
-    size_t n = samples.tokens, d = samples.d;
+    size_t n = samples.tokens, d = samples.units.width(index);
     std::vector<float> c = product(samples.k(index), n, from_floats(unit.encode, d));
     Matrix Dt = transpose(from_floats(unit.decode, d));
     auto by = [&](const float* g) { return prices_of(c, product(g, n, Dt), n, d); };
@@ -143,7 +143,7 @@ static void set_prices(PricedUnit& unit, const PriceSamples& samples, size_t ind
 }
 
 PricedUnit price_unit(const PriceSamples& samples, size_t index, bool coded, DType dtype) {
-    size_t n = samples.tokens, d = samples.d;
+    size_t n = samples.tokens, d = samples.units.width(index);
     const float* k = samples.k(index);
     std::vector<float> g = samples.g_compressed(index);
     Matrix energy(d, d), moment = moment_of(g.data(), k, n, d);

@@ -21,9 +21,14 @@ std::string figures(const CalibrationResult& r, const Config& c, const Calibrati
         rows += format("<tr><td>%s</td><td>%s</td></tr>", name, html_text(value).c_str());
     };
     row("model", format("%s: %d layers, %d kv heads of %d", c.folder.c_str(), c.L, c.G, c.d));
-    if (o.objective == "model")
-        row("method", format("prices of the final prediction, %s bits, keys %s rotation",
-                             o.bits.c_str(), o.keys.c_str()));
+    if (o.method == "star")
+        row("method", format("STAR-KV: learned thresholds, %s, keys %s rotation",
+                             o.bits == "mixed" ? "codes of 4 and 3 bits" : "rank alone",
+                             o.keys.c_str()));
+    else if (o.objective == "model")
+        row("method", format("prices of the final prediction, %s bits, keys %s rotation%s",
+                             o.bits.c_str(), o.keys.c_str(),
+                             o.joint_values ? ", a layer's values in one basis" : ""));
     else
         row("method", format("%s, %s key basis, %s metric, keys %s rotation", o.method.c_str(),
                          o.key_basis_per_layer ? "one a layer" : "a head",
@@ -67,14 +72,14 @@ std::string error_charts(const CalibrationResult& r) {
     return html + "</div>";
 }
 
-std::string heat_head(const Config& c, const char* more) {
+std::string heat_head(const Config& c, bool joint, const char* more) {
     return format("<div class=\"scroll\"><table class=\"heat\"><tr><th>layer</th>"
-                  "<th colspan=\"%d\">keys by head</th><th colspan=\"%d\">values by head</th>%s</tr>",
-                  c.G, c.G, more);
+                  "<th colspan=\"%d\">keys by head</th><th colspan=\"%d\">values%s</th>%s</tr>",
+                  c.G, joint ? 1 : c.G, joint ? ", joint" : " by head", more);
 }
 
 std::string ranks_map(const CalibrationResult& r, const Config& c) {
-    std::string html = heat_head(c, "<th>error</th><th>w</th>");
+    std::string html = heat_head(c, false, "<th>error</th><th>w</th>");
     for (size_t l = 0; l < r.layer.size(); l++) {
         html += format("<tr><td>%zu</td>", l);
         for (int side : {0, 1})
@@ -114,18 +119,18 @@ std::string widths_of(const RowFormat& format_, int d) {
 std::string bits_map(const CalibrationResult& r, const Config& c) {
     double most = 1;
     auto bits = [&](const HeadBasis& head) {
-        return head.format.back().bits_per_element(r.options.cache, c.d);
+        return head.format.back().bits_per_element(r.options.cache, int(head.weight.size()));
     };
     for (const Bases::Layer& layer : r.bases.layer)
         for (const auto* side : {&layer.k, &layer.v})
             for (const HeadBasis& head : *side) most = std::max(most, double(bits(head)));
-    std::string html = heat_head(c, "");
+    std::string html = heat_head(c, r.options.joint_values, "");
     for (size_t l = 0; l < r.bases.layer.size(); l++) {
         html += format("<tr><td>%zu</td>", l);
         for (int side : {0, 1})
             for (const HeadBasis& head : side ? r.bases.layer[l].v : r.bases.layer[l].k)
                 html += heat_cell(bits(head) / most, side, format("%.2f", bits(head)),
-                                  format("layer %zu: %s", l, widths_of(head.format.back(), c.d).c_str()));
+                                  format("layer %zu: %s", l, widths_of(head.format.back(), int(head.weight.size())).c_str()));
         html += "</tr>";
     }
     return html + "</table></div>";
@@ -162,16 +167,17 @@ std::string report_html(const CalibrationResult& r, const Config& c, const Calib
         html += "<h2>Ranks</h2><p>What the budget bought: the coordinates that each head keeps of its "
                 "keys and values, the layer's output error at these ranks, and w, the damage that a "
                 "unit of the layer's error does to the prediction.</p>" + ranks_map(r, c);
-    if (model)
+    bool foretold = !r.foretold.empty();  // method star predicts nothing
+    if (model && foretold)
         html += "<h2>Predicted and measured</h2><p>The divergence in nats when the keys or the values of "
                 "one layer alone are stored as the first prices would have it: what prices predict, and "
                 "what was measured, by which they are then corrected.</p>" +
                 legend({{0, "keys"}, {1, "values"}, {2, "as predicted"}});
-    else
+    else if (foretold)
         html += "<h2>Predicted and measured</h2><p>The squared output error of each layer at its ranks: the "
                 "sum over heads cut alone, and all of them cut.</p>" +
                 legend({{0, "a layer"}, {2, "as predicted"}});
-    html += foretold_chart(r);
+    if (foretold) html += foretold_chart(r);
     if (!model)
         html += "<h2>Error against rank</h2><p>‖Y − Ŷ‖ / ‖Y‖ of a layer's output on held-out sequences "
                 "when one head's keys or values alone are cut to a rank.</p>" +

@@ -81,7 +81,7 @@ std::string size_charts(const CalibrationResult& r) {
     add("learned bases", 0, r.sizes);
     double full = r.perplexity_full, most = double(r.full_bytes_per_token) / 2;
     for (const CalibrationResult::Point& p : r.sizes) {
-        if (r.options.objective == "model")
+        if (p.predicted > 0)
             predicted.points.push_back({double(p.bytes_per_token), p.predicted});
         most = std::max(most, double(p.bytes_per_token));
     }

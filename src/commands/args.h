@@ -47,7 +47,7 @@ struct Args {
     std::string kind = "all";
 
     // calibrate
-    std::string objective, bits, method, key_basis, metric, keys = "pre", holdout, report;
+    std::string objective, bits, method, key_basis, value_basis, metric, keys = "pre", holdout, report;
     std::optional<double> keep, error_budget, ppl_budget;
     int calibration_tokens = 0, steps = -1;
     bool resume = false;

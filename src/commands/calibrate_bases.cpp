@@ -17,7 +17,8 @@ namespace stief {
 
 // What only a layer's own objective knows asks for it; with prices of the model's it is an error.
 static std::string layer_only(const Args& args) {
-    return !args.method.empty()      ? "--method"
+    bool star = args.method == "star";  // the model's objective alone knows it
+    return !args.method.empty() && !star ? "--method"
            : !args.key_basis.empty() ? "--key-basis"
            : !args.metric.empty()    ? "--metric"
            : args.error_budget       ? "--error-budget"
@@ -27,7 +28,12 @@ static std::string layer_only(const Args& args) {
 
 static void choose_objective(const Args& args, CalibrationOptions& o) {
     std::string only = layer_only(args);
-    bool layer = args.objective == "layer" || (args.objective.empty() && !only.empty());
+    bool star = args.method == "star";
+    bool layer = args.objective == "layer" || (args.objective.empty() && !only.empty() && !star);
+    if (layer && star) throw UsageError("--method star belongs to --objective model");
+    if (layer && args.value_basis == "joint")
+        throw UsageError("--value-basis joint belongs to --objective model");
+    if (star && args.ppl_budget) throw UsageError("--method star is steered to --keep");
     if (!layer && !only.empty()) throw UsageError(only + " belongs to --objective layer");
     if (layer && args.bits == "mixed")
         throw UsageError("--bits mixed needs prices: --objective model" +
@@ -42,14 +48,14 @@ constexpr int DEFAULT_AGE = 256;  // where sequences are twice as long
 static void set_ages(const Args& args, CalibrationOptions& o) {
     if (!args.window.empty()) std::tie(o.sinks, o.recent) = window_of(args);
     std::vector<AgeBits> ages = ages_of(args);
-    bool mixed = o.objective == "model" && o.bits == "mixed";
+    bool mixed = o.objective == "model" && o.bits == "mixed" && o.method != "star";
     if (ages.empty() && args.window.empty() && mixed && o.sequence >= 2 * DEFAULT_AGE) {
         o.recent = 32, o.ages = {DEFAULT_AGE}, o.age_bits = {4};
         return;
     }
     if (ages.empty()) return;
-    if (o.objective == "layer" || o.bits == "16")
-        throw UsageError("--ages is for --bits mixed: other caches have one format");
+    if (!mixed)
+        throw UsageError("--ages is for --bits mixed by prices: other caches have one format");
     bool whole = ages[0].bits == 16;
     if (whole && !args.window.empty())
         throw UsageError(format("--ages %d:16 and --window both say which recent tokens are whole; "
@@ -71,6 +77,7 @@ static CalibrationOptions options_of(const Args& args, const Config& config) {
     o.keys = args.keys;
     // EigenAttention's space is one key basis a layer and no metric; its method says so by itself.
     bool eigen = o.method == "eigen";
+    o.joint_values = args.value_basis.empty() ? o.method == "star" : args.value_basis == "joint";
     o.key_basis_per_layer = args.key_basis.empty() ? eigen : args.key_basis == "layer";
     if (o.method != "stiefel") o.metric = "identity";
     if (!args.metric.empty() && o.method != "identity") o.metric = args.metric;
@@ -88,7 +95,7 @@ static CalibrationOptions options_of(const Args& args, const Config& config) {
           "--context %d, expected sequences of 8 to the model's %d positions", o.sequence,
           config.context);
     set_ages(args, o);
-    o.steps = args.steps >= 0 ? args.steps : layer ? 150 : 0;
+    o.steps = args.steps >= 0 ? args.steps : layer ? 150 : o.method == "star" ? 60 : 0;
     o.seed = args.seed.given ? args.seed.value : 1;     // the same bases again, unless asked
     if (args.seed.drawn) {
         o.seed = draw_seed();
@@ -118,7 +125,6 @@ static void add_numbers(JsonWriter& json, const char* key, const std::vector<dou
 
 // The method's own part of the JSON object.
 static void add_layers(JsonWriter& json, const CalibrationResult& r) {
-    json.add("method", r.options.method);
     json.begin_object("ranks");
     add_ranks(json, "k", r.ranks, &LayerRanks::k);
     add_ranks(json, "v", r.ranks, &LayerRanks::v);
@@ -167,7 +173,8 @@ static void add_prices(JsonWriter& json, const CalibrationResult& r) {
     add_formats(json, "k", r, &Bases::Layer::k);
     add_formats(json, "v", r, &Bases::Layer::v);
     json.end_object();
-    json.add("kld_predicted", r.predicted);
+    if (r.predicted > 0) json.add("kld_predicted", r.predicted);
+    if (!r.thresholds.empty()) add_numbers(json, "thresholds", r.thresholds);
 }
 
 static void add_sizes(JsonWriter& json, const CalibrationResult& r,
@@ -190,7 +197,8 @@ static std::string as_json(const CalibrationResult& r) {
     JsonWriter json;
     json.begin_object();
     double kept = double(r.bytes_per_token) / double(r.full_bytes_per_token);
-    json.add("objective", r.options.objective).add("bits", r.options.bits).add("keep", kept);
+    json.add("objective", r.options.objective).add("method", r.options.method);
+    json.add("bits", r.options.bits).add("keep", kept);
     json.add("cache_bytes_per_token", r.bytes_per_token);
     json.add("bits_per_element", bits_per_element(r, r.bytes_per_token));
     bool model = r.options.objective == "model";
@@ -222,14 +230,15 @@ static std::string as_json(const CalibrationResult& r) {
 }
 
 // Bits a coordinate of every head, and what other sizes would cost.
-static std::string prices_as_text(const CalibrationResult& r, int d) {
+static std::string prices_as_text(const CalibrationResult& r) {
     std::string text = "layer   bits of keys       bits of values\n";
     for (size_t l = 0; l < r.bases.layer.size(); l++) {
         std::string bits[2];
         for (int side : {0, 1})
             for (const HeadBasis& head : side ? r.bases.layer[l].v : r.bases.layer[l].k)
                 bits[side] += format("%s%.2f", bits[side].empty() ? "" : " ",
-                                     head.format.back().bits_per_element(r.options.cache, d));
+                                     head.format.back().bits_per_element(
+                                         r.options.cache, int(head.weight.size())));
         text += format("%5zu   %-18s %s\n", l, bits[0].c_str(), bits[1].c_str());
     }
     text += format("whole: the first %d tokens and the last %d", r.options.sinks, r.options.recent);
@@ -247,8 +256,9 @@ static std::string prices_as_text(const CalibrationResult& r, int d) {
         r.options.sinks, r.options.recent, r.bases.ages.empty() ? "" : ", sizes of the last age",
         r.perplexity_full);
     for (const CalibrationResult::Point& p : r.sizes)
-        text += format("%15.2f   %9.4g   %8.4g   %.4f\n", bits_per_element(r, p.bytes_per_token),
-                       p.predicted, p.divergence, p.perplexity);
+        text += format("%15.2f   %9s   %8.4g   %.4f\n", bits_per_element(r, p.bytes_per_token),
+                       p.predicted > 0 ? format("%.4g", p.predicted).c_str() : "-", p.divergence,
+                       p.perplexity);
     for (const CalibrationResult::Compared& other : r.compared)
         for (const CalibrationResult::Point& p : other.points)
             text += format("%15.2f               %8.4g   %.4f   %s\n",
@@ -270,8 +280,8 @@ static std::string ranks_as_text(const CalibrationResult& r) {
     return text;
 }
 
-static std::string as_text(const CalibrationResult& r, const std::string& output, int d) {
-    std::string text = r.options.objective == "model" ? prices_as_text(r, d) : ranks_as_text(r);
+static std::string as_text(const CalibrationResult& r, const std::string& output) {
+    std::string text = r.options.objective == "model" ? prices_as_text(r) : ranks_as_text(r);
     double kept = double(r.bytes_per_token) / double(r.full_bytes_per_token);
     text += format("cache       %zu bytes a token of %zu (%.1f%%, %.2f bits an element)\n",
                    r.bytes_per_token, r.full_bytes_per_token, 100 * kept,
@@ -308,6 +318,9 @@ int calibrate_bases(const Args& args) {
     Partial partial(args.output);
     Model model = Model::open(args.model, backend_options(args), args.threads);
     model.backend->exact = args.exact;
+    check(!options.joint_values || model.backend->joint_values,
+          "joint values run on --backend cpu, not on %s; give --value-basis head",
+          model.backend->name.c_str());
     CalibrationText text = read_texts(args, files, options.sequence);
 
     CalibrationResult result;
@@ -325,7 +338,7 @@ int calibrate_bases(const Args& args) {
         page.write(report_html(result, config, text));
         page.commit();
     }
-    print(args.json ? as_json(result) : as_text(result, args.output, config.d));
+    print(args.json ? as_json(result) : as_text(result, args.output));
     return 0;
 }
 

@@ -46,7 +46,7 @@ int inspect_bases(const Args& args) {
               first->second.shape[1] <= UINT16_MAX,
           "%s: it has no layers.0.k.q of (kv heads, width, width)", path.c_str());
     size_t G = first->second.shape[0], d = first->second.shape[1], kept = 0, bytes = 0;
-    BasesFormats formats = BasesFormats::of(file, path, int(d));
+    BasesFormats formats = BasesFormats::of(file, path, int(G), int(d));
     const auto &k = formats.k, &v = formats.v;
     check(k.size() == v.size(), "%s: keys of %zu layers and values of %zu", path.c_str(), k.size(),
           v.size());
@@ -75,7 +75,7 @@ int inspect_bases(const Args& args) {
         bytes, 50 * double(bytes) / double(full));
     for (size_t l = 0; l < k.size(); l++)
         text += format("%5zu   %-12s %s\n", l, joined(k[l], int(d)).c_str(),
-                       joined(v[l], int(d)).c_str());
+                       joined(v[l], formats.joint[l] ? int(G * d) : int(d)).c_str());
     text += "\n";
     for (const auto& [key, value] : metadata)
         if (key.rfind("ranks_", 0) != 0 && key.rfind("formats_", 0) != 0)

@@ -64,9 +64,8 @@ static double compressed_share(std::span<const Window> windows, const KvCache& c
     for (const CacheLayer& layer : cache.layer)
         for (size_t g = 0; g < size_t(layer.G); g++) {
             const Stretch& old = layer.seen[g].oldest();
-            RowFormat whole = RowFormat::whole(layer.d);
-            cut = cut || layer.k[g].store[old.k].format != whole ||
-                  layer.v[g].store[old.v].format != whole;
+            cut = cut || layer.k[g].store[old.k].format != RowFormat::whole(layer.d) ||
+                  layer.v[g].store[old.v].format != RowFormat::whole(layer.values_width());
         }
     if (!cut) return 0;
     int sinks = cache.sinks, recent = cache.recent;

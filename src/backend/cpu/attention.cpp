@@ -49,7 +49,7 @@ struct Split {
     const float* rotation;
     int g, m, first, count, pos;
     size_t d, p_stride;
-    float *p, *scaled, *rows;  // (m, p_stride), (m, d), (BLOCK, d)  keys or rows as f32
+    float *p, *scaled, *rows;  // (m, p_stride), (m, d), (BLOCK, a row)  keys or rows as f32
     char* rest;                // of RebuiltKeys
 
     Split(const CpuBackend& backend, const CacheLayer& layer, const float* angles, int group,
@@ -66,7 +66,7 @@ struct Split {
           d(size_t(layer.d)) {
         p_stride = (size_t(count) + 15) / 16 * 16;
         size_t queries = (size_t(m) * d + 15) / 16 * 16, weights = size_t(m) * p_stride;
-        size_t block = needs_rows() ? RebuiltKeys::BLOCK * d : 0;
+        size_t block = needs_rows() ? RebuiltKeys::BLOCK * size_t(cache.values_width()) : 0;
         size_t more = cache.rotated ? 0 : RebuiltKeys::bytes(cpu, cache, keys());
         char* scratch = thread_scratch((queries + weights + block) * sizeof(float) + more);
         p = reinterpret_cast<float*>(scratch), scaled = p + weights;
@@ -173,13 +173,14 @@ static void merge_splits(float* out, const float* partial, size_t between, int s
     for (int j = 0; j < r; j++) out[j] /= sum;
 }
 
-// Tokens whose positions are split alike. A split's rows stay in the second cache while all of them
+// out (T, H, values_width).  Tokens whose positions are split alike. A split's rows stay in the second cache while all of them
 // read it, each as if it were alone: its own count of positions decides the order of every sum.
 void CpuBackend::attend_alike(float* out, const float* q, const float* rotation,
                               const CacheLayer& cache, const Step& step) {
     int m = cache.H / cache.G, split = split_of(step.pos + 1), T = step.T;
     int splits = (step.pos + T + split - 1) / split;
-    size_t G = size_t(cache.G), d = size_t(cache.d), stride = d + 2, H = size_t(cache.H);
+    size_t G = size_t(cache.G), d = size_t(cache.d), H = size_t(cache.H);
+    size_t values = size_t(cache.values_width()), stride = values + 2;
     size_t between = H * stride, width = H * d, each = size_t(splits) * between;
     partials.resize(size_t(T) * each);
     constexpr int TOGETHER = 8;  // tokens of a piece: enough pieces where there are few splits
@@ -196,12 +197,12 @@ void CpuBackend::attend_alike(float* out, const float* q, const float* rotation,
             attend_split(one, partial, stride, q + size_t(t) * width + size_t(g * m) * d);
         }
     });
-    for_rows(size_t(T) * H, size_t(splits) * d, [&](size_t first, size_t end) {
+    for_rows(size_t(T) * H, size_t(splits) * values, [&](size_t first, size_t end) {
         for (size_t row = first; row < end; row++) {
             size_t t = row / H, h = row % H;
             const CacheRows& head = cache.v[h / size_t(m)];
-            merge_splits(out + row * d, partials.data() + t * each + h * stride, between,
-                         (step.pos + int(t) + split) / split, head.width, cache.d);
+            merge_splits(out + row * values, partials.data() + t * each + h * stride, between,
+                         (step.pos + int(t) + split) / split, head.width, int(values));
         }
     });
 }
@@ -209,10 +210,11 @@ void CpuBackend::attend_alike(float* out, const float* q, const float* rotation,
 void CpuBackend::attend_singly(float* out, const float* q, const float* rotation,
                                const CacheLayer& cache, const Step& step) {
     size_t width = size_t(cache.H) * size_t(cache.d);
+    size_t values = size_t(cache.H) * size_t(cache.values_width());
     for (int t = 0, end; t < step.T; t = end) {
         int split = split_of(step.pos + t + 1);
         for (end = t + 1; end < step.T && split_of(step.pos + end + 1) == split;) end++;
-        attend_alike(out + size_t(t) * width, q + size_t(t) * width, rotation, cache,
+        attend_alike(out + size_t(t) * values, q + size_t(t) * width, rotation, cache,
                      {step.pos + t, end - t});
     }
 }

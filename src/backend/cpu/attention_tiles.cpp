@@ -28,11 +28,11 @@ struct AttentionTile {
     std::optional<RebuiltKeys> rebuilt;  // where keys are stored before rotation
     bool pairs;     // products in bf16
     int R, m, pos;  // query rows; heads a token; position of the first token
-    size_t d, lanes, q_stride, v_stride;
+    size_t d, values, lanes, q_stride, v_stride;
     float *q, *scores, *acc;        // (R, q_stride), (R, KEYS), (R, v_stride)
-    float *rows, *panels;           // (KEYS, v_stride), (KEYS / lanes, d, lanes)
+    float *rows, *panels;           // (KEYS, v_stride), (KEYS / lanes, values, lanes)
     float *max, *sum;               // (R)
-    float *half_q, *half_p, *half;  // pairs, bf16: (R, 2 q_stride), (R, KEYS), (KEYS, d)
+    float *half_q, *half_p, *half;  // pairs, bf16: (R, 2 q_stride), (R, KEYS), (KEYS, values)
 
     AttentionTile(const CpuBackend& backend, const CacheLayer& layer, int g, int tokens,
                   int first_pos, const float* angles)
@@ -44,15 +44,16 @@ struct AttentionTile {
           rotation(angles) {
         pairs = kernels.pair_rows && !cpu.exact && cache.dtype != DType::F32;
         m = cache.H / cache.G, R = tokens * m, pos = first_pos;
-        d = size_t(cache.d), lanes = size_t(kernels.lanes);
+        d = size_t(cache.d), values = size_t(cache.values_width());  // values >= d
+        lanes = size_t(kernels.lanes);
         q_stride = padded_row(d * 4) / 4;
-        v_stride = (d + lanes - 1) / lanes * lanes;
+        v_stride = (values + lanes - 1) / lanes * lanes;
         size_t rs = size_t(R), sizes = 0;
         float** arrays[] = {&q, &scores, &acc, &rows, &panels, &max, &sum, &half_q, &half_p, &half};
         size_t counts[] = {rs * q_stride, rs * KEYS, rs * v_stride, KEYS * v_stride,
-                           (KEYS + lanes) * std::max(d, size_t(PAIRS_K)), rs, rs,
+                           (KEYS + lanes) * std::max(values, size_t(PAIRS_K)), rs, rs,
                            pairs ? rs * q_stride : 0, pairs ? rs * KEYS / 2 : 0,
-                           pairs ? KEYS * d / 2 : 0};
+                           pairs ? KEYS * values / 2 : 0};
         for (size_t count : counts) sizes += (count + 15) / 16 * 16;
         size_t more = cache.rotated ? 0 : RebuiltKeys::bytes(cpu, cache, k);
         float* next = reinterpret_cast<float*>(thread_scratch(sizes * 4 + more));
@@ -174,19 +175,20 @@ struct AttentionTile {
     }
 };
 
-// The queries of `tokens` tokens from position pos on, and the heads of kv head g.
+// out (T, H, values_width): of the queries of `tokens` tokens from position pos on, and the heads of
+// kv head g.
 static void attend_queries(const CpuBackend& cpu, float* out, const float* q,
                            const float* rotation, const CacheLayer& cache, int g, int pos,
                            int tokens) {
     AttentionTile tile(cpu, cache, g, tokens, pos, rotation);
-    size_t d = tile.d, width = size_t(cache.H) * d;
+    size_t d = tile.d, values = tile.values, H = size_t(cache.H);
     float scale = float(1.0 / std::sqrt(double(cache.d)));
-    auto head_row = [&](int row) {
-        return size_t(row / tile.m) * width + size_t(g * tile.m + row % tile.m) * d;
+    auto head_row = [&](int row) {  // of (T, H)
+        return size_t(row / tile.m) * H + size_t(g * tile.m + row % tile.m);
     };
 
     for (int row = 0; row < tile.R; row++) {
-        const float* from = q + head_row(row);
+        const float* from = q + head_row(row) * d;
         float* to = tile.q + size_t(row) * tile.q_stride;
         for (size_t i = 0; i < d; i++) to[i] = from[i] * scale;
         tile.max[row] = -std::numeric_limits<float>::infinity();
@@ -201,9 +203,9 @@ static void attend_queries(const CpuBackend& cpu, float* out, const float* q,
             tile.add_keys(stretch, first, std::min(KEYS, end - first));
     }
     for (int row = 0; row < tile.R; row++) {
-        float* to = out + head_row(row);
+        float* to = out + head_row(row) * values;
         const float* acc = tile.acc + size_t(row) * tile.v_stride;
-        for (size_t i = 0; i < d; i++)
+        for (size_t i = 0; i < values; i++)
             to[i] = i < size_t(tile.v.width) ? acc[i] / tile.sum[row] : 0;
     }
 }
@@ -212,11 +214,12 @@ void CpuBackend::attend_tiles(float* out, const float* q, const float* rotation,
                               const CacheLayer& cache, const Step& step) {
     int G = cache.G, m = cache.H / G, each = std::max(1, QUERY_ROWS / m);
     size_t width = size_t(cache.H) * size_t(cache.d), tiles = size_t((step.T + each - 1) / each);
+    size_t values = size_t(cache.H) * size_t(cache.values_width());
     threads.run(tiles * size_t(G), [&](size_t piece) {
         // The last tiles see the most keys: they go first, so that no long piece is left for the
         // end.
         int t = int(tiles - 1 - piece / size_t(G)) * each, g = int(piece % size_t(G));
-        attend_queries(*this, out + size_t(t) * width, q + size_t(t) * width, rotation, cache, g,
+        attend_queries(*this, out + size_t(t) * values, q + size_t(t) * width, rotation, cache, g,
                        step.pos + t, std::min(each, step.T - t));
     });
 }

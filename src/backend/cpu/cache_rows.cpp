@@ -51,11 +51,13 @@ void CpuBackend::append(const CacheLayer& cache, const float* k, const float* v,
     prepare(cache);
     size_t d = size_t(cache.d), width = size_t(cache.G) * d;
 
-    auto store = [&](const CacheRows& head, const float* x, int pos, int count, float* latent) {
+    // x: of n columns
+    auto store = [&](const CacheRows& head, const float* x, int n, int pos, int count, float* latent) {
         size_t stride = width;
         if (head.encode) {
-            head_product(kernels, latent, d, x, width, head.encode, count, cache.d, cache.d);
-            x = latent, stride = d;
+            stride = size_t(n);
+            head_product(kernels, latent, stride, x, width, head.encode, count, n, n);
+            x = latent;
         }
         for (const RowStore& one : head.store)
             if (one.data)
@@ -66,15 +68,22 @@ void CpuBackend::append(const CacheLayer& cache, const float* k, const float* v,
     };
 
     bool latent = cache.k[0].encode != nullptr;
-    size_t cost = latent ? 4 * d * d : 2 * d;  // products, and the search of the scales
-    for_heads(size_t(step.T), size_t(cache.G), cost,
+    size_t values = size_t(cache.values_width());
+    size_t cost = latent ? 2 * (d * d + values * values) : 2 * d;  // products, search of the scales
+    // Joint values are one head more.
+    for_heads(size_t(step.T), size_t(cache.G + (cache.joint > 0)), cost,
               [&](size_t first, size_t end, size_t g, size_t g_end) {
         int pos = step.pos + int(first), count = int(end - first);
         float* scratch =
-            latent ? reinterpret_cast<float*>(thread_scratch(size_t(count) * d * 4)) : nullptr;
+            latent ? reinterpret_cast<float*>(thread_scratch(size_t(count) * values * 4)) : nullptr;
         for (; g < g_end; g++) {
-            store(cache.k[g], k + first * width + g * d, pos, count, scratch);
-            store(cache.v[g], v + first * width + g * d, pos, count, scratch);
+            if (g == size_t(cache.G)) {
+                store(cache.v[0], v + first * width, cache.joint, pos, count, scratch);
+                continue;
+            }
+            store(cache.k[g], k + first * width + g * d, cache.d, pos, count, scratch);
+            if (cache.joint) continue;
+            store(cache.v[g], v + first * width + g * d, cache.d, pos, count, scratch);
         }
     });
 }
@@ -95,20 +104,22 @@ const float* CpuBackend::latent_queries(const float* q, const CacheLayer& cache,
     return latents.data();
 }
 
-// out_h ← out_h D of its group's values, in place.
-void CpuBackend::decode_values(float* out, const CacheLayer& cache, int T) {
+// out_h ← latent_h D of its group's values; out and latent may be the same.
+void CpuBackend::decode_values(float* out, const float* latent, const CacheLayer& cache, int T) {
     if (!cache.v[0].decode) return;
     size_t d = size_t(cache.d), width = size_t(cache.H) * d, m = size_t(cache.H / cache.G);
-    for_heads(size_t(T), size_t(cache.H), d * d,
+    size_t values = size_t(cache.values_width()), latents_width = size_t(cache.H) * values;
+    for_heads(size_t(T), size_t(cache.H), values * d,
               [&](size_t first, size_t end, size_t h, size_t h_end) {
         float* decoded = reinterpret_cast<float*>(thread_scratch((end - first) * d * 4));
         for (; h < h_end; h++) {
             const CacheRows& head = cache.v[h / m];
-            float* from = out + first * width + h * d;
-            head_product(kernels, decoded, d, from, width, head.decode, int(end - first), cache.d,
-                         head.width);
+            float* to = out + first * width + h * d;
+            const float* from = latent + first * latents_width + h * values;
+            head_product(kernels, decoded, d, from, latents_width, head.decode, int(end - first),
+                         cache.d, head.width);
             for (size_t t = 0; t < end - first; t++)
-                std::copy(decoded + t * d, decoded + (t + 1) * d, from + t * width);
+                std::copy(decoded + t * d, decoded + (t + 1) * d, to + t * width);
         }
     });
 }
@@ -117,11 +128,16 @@ void CpuBackend::attend(float* out, const float* q, const float* rotation, const
                         const Step& step) {
     prepare(cache);
     const float* queries = latent_queries(q, cache, step.T);
+    float* latent = out;
+    if (cache.joint) {
+        joint_latents.resize(size_t(step.T) * size_t(cache.H) * size_t(cache.joint));
+        latent = joint_latents.data();
+    }
     if (step.T == 1 || singly)
-        attend_singly(out, queries, rotation, cache, step);
+        attend_singly(latent, queries, rotation, cache, step);
     else if (step.T > 1)
-        attend_tiles(out, queries, rotation, cache, step);
-    decode_values(out, cache, step.T);
+        attend_tiles(latent, queries, rotation, cache, step);
+    decode_values(out, latent, cache, step.T);
 }
 
 }  // namespace stief

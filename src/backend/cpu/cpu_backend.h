@@ -87,10 +87,11 @@ struct CpuBackend final : Backend {
                       const Step& step);
     void attend_tiles(float* out, const float* q, const float* rotation, const CacheLayer& cache,
                       const Step& step);
-    void decode_values(float* out, const CacheLayer& cache, int T);
+    void decode_values(float* out, const float* latent, const CacheLayer& cache, int T);
 
     std::map<std::pair<decltype(RowFormat::count), DType>, RowLayout> layouts;
-    std::vector<float> partials;        // of decode attention: (T, splits, H, d + 2)
+    std::vector<float> partials;        // of decode attention: (T, splits, H, values + 2)
+    std::vector<float> joint_latents;   // of joint values, before their decode: (T, H, G·d)
     std::vector<float> latents;         // queries in the keys' coordinates: (T, H, d)
 };
 
