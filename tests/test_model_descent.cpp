@@ -171,8 +171,8 @@ TEST_CASE("descent lowers the divergence on what it learns from, at ranks and at
         ModelDescent descent(back, tried.text, tried.scratch.path("."), [] {});
         EndToEnd measured(pass, tried.text, 6);
         double before = measured.measure(tried.cuts()).divergence.mean;
-        descent.run(tried.layout(), tried.units, tried.kept(), [&] { return tried.cuts(); }, {60, 6, 0.1, 1},
-                    [] {});
+        descent.run(tried.layout(), tried.units, tried.kept(), [&] { return tried.cuts(); },
+                    {60, 6, 0.1, 1}, [] {});
         double after = measured.measure(tried.cuts()).divergence.mean;
         CHECK(after < before);
         for (const PricedUnit& unit : tried.units) CHECK(infeasibility(unit.Q) <= FEASIBLE);

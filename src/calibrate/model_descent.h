@@ -34,8 +34,8 @@ struct ModelDescent {
         double tau;
         uint64_t seed;
     };
-    // of: which unit is whose. kept: coordinates that each unit stores. cuts(): those of the units as they are now, one
-    // LayerCuts a layer.
+    // of: which unit is whose. kept: coordinates that each unit stores. cuts(): those of the units as
+    // they are now, one LayerCuts a layer.
     void run(const Units& of, std::vector<PricedUnit>& units, const std::vector<int>& kept,
              const std::function<std::vector<LayerCuts>()>& cuts, const Options& options,
              const std::function<void()>& progress);
