@@ -14,13 +14,13 @@
 //
 // A bases file is a safetensors file with, for each layer l and side s in {k, v},
 //     layers.l.s.q   layers.l.s.encode   layers.l.s.decode       (G, d, d) f32
-//     layers.l.s.weight                                          (G, d) f32
-// (of joint values (1, G·d, G·d) and (1, G·d))
+//     layers.l.s.weight        (G, d) f32        (of joint values (1, G·d, G·d) and (1, G·d))
 // and metadata: format "stief-bases", version 2, the model's fingerprint, formats_k and formats_v
 // (JSON, [[[[coordinates at each width] of each age] of each head] of each layer]), ages (JSON),
-// keys ("pre" or "post" for each layer), values ("head" or "joint" for each layer; none: head), window, and what calibrate measured. Version 1 has ranks_k
-// and ranks_v instead ([[r of each head] of each layer]: r elements and no codes), no ages and no
-// weights. Loading checks every shape, QᵀQ = I, E D = I, the formats and the fingerprint.
+// keys ("pre" or "post" for each layer), values ("head" or "joint" for each layer; without it head),
+// window, and what calibrate measured. Version 1 has ranks_k and ranks_v instead ([[r of each head]
+// of each layer]: r elements and no codes), no ages and no weights. Loading checks every shape,
+// QᵀQ = I, E D = I, the formats and the fingerprint.
 #pragma once
 #include <cstdint>
 #include <map>

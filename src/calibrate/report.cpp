@@ -119,7 +119,7 @@ std::string widths_of(const RowFormat& format_, int d) {
 std::string bits_map(const CalibrationResult& r, const Config& c) {
     double most = 1;
     auto bits = [&](const HeadBasis& head) {
-        return head.format.back().bits_per_element(r.options.cache, int(head.weight.size()));
+        return head.format.back().bits_per_element(r.options.cache, int(head.width()));
     };
     for (const Bases::Layer& layer : r.bases.layer)
         for (const auto* side : {&layer.k, &layer.v})
@@ -129,8 +129,10 @@ std::string bits_map(const CalibrationResult& r, const Config& c) {
         html += format("<tr><td>%zu</td>", l);
         for (int side : {0, 1})
             for (const HeadBasis& head : side ? r.bases.layer[l].v : r.bases.layer[l].k)
-                html += heat_cell(bits(head) / most, side, format("%.2f", bits(head)),
-                                  format("layer %zu: %s", l, widths_of(head.format.back(), int(head.weight.size())).c_str()));
+                html += heat_cell(
+                    bits(head) / most, side, format("%.2f", bits(head)),
+                    format("layer %zu: %s", l,
+                           widths_of(head.format.back(), int(head.width())).c_str()));
         html += "</tr>";
     }
     return html + "</table></div>";

@@ -238,7 +238,7 @@ static std::string prices_as_text(const CalibrationResult& r) {
             for (const HeadBasis& head : side ? r.bases.layer[l].v : r.bases.layer[l].k)
                 bits[side] += format("%s%.2f", bits[side].empty() ? "" : " ",
                                      head.format.back().bits_per_element(
-                                         r.options.cache, int(head.weight.size())));
+                                         r.options.cache, int(head.width())));
         text += format("%5zu   %-18s %s\n", l, bits[0].c_str(), bits[1].c_str());
     }
     text += format("whole: the first %d tokens and the last %d", r.options.sinks, r.options.recent);

@@ -173,8 +173,9 @@ static void merge_splits(float* out, const float* partial, size_t between, int s
     for (int j = 0; j < r; j++) out[j] /= sum;
 }
 
-// out (T, H, values_width).  Tokens whose positions are split alike. A split's rows stay in the second cache while all of them
+// Tokens whose positions are split alike. A split's rows stay in the second cache while all of them
 // read it, each as if it were alone: its own count of positions decides the order of every sum.
+// out (T, H, values_width)
 void CpuBackend::attend_alike(float* out, const float* q, const float* rotation,
                               const CacheLayer& cache, const Step& step) {
     int m = cache.H / cache.G, split = split_of(step.pos + 1), T = step.T;

@@ -175,8 +175,8 @@ struct AttentionTile {
     }
 };
 
-// out (T, H, values_width): of the queries of `tokens` tokens from position pos on, and the heads of
-// kv head g.
+// The queries of `tokens` tokens from position pos on, and the heads of kv head g.
+// out (tokens, H, values_width)
 static void attend_queries(const CpuBackend& cpu, float* out, const float* q,
                            const float* rotation, const CacheLayer& cache, int g, int pos,
                            int tokens) {

@@ -52,7 +52,8 @@ void CpuBackend::append(const CacheLayer& cache, const float* k, const float* v,
     size_t d = size_t(cache.d), width = size_t(cache.G) * d;
 
     // x: of n columns
-    auto store = [&](const CacheRows& head, const float* x, int n, int pos, int count, float* latent) {
+    auto store = [&](const CacheRows& head, const float* x, int n, int pos, int count,
+                     float* latent) {
         size_t stride = width;
         if (head.encode) {
             stride = size_t(n);
