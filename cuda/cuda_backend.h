@@ -62,6 +62,7 @@ struct CudaBackend final : Backend {
 
   private:
     void drop_capture();
+    void bring_home(const int32_t* from);
     struct Impl;
     std::unique_ptr<Impl> impl;
 };

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(EMBED_BLOCK)
     size_t t = blockIdx.x;
     int i = (int(blockIdx.y) * EMBED_BLOCK + int(threadIdx.x)) * EACH;
     if (i >= D) return;
-    const E* from = table + size_t(ids[t]) * size_t(D) + i;
+    const E* from = table + size_t(max(ids[t], 0)) * size_t(D) + i;
     float* to = out + t * size_t(D) + i;
     if constexpr (EACH == 4)
         *reinterpret_cast<float4*>(to) = load_4(from);
@@ -89,7 +89,7 @@ void CudaBackend::embed(float* out, const Weight& table, const Step& step) {
         int each = EMBED_BLOCK * (whole ? 4 : 1);
         launch(whole ? embed_kernel<E, 4> : embed_kernel<E, 1>,
                dim3(unsigned(step.T), unsigned((D + each - 1) / each)), EMBED_BLOCK, 0, queue, out,
-               rows, ids, D);
+               rows, step.token ? step.token : ids, D);
     });
 }
 

@@ -38,7 +38,14 @@ struct Projection {
 // ids from its own memory, where begin_step put them and where they stay until the next begin_step.
 struct Step {
     int pos = 0, T = 0;
-    const int32_t* ids = nullptr; // (T)  host; null where nothing is embedded
+    const int32_t* ids = nullptr; // (T)  host; null where nothing is embedded, or what follows is
+    // (1)  the backend's memory: the token of a step of one that the host need not know, as argmax
+    // left it. −1, of a row with NaN, is read as 0: who downloads it will see.
+    const int32_t* token = nullptr;
+    // (1)  the backend's memory: end_step begins to bring it home. The next download of it gives
+    // what it held at the end of this step and waits for no later work. Two at most are on their
+    // way; another address, or the release of this one, forgets them.
+    const int32_t* home = nullptr;
     // Not 0: whenever this number comes again, the operations of the step and all their arguments
     // are the same but for pos and ids, so that a backend may capture them once and replay them.
     uint64_t replay = 0;
@@ -63,6 +70,7 @@ struct Backend {
     std::string name;             // "cpu", "cuda"
     std::string device;           // "avx512, 2 threads"
     bool copies_weights = false;  // bind() takes memory of the device
+    bool runs_ahead = false;      // work is only asked for: a step need not be done at its end_step
     int widest_head = 1 << 20;    // coordinates of a head that attend() covers at most
     // float32 in every product; otherwise, in products of more than one token, a matrix unit may
     // take x rounded to bf16 where w is bf16, and x and an f32 w rounded to TF32's 11 bits where it
@@ -169,6 +177,10 @@ struct Backend {
         matmul({&one, 1}, x, T, add);
     }
 };
+
+inline bool lies_in(const void* address, const void* memory, size_t bytes) {
+    return reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(memory) < bytes;
+}
 
 // The view of a tensor that bind() makes a weight of. Error where it is no matrix or vector.
 Weight view_of(const Tensor& tensor);

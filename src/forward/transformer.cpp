@@ -1,6 +1,7 @@
 #include "forward/transformer.h"
 
 #include <algorithm>
+#include <cassert>
 #include <cmath>
 
 #include "base/arena.h"
@@ -115,7 +116,10 @@ void Transformer::block(int l, KvCache& cache, const Step& step) {
 // One batch through all layers; x holds its residual stream afterwards. A step of one token is the
 // same but for pos and id whenever it goes through the same buffers.
 void Transformer::pass(KvCache& cache, std::span<const Token> ids, Then then) {
-    Step step{cache.used, int(ids.size()), ids.data()};
+    bool next = then == Then::Next, greedy = next || then == Then::Greedy;
+    Step step{cache.used, next ? 1 : int(ids.size()), ids.data()};
+    if (next) step.token = most_likely;
+    if (greedy) step.home = most_likely;
     check(step.pos + step.T <= std::min(context, cache.capacity),
           "the context is full: position %d of %d (use a larger --context)", step.pos + step.T,
           std::min(context, cache.capacity));
@@ -130,11 +134,11 @@ void Transformer::pass(KvCache& cache, std::span<const Token> ids, Then then) {
     if (ops.begin_step(step)) {
         ops.embed(x, model.embedding, step);
         for (int l = 0; l < model.config.L; l++) block(l, cache, step);
-        if (step.T == 1 && then != Then::Nothing) classify(logits_rows, 0, 1);
-        if (step.T == 1 && then == Then::Greedy) argmax();
+        if (greedy || (step.T == 1 && then == Then::Logits)) classify(logits_rows, step.T - 1, 1);
+        if (greedy) ops.argmax(most_likely, logits_rows, 1, model.config.V);
     }
     ops.end_step();
-    cache.used += step.T;
+    cache.used += step.T, on_their_way += greedy;
 }
 
 // logits (count, V) ← those of the batch's tokens first … first + count − 1.
@@ -143,10 +147,6 @@ void Transformer::classify(float* logits, int first, int count) {
     const Config& c = model.config;
     ops.rmsnorm(xn, x + size_t(first) * c.D, model.norm, c.norm_eps, count);
     ops.matmul(logits, xn, model.classifier, count, false);
-}
-
-void Transformer::argmax() {
-    model.backend->argmax(most_likely, logits_rows, 1, model.config.V);
 }
 
 // In batches; last(first, T) follows each with the first row of it that is wanted. The logits of a
@@ -184,18 +184,26 @@ void Transformer::forward_on_backend(KvCache& cache, std::span<const Token> ids,
 }
 
 void Transformer::forward_greedy(KvCache& cache, std::span<const Token> ids) {
-    batches(cache, ids, 1, Then::Greedy, [&](int first, int T) {
-        if (T == 1) return;
-        classify(logits_rows, first, 1);
-        argmax();
-    });
+    while (on_their_way) await_token();  // nobody has asked for them
+    batches(cache, ids, 1, Then::Greedy, [](int, int) {});
 }
 
-Token Transformer::greedy() const {
-    int32_t best = -1;
-    model.backend->download(&best, most_likely, sizeof best);
-    if (best < 0) throw NotFinite();
-    return best;
+void Transformer::forward_next(KvCache& cache) {
+    pass(cache, {}, Then::Next);
+}
+
+Token Transformer::await_token() {
+    assert(on_their_way > 0);
+    int32_t found = -1;
+    on_their_way--;
+    model.backend->download(&found, most_likely, sizeof found);
+    return found;
+}
+
+Token Transformer::greedy() {
+    Token found = await_token();
+    if (found < 0) throw NotFinite();
+    return found;
 }
 
 }  // namespace stief

@@ -3,7 +3,7 @@
 #include "backend/buffer.h"
 #include "backends.h"
 #include "forward/generate.h"
-#include "simt.h"
+#include "device_memory.h"
 #include "tiny_model.h"
 
 using namespace stief;
@@ -152,6 +152,34 @@ TEST_CASE("one step is captured for each cache and use, and replayed as if it we
         const float* row = together.data() + i * V;
         CHECK(transformer.greedy() == std::max_element(row, row + V) - row);
     }
+}
+
+TEST_CASE("a token comes home while the step behind it is still to be done") {
+    Scratch scratch;
+    write_tiny_model({.why = ""}, scratch.folder.string());
+    Model model = Model::open(scratch.folder.string(), {.name = "cuda"}, 1);
+    KvCache cache(*model.backend, model.config, 32, DType::F16);
+    Transformer transformer(model, 32);
+    Token first[] = {3, 8};
+    transformer.forward_greedy(cache, first);
+    for (int i = 0; i < 5; i++) {  // issued, captured, replayed
+        transformer.forward_next(cache);
+        uint64_t before = simt::statistics.blocks;
+        transformer.greedy();
+        uint64_t step = simt::statistics.blocks;
+        CHECK(step > before);
+        CUDA_CHECK(cudaDeviceSynchronize());
+        CHECK(simt::statistics.blocks > step);  // what was issued ahead
+        transformer.forward_next(cache);
+        before = simt::statistics.blocks;
+        transformer.greedy();  // its step was done: nothing of the one behind it is played
+        CHECK(simt::statistics.blocks == before);
+    }
+    CHECK_THROWS_WITH_AS(
+        [&] {
+            for (int i = 0; i < 2; i++) transformer.forward_next(cache);
+        }(),
+        doctest::Contains("on their way"), Error);
 }
 
 TEST_SUITE_END();

@@ -4,6 +4,7 @@
 // Results do not depend on the number of threads: a piece computes whole outputs, or a fixed part
 // of a sum that is merged in a fixed order.
 #pragma once
+#include <deque>
 #include <map>
 
 #include "backend/backend.h"
@@ -25,8 +26,8 @@ struct CpuBackend final : Backend {
     Weight bind(const Tensor& tensor) override;
     void upload(void* to, const void* host, size_t bytes) override;
     void download(void* host, const void* from, size_t bytes) override;
-    bool begin_step(const Step&) override { return true; }
-    void end_step() override {}
+    bool begin_step(const Step& step) override;
+    void end_step() override;
 
     void embed(float* out, const Weight& table, const Step& step) override;
     void rmsnorm(float* out, const float* x, const Weight& w, float eps, int T) override;
@@ -89,6 +90,8 @@ struct CpuBackend final : Backend {
                       const Step& step);
     void decode_values(float* out, const CacheLayer& cache, int T);
 
+    const int32_t* home = nullptr;      // of the step at hand
+    std::deque<std::pair<const void*, int32_t>> arrived;  // what steps have left there, oldest first
     std::map<std::pair<decltype(RowFormat::count), DType>, RowLayout> layouts;
     std::vector<float> partials;        // of decode attention: (T, splits, H, d + 2)
     std::vector<float> latents;         // queries in the keys' coordinates: (T, H, d)
