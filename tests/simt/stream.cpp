@@ -128,7 +128,7 @@ void finish_quietly() {
 }
 
 void launch(dim3 grid, int count, size_t shared_bytes, cudaStream_t stream, const void* function,
-            std::function<void()> kernel) {
+            std::function<void()> kernel, bool ahead) {
     statistics.launches++;
     if (failure(Call::Launch) != cudaSuccess) return;
     constexpr unsigned MOST = 65535;  // blocks in y and z
@@ -138,8 +138,8 @@ void launch(dim3 grid, int count, size_t shared_bytes, cudaStream_t stream, cons
         result(possible ? cudaErrorInvalidValue : cudaErrorInvalidConfiguration);
         return;
     }
-    enqueue(stream, [grid, count, shared_bytes, function, kernel = std::move(kernel)] {
-        play(grid, unsigned(count), shared_bytes, kernel, function);
+    enqueue(stream, [grid, count, shared_bytes, function, ahead, kernel = std::move(kernel)] {
+        play(grid, unsigned(count), shared_bytes, kernel, function, ahead);
     });
 }
 
