@@ -11,13 +11,12 @@ namespace stief {
 // ---- device helpers ----------------------------------------------------------------------------
 
 // Where a block keeps what: queries, tables, basis, each warp's memory; and in the place of the last
-// the turning of queries before and the merging of warps after it.
+// the merging of warps after it.
 template <class E, int D, int Q, bool ROTATED>
 struct TensorShared {
     using One = Warp<E, D, Q, ROTATED>;
     static constexpr int ROWS = 8 * Q;
     static constexpr size_t QUERIES = ROWS * One::Q_STRIDE * sizeof(float);
-    static constexpr size_t TURNING = (ROWS * D + 8 * TENSOR_BLOCK) * sizeof(float);
     static constexpr size_t MERGING = TENSOR_WARPS * ROWS * (D + 2) * sizeof(float);
 
     // `stages` of the oldest rows, most of all, and of the others one at least.
@@ -34,25 +33,16 @@ struct TensorShared {
     static size_t bytes(const CacheRows& k, size_t warp) {
         size_t rebuild = ROTATED ? 0 : Rebuild<E, D>::shared_bytes(k.width);
         return QUERIES + sizeof(StretchTables<D>) + rebuild +
-               std::max({TENSOR_WARPS * warp, size_t(TURNING), size_t(MERGING)});
+               std::max(TENSOR_WARPS * warp, size_t(MERGING));
     }
 };
 
-// to (8 Q, Q_STRIDE) ← the block's R queries, scaled and, where the keys are rotated, q Dᵀ.
-template <class E, int D, int Q, bool ROTATED>
-__device__ void turn_queries(float* to, float* scratch, const float* q, const CacheRows& k, int R) {
-    constexpr int ROWS = 8 * Q, STRIDE = Warp<E, D, Q, ROTATED>::Q_STRIDE;
-    bool turned = ROTATED && k.decode_t;
-    float *from = turned ? scratch : to, scale = LOG2_E / sqrtf(float(D));
-    int stride = turned ? D : STRIDE, width = turned ? k.width : D;
-    for (int i = int(threadIdx.x); i < ROWS * D; i += TENSOR_BLOCK)
-        from[i / D * stride + i % D] = i < R * D ? scale * q[i] : 0;
-    if (turned)
-        for (int i = int(threadIdx.x); i < ROWS * D; i += TENSOR_BLOCK)
-            if (i % D >= width || i >= R * D) to[i / D * STRIDE + i % D] = 0;
-    __syncthreads();  // the queries are there
-    if (turned)
-        block_product<8>(to, STRIDE, from, D, k.decode_t, D, R, D, width, scratch + ROWS * D);
+// to (8 Q, stride) ← the block's R queries, scaled; a barrier must follow.
+template <int D>
+__device__ void load_queries(float* to, int stride, const float* q, int rows, int R) {
+    float scale = LOG2_E / sqrtf(float(D));
+    for (int i = int(threadIdx.x); i < rows * D; i += TENSOR_BLOCK)
+        to[i / D * stride + i % D] = i < R * D ? scale * q[i] : 0;
 }
 
 // The block's partial ← those of its warps. memory: shared (4, ROWS, D + 2), free once all are
@@ -101,8 +91,8 @@ constexpr int most_blocks(int Q) {
 // ---- kernels -----------------------------------------------------------------------------------
 
 // grid (G · chunks of 8 Q query heads, splits), block 128. Reads K and V once for each chunk,
-// S·G·(bytes of a row of keys and one of values), which is the bound, and D or Dᵀ once for each
-// block (D again for each further stretch). A chunk is the whole group up to 16 query heads (Q = 2);
+// S·G·(bytes of a row of keys and one of values), which is the bound, and D, where keys are rebuilt,
+// once for each block and stretch. A chunk is the whole group up to 16 query heads (Q = 2);
 // larger groups read rows again, from the second cache.
 //
 // Shared: queries, tables, up to 3 steps of each warp's rows, for d = 128 at full rank
@@ -115,17 +105,8 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q))
     using Shared = TensorShared<E, D, Q, ROTATED>;
     constexpr int ROWS = Shared::ROWS;
     int g = int(blockIdx.x) / chunks, m = cache.H / cache.G, h0 = int(blockIdx.x) % chunks * ROWS;
-    int R = min(ROWS, m - h0), S = *pos + 1;
-    Share share(S, int(blockIdx.y), int(gridDim.y), SHARE);
+    int R = min(ROWS, m - h0);
     const CacheRows &k = cache.k(g), &v = cache.v(g);
-    if (share.first >= share.end) {
-        for (int i = int(threadIdx.x); i < R; i += TENSOR_BLOCK) {
-            float* to = partials.of(int(blockIdx.y), g * m + h0 + i);
-            to[0] = -INFINITY, to[1] = 0;
-        }
-        return;
-    }
-
     float* queries = reinterpret_cast<float*>(dynamic_shared());
     char* memory = dynamic_shared() + Shared::QUERIES;
     StretchTables<D>& tables = *reinterpret_cast<StretchTables<D>*>(memory);
@@ -133,8 +114,20 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q))
     Rebuild<E, D> basis = {};
     if constexpr (!ROTATED) memory = basis.fill_angles(memory, cache, k, rotation);
     tables.levels.fill(int(threadIdx.x), TENSOR_BLOCK);
-    turn_queries<E, D, Q, ROTATED>(queries, reinterpret_cast<float*>(memory),
-                                   q + size_t(g * m + h0) * D, k, R);
+    let_next_begin();
+    await_kernels();
+
+    int S = *pos + 1;
+    Share share(S, int(blockIdx.y), int(gridDim.y), SHARE);
+    if (share.first >= share.end) {
+        for (int i = int(threadIdx.x); i < R; i += TENSOR_BLOCK) {
+            float* to = partials.of(int(blockIdx.y), g * m + h0 + i);
+            to[0] = -INFINITY, to[1] = 0;
+        }
+        return;
+    }
+    // The first barrier of a stretch orders them.
+    load_queries<D>(queries, Shared::One::Q_STRIDE, q + size_t(g * m + h0) * D, ROWS, R);
 
     Warp<E, D, Q, ROTATED> one(rotation, queries, basis, tables,
                                memory + int(threadIdx.x) / WARP * warp_bytes);
@@ -145,7 +138,7 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q))
         int end = min(share.end, stretch.end_for(S - 1));
         if (s >= end) continue;
         const RowStore &keys = k.store[stretch.k], &values = v.store[stretch.v];
-        __syncthreads();  // what the last stretch had in shared memory was read
+        __syncthreads();  // what the last stretch had was read; the queries are there
         tables.template fill<typename Shared::One::Tiles>(keys, values, WARP, int(sizeof(E)));
         one.clear(keys, values, warp_bytes);
         __syncthreads();  // the tables are there
@@ -222,9 +215,10 @@ Splits attend_splits_tensor(CudaBackend& gpu, const float* q, const float* rotat
         Room room = room_for<E, D, Q, ROTATED>(cache, gpu.shared_limit);
         int each = int(gpu.shared_limit / (room.block + 1024));  // blocks a multiprocessor has
         splits.emplace(gpu, cache, blocks, std::clamp(each, 1, most_blocks(Q)), SHARE, most);
-        launch(attend_one_tensor<E, D, Q, ROTATED>,
-               dim3(unsigned(blocks), unsigned(splits->count)), TENSOR_BLOCK, room.block, gpu.queue,
-               splits->partials, CacheView(cache), q, rotation, gpu.pos, chunks, int(room.warp));
+        launch_ahead(attend_one_tensor<E, D, Q, ROTATED>,
+                     dim3(unsigned(blocks), unsigned(splits->count)), TENSOR_BLOCK, room.block,
+                     gpu.queue, splits->partials, CacheView(cache), q, rotation, gpu.pos, chunks,
+                     int(room.warp));
     });
     return *splits;
 }

@@ -260,7 +260,7 @@ void CudaBackend::drop_capture() {
 bool CudaBackend::begin_step(const Step& step) {
     check(step.T <= MOST_IDS, "%d tokens at once, expected at most %d", step.T, MOST_IDS);
     drop_capture();
-    impl->home = step.home;
+    impl->home = step.home, turned = nullptr;
     send_step(impl->step, step, queue);
     impl->replaying = nullptr;
     if (!step.replay) return true;

@@ -4,9 +4,9 @@
 // besides is in backward.h. Every operation has one test that drives all backends
 // (tests/backends.h).
 //
-// Activations are float32. Pointers are the backend's own memory (from alloc) except where a
-// comment says host. Outputs never overlap inputs unless they are one pointer where the equation
-// says so.
+// Activations are float32, but for an Operand. Pointers are the backend's own memory (from alloc)
+// except where a comment says host. Outputs never overlap inputs unless they are one pointer where
+// the equation says so.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -32,6 +32,28 @@ struct Weight {
 struct Projection {
     float* out;                   // (T, N)
     Weight w;                     // (N, K)
+};
+
+// Activations that are only read by products with weights of one dtype, in the same step: a backend
+// may keep them as those products take them, rounded once. A float* alone is float32 for anybody.
+struct Operand {
+    float* data;                  // memory for (T, K) float32 all the same
+    DType meets = DType::F32;     // of the weights
+    Operand(float* x, DType weights = DType::F32) : data(x), meets(weights) {}
+};
+
+// What a product reads, (T, K): float32, an Operand, or the norm of float32,
+//     x_t ⊙ w / √(mean(x_t²) + ε)
+struct Input {
+    const float* x;
+    DType meets = DType::F32;     // as the operation that wrote x was told
+    const Weight* norm = nullptr; // (K)  w
+    float eps = 0;
+    float* normed = nullptr;      // (T, K)  scratch for the norm: what it holds afterwards is open
+    Input(const float* rows) : x(rows) {}
+    Input(const Operand& kept) : x(kept.data), meets(kept.meets) {}
+    Input(const float* rows, const Weight& weight, float epsilon, float* scratch)
+        : x(rows), norm(&weight), eps(epsilon), normed(scratch) {}
 };
 
 // Where a call stands: its T tokens have the positions pos … pos + T − 1. A device reads pos and
@@ -112,7 +134,7 @@ struct Backend {
                          float eps, int T) = 0;
     // out = x wᵀ for each, or out += x wᵀ where add
     virtual void matmul(std::span<const Projection> all,
-                        const float* x,         // (T, K)
+                        const Input& x,         // (T, K)
                         int T, bool add) = 0;
     // out = x w: a gradient's way back through out = x wᵀ (calibrate).
     virtual void matmul_transposed(float* out,  // (T, K)
@@ -130,23 +152,26 @@ struct Backend {
                         const float* up,        // (T, F)
                         int T, int F) = 0;
     // gate ← silu(x w_gateᵀ) ⊙ (x w_upᵀ)
-    virtual void gated(float* gate,             // (T, F)
+    virtual void gated(Operand gate,            // (T, F)
                        float* up,               // (T, F)  scratch: what it holds afterwards is open
-                       const float* x,          // (T, K)
+                       const Input& x,          // (T, K)
                        const Weight& w_gate,    // (F, K)
                        const Weight& w_up,      // (F, K)
                        int T) = 0;
-    // Stores the T new rows of every kv head at their positions: encoded, c = k E, and packed into
-    // each of the head's stores.
+    // The way into the cache. Rotates q and, where cache.rotated, k by their positions, as rope does;
+    // then stores the T new rows of every kv head at their positions: encoded, c = k E, and packed
+    // into each of the head's stores. If attend over this layer follows it takes this q, unchanged.
     virtual void append(const CacheLayer& cache,
-                        const float* k,         // (T, G, d)  rotated where cache.rotated
+                        float* q,               // (T, H, d)  in place; null: no queries
+                        float* k,               // (T, G, d)  rotated or not, afterwards, is open
                         const float* v,         // (T, G, d)
+                        const float* rotation,  // as in rope; null: k is rotated where it must be
                         const Step& step) = 0;
     // out_h = Σ_s softmax_s(q_h · k̃_s / √d) ṽ_s over the positions s ≤ the token's own, where
     // k̃_s = c̃_s D (rotated to position s where the keys are stored before rotation), c̃_s the row
     // that the token sees, unpacked, and whatever tokens were appended together. Online softmax
     // over tiles of positions: memory does not grow with the context (Dao et al. 2022).
-    virtual void attend(float* out,             // (T, H, d)
+    virtual void attend(Operand out,            // (T, H, d)
                         const float* q,         // (T, H, d)  rotated
                         const float* rotation,  // (context, 2, d/2)  as in rope
                         const CacheLayer& cache, const Step& step) = 0;
@@ -171,8 +196,12 @@ struct Backend {
     // measured against. Returns a checksum, so that nothing is left out.
     virtual uint64_t stream(const void* memory, size_t bytes) = 0;
 
+    // Rows that are as the cache keeps them, without queries; k is not written.
+    void append(const CacheLayer& cache, const float* k, const float* v, const Step& step) {
+        append(cache, nullptr, const_cast<float*>(k), v, nullptr, step);
+    }
     // One product.
-    void matmul(float* out, const float* x, const Weight& w, int T, bool add) {
+    void matmul(float* out, const Input& x, const Weight& w, int T, bool add) {
         Projection one{out, w};
         matmul({&one, 1}, x, T, add);
     }

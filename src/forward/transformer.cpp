@@ -101,16 +101,16 @@ void Transformer::block(int l, KvCache& cache, const Step& step) {
     int T = step.T;
 
     Projection qkv[] = {{q, w.wq}, {k, w.wk}, {v, w.wv}};
-    ops.rmsnorm(xn, x, w.attn_norm, c.norm_eps, T);
-    ops.matmul(qkv, xn, T, false);  // (T, H, d), (T, G, d) ×2
-    ops.rope(q, kv.rotated ? k : nullptr, rotation.f32(), c.H, c.G, c.d, step);
-    ops.append(kv, k, v, step);                    // c ← k E, truncated
-    ops.attend(att, q, rotation.f32(), kv, step);  // softmax(q K̃ᵀ / √d) Ṽ
-    ops.matmul(x, att, w.wo, T, true);             // x += att Woᵀ
+    Input attn_in(x, w.attn_norm, c.norm_eps, xn), ffn_in(x, w.ffn_norm, c.norm_eps, xn);
+    Operand heads(att, w.wo.dtype), hidden(gate, w.w_down.dtype);
 
-    ops.rmsnorm(xn, x, w.ffn_norm, c.norm_eps, T);
-    ops.gated(gate, up, xn, w.w_gate, w.w_up, T);  // (T, F)  silu(xn W_gateᵀ) ⊙ xn W_upᵀ
-    ops.matmul(x, gate, w.w_down, T, true);        // x += gate W_downᵀ
+    ops.matmul(qkv, attn_in, T, false);               // (T, H, d), (T, G, d) ×2  norm(x) Wᵀ
+    ops.append(kv, q, k, v, rotation.f32(), step);    // rotated; c ← k E, truncated
+    ops.attend(heads, q, rotation.f32(), kv, step);   // softmax(q K̃ᵀ / √d) Ṽ
+    ops.matmul(x, heads, w.wo, T, true);              // x += att Woᵀ
+
+    ops.gated(hidden, up, ffn_in, w.w_gate, w.w_up, T);  // (T, F)  silu(· W_gateᵀ) ⊙ · W_upᵀ
+    ops.matmul(x, hidden, w.w_down, T, true);         // x += hidden W_downᵀ
 }
 
 // One batch through all layers; x holds its residual stream afterwards. A step of one token is the
@@ -145,8 +145,8 @@ void Transformer::pass(KvCache& cache, std::span<const Token> ids, Then then) {
 void Transformer::classify(float* logits, int first, int count) {
     Backend& ops = *model.backend;
     const Config& c = model.config;
-    ops.rmsnorm(xn, x + size_t(first) * c.D, model.norm, c.norm_eps, count);
-    ops.matmul(logits, xn, model.classifier, count, false);
+    Input last(x + size_t(first) * c.D, model.norm, c.norm_eps, xn);
+    ops.matmul(logits, last, model.classifier, count, false);
 }
 
 // In batches; last(first, T) follows each with the first row of it that is wanted. The logits of a

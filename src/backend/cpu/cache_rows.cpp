@@ -43,12 +43,14 @@ static void pack(const CpuBackend& cpu, const Run& run, const float* x, size_t s
                                        size_t(format.kept()));
 }
 
-void CpuBackend::append(const CacheLayer& cache, const float* k, const float* v, const Step& step) {
+void CpuBackend::append(const CacheLayer& cache, float* q, float* k, const float* v,
+                        const float* rotation, const Step& step) {
     check(step.pos + step.T <= cache.capacity, "position %d does not fit a cache of %d",
           step.pos + step.T - 1, cache.capacity);
     check(cache.batch == 0 || step.T <= cache.batch,
           "%d tokens at once do not fit the rings of a cache for %d", step.T, cache.batch);
     prepare(cache);
+    if (rotation) rope(q, cache.rotated ? k : nullptr, rotation, q ? cache.H : 0, cache.G, cache.d, step);
     size_t d = size_t(cache.d), width = size_t(cache.G) * d;
 
     auto store = [&](const CacheRows& head, const float* x, int pos, int count, float* latent) {
@@ -113,15 +115,15 @@ void CpuBackend::decode_values(float* out, const CacheLayer& cache, int T) {
     });
 }
 
-void CpuBackend::attend(float* out, const float* q, const float* rotation, const CacheLayer& cache,
+void CpuBackend::attend(Operand out, const float* q, const float* rotation, const CacheLayer& cache,
                         const Step& step) {
     prepare(cache);
     const float* queries = latent_queries(q, cache, step.T);
     if (step.T == 1 || singly)
-        attend_singly(out, queries, rotation, cache, step);
+        attend_singly(out.data, queries, rotation, cache, step);
     else if (step.T > 1)
-        attend_tiles(out, queries, rotation, cache, step);
-    decode_values(out, cache, step.T);
+        attend_tiles(out.data, queries, rotation, cache, step);
+    decode_values(out.data, cache, step.T);
 }
 
 }  // namespace stief

@@ -32,15 +32,16 @@ struct CpuBackend final : Backend {
     void embed(float* out, const Weight& table, const Step& step) override;
     void rmsnorm(float* out, const float* x, const Weight& w, float eps, int T) override;
     using Backend::matmul;
-    void matmul(std::span<const Projection> all, const float* x, int T, bool add) override;
+    void matmul(std::span<const Projection> all, const Input& x, int T, bool add) override;
     void matmul_transposed(float* out, const float* x, const Weight& w, int T) override;
     void rope(float* q, float* k, const float* rotation, int H, int G, int d,
               const Step& step) override;
     void swiglu(float* gate, const float* up, int T, int F) override;
-    void gated(float* gate, float* up, const float* x, const Weight& w_gate, const Weight& w_up,
+    void gated(Operand gate, float* up, const Input& x, const Weight& w_gate, const Weight& w_up,
                int T) override;
-    void append(const CacheLayer& cache, const float* k, const float* v, const Step& step) override;
-    void attend(float* out, const float* q, const float* rotation, const CacheLayer& cache,
+    void append(const CacheLayer& cache, float* q, float* k, const float* v, const float* rotation,
+                const Step& step) override;
+    void attend(Operand out, const float* q, const float* rotation, const CacheLayer& cache,
                 const Step& step) override;
     void argmax(int32_t* out, const float* x, int T, int V) override;
     void score(RowScore* out, const float* logits, const float* full, const int32_t* next, int rows,

@@ -27,11 +27,11 @@ void CpuBackend::swiglu(float* gate, const float* up, int T, int F) {
     });
 }
 
-void CpuBackend::gated(float* gate, float* up, const float* x, const Weight& w_gate,
+void CpuBackend::gated(Operand gate, float* up, const Input& x, const Weight& w_gate,
                        const Weight& w_up, int T) {
-    Projection both[] = {{gate, w_gate}, {up, w_up}};
+    Projection both[] = {{gate.data, w_gate}, {up, w_up}};
     matmul(both, x, T, false);
-    swiglu(gate, up, T, w_gate.N);
+    swiglu(gate.data, up, T, w_gate.N);
 }
 
 void CpuBackend::argmax(int32_t* out, const float* x, int T, int V) {
