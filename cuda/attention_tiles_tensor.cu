@@ -58,14 +58,15 @@ __global__ void __launch_bounds__(FLASH_BLOCK, 2)
         one.enter();
 #pragma unroll
         for (int row = 0; row < 2; row++)
-            one.set_row(row, row_of(row) < R ? q + at(row) : nullptr);
-        one.count_in(true);
+            one.set_row(row, row_of(row) < R ? q + at(row) : nullptr,
+                        [&](int column) { return ROTATED ? one.k.step(column) : 1.0f; });
+        one.count_in(one.v, true);
         for (int until; s < end; s = until) {
             until = min(end, min(run_end(keys, s), run_end(values, s)));
             one.k.enter_run(keys, s), one.v.enter_run(values, s);
             one.run(stretch, s, until, stretch.begin_for(last), stretch.end_for(first), row_bytes);
         }
-        one.count_in(false);
+        one.count_in(one.v, false);
     }
 #pragma unroll
     for (int i = 0; i < 2; i++) {
