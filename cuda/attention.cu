@@ -10,28 +10,24 @@ namespace stief {
 
 // grid (G · chunks of 16 query heads, splits), block 256. Shared: queries, a tile of keys, as
 // PlainTile says. Reads K and V once for each chunk: S·G·(r_K + r_V)·size bytes. Not bound by them
-// but by reads of shared memory, one for each multiplication; the queries are turned by each block
-// on its own, m·d·d multiplications, which costs less than a launch would.
+// but by reads of shared memory, one for each multiplication.
 template <class E>
 __global__ void __launch_bounds__(PLAIN_BLOCK, 2)
     attend_one_plain(Partial partials, CacheView cache, const float* q, const float* rotation,
                      const int* pos, int chunks) {
     int g = int(blockIdx.x) / chunks, m = cache.H / cache.G, d = cache.d;
     int h0 = int(blockIdx.x) % chunks * PLAIN_ROWS, R = min(PLAIN_ROWS, m - h0);
+    let_next_begin();
+    await_kernels();
     int S = *pos + 1;
     Share share(S, int(blockIdx.y), int(gridDim.y), PLAIN_KEYS);
     PlainTile<E> tile(cache, g, rotation);
     tile.token = S - 1;
 
-    bool latent = cache.rotated && tile.k.decode_t;
-    float* from = latent ? tile.keys : tile.q;  // (R, d)  before it is turned
     float scale = LOG2_E / sqrtf(float(d));
     for (int i = int(threadIdx.x); i < PLAIN_ROWS * d; i += PLAIN_BLOCK)
-        from[i] = i < R * d ? scale * q[size_t(g * m + h0) * size_t(d) + size_t(i)] : 0;
-    __syncthreads();  // the queries are there
-    if (latent)
-        block_product<8>(tile.q, d, from, d, tile.k.decode_t, size_t(d), PLAIN_ROWS, d, d,
-                         tile.latent);
+        tile.q[i] = i < R * d ? scale * q[size_t(g * m + h0) * size_t(d) + size_t(i)] : 0;
+    // Its first barrier orders q.
     tile.add_range(cache.seen(g), share.first, share.end, S - 1, S - 1);
 
     if (tile.row >= R) return;
@@ -58,6 +54,10 @@ __global__ void __launch_bounds__(MERGE_BLOCK)
     int n = min(MERGE_PIECE, d - column);
     float* merged = reinterpret_cast<float*>(dynamic_shared());  // (d)
     float *decoded = merged + d, *sums = decoded + MERGE_PIECE, *weight = sums + MERGE_BLOCK;
+    for (int i = tid; head.decode && i < width; i += MERGE_BLOCK)
+        for (int j = 0; j < n; j += 32) prefetch_line(head.decode + i * d + column + j);
+    let_next_begin();
+    await_kernels();
 
     float most = -INFINITY, sum = 0;
     for (int i = tid; i < splits; i += MERGE_BLOCK) most = fmaxf(most, partials.of(i, h)[0]);
@@ -70,8 +70,11 @@ __global__ void __launch_bounds__(MERGE_BLOCK)
     sum = block_sum(sum, sums);  // its barriers order weight as well
     for (int j = tid; j < width; j += MERGE_BLOCK) {
         float total = 0;
-        for (int i = 0; i < splits; i++)
-            if (weight[i] > 0) total += weight[i] * partials.of(i, h)[2 + j];
+#pragma unroll 8
+        for (int i = 0; i < splits; i++) {  // eight loads in flight
+            float part = weight[i] > 0 ? partials.of(i, h)[2 + j] : 0;
+            total = fmaf(weight[i], part, total);
+        }
         merged[j] = total / sum;
     }
     __syncthreads();  // merged is whole; sums is free
@@ -90,7 +93,7 @@ Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotati
     int chunks = (cache.H / cache.G + PLAIN_ROWS - 1) / PLAIN_ROWS, blocks = cache.G * chunks;
     Splits splits(gpu, cache, blocks, 4, PLAIN_KEYS, most);
     for_dtype(cache.dtype, [&]<class E>(E) {
-        launch(attend_one_plain<E>, dim3(unsigned(blocks), unsigned(splits.count)), PLAIN_BLOCK,
+        launch_ahead(attend_one_plain<E>, dim3(unsigned(blocks), unsigned(splits.count)), PLAIN_BLOCK,
                PlainTile<E>::shared_bytes(cache.d), gpu.queue, splits.partials, CacheView(cache), q,
                rotation, gpu.pos, chunks);
     });
@@ -100,8 +103,8 @@ Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotati
 void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const CacheLayer& cache) {
     dim3 grid(unsigned(cache.H), unsigned((cache.d + MERGE_PIECE - 1) / MERGE_PIECE));
     size_t floats = size_t(splits.count + cache.d + MERGE_PIECE + MERGE_BLOCK);
-    launch(merge_kernel, grid, MERGE_BLOCK, floats * sizeof(float), gpu.queue, out, splits.partials,
-           CacheView(cache), splits.count);
+    launch_ahead(merge_kernel, grid, MERGE_BLOCK, floats * sizeof(float), gpu.queue, out,
+                 splits.partials, CacheView(cache), splits.count);
 }
 
 void attend_one(CudaBackend& gpu, float* out, const float* q, const float* rotation,

@@ -6,12 +6,39 @@
 
 namespace stief {
 
-// Decode: T = 1, everything included (attention.cu).
+// Decode: T = 1, of queries in the coordinates of the cache (attention.cu).
 void attend_one(CudaBackend& gpu, float* out, const float* q, const float* rotation,
                 const CacheLayer& cache);
 
+// Heads of several tokens, (T, H·d) of an Operand: float32, or bf16 at the beginning of a token's
+// place.
+struct HeadsOut {
+    float* data;
+    int width;  // H·d
+    bool rounded;
+
+    __device__ __forceinline__ void put(size_t t, int at, float x) const {
+        float* row = data + t * size_t(width);
+        if (rounded)
+            reinterpret_cast<bf16*>(row)[at] = to_bf16(x);
+        else
+            row[at] = x;
+    }
+    __device__ __forceinline__ void put_pair(size_t t, int at, float x, float y) const {  // at even
+        float* row = data + t * size_t(width);
+        if (rounded)
+            reinterpret_cast<uint32_t*>(row)[at / 2] = pack2<bf16>(x, y);
+        else
+            *reinterpret_cast<float2*>(row + at) = make_float2(x, y);
+    }
+};
+
+// q in the keys' coordinates, q Dᵀ, where they are kept after rotation and have a basis; else q itself.
+// What append has left, if it was given this q.
+const float* latent_queries(CudaBackend& gpu, const float* q, const CacheLayer& cache, int T);
+
 // Prefill: T > 1, q and out in the coordinates of the cache (attention_tiles.cu).
-void attend_tiles(CudaBackend& gpu, float* out, const float* q, const float* rotation,
+void attend_tiles(CudaBackend& gpu, const HeadsOut& out, const float* q, const float* rotation,
                   const CacheLayer& cache, const Step& step);
 
 constexpr float LOG2_E = 1.44269504088896341f;  // queries are scaled by it: e^s = 2^(s log₂ e)
@@ -64,7 +91,7 @@ Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotati
 void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const CacheLayer& cache);
 
 // attend_tiles where tensor_cores (attention_tiles_tensor.cu).
-void attend_tiles_tensor(CudaBackend& gpu, float* out, const float* q, const float* rotation,
+void attend_tiles_tensor(CudaBackend& gpu, const HeadsOut& out, const float* q, const float* rotation,
                          const CacheLayer& cache, int T);
 
 // Whether a block of this device has the shared memory for them; else decode, or prefill, is plain.

@@ -1,29 +1,24 @@
-// Prefill attention on tensor cores: rows of 16 bits or of codes, heads of 64 or 128 (Dao 2023,
-// FlashAttention-2).
+// Prefill attention on tensor cores: rows of 16 bits or of codes, heads of 64 or 128. How tiles of the
+// cache come to a block, whose warps each do with them what attention_flash_rows.cuh says.
 //
-// A block has 64 query rows, 16 a warp; a tile has 64 keys. Queries are on the M side and stay in
-// registers for a stretch, multiplied by its keys' steps; weights go from one product to the next in
-// registers. Rows of codes are unpacked once a tile by the whole block. Keys before rotation are
+// A block has 64 query rows, 16 a warp; a tile has 64 keys. Rows of codes are unpacked once a tile by
+// the whole block. Keys before rotation are
 // rebuilt and rotated once a tile, 16 a warp, by the angle of their 16's first position plus the
 // distance from it. Positions are taken by stretches, as attention_tiles.cpp says, with two tiles in
 // flight where they fit.
 #pragma once
 #include <algorithm>
 
-#include "attention_tensor.cuh"
+#include "attention_flash_rows.cuh"
 
 namespace stief {
 
-constexpr int FLASH_WARPS = 4, FLASH_BLOCK = FLASH_WARPS * WARP;
-constexpr int FLASH_ROWS = FLASH_WARPS * 16, FLASH_KEYS = 64;
-static_assert(FLASH_KEYS == FLASH_WARPS * STEP);  // a warp rebuilds one step of a tile
-
-// One warp's 16 query rows. After every tile, for rows g and g + 8:
-//     max = max s,  sum = Σ 2^(s − max) (this lane's keys),  acc = Σ 2^(s − max) c
 template <class E, int D, bool ROTATED>
-struct Flash {
+struct Flash : FlashRows<E, D> {
     using Tiles = RowTiles<E, D, FLASH_KEYS>;
-    static constexpr int WIDE = D + 8, FRAGMENTS = D / 16, TILES = FLASH_KEYS / 8;
+    using Rows = FlashRows<E, D>;
+    using Rows::lane, Rows::g, Rows::t, Rows::TILES;
+    static constexpr int WIDE = D + 8;
     // What a block shares but for its rows.
     struct Shared {
         StretchTables<D> tables;
@@ -35,9 +30,7 @@ struct Flash {
     E *rebuilt;                      // shared (KEYS, WIDE), where keys are rebuilt
     char* memory;                    // shared: tiles of what is codes, then stages
     Tiles k, v;                      // of the stretch at hand
-    int lane, warp, g, t, token[2];  // positions of the rows' tokens
-    uint32_t fragment[FRAGMENTS][4];
-    float acc[2 * FRAGMENTS][4] = {}, max[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    int warp;
 
     static __host__ __device__ size_t tile_bytes(const RowStore& keys, const RowStore& values) {
         return Tiles::tile_bytes(keys) + Tiles::tile_bytes(values);
@@ -69,30 +62,7 @@ struct Flash {
           v{all.tables.shape[1], all.tables.group[1], 0, 0, 0} {
         rebuilt = reinterpret_cast<E*>(own);
         memory = own + (ROTATED ? 0 : FLASH_KEYS * WIDE * sizeof(E));
-        warp = int(threadIdx.x) / WARP, lane = int(threadIdx.x) % WARP, g = lane / 4, t = lane % 4;
-    }
-
-    // Row g + 8 i is q (D), or nothing, in the steps of the stretch's keys.
-    __device__ __forceinline__ void set_row(int i, const float* q) {
-        float scale = LOG2_E / sqrtf(float(D));
-#pragma unroll
-        for (int f = 0; f < FRAGMENTS; f++)
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                int column = 16 * f + 8 * half + 2 * t;
-                float2 x = q ? load_pair(q + column) : make_float2(0, 0);
-                float by = ROTATED ? scale * k.step(column) : scale;
-                fragment[f][2 * half + i] = pack2<E>(by * x.x, by * x.y);
-            }
-    }
-    // acc counts in the values' steps, or again in ones.
-    __device__ __forceinline__ void count_in(bool steps) {
-        if (!v.shape.groups) return;
-#pragma unroll
-        for (int n = 0; n < 2 * FRAGMENTS; n++) {
-            float step = v.step(8 * n + 2 * t), by = steps ? 1 / step : step;
-            for (int i = 0; i < 4; i++) acc[n][i] *= by;  // neighbours are of one group
-        }
+        warp = int(threadIdx.x) / WARP;
     }
 
     // rebuilt ← the tile's keys, rotated to their positions, in scales.
@@ -130,36 +100,6 @@ struct Flash {
         __syncthreads();  // the keys are whole
     }
 
-    // ---- products
-
-    // s (16 rows, 64 keys) += q · k̃, columns from … end − 1.
-    __device__ __forceinline__ void score_columns(float (&s)[TILES][4], const E* keys, int stride,
-                                                  int from, int end) {
-#pragma unroll
-        for (int f = 0; f < FRAGMENTS; f++)
-            if (16 * f < end && 16 * f + 16 > from) {
-                uint32_t a[4];
-                for (int i = 0; i < 4; i++)
-                    a[i] = within(fragment[f][i], 16 * f + i / 2 * 8 + 2 * t, from, end);
-#pragma unroll
-                for (int n = 0; n < TILES; n += 2) {
-                    uint32_t b[4];
-                    int i = lane / 8;
-                    load_matrix_x4(
-                        b, keys + (8 * n + i / 2 * 8 + lane % 8) * stride + 16 * f + i % 2 * 8);
-                    mma_half<E>(s[n], a, b, 0);
-                    mma_half<E>(s[n + 1], a, b, 1);
-                }
-            }
-    }
-    // s ⊙= ρ of this lane's keys
-    __device__ __forceinline__ void by_scales(float (&s)[TILES][4], const float* rho) {
-#pragma unroll
-        for (int n = 0; n < TILES; n++) {
-            float2 two = load_pair(rho + 8 * n + 2 * t);
-            s[n][0] *= two.x, s[n][1] *= two.y, s[n][2] *= two.x, s[n][3] *= two.y;
-        }
-    }
     // s ← q · k̃, for rows that are there.
     __device__ __forceinline__ void score(float (&s)[TILES][4], const E* keys, int first,
                                           int count) {
@@ -167,73 +107,13 @@ struct Flash {
         for (int n = 0; n < TILES; n++) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
         if constexpr (!ROTATED) {
             rebuild(keys, first, count);
-            score_columns(s, rebuilt, WIDE, 0, D);
+            Rows::score_columns(s, rebuilt, WIDE, 0, D);
         } else {
             if (k.shape.groups) {
-                score_columns(s, keys, WIDE, k.shape.elements, k.shape.columns);
-                by_scales(s, shared.rho[0]);
+                Rows::score_columns(s, keys, WIDE, k.shape.elements, k.shape.columns);
+                Rows::by_scales(s, shared.rho[0]);
             }
-            score_columns(s, keys, k.stride(), 0, k.shape.elements);
-        }
-    }
-
-    // Calls visit(value of s, row 0 or 1, position) for what this lane has of the tile.
-    template <class Visit>
-    __device__ __forceinline__ void for_each(float (&s)[TILES][4], int first, const Visit& visit) {
-#pragma unroll
-        for (int n = 0; n < TILES; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) visit(s[n][i], i / 2, first + 8 * n + 2 * t + i % 2);
-    }
-
-    // s ← 2^(s − max) where the row sees the key, else 0; rescales what the row has so far. masked:
-    // some rows may not see all keys of the tile, or none.
-    __device__ __forceinline__ void softmax(float (&s)[TILES][4], const Stretch& one, int first,
-                                            int count, bool masked) {
-        if (masked || count < FLASH_KEYS)
-            for_each(s, first, [&](float& x, int row, int at) {
-                bool seen = at >= one.begin_for(token[row]) && at < one.end_for(token[row]);
-                if (at >= first + count || !seen) x = -INFINITY;
-            });
-        float most[2] = {max[0], max[1]}, keep[2];
-        for_each(s, first, [&](float& x, int row, int) { most[row] = fmaxf(most[row], x); });
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            for (int mask = 1; mask < 4; mask *= 2)
-                most[i] = fmaxf(most[i], __shfl_xor_sync(~0u, most[i], mask));
-            float before = max[i];
-            max[i] = most[i];
-            if (most[i] == -INFINITY) most[i] = 0;  // the row has seen nothing: 2^−∞ = 0
-            keep[i] = exp2f(before - most[i]);
-            sum[i] *= keep[i];
-        }
-        for_each(s, first, [&](float& x, int row, int) { sum[row] += x = exp2f(x - most[row]); });
-#pragma unroll
-        for (int n = 0; n < 2 * FRAGMENTS; n++)
-            for (int i = 0; i < 4; i++) acc[n][i] *= keep[i / 2];
-    }
-
-    // acc += p c, columns from … end − 1.
-    __device__ __forceinline__ void add_columns(const float (&p)[TILES][4], const E* values,
-                                                int from, int end) {
-        int stride = v.stride();
-#pragma unroll
-        for (int n = 0; n < TILES; n += 2) {
-            uint32_t a[4] = {pack2<E>(p[n][0], p[n][1]), pack2<E>(p[n][2], p[n][3]),
-                             pack2<E>(p[n + 1][0], p[n + 1][1]),
-                             pack2<E>(p[n + 1][2], p[n + 1][3])};
-#pragma unroll
-            for (int f = 0; f < FRAGMENTS; f++)
-                if (16 * f < end && 16 * f + 16 > from) {
-                    uint32_t b[4];
-                    load_b_pair(b, values, stride, 8 * n, 16 * f, 8);
-                    if (16 * f < from || 16 * f + 16 > end)
-#pragma unroll
-                        for (int i = 0; i < 4; i++)
-                            b[i] = within(b[i], 16 * f + i / 2 * 8 + g, from, end);
-                    mma_half<E>(acc[2 * f], a, b, 0);
-                    mma_half<E>(acc[2 * f + 1], a, b, 1);
-                }
+            Rows::score_columns(s, keys, k.stride(), 0, k.shape.elements);
         }
     }
 
@@ -274,12 +154,12 @@ struct Flash {
         }
         float s[TILES][4];
         score(s, k.read(keys, reinterpret_cast<const E*>(memory)), first, count);
-        softmax(s, one, first, count, masked);
+        Rows::softmax(s, one, first, count, masked);
         const E* read = v.read(values, reinterpret_cast<const E*>(memory + k.shape.tile));
-        add_columns(s, read, 0, v.shape.elements);
+        Rows::add_columns(s, read, v.stride(), 0, v.shape.elements);
         if (!v.shape.groups) return;
-        by_scales(s, shared.rho[1]);
-        add_columns(s, read, v.shape.elements, v.shape.columns);
+        Rows::by_scales(s, shared.rho[1]);
+        Rows::add_columns(s, read, v.stride(), v.shape.elements, v.shape.columns);
     }
 
     // Positions begin … end − 1, which lie one behind the other; all tokens see those from all0 to

@@ -38,8 +38,7 @@ struct PlainTile {
 
     static size_t shared_bytes(int d) {
         int keys = 2 * PLAIN_KEYS * (d + 1) + PLAIN_ROWS * PLAIN_KEYS;
-        int turning = PLAIN_KEYS * (d + 1) + 8 * PLAIN_BLOCK;  // while queries become latent
-        return sizeof(float) * size_t(PLAIN_ROWS * d + std::max(keys, turning));
+        return sizeof(float) * size_t(PLAIN_ROWS * d + keys);
     }
     __device__ PlainTile(const CacheView& view, int g, const float* angles)
         : cache(view), k(view.k(g)), v(view.v(g)), rotation(angles) {

@@ -10,14 +10,32 @@ namespace stief {
 
 // ---- device helpers ----------------------------------------------------------------------------
 
-// Where a block keeps what: queries, tables, basis, each warp's memory; and in the place of the last
-// the turning of queries before and the merging of warps after it.
+// What describes a kv head. Which rows a stretch has and where they lie are reads that depend on each
+// other: in shared memory they are no round trips, and the copy waits for no kernel.
+struct HeadShared {
+    CacheRows k, v;
+    Seen seen;
+
+    // By the whole block; a barrier must follow.
+    __device__ __forceinline__ void fill(const CacheView& cache, int g) {
+        copy(&k, &cache.k(g)), copy(&v, &cache.v(g)), copy(&seen, &cache.seen(g));
+    }
+    template <class T>
+    __device__ static __forceinline__ void copy(T* to, const T* from) {
+        static_assert(sizeof(T) % sizeof(uint32_t) == 0 && alignof(T) >= sizeof(uint32_t));
+        for (int i = int(threadIdx.x); i < int(sizeof(T) / sizeof(uint32_t)); i += TENSOR_BLOCK)
+            reinterpret_cast<uint32_t*>(to)[i] = reinterpret_cast<const uint32_t*>(from)[i];
+    }
+};
+
+// Where a block keeps what: its head, queries, tables, basis, each warp's memory; and in the place of
+// the last the merging of warps after it.
 template <class E, int D, int Q, bool ROTATED>
 struct TensorShared {
     using One = Warp<E, D, Q, ROTATED>;
     static constexpr int ROWS = 8 * Q;
     static constexpr size_t QUERIES = ROWS * One::Q_STRIDE * sizeof(float);
-    static constexpr size_t TURNING = (ROWS * D + 8 * TENSOR_BLOCK) * sizeof(float);
+    static constexpr size_t HEAD = (sizeof(HeadShared) + 15) / 16 * 16;
     static constexpr size_t MERGING = TENSOR_WARPS * ROWS * (D + 2) * sizeof(float);
 
     // `stages` of the oldest rows, most of all, and of the others one at least.
@@ -33,26 +51,17 @@ struct TensorShared {
     }
     static size_t bytes(const CacheRows& k, size_t warp) {
         size_t rebuild = ROTATED ? 0 : Rebuild<E, D>::shared_bytes(k.width);
-        return QUERIES + sizeof(StretchTables<D>) + rebuild +
-               std::max({TENSOR_WARPS * warp, size_t(TURNING), size_t(MERGING)});
+        return HEAD + QUERIES + sizeof(StretchTables<D>) + rebuild +
+               std::max(TENSOR_WARPS * warp, size_t(MERGING));
     }
 };
 
-// to (8 Q, Q_STRIDE) ← the block's R queries, scaled and, where the keys are rotated, q Dᵀ.
-template <class E, int D, int Q, bool ROTATED>
-__device__ void turn_queries(float* to, float* scratch, const float* q, const CacheRows& k, int R) {
-    constexpr int ROWS = 8 * Q, STRIDE = Warp<E, D, Q, ROTATED>::Q_STRIDE;
-    bool turned = ROTATED && k.decode_t;
-    float *from = turned ? scratch : to, scale = LOG2_E / sqrtf(float(D));
-    int stride = turned ? D : STRIDE, width = turned ? k.width : D;
-    for (int i = int(threadIdx.x); i < ROWS * D; i += TENSOR_BLOCK)
-        from[i / D * stride + i % D] = i < R * D ? scale * q[i] : 0;
-    if (turned)
-        for (int i = int(threadIdx.x); i < ROWS * D; i += TENSOR_BLOCK)
-            if (i % D >= width || i >= R * D) to[i / D * STRIDE + i % D] = 0;
-    __syncthreads();  // the queries are there
-    if (turned)
-        block_product<8>(to, STRIDE, from, D, k.decode_t, D, R, D, width, scratch + ROWS * D);
+// to (8 Q, stride) ← the block's R queries, scaled; a barrier must follow.
+template <int D>
+__device__ void load_queries(float* to, int stride, const float* q, int rows, int R) {
+    float scale = LOG2_E / sqrtf(float(D));
+    for (int i = int(threadIdx.x); i < rows * D; i += TENSOR_BLOCK)
+        to[i / D * stride + i % D] = i < R * D ? scale * q[i] : 0;
 }
 
 // The block's partial ← those of its warps. memory: shared (4, ROWS, D + 2), free once all are
@@ -93,31 +102,46 @@ __device__ void merge_warps(const Partial& partials, const Warp<E, D, Q, ROTATED
     }
 }
 
-// Blocks that the registers of a multiprocessor hold: with two tiles of query heads one less.
-constexpr int most_blocks(int Q) {
-    return Q == 1 ? 3 : 2;
+// Blocks that the registers of a multiprocessor hold: fewer where keys are rebuilt, and with two tiles of
+// query heads.
+constexpr int most_blocks(int Q, bool rotated) {
+    return Q == 2 ? 2 : rotated ? 4 : 3;
 }
 
 // ---- kernels -----------------------------------------------------------------------------------
 
 // grid (G · chunks of 8 Q query heads, splits), block 128. Reads K and V once for each chunk,
-// S·G·(bytes of a row of keys and one of values), which is the bound, and D or Dᵀ once for each
-// block (D again for each further stretch). A chunk is the whole group up to 16 query heads (Q = 2);
+// S·G·(bytes of a row of keys and one of values), which is the bound, and D, where keys are rebuilt,
+// once for each block and stretch. A chunk is the whole group up to 16 query heads (Q = 2);
 // larger groups read rows again, from the second cache.
 //
 // Shared: queries, tables, up to 3 steps of each warp's rows, for d = 128 at full rank
 // 4 · 3 · 16 · 2 · 136 · 2 = 104 KB, at a quarter 31 KB; of 37 bytes a row 15 KB, and 17 KB of tiles;
 // keys before rotation: D as E, 16 rotations. tools/measurements.md has what the machine code says.
 template <class E, int D, int Q, bool ROTATED>
-__global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q))
+__global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     attend_one_tensor(Partial partials, CacheView cache, const float* q, const float* rotation,
                       const int* pos, int chunks, int warp_bytes) {
     using Shared = TensorShared<E, D, Q, ROTATED>;
     constexpr int ROWS = Shared::ROWS;
     int g = int(blockIdx.x) / chunks, m = cache.H / cache.G, h0 = int(blockIdx.x) % chunks * ROWS;
-    int R = min(ROWS, m - h0), S = *pos + 1;
+    int R = min(ROWS, m - h0);
+    HeadShared& head = *reinterpret_cast<HeadShared*>(dynamic_shared());
+    head.fill(cache, g);
+    __syncthreads();  // the head's description is there
+    const CacheRows &k = head.k, &v = head.v;
+    float* queries = reinterpret_cast<float*>(dynamic_shared() + Shared::HEAD);
+    char* memory = dynamic_shared() + Shared::HEAD + Shared::QUERIES;
+    StretchTables<D>& tables = *reinterpret_cast<StretchTables<D>*>(memory);
+    memory += sizeof(StretchTables<D>);
+    Rebuild<E, D> basis = {};
+    if constexpr (!ROTATED) memory = basis.fill_angles(memory, cache, k, rotation);
+    tables.levels.fill(int(threadIdx.x), TENSOR_BLOCK);
+    let_next_begin();
+    await_kernels();
+
+    int S = *pos + 1;
     Share share(S, int(blockIdx.y), int(gridDim.y), SHARE);
-    const CacheRows &k = cache.k(g), &v = cache.v(g);
     if (share.first >= share.end) {
         for (int i = int(threadIdx.x); i < R; i += TENSOR_BLOCK) {
             float* to = partials.of(int(blockIdx.y), g * m + h0 + i);
@@ -125,27 +149,19 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q))
         }
         return;
     }
-
-    float* queries = reinterpret_cast<float*>(dynamic_shared());
-    char* memory = dynamic_shared() + Shared::QUERIES;
-    StretchTables<D>& tables = *reinterpret_cast<StretchTables<D>*>(memory);
-    memory += sizeof(StretchTables<D>);
-    Rebuild<E, D> basis = {};
-    if constexpr (!ROTATED) memory = basis.fill_angles(memory, cache, k, rotation);
-    tables.levels.fill(int(threadIdx.x), TENSOR_BLOCK);
-    turn_queries<E, D, Q, ROTATED>(queries, reinterpret_cast<float*>(memory),
-                                   q + size_t(g * m + h0) * D, k, R);
+    // The first barrier of a stretch orders them.
+    load_queries<D>(queries, Shared::One::Q_STRIDE, q + size_t(g * m + h0) * D, ROWS, R);
 
     Warp<E, D, Q, ROTATED> one(rotation, queries, basis, tables,
                                memory + int(threadIdx.x) / WARP * warp_bytes);
-    const Seen& seen = cache.seen(g);
+    const Seen& seen = head.seen;
     for (int i = 0; i < seen.count; i++) {
         const Stretch& stretch = seen.stretch[i];
         int s = max(share.first, stretch.begin_for(S - 1));
         int end = min(share.end, stretch.end_for(S - 1));
         if (s >= end) continue;
         const RowStore &keys = k.store[stretch.k], &values = v.store[stretch.v];
-        __syncthreads();  // what the last stretch had in shared memory was read
+        __syncthreads();  // what the last stretch had was read; the queries are there
         tables.template fill<typename Shared::One::Tiles>(keys, values, WARP, int(sizeof(E)));
         one.clear(keys, values, warp_bytes);
         __syncthreads();  // the tables are there
@@ -221,10 +237,11 @@ Splits attend_splits_tensor(CudaBackend& gpu, const float* q, const float* rotat
         int m = cache.H / cache.G, chunks = (m + 8 * Q - 1) / (8 * Q), blocks = cache.G * chunks;
         Room room = room_for<E, D, Q, ROTATED>(cache, gpu.shared_limit);
         int each = int(gpu.shared_limit / (room.block + 1024));  // blocks a multiprocessor has
-        splits.emplace(gpu, cache, blocks, std::clamp(each, 1, most_blocks(Q)), SHARE, most);
-        launch(attend_one_tensor<E, D, Q, ROTATED>,
-               dim3(unsigned(blocks), unsigned(splits->count)), TENSOR_BLOCK, room.block, gpu.queue,
-               splits->partials, CacheView(cache), q, rotation, gpu.pos, chunks, int(room.warp));
+        splits.emplace(gpu, cache, blocks, std::clamp(each, 1, most_blocks(Q, ROTATED)), SHARE, most);
+        launch_ahead(attend_one_tensor<E, D, Q, ROTATED>,
+                     dim3(unsigned(blocks), unsigned(splits->count)), TENSOR_BLOCK, room.block,
+                     gpu.queue, splits->partials, CacheView(cache), q, rotation, gpu.pos, chunks,
+                     int(room.warp));
     });
     return *splits;
 }

@@ -12,7 +12,7 @@ namespace stief {
 // grid (tiles of `tokens` tokens, G · chunks of heads), block 256. Shared: as PlainTile says.
 template <class E>
 __global__ void __launch_bounds__(PLAIN_BLOCK)
-    attend_tiles_plain(float* out, CacheView cache, const float* q, const float* rotation,
+    attend_tiles_plain(HeadsOut out, CacheView cache, const float* q, const float* rotation,
                        const int* pos, int T, int tokens, int heads, int chunks) {
     int g = int(blockIdx.y) / chunks, m = cache.H / cache.G, d = cache.d;
     int h0 = int(blockIdx.y) % chunks * heads;
@@ -37,13 +37,15 @@ __global__ void __launch_bounds__(PLAIN_BLOCK)
 #pragma unroll
     for (int n = 0; n < PLAIN_WIDTH / 16; n++) {
         int j = tile.lane + 16 * n;
-        if (j < d) out[row_at(tile.row) + size_t(j)] = j < width ? tile.acc[n] / tile.sum : 0;
+        if (j < d)
+            out.put(size_t(t0 + tile.row / heads), (g * m + h0 + tile.row % heads) * d + j,
+                    j < width ? tile.acc[n] / tile.sum : 0);
     }
 }
 
 // ---- launchers ---------------------------------------------------------------------------------
 
-void attend_tiles(CudaBackend& gpu, float* out, const float* q, const float* rotation,
+void attend_tiles(CudaBackend& gpu, const HeadsOut& out, const float* q, const float* rotation,
                   const CacheLayer& cache, const Step& step) {
     if (tensor_cores(gpu, cache) && tensor_tiles_fit(gpu, cache))
         return attend_tiles_tensor(gpu, out, q, rotation, cache, step.T);

@@ -18,7 +18,7 @@ namespace stief {
 // multiprocessor (tools/measurements.md).
 template <class E, int D, bool ROTATED>
 __global__ void __launch_bounds__(FLASH_BLOCK, 2)
-    attend_tiles_tensor_kernel(float* out, CacheView cache, const float* q, const float* rotation,
+    attend_tiles_tensor_kernel(HeadsOut out, CacheView cache, const float* q, const float* rotation,
                                const int* pos, int T, int tokens, int heads, int chunks,
                                int row_bytes) {
     using One = Flash<E, D, ROTATED>;
@@ -58,25 +58,27 @@ __global__ void __launch_bounds__(FLASH_BLOCK, 2)
         one.enter();
 #pragma unroll
         for (int row = 0; row < 2; row++)
-            one.set_row(row, row_of(row) < R ? q + at(row) : nullptr);
-        one.count_in(true);
+            one.set_row(row, row_of(row) < R ? q + at(row) : nullptr,
+                        [&](int column) { return ROTATED ? one.k.step(column) : 1.0f; });
+        one.count_in(one.v, true);
         for (int until; s < end; s = until) {
             until = min(end, min(run_end(keys, s), run_end(values, s)));
             one.k.enter_run(keys, s), one.v.enter_run(values, s);
             one.run(stretch, s, until, stretch.begin_for(last), stretch.end_for(first), row_bytes);
         }
-        one.count_in(false);
+        one.count_in(one.v, false);
     }
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         float sum = one.sum[i];
         for (int mask = 1; mask < 4; mask *= 2) sum += __shfl_xor_sync(~0u, sum, mask);
         if (row_of(i) >= R) continue;
-        float* to = out + at(i);
+        size_t t = size_t(t0 + row_of(i) / heads);
+        int h = g * m + h0 + row_of(i) % heads;
 #pragma unroll
         for (int n = 0; n < D / 8; n++)
-            *reinterpret_cast<float2*>(to + size_t(8 * n + 2 * one.t)) =
-                make_float2(one.acc[n][2 * i] / sum, one.acc[n][2 * i + 1] / sum);
+            out.put_pair(t, h * D + 8 * n + 2 * one.t, one.acc[n][2 * i] / sum,
+                         one.acc[n][2 * i + 1] / sum);
     }
 }
 
@@ -126,7 +128,7 @@ bool tensor_tiles_fit(const CudaBackend& gpu, const CacheLayer& cache) {
     return fits;
 }
 
-void attend_tiles_tensor(CudaBackend& gpu, float* out, const float* q, const float* rotation,
+void attend_tiles_tensor(CudaBackend& gpu, const HeadsOut& out, const float* q, const float* rotation,
                          const CacheLayer& cache, int T) {
     int m = cache.H / cache.G, heads = std::min(m, FLASH_ROWS), chunks = (m + heads - 1) / heads;
     int tokens = FLASH_ROWS / heads, tiles = (T + tokens - 1) / tokens;

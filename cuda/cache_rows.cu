@@ -1,6 +1,8 @@
-// The cache's rows: append encodes and packs; queries in latent coordinates; values out of them;
-// attend. Twin: src/backend/cpu/cache_rows.cpp.
+// The cache's rows: append rotates, encodes and packs; queries in latent coordinates; values out of
+// them; attend. Twin: src/backend/cpu/cache_rows.cpp.
 #include "cache_rows.cuh"
+
+#include <utility>
 
 #include "attention.cuh"
 #include "coded_rows.cuh"
@@ -10,125 +12,164 @@ namespace stief {
 
 // ---- kernels -----------------------------------------------------------------------------------
 
-constexpr int PRODUCT_BLOCK = 256, PRODUCT_PIECE = 64;  // threads; columns of one block
+constexpr int PRODUCT_BLOCK = 256;
 
-// c = k E, as many coordinates as each store of whole rows keeps.
-// grid (tiles of TOKENS tokens, 2G, pieces of columns), block 256. Shared: the tile of x, of c, and
-// the slices' sums. Reads E once for each tile: with one token the bytes are E's, d²·4 a head.
-template <class E, int TOKENS>
-__global__ void append_kernel(CacheView cache, const float* k, const float* v, const int* pos,
-                              int T) {
-    int side = int(blockIdx.y) / cache.G, g = int(blockIdx.y) % cache.G, d = cache.d;
-    const CacheRows& head = cache.rows[blockIdx.y];
-    int first = int(blockIdx.x) * TOKENS, count = min(TOKENS, T - first);
-    int column = int(blockIdx.z) * PRODUCT_PIECE, n = min(PRODUCT_PIECE, head.width - column);
-    if (n <= 0) return;
-    float* x = reinterpret_cast<float*>(dynamic_shared());  // (TOKENS, d)
-    float *c = x + TOKENS * d, *partial = c + TOKENS * PRODUCT_PIECE;
-    const float* from = (side ? v : k) + size_t(g) * size_t(d);
-    for (int i = int(threadIdx.x); i < count * d; i += int(blockDim.x)) {
-        size_t t = size_t(first + i / d);
-        x[i] = from[t * size_t(cache.G) * size_t(d) + size_t(i % d)];
-    }
-    __syncthreads();  // x is there
-    if (head.encode)
-        block_product<TOKENS>(c, PRODUCT_PIECE, x, d, head.encode + column, size_t(d), count, d, n,
-                              partial);
-    for (int i = int(threadIdx.x); i < count * n; i += int(blockDim.x)) {
-        int t = i / n, j = i % n, s = *pos + first + t;
-        E stored = to_element<E>(head.encode ? c[t * PRODUCT_PIECE + j] : x[t * d + column + j]);
-        for (const RowStore& store : head.store)
-            if (store.data && !coded(store.format) && column + j < elements_of(store))
-                elements_at<E>(store, s)[column + j] = stored;
+// What a step's heads are on their way into the cache and attention.
+struct HeadsIn {
+    float* q;               // (T, H, d)  null: no queries
+    float* latent;          // (T, H, d)  q in the keys' coordinates; null: not wanted
+    const float *k, *v;     // (T, G, d)
+    const float* rotation;  // null: nothing is rotated
+    int queries;            // heads of q: H, or 0
+};
+
+// x (count, d) of shared memory ← rows `stride` apart, rotated where there is an angle (2, d/2) for the
+// first of them; and back to where they were where `in_place`.
+__device__ __forceinline__ void load_heads(float* x, const float* from, float* in_place,
+                                           size_t stride, int count, int d, const float* angle) {
+    int half = d / 2;
+    for (int i = int(threadIdx.x); i < count * half; i += int(blockDim.x)) {
+        int t = i / half, j = i % half;
+        float a = from[size_t(t) * stride + size_t(j)], b = from[size_t(t) * stride + size_t(j + half)];
+        if (angle) {
+            float cos = angle[size_t(t) * size_t(d) + size_t(j)];
+            float sin = angle[size_t(t) * size_t(d) + size_t(j + half)], low = a;
+            a = low * cos - b * sin, b = b * cos + low * sin;
+        }
+        x[t * d + j] = a, x[t * d + j + half] = b;
+        if (in_place)
+            in_place[size_t(t) * stride + size_t(j)] = a,
+            in_place[size_t(t) * stride + size_t(j + half)] = b;
     }
 }
 
-// The stores of codes: c = k E once more, and each row packed by a warp.
-// grid (tiles of TOKENS tokens, 2G), block 256. Shared: the tile of x, of c, and the slices' sums.
+// c (count, d) into the stores of a head, at positions from s on; by the whole block.
+template <class E>
+__device__ __forceinline__ void store_heads(const CacheRows& head, const float* c, int s, int count,
+                                            int d) {
+    for (int i = int(threadIdx.x); i < count * head.width; i += int(blockDim.x)) {
+        int t = i / head.width, j = i % head.width;
+        E stored = to_element<E>(c[t * d + j]);
+        for (const RowStore& store : head.store)
+            if (store.data && !coded(store.format) && j < elements_of(store))
+                elements_at<E>(store, s + t)[j] = stored;
+    }
+    int warps = int(blockDim.x) / WARP;
+    for (int i = int(threadIdx.x) / WARP; i < count * MOST_STORES; i += warps) {
+        const RowStore& store = head.store[i % MOST_STORES];
+        int t = i / MOST_STORES;
+        if (store.data && coded(store.format))
+            pack_row<E>(row_at(store, s + t), c + t * d, head.weight, store);
+    }
+}
+
+// Of a query head: q rotated, and q Dᵀ. Of a kv head's keys and of its values: rotated where that is
+// kept, c = k E, and c into all of the head's stores, coordinates rounded, codes packed by a warp a row.
+// grid (tiles of TOKENS tokens, queries + 2G), block 256, or 512 where TOKENS = 1. Shared: the tile of
+// x, of c, and the slices' sums. Reads E or Dᵀ once for each tile: with one token the bytes are theirs,
+// d²·4 a head.
 template <class E, int TOKENS>
-__global__ void append_codes_kernel(CacheView cache, const float* k, const float* v, const int* pos,
-                                    int T) {
-    int side = int(blockIdx.y) / cache.G, g = int(blockIdx.y) % cache.G, d = cache.d;
-    const CacheRows& head = cache.rows[blockIdx.y];
-    int first = int(blockIdx.x) * TOKENS, count = min(TOKENS, T - first);
-    bool any = false;
-    for (const RowStore& store : head.store) any |= store.data && coded(store.format);
-    if (!any) return;
+__global__ void __launch_bounds__(TOKENS == 1 ? 2 * PRODUCT_BLOCK : PRODUCT_BLOCK, 2)
+    append_kernel(CacheView cache, HeadsIn in, const int* pos, int T) {
+    int h = int(blockIdx.y), d = cache.d, first = int(blockIdx.x) * TOKENS;
+    int count = min(TOKENS, T - first), side = h < in.queries ? 0 : (h - in.queries) / cache.G;
+    bool query = h < in.queries;
+    int g = query ? h / (cache.H / cache.G) : (h - in.queries) % cache.G;
+    const CacheRows& head = side ? cache.v(g) : cache.k(g);
     float* x = reinterpret_cast<float*>(dynamic_shared());  // (TOKENS, d)
     float *c = x + TOKENS * d, *partial = c + TOKENS * d;
-    const float* from = (side ? v : k) + size_t(g) * size_t(d);
-    for (int i = int(threadIdx.x); i < count * d; i += int(blockDim.x)) {
-        size_t t = size_t(first + i / d);
-        x[i] = from[t * size_t(cache.G) * size_t(d) + size_t(i % d)];
-    }
+    size_t heads = size_t(query ? cache.H : cache.G), stride = heads * size_t(d);
+    size_t at = size_t(first) * stride + size_t(query ? h : g) * size_t(d);
+    const float* from = query ? in.q : side ? in.v : in.k;
+    const float* M = query ? (in.latent ? head.decode_t : nullptr) : head.encode;
+    for (int i = int(threadIdx.x); M && i < d * d / 32; i += int(blockDim.x))
+        prefetch_line(M + 32 * i);
+    let_next_begin();
+    await_kernels();
+    bool turns = in.rotation && (query || (side == 0 && cache.rotated));
+    const float* angle = turns ? in.rotation + size_t(*pos + first) * size_t(d) : nullptr;
+    load_heads(x, from + at, query && turns ? in.q + at : nullptr, stride, count, d, angle);
+
+    if (query && !M) return;
     __syncthreads();  // x is there
-    if (head.encode)
-        block_product<TOKENS>(c, d, x, d, head.encode, size_t(d), count, d, d, partial);
-    for (int t = int(threadIdx.x) / WARP; t < count; t += int(blockDim.x) / WARP)
-        for (const RowStore& store : head.store)
-            if (store.data && coded(store.format))
-                pack_row<E>(row_at(store, *pos + first + t), (head.encode ? c : x) + t * d,
-                            head.weight, store);
+    int n = head.width;
+    if (M) block_product<TOKENS>(c, d, x, d, M, size_t(d), count, d, n, partial);
+    if (query) {
+        for (int i = int(threadIdx.x); i < count * d; i += int(blockDim.x))
+            in.latent[at + size_t(i / d) * stride + size_t(i % d)] = i % d < n ? c[i] : 0;
+        return;
+    }
+    store_heads<E>(head, M ? c : x, *pos + first, count, d);
 }
 
-// out (T, H, d) ← x (T, H, d) M of each head's group, for the first k coordinates of x.
-// Queries: M = Dᵀ of keys, k = d. Values: M = D, k = the coordinates there are; may be in place.
-// grid (tiles of TOKENS tokens, H), block 256. Reads M once for each tile.
-template <int TOKENS, bool VALUES>
-__global__ void head_product_kernel(float* out, const float* in, CacheView cache, int T) {
-    int h = int(blockIdx.y), g = h / (cache.H / cache.G), d = cache.d;
-    const CacheRows& head = VALUES ? cache.v(g) : cache.k(g);
+// out (T, H, d) ← x (T, H, d) D of each head's group: values out of their coordinates.
+// grid (tiles of TOKENS tokens, H), block 256. Reads D once for each tile.
+template <int TOKENS>
+__global__ void decode_kernel(HeadsOut out, const float* in, CacheView cache, int T) {
+    int h = int(blockIdx.y), d = cache.d;
+    const CacheRows& head = cache.v(h / (cache.H / cache.G));
     int first = int(blockIdx.x) * TOKENS, count = min(TOKENS, T - first);
     float* x = reinterpret_cast<float*>(dynamic_shared());  // (TOKENS, d)
     float *to = x + TOKENS * d, *partial = to + TOKENS * d;
-    auto at = [&](int i) {
-        return (size_t(first + i / d) * size_t(cache.H) + size_t(h)) * size_t(d) + size_t(i % d);
-    };
-    for (int i = int(threadIdx.x); i < count * d; i += int(blockDim.x)) x[i] = in[at(i)];
+    for (int i = int(threadIdx.x); i < count * d; i += int(blockDim.x))
+        x[i] = in[(size_t(first + i / d) * size_t(cache.H) + size_t(h)) * size_t(d) + size_t(i % d)];
     __syncthreads();  // x is there
-    block_product<TOKENS>(to, d, x, d, VALUES ? head.decode : head.decode_t, size_t(d), count,
-                          VALUES ? head.width : d, d, partial);
-    for (int i = int(threadIdx.x); i < count * d; i += int(blockDim.x)) out[at(i)] = to[i];
+    block_product<TOKENS>(to, d, x, d, head.decode, size_t(d), count, head.width, d, partial);
+    for (int i = int(threadIdx.x); i < count * d; i += int(blockDim.x))
+        out.put(size_t(first + i / d), h * d + i % d, to[i]);
 }
 
 // ---- launchers ---------------------------------------------------------------------------------
 
-template <int TOKENS>
-static void launch_append(CudaBackend& gpu, const CacheLayer& cache, const float* k, const float* v,
+// One token: more threads a head, so that a basis is read in few turns.
+static void launch_append(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, int heads,
                           int T) {
-    dim3 grid(unsigned((T + TOKENS - 1) / TOKENS), unsigned(2 * cache.G),
-              unsigned((cache.d + PRODUCT_PIECE - 1) / PRODUCT_PIECE));
-    size_t floats = size_t(TOKENS) * size_t(cache.d + PRODUCT_PIECE + PRODUCT_BLOCK);
     for_dtype(cache.dtype, [&]<class E>(E) {
-        launch(append_kernel<E, TOKENS>, grid, PRODUCT_BLOCK, floats * sizeof(float), gpu.queue,
-               CacheView(cache), k, v, gpu.pos, T);
-        if (whole_rows(cache)) return;
-        launch(append_codes_kernel<E, TOKENS>, dim3(grid.x, grid.y), PRODUCT_BLOCK,
-               size_t(TOKENS) * size_t(2 * cache.d + PRODUCT_BLOCK) * sizeof(float), gpu.queue,
-               CacheView(cache), k, v, gpu.pos, T);
+        auto run = [&]<int TOKENS>(int block) {
+            dim3 grid(unsigned((T + TOKENS - 1) / TOKENS), unsigned(heads));
+            size_t floats = size_t(TOKENS) * size_t(2 * cache.d + block);
+            launch_ahead(append_kernel<E, TOKENS>, grid, block, floats * sizeof(float), gpu.queue,
+                         CacheView(cache), in, gpu.pos, T);
+        };
+        T == 1 ? run.template operator()<1>(2 * PRODUCT_BLOCK)
+               : run.template operator()<8>(PRODUCT_BLOCK);
     });
 }
 
-void CudaBackend::append(const CacheLayer& cache, const float* k, const float* v,
-                         const Step& step) {
+static float* latent_memory(CudaBackend& gpu, const CacheLayer& cache, int T) {
+    size_t n = size_t(T) * size_t(cache.H) * size_t(cache.d);
+    return static_cast<float*>(gpu.scratch(CudaBackend::Scratch::Queries, n * sizeof(float)));
+}
+
+void CudaBackend::append(const CacheLayer& cache, float* q, float* k, const float* v,
+                         const float* rotation, const Step& step) {
     check(step.pos + step.T <= cache.capacity, "position %d does not fit a cache of %d",
           step.pos + step.T - 1, cache.capacity);
     check(cache.batch == 0 || step.T <= cache.batch,
           "%d tokens at once do not fit the rings of a cache for %d", step.T, cache.batch);
-    if (step.T == 1)
-        launch_append<1>(*this, cache, k, v, 1);
-    else if (step.T > 1)
-        launch_append<8>(*this, cache, k, v, step.T);
+    if (step.T < 1) return;
+    HeadsIn in{q, nullptr, k, v, rotation, q ? cache.H : 0};
+    if (q && cache.rotated && cache.k[0].decode_t)
+        in.latent = latent_memory(*this, cache, step.T), turned = q;
+    launch_append(*this, cache, in, in.queries + 2 * cache.G, step.T);
 }
 
-template <bool VALUES>
-static void head_product(CudaBackend& gpu, float* out, const float* in, const CacheLayer& cache,
-                         int T) {
+const float* latent_queries(CudaBackend& gpu, const float* q, const CacheLayer& cache, int T) {
+    if (!cache.rotated || !cache.k[0].decode_t) return q;
+    float* latent = latent_memory(gpu, cache, T);
+    if (std::exchange(gpu.turned, nullptr) == q) return latent;
+    launch_append(gpu, cache, {const_cast<float*>(q), latent, nullptr, nullptr, nullptr, cache.H},
+                  cache.H, T);  // without a rotation q is not written
+    return latent;
+}
+
+static void decode_values(CudaBackend& gpu, const HeadsOut& out, const float* in,
+                          const CacheLayer& cache, int T) {
     constexpr int TOKENS = 8;
     dim3 grid(unsigned((T + TOKENS - 1) / TOKENS), unsigned(cache.H));
     size_t floats = size_t(TOKENS) * size_t(2 * cache.d + PRODUCT_BLOCK);
-    launch(head_product_kernel<TOKENS, VALUES>, grid, PRODUCT_BLOCK, floats * sizeof(float),
-           gpu.queue, out, in, CacheView(cache), T);
+    launch(decode_kernel<TOKENS>, grid, PRODUCT_BLOCK, floats * sizeof(float), gpu.queue, out, in,
+           CacheView(cache), T);
 }
 
 std::string CudaBackend::plain_attention(const CacheLayer& cache) const {
@@ -143,21 +184,20 @@ std::string CudaBackend::plain_attention(const CacheLayer& cache) const {
                          shared_limit >> 10, one ? " of several tokens" : many ? " of one" : "");
 }
 
-// One token: two launches, which turn queries and values themselves. More: q Dᵀ, attention, out D.
-void CudaBackend::attend(float* out, const float* q, const float* rotation, const CacheLayer& cache,
+// One token: two launches. More: attention, and out of the values' coordinates.
+void CudaBackend::attend(Operand out, const float* q, const float* rotation, const CacheLayer& cache,
                          const Step& step) {
     check(cache.d <= WIDEST_HEAD, "--backend cuda: heads of %d coordinates, expected at most %d",
           cache.d, WIDEST_HEAD);
-    if (step.T == 1) return attend_one(*this, out, q, rotation, cache);
     if (step.T == 0) return;
-    if (cache.rotated && cache.k[0].decode_t) {
-        size_t n = size_t(step.T) * size_t(cache.H) * size_t(cache.d);
-        float* latent = static_cast<float*>(scratch(Scratch::Queries, n * sizeof(float)));
-        head_product<false>(*this, latent, q, cache, step.T);
-        q = latent;
-    }
-    attend_tiles(*this, out, q, rotation, cache, step);
-    if (cache.v[0].decode) head_product<true>(*this, out, out, cache, step.T);
+    q = latent_queries(*this, q, cache, step.T);
+    if (step.T == 1) return attend_one(*this, out.data, q, rotation, cache);
+    HeadsOut heads{out.data, cache.H * cache.d, rounds(out.meets, step.T)};
+    if (!cache.v[0].decode) return attend_tiles(*this, heads, q, rotation, cache, step);
+    size_t n = size_t(step.T) * size_t(cache.H) * size_t(cache.d);
+    float* latent = static_cast<float*>(scratch(Scratch::Partials, n * sizeof(float)));
+    attend_tiles(*this, {latent, cache.H * cache.d, false}, q, rotation, cache, step);
+    decode_values(*this, heads, latent, cache, step.T);
 }
 
 }  // namespace stief

@@ -85,9 +85,10 @@ __device__ __forceinline__ void sum_column(float (&sum)[ROWS], const float* x, i
             if (r < R) sum[r] = fmaf(x[r * x_stride + i], M[size_t(i) * M_stride], sum[r]);
 }
 
-// to (R, n) ← x (R, K) M for the first n columns of M (K, ·), by the whole block, ROWS rows at a
-// time. Threads are columns times slices of K, whose sums meet in partial.
-//   x, to, partial: shared; to does not overlap x. Everything is read and written between barriers.
+// to (R, n) ← x (R, K) M for the first n columns of M (K, ·), by the whole block: R ≤ ROWS and n ≤
+// blockDim. Threads are columns times slices of K, whose sums meet in partial.
+//   x, to, partial: shared, free when all threads come here but for x, which is there; to does not
+//   overlap x
 template <int ROWS>
 __device__ void block_product(float* to, int to_stride, const float* x, int x_stride,
                               const float* M, size_t M_stride, int R, int K, int n,
@@ -97,24 +98,18 @@ __device__ void block_product(float* to, int to_stride, const float* x, int x_st
     int slice = tid / columns, column = tid % columns;
     int each = (K + 4 * slices - 1) / (4 * slices) * 4, first = min(K, slice * each);
     int end = slice < slices ? min(K, first + each) : first;
-    for (int r0 = 0; r0 < R; r0 += ROWS)
-        for (int j0 = 0; j0 < n; j0 += columns) {
-            float sum[ROWS] = {};
-            if (j0 + column < n)
-                sum_column<ROWS>(sum, x + r0 * x_stride, x_stride, M + (j0 + column), M_stride,
-                                 R - r0, first, end);
-            __syncthreads();  // the sums of the last round were read
+    float sum[ROWS] = {};
+    if (column < n) sum_column<ROWS>(sum, x, x_stride, M + column, M_stride, R, first, end);
 #pragma unroll
-            for (int r = 0; r < ROWS; r++) partial[r * threads + tid] = sum[r];
-            __syncthreads();  // all slices are there
-            for (int i = tid; i < ROWS * columns; i += threads) {
-                int r = i / columns, j = i % columns;
-                if (r0 + r >= R || j0 + j >= n) continue;
-                float total = 0;
-                for (int s = 0; s < slices; s++) total += partial[r * threads + s * columns + j];
-                to[(r0 + r) * to_stride + j0 + j] = total;
-            }
-        }
+    for (int r = 0; r < ROWS; r++) partial[r * threads + tid] = sum[r];
+    __syncthreads();  // all slices are there
+    for (int i = tid; i < ROWS * columns; i += threads) {
+        int r = i / columns, j = i % columns;
+        if (r >= R || j >= n) continue;
+        float total = 0;
+        for (int s = 0; s < slices; s++) total += partial[r * threads + s * columns + j];
+        to[r * to_stride + j] = total;
+    }
     __syncthreads();  // to is whole
 }
 

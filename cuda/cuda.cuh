@@ -83,6 +83,14 @@ __device__ __forceinline__ float4 load_4(const E* x) {
         return make_float4(low.x, low.y, high.x, high.y);
     }
 }
+// The same the other way; E: float, bf16 or f16.
+template <class E>
+__device__ __forceinline__ void store_4(E* to, float4 x) {
+    if constexpr (sizeof(E) == 4)
+        *reinterpret_cast<float4*>(to) = x;
+    else
+        *reinterpret_cast<uint2*>(to) = make_uint2(pack2<E>(x.x, x.y), pack2<E>(x.z, x.w));
+}
 template <class E>
 bool whole_4(const E* x) {
     return reinterpret_cast<uintptr_t>(x) % (4 * sizeof(E)) == 0;

@@ -2,6 +2,8 @@
 
 #include <bit>
 #include <cstring>
+#include <deque>
+#include <utility>
 
 #include "base/limits.h"
 
@@ -33,11 +35,32 @@ constexpr size_t RESERVE = size_t(256) << 20;     // left for cuBLAS, graphs and
 struct CudaBackend::Impl {
     int32_t* step = nullptr;   // (1 + MOST_IDS)  pos, ids
     std::vector<void*> owned;  // weights and scratch
-    std::vector<void*> cold;   // of alloc_cold: the host's
+    std::map<const char*, size_t> cold;  // of alloc_cold, page-locked; bytes
     void* scratch[int(Scratch::Count)] = {};
     size_t scratch_bytes[int(Scratch::Count)] = {};
     void* landing = nullptr;  // pinned: what is downloaded arrives here
     size_t landing_bytes = 0;
+
+    // Numbers on their way home (Step::home), oldest first. Each has its own place and event, so that
+    // who waits for one does not wait for the steps behind it.
+    static constexpr int MOST_COMING = 2;
+    struct Coming {
+        const void* from;
+        int place;
+    };
+    std::deque<Coming> coming;
+    const int32_t* home = nullptr;  // of the step at hand
+    int32_t* places = nullptr;      // (MOST_COMING)  pinned
+    cudaEvent_t there[MOST_COMING] = {};
+    int next_place = 0;
+
+    bool page_locked(const void* host, size_t bytes) const {
+        const char* first = static_cast<const char*>(host);
+        auto behind = cold.upper_bound(first);
+        if (behind == cold.begin()) return false;
+        auto [begin, size] = *std::prev(behind);
+        return first + bytes <= begin + size;
+    }
 
     // A step is issued when its number is new, captured when it comes again, then replayed: by then
     // every kernel is loaded and all scratch is there.
@@ -81,7 +104,7 @@ CudaBackend::CudaBackend(const BackendOptions& options) : impl(std::make_unique<
         properties.name, properties.major, properties.minor);
     name = "cuda";
     device = describe(properties);
-    copies_weights = true;
+    copies_weights = runs_ahead = true;
     widest_head = WIDEST_HEAD;
     multiprocessors = properties.multiProcessorCount;
     shared_limit = properties.sharedMemPerBlockOptin;
@@ -98,6 +121,9 @@ CudaBackend::~CudaBackend() {
         if (one.exec) cudaGraphExecDestroy(one.exec);
     for (void* memory : impl->owned) cudaFree(memory);
     if (impl->landing) cudaFreeHost(impl->landing);
+    if (impl->places) cudaFreeHost(impl->places);
+    for (cudaEvent_t one : impl->there)
+        if (one) cudaEventDestroy(one);
     if (cublas) cublasDestroy(cublas);
     if (queue) cudaStreamDestroy(queue);
 }
@@ -132,12 +158,14 @@ void* CudaBackend::alloc_cold(size_t bytes, const char* what, const std::string&
     void* memory = nullptr;
     CUDA_CHECK(cudaMallocHost(&memory, bytes ? bytes : 1));
     std::memset(memory, 0, bytes);
-    impl->cold.push_back(memory);
+    impl->cold[static_cast<char*>(memory)] = bytes;
     return memory;
 }
 
-void CudaBackend::release(void* memory, size_t) {
-    if (std::erase(impl->cold, memory)) {
+void CudaBackend::release(void* memory, size_t bytes) {
+    std::erase_if(impl->coming,
+                  [=](const Impl::Coming& one) { return lies_in(one.from, memory, bytes); });
+    if (impl->cold.erase(static_cast<char*>(memory))) {
         cudaFreeHost(memory);  // waits as well
         cudaGetLastError();
         return;
@@ -162,11 +190,24 @@ void CudaBackend::upload(void* to, const void* host, size_t bytes) {
     CUDA_CHECK(cudaStreamSynchronize(queue));
 }
 
-// Logits of every step come this way: into pinned memory a copy is one transfer, into any other the
-// driver copies by pieces of its own. Where none can be pinned, and for what is long, that will do.
+// Into page-locked memory a copy is one transfer, into any other the driver copies by pieces of its
+// own: what comes to ordinary memory lands in a page-locked block first. Where none can be had, and
+// for what is long, the driver's way will do.
 void CudaBackend::download(void* host, const void* from, size_t bytes) {
     drop_capture();
     if (!bytes) return;
+    if (!impl->coming.empty() && impl->coming.front().from == from) {
+        int place = impl->coming.front().place;
+        impl->coming.pop_front();
+        CUDA_CHECK(cudaEventSynchronize(impl->there[place]));
+        std::memcpy(host, impl->places + place, sizeof(int32_t));
+        return;
+    }
+    if (impl->page_locked(host, bytes)) {
+        CUDA_CHECK(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, queue));
+        CUDA_CHECK(cudaStreamSynchronize(queue));
+        return;
+    }
     if (bytes <= MOST_LANDING && bytes > impl->landing_bytes) {
         if (impl->landing) cudaFreeHost(impl->landing);
         impl->landing = nullptr, impl->landing_bytes = 0;
@@ -219,6 +260,7 @@ void CudaBackend::drop_capture() {
 bool CudaBackend::begin_step(const Step& step) {
     check(step.T <= MOST_IDS, "%d tokens at once, expected at most %d", step.T, MOST_IDS);
     drop_capture();
+    impl->home = step.home, turned = nullptr;
     send_step(impl->step, step, queue);
     impl->replaying = nullptr;
     if (!step.replay) return true;
@@ -252,6 +294,24 @@ void CudaBackend::end_step() {
     }
     if (impl->replaying) CUDA_CHECK(cudaGraphLaunch(impl->replaying, queue));
     impl->replaying = nullptr;
+    if (impl->home) bring_home(std::exchange(impl->home, nullptr));
+}
+
+void CudaBackend::bring_home(const int32_t* from) {
+    Impl& all = *impl;
+    std::erase_if(all.coming, [=](const Impl::Coming& one) { return one.from != from; });
+    check(all.coming.size() < Impl::MOST_COMING, "two numbers are on their way home already");
+    if (!all.places) {
+        CUDA_CHECK(cudaMallocHost(&all.places, Impl::MOST_COMING * sizeof(int32_t)));
+        for (cudaEvent_t& one : all.there)
+            CUDA_CHECK(cudaEventCreateWithFlags(&one, cudaEventDisableTiming));
+    }
+    int place = all.next_place;
+    all.next_place = (place + 1) % Impl::MOST_COMING;
+    CUDA_CHECK(cudaMemcpyAsync(all.places + place, from, sizeof(int32_t), cudaMemcpyDeviceToHost,
+                               queue));
+    CUDA_CHECK(cudaEventRecord(all.there[place], queue));
+    all.coming.push_back({from, place});
 }
 
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {

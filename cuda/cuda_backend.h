@@ -21,6 +21,7 @@ struct CudaBackend final : Backend {
     size_t shared_limit = 0;       // bytes of shared memory that a block may ask for
     const int* pos = nullptr;      // device: position of the step's first token
     const int32_t* ids = nullptr;  // device: its tokens, up to MOST_IDS
+    const float* turned = nullptr;  // the q whose latent form append has left in Scratch::Queries
 
     explicit CudaBackend(const BackendOptions& options);
     ~CudaBackend() override;
@@ -39,21 +40,33 @@ struct CudaBackend final : Backend {
     void embed(float* out, const Weight& table, const Step& step) override;
     void rmsnorm(float* out, const float* x, const Weight& w, float eps, int T) override;
     using Backend::matmul;
-    void matmul(std::span<const Projection> all, const float* x, int T, bool add) override;
+    void matmul(std::span<const Projection> all, const Input& x, int T, bool add) override;
     void matmul_transposed(float* out, const float* x, const Weight& w, int T) override;
     void rope(float* q, float* k, const float* rotation, int H, int G, int d,
               const Step& step) override;
     void swiglu(float* gate, const float* up, int T, int F) override;
-    void gated(float* gate, float* up, const float* x, const Weight& w_gate, const Weight& w_up,
+    void gated(Operand gate, float* up, const Input& x, const Weight& w_gate, const Weight& w_up,
                int T) override;
-    void append(const CacheLayer& cache, const float* k, const float* v, const Step& step) override;
-    void attend(float* out, const float* q, const float* rotation, const CacheLayer& cache,
+    using Backend::append;
+    void append(const CacheLayer& cache, float* q, float* k, const float* v, const float* rotation,
+                const Step& step) override;
+    void attend(Operand out, const float* q, const float* rotation, const CacheLayer& cache,
                 const Step& step) override;
     std::string plain_attention(const CacheLayer& cache) const override;
     void argmax(int32_t* out, const float* x, int T, int V) override;
     void score(RowScore* out, const float* logits, const float* full, const int32_t* next, int rows,
                int V) override;
     uint64_t stream(const void* memory, size_t bytes) override;
+
+    // Whether products of T tokens with weights of that dtype take x in bf16. An Operand that meets
+    // them is kept so: the bf16 of a token at the beginning of its K floats.
+    bool rounds(DType weights, int T) const {
+        return !exact && T > 1 && weights == DType::BF16;
+    }
+    // rmsnorm, rounded; out (T, D)
+    void norm_rounded(bf16* out, const float* x, const Weight& w, float eps, int T);
+    // swiglu, rounded: gate (T, F) becomes an Operand that is kept in bf16.
+    void swiglu_rounded(float* gate, const float* up, int T, int F);
 
     // Device memory that operations use within one call: a block for each purpose, which grows and
     // is not moved under a captured graph (outgrown blocks live as long as the backend).
@@ -62,6 +75,7 @@ struct CudaBackend final : Backend {
 
   private:
     void drop_capture();
+    void bring_home(const int32_t* from);
     struct Impl;
     std::unique_ptr<Impl> impl;
 };

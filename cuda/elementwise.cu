@@ -14,10 +14,12 @@ constexpr int EMBED_BLOCK = 256;
 template <class E, int EACH>
 __global__ void __launch_bounds__(EMBED_BLOCK)
     embed_kernel(float* out, const E* table, const int32_t* ids, int D) {
+    let_next_begin();
+    await_kernels();
     size_t t = blockIdx.x;
     int i = (int(blockIdx.y) * EMBED_BLOCK + int(threadIdx.x)) * EACH;
     if (i >= D) return;
-    const E* from = table + size_t(ids[t]) * size_t(D) + i;
+    const E* from = table + size_t(max(ids[t], 0)) * size_t(D) + i;
     float* to = out + t * size_t(D) + i;
     if constexpr (EACH == 4)
         *reinterpret_cast<float4*>(to) = load_4(from);
@@ -31,6 +33,25 @@ __global__ void swiglu_kernel(float* gate, const float* up, size_t n) {
     if (i < n) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
 }
 
+// The same, rounded to bf16, which take the place of the row's first floats. grid T, block 1024.
+// A turn of the block reads 4,096 elements and then writes them where all has been read before.
+__global__ void __launch_bounds__(1024) swiglu_rounded_kernel(float* gate, const float* up, int F) {
+    size_t row = size_t(blockIdx.x) * size_t(F);
+    gate += row, up += row;
+    bf16* to = reinterpret_cast<bf16*>(gate);
+    for (int first = 0; first < F; first += 4 * int(blockDim.x)) {
+        int i = first + 4 * int(threadIdx.x);
+        float h[4];
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            if (i + n < F) h[n] = gate[i + n] / (1.0f + expf(-gate[i + n])) * up[i + n];
+        __syncthreads();  // what lies under the bf16 of this turn was read
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            if (i + n < F) to[i + n] = to_bf16(h[n]);
+    }
+}
+
 // grid T, block 1024: each thread keeps the first of the largest of its elements, then the block
 // does. Shared: a float and an int a warp.
 __global__ void argmax_kernel(int32_t* out, const float* x, int V) {
@@ -38,6 +59,8 @@ __global__ void argmax_kernel(int32_t* out, const float* x, int V) {
     float* largest = reinterpret_cast<float*>(dynamic_shared());
     int* numbers = reinterpret_cast<int*>(largest + warps);
     x += size_t(blockIdx.x) * size_t(V);
+    let_next_begin();
+    await_kernels();
 
     float most = -INFINITY;
     int first = INT_MAX, damaged = 0;
@@ -87,9 +110,9 @@ void CudaBackend::embed(float* out, const Weight& table, const Step& step) {
         const E* rows = static_cast<const E*>(table.data);
         bool whole = D % 4 == 0 && whole_4(out) && whole_4(rows);
         int each = EMBED_BLOCK * (whole ? 4 : 1);
-        launch(whole ? embed_kernel<E, 4> : embed_kernel<E, 1>,
+        launch_ahead(whole ? embed_kernel<E, 4> : embed_kernel<E, 1>,
                dim3(unsigned(step.T), unsigned((D + each - 1) / each)), EMBED_BLOCK, 0, queue, out,
-               rows, ids, D);
+               rows, step.token ? step.token : ids, D);
     });
 }
 
@@ -99,10 +122,14 @@ void CudaBackend::swiglu(float* gate, const float* up, int T, int F) {
     launch(swiglu_kernel, dim3(unsigned((n + BLOCK - 1) / BLOCK)), BLOCK, 0, queue, gate, up, n);
 }
 
+void CudaBackend::swiglu_rounded(float* gate, const float* up, int T, int F) {
+    launch(swiglu_rounded_kernel, dim3(unsigned(T)), 1024, 0, queue, gate, up, F);
+}
+
 void CudaBackend::argmax(int32_t* out, const float* x, int T, int V) {
     constexpr int BLOCK = 1024;
-    launch(argmax_kernel, dim3(unsigned(T)), BLOCK, BLOCK / WARP * (sizeof(float) + sizeof(int)),
-           queue, out, x, V);
+    launch_ahead(argmax_kernel, dim3(unsigned(T)), BLOCK,
+                 BLOCK / WARP * (sizeof(float) + sizeof(int)), queue, out, x, V);
 }
 
 uint64_t CudaBackend::stream(const void* memory, size_t bytes) {

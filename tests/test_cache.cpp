@@ -209,6 +209,56 @@ std::vector<Token> some_ids(int n) {
 
 TEST_SUITE_BEGIN("cache");
 
+TEST_CASE("append with a rotation is rope, then append, and attention goes on from either") {
+    for (bool rotated : {true, false})
+        for (bool plain : {false, true})
+            for (int piece : {1, 9}) {
+                CAPTURE(rotated);
+                CAPTURE(plain);
+                CAPTURE(piece);
+                Case c{4, 2, 64, 4, 8, 27, rotated, ""};
+                Config config = config_of(c);
+                Bases bases = random_bases(config, {64, 20, 32, 64}, rotated);
+                bases.sinks = c.sinks, bases.recent = c.recent;
+                size_t kv = size_t(c.G * c.d), width = size_t(c.H * c.d), n = size_t(c.S);
+                Floats q = normals(n * width, 1), k = normals(n * kv, 2), v = normals(n * kv, 3);
+                Floats rotation = rotations(c.S, c.d);
+                for (const Variant& variant : groups()) {
+                    CAPTURE(variant.group);
+                    Lab lab(variant);
+                    Backend& ops = *lab.backend;
+                    const float *angles = lab.in(rotation), *values = lab.in(v);
+                    // att, then q as it is left
+                    auto attended = [&](bool together) {
+                        KvCache cache(ops, config, c.S, DType::F16, plain ? nullptr : &bases, piece);
+                        const CacheLayer& layer = cache.layer[0];
+                        Output queries(lab, n * width, q), keys(lab, n * kv, k), out(lab, n * width);
+                        for (int pos = 0; pos < c.S; pos += piece) {
+                            Step step{pos, std::min(piece, c.S - pos)};
+                            float* own = queries.data() + size_t(pos) * width;
+                            float* key = keys.data() + size_t(pos) * kv;
+                            const float* value = values + size_t(pos) * kv;
+                            lab.step(step);
+                            if (!together)
+                                ops.rope(own, layer.rotated ? key : nullptr, angles, c.H, c.G, c.d,
+                                         step);
+                            if (together) ops.append(layer, own, key, value, angles, step);
+                            else ops.append(layer, key, value, step);
+                            ops.attend(out.data() + size_t(pos) * width, own, angles, layer, step);
+                        }
+                        CHECK(out.guarded());
+                        CHECK(queries.guarded());
+                        return std::pair(out.values(), queries.values());
+                    };
+                    auto [out, left] = attended(true);
+                    auto [want, turned] = attended(false);
+                    // A device may contract its sums in another way: a row may round to the other side.
+                    CHECK(nmse(left, turned) <= TOL_F32);
+                    CHECK(nmse(out, want) <= (lab.device() ? TOL_F16 : 0));
+                }
+            }
+}
+
 TEST_CASE("attention over truncated rows is its definition, whatever was appended together") {
     const Case cases[] = {
         {4, 2, 16, 0, 0, 40, true, "no window"},

@@ -308,6 +308,41 @@ TEST_CASE("argmax finds the first of the largest, and says where a row is damage
         }
 }
 
+TEST_CASE("a number comes home as its step left it, though the next step has changed it") {
+    constexpr int V = 40, D = 4;
+    Floats rows = normals(2 * V, 21);
+    Elements table(normals(V * D, 22), DType::F32);
+    for (const Variant& variant : groups()) {
+        CAPTURE(variant.group);
+        Lab lab(variant);
+        Backend& ops = *lab.backend;
+        Buffer found(ops, sizeof(int32_t), "a number");
+        int32_t* number = static_cast<int32_t*>(found.data);
+        Weight bound = lab.weight(table, V, D);
+        const float* x = lab.in(rows);
+        Output embedded(lab, D);
+        int32_t want[2];
+        for (int i = 0; i < 2; i++) {
+            Step step{i, 1};
+            step.token = i ? number : nullptr, step.home = number;
+            ops.begin_step(step);
+            if (i) ops.embed(embedded.data(), bound, step);
+            ops.argmax(number, x + i * V, 1, V);
+            ops.end_step();
+            const float* row = rows.data() + i * V;
+            want[i] = int32_t(std::max_element(row, row + V) - row);
+        }
+        REQUIRE(want[0] != want[1]);
+        for (int32_t one : want) {
+            int32_t got = -7;
+            ops.download(&got, number, sizeof got);
+            CHECK(got == one);
+        }
+        const double* row = table.values.data() + want[0] * D;
+        CHECK(nmse(embedded.values(), Doubles(row, row + D)) == 0);
+    }
+}
+
 TEST_CASE("stream reads every byte") {
     for (size_t bytes : {0, 1, 7, 8, 513, 1 << 20, (1 << 20) + 1, (3 << 20) + 77}) {
         CAPTURE(bytes);

@@ -25,12 +25,14 @@ VECTOR = r"LDG\.E.*\.128"
 WEIGHTS = r"LDG\.E\.NA\.128"  # load_16_stream
 # kernel, what its hottest loop has ahead of its arithmetic, at least how many of them
 AHEAD = [
-    (r"matvec_kernel<.*, true>", WEIGHTS, 4),
-    (r"gated_kernel<.*, true>", WEIGHTS, 4),
+    (r"matvec_kernel<.*, true, (true|false)>", WEIGHTS, 4),
+    (r"gated_kernel<.*, true, (true|false)>", WEIGHTS, 4),
     (r"attend_one_tensor<", r"LDSM", 1),
     (r"attend_tiles_tensor_kernel<", r"LDSM", 1),
 ]
 INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
+# kernels of launch_ahead: on sm_90 they wait for those before them (griddepcontrol.wait)
+EARLY = r"^(matvec|gated|append|merge|embed|argmax)_kernel|^attend_one_(plain|tensor)<"
 # kernels that read all they need of a row before they write any of it
 ROUND_TRIP = r"^(rmsnorm|rope|embed|swiglu)_kernel"
 
@@ -137,6 +139,7 @@ def look(code):
         "loop": f"{count(ahead, 'LDG')} ({count(ahead, VECTOR)} x 16) "
                 f"{count(ahead, 'LDS(?!M)')} {count(ahead, 'LDSM')}",
         "behind": behind,
+        "awaits": count(ops, "ACQBULK"),
     }
 
 
@@ -152,6 +155,8 @@ def complaints(name, one):
             got = count(one["ahead"], what)
             if got < least:
                 yield f"{got} of {what} ahead of the arithmetic, expected {least}"
+    if one["arch"] >= 90 and re.match(EARLY, name) and not one["awaits"]:
+        yield "it may begin early, and does not wait for the kernels before it"
     if re.match(ROUND_TRIP, name) and one["behind"]:
         yield f"{one['behind']} loads wait behind a store, expected none"
 
@@ -172,6 +177,7 @@ def main():
                 name = short(full)
                 seen.add(name)
                 # Without a bound any block may come.
+                one["arch"] = int(arch)
                 one["block"] = bounds.get(mangled, 1024) if cuobjdump else 0
                 if mangled in code:
                     one.update(look(code[mangled]))

@@ -22,12 +22,12 @@ def listing(*body):
             for found in map(sass.INSTRUCTION.match, text.splitlines())]
 
 
-def kernel(stack=0, spill=0, regs=64, block=256, body=(*LOADS, "FFMA R1, R4, R5, R1")):
+def kernel(stack=0, spill=0, regs=64, block=256, arch=80, body=(*LOADS, "FFMA R1, R4, R5, R1")):
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         log.write_text(LOG.format(stack=stack, spill=spill, regs=regs))
         (one,) = sass.read_log(log).values()
-    return {**one, "block": block, **sass.look(listing(*body))}
+    return {**one, "block": block, "arch": arch, **sass.look(listing(*body))}
 
 
 def said(name, one):
@@ -35,7 +35,7 @@ def said(name, one):
 
 
 def main():
-    matvec, norm = "matvec_kernel<bf16, 1, true>", "rmsnorm_kernel<bf16>"
+    matvec, norm = "matvec_kernel<bf16, 1, true, false>", "rmsnorm_kernel<bf16>"
     waits = ["LDG.E R4, [R2]", "STG.E [R2], R4", "LDG.E R5, [R2+0x4]", "FFMA R1, R4, R5, R1"]
     cases = [
         ("a sound kernel", matvec, kernel(), None),
@@ -47,6 +47,9 @@ def main():
         ("loads behind the arithmetic", matvec, kernel(body=["FFMA R1, R4, R5, R1", *LOADS]),
          "0 of LDG"),
         ("a load behind a store", norm, kernel(body=waits), "1 loads wait behind a store"),
+        ("an early kernel that waits", matvec,
+         kernel(arch=90, body=["ACQBULK", *LOADS, "FFMA R1, R4, R5, R1"]), None),
+        ("one that does not", matvec, kernel(arch=90), "does not wait for the kernels before"),
         ("that elsewhere", "other_kernel", kernel(body=waits), None),
     ]
     for why, name, one, expected in cases:

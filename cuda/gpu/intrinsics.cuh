@@ -4,13 +4,26 @@
 #pragma once
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 namespace stief {
 
-// kernel(args...) on grid blocks of `block` threads, after everything before it on the stream.
+// Whether this machine lets a kernel begin while the one before it runs (programmatic dependent
+// launch), in captured steps too: sm_90, runtime and driver 12.3.
+inline bool starts_ahead() {
+    static const bool can = [] {
+        int major = 0, driver = 0, runtime = 0;
+        CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+        CUDA_CHECK(cudaDriverGetVersion(&driver));
+        CUDA_CHECK(cudaRuntimeGetVersion(&runtime));
+        return major >= 9 && driver >= 12030 && runtime >= 12030;
+    }();
+    return can;
+}
+
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 grid, int block, size_t shared_bytes,
-            cudaStream_t stream, Args&&... args) {
+void start_kernel(bool ahead, void (*kernel)(Params...), dim3 grid, int block, size_t shared_bytes,
+                  cudaStream_t stream, Args&&... args) {
     constexpr size_t WITHOUT_ASKING = 48 << 10;  // shared memory any kernel may have
     if (!grid.x || !grid.y || !grid.z) return;
     if (shared_bytes > WITHOUT_ASKING) {
@@ -23,8 +36,46 @@ void launch(void (*kernel)(Params...), dim3 grid, int block, size_t shared_bytes
         CUDA_CHECK(
             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
     }
-    kernel<<<grid, unsigned(block), shared_bytes, stream>>>(static_cast<Params>(args)...);
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid, config.blockDim = dim3(unsigned(block));
+    config.dynamicSmemBytes = shared_bytes, config.stream = stream;
+    config.attrs = &attribute, config.numAttrs = ahead && starts_ahead();
+    CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
     CUDA_CHECK(cudaGetLastError());
+}
+
+// kernel(args...) on grid blocks of `block` threads, after everything before it on the stream.
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, int block, size_t shared_bytes,
+            cudaStream_t stream, Args&&... args) {
+    start_kernel(false, kernel, grid, block, shared_bytes, stream, std::forward<Args>(args)...);
+}
+// The same, but blocks may begin as soon as those of the kernel before it leave room. For kernels
+// every thread of which calls await_kernels(): until then they read only what no kernel writes.
+template <class... Params, class... Args>
+void launch_ahead(void (*kernel)(Params...), dim3 grid, int block, size_t shared_bytes,
+                  cudaStream_t stream, Args&&... args) {
+    start_kernel(true, kernel, grid, block, shared_bytes, stream, std::forward<Args>(args)...);
+}
+
+// What launch_ahead has started waits here for all kernels before it, and for what they wrote.
+__device__ __forceinline__ void await_kernels() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Once every block has come here, the blocks of the next kernel may begin.
+__device__ __forceinline__ void let_next_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+// The line of that address is asked for, for whoever reads it from the second cache. 128 bytes.
+__device__ __forceinline__ void prefetch_line(const void* global) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(global)));
 }
 
 // The block's dynamic shared memory.
@@ -211,7 +262,8 @@ __device__ __forceinline__ void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// 16 aligned bytes of memory that nobody writes while the kernel runs.
+// 16 aligned bytes of memory that nobody writes while the kernel runs, nor, where it was launched ahead,
+// the kernels before it: no barrier and no await_kernels() orders this load.
 __device__ __forceinline__ uint4 load_16(const void* global) {
     uint4 x;
     asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];"

@@ -4,9 +4,9 @@
 // besides is in backward.h. Every operation has one test that drives all backends
 // (tests/backends.h).
 //
-// Activations are float32. Pointers are the backend's own memory (from alloc) except where a
-// comment says host. Outputs never overlap inputs unless they are one pointer where the equation
-// says so.
+// Activations are float32, but for an Operand. Pointers are the backend's own memory (from alloc)
+// except where a comment says host. Outputs never overlap inputs unless they are one pointer where
+// the equation says so.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -34,11 +34,40 @@ struct Projection {
     Weight w;                     // (N, K)
 };
 
+// Activations that are only read by products with weights of one dtype, in the same step: a backend
+// may keep them as those products take them, rounded once. A float* alone is float32 for anybody.
+struct Operand {
+    float* data;                  // memory for (T, K) float32 all the same
+    DType meets = DType::F32;     // of the weights
+    Operand(float* x, DType weights = DType::F32) : data(x), meets(weights) {}
+};
+
+// What a product reads, (T, K): float32, an Operand, or the norm of float32,
+//     x_t ⊙ w / √(mean(x_t²) + ε)
+struct Input {
+    const float* x;
+    DType meets = DType::F32;     // as the operation that wrote x was told
+    const Weight* norm = nullptr; // (K)  w
+    float eps = 0;
+    float* normed = nullptr;      // (T, K)  scratch for the norm: what it holds afterwards is open
+    Input(const float* rows) : x(rows) {}
+    Input(const Operand& kept) : x(kept.data), meets(kept.meets) {}
+    Input(const float* rows, const Weight& weight, float epsilon, float* scratch)
+        : x(rows), norm(&weight), eps(epsilon), normed(scratch) {}
+};
+
 // Where a call stands: its T tokens have the positions pos … pos + T − 1. A device reads pos and
 // ids from its own memory, where begin_step put them and where they stay until the next begin_step.
 struct Step {
     int pos = 0, T = 0;
-    const int32_t* ids = nullptr; // (T)  host; null where nothing is embedded
+    const int32_t* ids = nullptr; // (T)  host; null where nothing is embedded, or what follows is
+    // (1)  the backend's memory: the token of a step of one that the host need not know, as argmax
+    // left it. −1, of a row with NaN, is read as 0: who downloads it will see.
+    const int32_t* token = nullptr;
+    // (1)  the backend's memory: end_step begins to bring it home. The next download of it gives
+    // what it held at the end of this step and waits for no later work. Two at most are on their
+    // way; another address, or the release of this one, forgets them.
+    const int32_t* home = nullptr;
     // Not 0: whenever this number comes again, the operations of the step and all their arguments
     // are the same but for pos and ids, so that a backend may capture them once and replay them.
     uint64_t replay = 0;
@@ -63,6 +92,7 @@ struct Backend {
     std::string name;             // "cpu", "cuda"
     std::string device;           // "avx512, 2 threads"
     bool copies_weights = false;  // bind() takes memory of the device
+    bool runs_ahead = false;      // work is only asked for: a step need not be done at its end_step
     int widest_head = 1 << 20;    // coordinates of a head that attend() covers at most
     bool joint_values = false;    // append() and attend() know CacheLayer::joint
     // float32 in every product; otherwise, in products of more than one token, a matrix unit may
@@ -105,7 +135,7 @@ struct Backend {
                          float eps, int T) = 0;
     // out = x wᵀ for each, or out += x wᵀ where add
     virtual void matmul(std::span<const Projection> all,
-                        const float* x,         // (T, K)
+                        const Input& x,         // (T, K)
                         int T, bool add) = 0;
     // out = x w: a gradient's way back through out = x wᵀ (calibrate).
     virtual void matmul_transposed(float* out,  // (T, K)
@@ -123,23 +153,26 @@ struct Backend {
                         const float* up,        // (T, F)
                         int T, int F) = 0;
     // gate ← silu(x w_gateᵀ) ⊙ (x w_upᵀ)
-    virtual void gated(float* gate,             // (T, F)
+    virtual void gated(Operand gate,            // (T, F)
                        float* up,               // (T, F)  scratch: what it holds afterwards is open
-                       const float* x,          // (T, K)
+                       const Input& x,          // (T, K)
                        const Weight& w_gate,    // (F, K)
                        const Weight& w_up,      // (F, K)
                        int T) = 0;
-    // Stores the T new rows of every kv head at their positions: encoded, c = k E, and packed into
-    // each of the head's stores.
+    // The way into the cache. Rotates q and, where cache.rotated, k by their positions, as rope does;
+    // then stores the T new rows of every kv head at their positions: encoded, c = k E, and packed
+    // into each of the head's stores. If attend over this layer follows it takes this q, unchanged.
     virtual void append(const CacheLayer& cache,
-                        const float* k,         // (T, G, d)  rotated where cache.rotated
+                        float* q,               // (T, H, d)  in place; null: no queries
+                        float* k,               // (T, G, d)  rotated or not, afterwards, is open
                         const float* v,         // (T, G, d)
+                        const float* rotation,  // as in rope; null: k is rotated where it must be
                         const Step& step) = 0;
     // out_h = Σ_s softmax_s(q_h · k̃_s / √d) ṽ_s over the positions s ≤ the token's own, where
     // k̃_s = c̃_s D (rotated to position s where the keys are stored before rotation), c̃_s the row
     // that the token sees, unpacked, and whatever tokens were appended together. Online softmax
     // over tiles of positions: memory does not grow with the context (Dao et al. 2022).
-    virtual void attend(float* out,             // (T, H, d)
+    virtual void attend(Operand out,            // (T, H, d)
                         const float* q,         // (T, H, d)  rotated
                         const float* rotation,  // (context, 2, d/2)  as in rope
                         const CacheLayer& cache, const Step& step) = 0;
@@ -164,12 +197,20 @@ struct Backend {
     // measured against. Returns a checksum, so that nothing is left out.
     virtual uint64_t stream(const void* memory, size_t bytes) = 0;
 
+    // Rows that are as the cache keeps them, without queries; k is not written.
+    void append(const CacheLayer& cache, const float* k, const float* v, const Step& step) {
+        append(cache, nullptr, const_cast<float*>(k), v, nullptr, step);
+    }
     // One product.
-    void matmul(float* out, const float* x, const Weight& w, int T, bool add) {
+    void matmul(float* out, const Input& x, const Weight& w, int T, bool add) {
         Projection one{out, w};
         matmul({&one, 1}, x, T, add);
     }
 };
+
+inline bool lies_in(const void* address, const void* memory, size_t bytes) {
+    return reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(memory) < bytes;
+}
 
 // The view of a tensor that bind() makes a weight of. Error where it is no matrix or vector.
 Weight view_of(const Tensor& tensor);

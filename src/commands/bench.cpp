@@ -2,7 +2,8 @@
 // step reaches. The bandwidth is measured before and after every run, with the same threads, on a
 // block that no cache holds, and the rate of the products' inner loop likewise. A share is the
 // median of the runs over the best that any of these measurements has shown: on a machine that
-// others use too it may be too small, and is seldom too large. One above 1 is marked.
+// others use too it may be too small, and is seldom too large. One above 1 is marked. Decode is greedy
+// text as generate() makes it: of a token nothing but its number leaves the backend.
 #include <algorithm>
 #include <string_view>
 
@@ -12,6 +13,7 @@
 #include "base/random.h"
 #include "commands/peaks.h"
 #include "commands/session.h"
+#include "forward/generate.h"
 
 namespace stief {
 namespace {
@@ -87,7 +89,6 @@ struct Bench {
     }
 
     Row prefill(int tokens, int repeat) {
-        const Config& c = session.model.config;
         KvCache& cache = *session.cache;
         Row row{"prefill", 0, tokens, 0, flops(tokens, 0), {}};
         size_t batches =
@@ -95,12 +96,13 @@ struct Bench {
         row.bytes_per_token = double(session.model.weight_bytes_per_token() * batches) / tokens +
                               cache.bytes_per_token();
         std::vector<Token> ids = random_tokens(tokens);
-        std::vector<float> logits(static_cast<size_t>(c.V));
         for (int i = -1; i < repeat; i++) {  // −1: a warm-up that is not counted
             cache.used = 0;
             peaks.bandwidth(), peaks.matrix_rate();
-            double seconds = seconds_of(
-                [&] { session.transformer->forward(cache, ids, logits.data(), 1); });
+            double seconds = seconds_of([&] {
+                session.transformer->forward_greedy(cache, ids);
+                session.transformer->greedy();
+            });
             if (i >= 0) row.rates.push_back(tokens / seconds);
         }
         peaks.bandwidth(), peaks.matrix_rate();
@@ -114,14 +116,15 @@ struct Bench {
         row.bytes_per_token = double(session.model.weight_bytes_per_token()) +
                               double(cache.bytes_per_token()) * (depth + tokens / 2.0);
         fill(depth);
-        std::vector<float> logits(size_t(session.model.config.V));
-        std::vector<Token> ids = random_tokens(tokens);
+        Sampler sampler(Sampling{}, 0);
+        std::vector<Token> first = random_tokens(1);
+        auto go_on = [](Token) { return true; };
         for (int i = -1; i < repeat; i++) {
             cache.used = depth;
             peaks.bandwidth();
-            double seconds = seconds_of([&] {
-                for (Token& id : ids)
-                    session.transformer->forward(cache, {&id, 1}, logits.data(), 1);
+            double seconds = seconds_of([&] {  // `tokens` passes: the first token, and what follows
+                generate(*session.transformer, cache, sampler, first, tokens - 1, {}, go_on);
+                session.transformer->greedy();
             });
             if (i >= 0) row.rates.push_back(tokens / seconds);
         }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "forward/finite.h"
 
@@ -43,6 +44,29 @@ Generated generate_with(const TextSteps& steps, int room, int prompt_tokens, int
     return result;
 }
 
+namespace {
+
+// Greedy text on a device: the token that was found is fed before it has come home, so that the
+// device does not wait for the host. One that is fed and not given out in the end is taken back.
+struct Ahead {
+    Transformer& transformer;
+    KvCache& cache;
+    int limit, end;              // tokens; positions
+    int given = -1, fed = 0;     // fed: is the next token in the cache already?
+
+    // Where all that was given out is in the cache.
+    void feed_next() {
+        fed = 0;
+        if (!transformer.model.backend->runs_ahead || ++given >= limit || cache.used >= end) return;
+        transformer.forward_next(cache);
+        fed = 1;
+    }
+    void take_back() { cache.used -= std::exchange(fed, 0); }
+    ~Ahead() { take_back(); }
+};
+
+}  // namespace
+
 Generated generate(Transformer& transformer, KvCache& cache, Sampler& sampler,
                    std::span<const Token> prompt, int limit, std::span<const Token> ends,
                    const std::function<bool(Token)>& sink) {
@@ -50,19 +74,27 @@ Generated generate(Transformer& transformer, KvCache& cache, Sampler& sampler,
     // Greedy: the most likely token alone comes back from a device, where any of them may be drawn.
     bool greedy = (sampler.sampling.greedy || sampler.sampling.temperature == 0) &&
                   sampler.drawable.empty();
-    std::vector<float> logits(greedy ? 0 : size_t(transformer.model.config.V));
+    // Memory of the host that a device copies to in one transfer.
+    Buffer logits;
+    size_t V = size_t(transformer.model.config.V);
+    if (!greedy)
+        logits = Buffer::cold(*transformer.model.backend, V * sizeof(float), "a row of logits", "");
+    int end = std::min(cache.capacity, transformer.context);
+    Ahead ahead{transformer, cache, limit, end};
     auto feed = [&](std::span<const Token> ids) {
-        if (greedy) transformer.forward_greedy(cache, ids);
-        else transformer.forward(cache, ids, logits.data(), 1);
+        if (!greedy) return transformer.forward(cache, ids, logits.f32(), 1);
+        if (!ahead.fed) transformer.forward_greedy(cache, ids);
+        ahead.feed_next();
     };
     auto draw = [&] {
         try {
-            return greedy ? transformer.greedy() : sampler.pick(logits);
+            return greedy ? transformer.greedy() : sampler.pick({logits.f32(), V});
         } catch (const NotFinite&) {
+            ahead.take_back();
             throw Error(why_not_finite(transformer.model, cache));
         }
     };
-    int room = std::min(cache.capacity, transformer.context) - cache.used - int(prompt.size());
+    int room = end - cache.used - int(prompt.size());
     TextSteps steps{[&] { feed(prompt); }, draw, [&](Token next) { feed({&next, 1}); }, nullptr};
     return generate_with(steps, room, int(prompt.size()), limit, ends, sink);
 }

@@ -1,6 +1,7 @@
 #include "forward/transformer.h"
 
 #include <algorithm>
+#include <cassert>
 #include <cmath>
 
 #include "base/arena.h"
@@ -100,22 +101,25 @@ void Transformer::block(int l, KvCache& cache, const Step& step) {
     int T = step.T;
 
     Projection qkv[] = {{q, w.wq}, {k, w.wk}, {v, w.wv}};
-    ops.rmsnorm(xn, x, w.attn_norm, c.norm_eps, T);
-    ops.matmul(qkv, xn, T, false);  // (T, H, d), (T, G, d) ×2
-    ops.rope(q, kv.rotated ? k : nullptr, rotation.f32(), c.H, c.G, c.d, step);
-    ops.append(kv, k, v, step);                    // c ← k E, truncated
-    ops.attend(att, q, rotation.f32(), kv, step);  // softmax(q K̃ᵀ / √d) Ṽ
-    ops.matmul(x, att, w.wo, T, true);             // x += att Woᵀ
+    Input attn_in(x, w.attn_norm, c.norm_eps, xn), ffn_in(x, w.ffn_norm, c.norm_eps, xn);
+    Operand heads(att, w.wo.dtype), hidden(gate, w.w_down.dtype);
 
-    ops.rmsnorm(xn, x, w.ffn_norm, c.norm_eps, T);
-    ops.gated(gate, up, xn, w.w_gate, w.w_up, T);  // (T, F)  silu(xn W_gateᵀ) ⊙ xn W_upᵀ
-    ops.matmul(x, gate, w.w_down, T, true);        // x += gate W_downᵀ
+    ops.matmul(qkv, attn_in, T, false);               // (T, H, d), (T, G, d) ×2  norm(x) Wᵀ
+    ops.append(kv, q, k, v, rotation.f32(), step);    // rotated; c ← k E, truncated
+    ops.attend(heads, q, rotation.f32(), kv, step);   // softmax(q K̃ᵀ / √d) Ṽ
+    ops.matmul(x, heads, w.wo, T, true);              // x += att Woᵀ
+
+    ops.gated(hidden, up, ffn_in, w.w_gate, w.w_up, T);  // (T, F)  silu(· W_gateᵀ) ⊙ · W_upᵀ
+    ops.matmul(x, hidden, w.w_down, T, true);         // x += hidden W_downᵀ
 }
 
 // One batch through all layers; x holds its residual stream afterwards. A step of one token is the
 // same but for pos and id whenever it goes through the same buffers.
 void Transformer::pass(KvCache& cache, std::span<const Token> ids, Then then) {
-    Step step{cache.used, int(ids.size()), ids.data()};
+    bool next = then == Then::Next, greedy = next || then == Then::Greedy;
+    Step step{cache.used, next ? 1 : int(ids.size()), ids.data()};
+    if (next) step.token = most_likely;
+    if (greedy) step.home = most_likely;
     check(step.pos + step.T <= std::min(context, cache.capacity),
           "the context is full: position %d of %d (use a larger --context)", step.pos + step.T,
           std::min(context, cache.capacity));
@@ -130,23 +134,19 @@ void Transformer::pass(KvCache& cache, std::span<const Token> ids, Then then) {
     if (ops.begin_step(step)) {
         ops.embed(x, model.embedding, step);
         for (int l = 0; l < model.config.L; l++) block(l, cache, step);
-        if (step.T == 1 && then != Then::Nothing) classify(logits_rows, 0, 1);
-        if (step.T == 1 && then == Then::Greedy) argmax();
+        if (greedy || (step.T == 1 && then == Then::Logits)) classify(logits_rows, step.T - 1, 1);
+        if (greedy) ops.argmax(most_likely, logits_rows, 1, model.config.V);
     }
     ops.end_step();
-    cache.used += step.T;
+    cache.used += step.T, on_their_way += greedy;
 }
 
 // logits (count, V) ← those of the batch's tokens first … first + count − 1.
 void Transformer::classify(float* logits, int first, int count) {
     Backend& ops = *model.backend;
     const Config& c = model.config;
-    ops.rmsnorm(xn, x + size_t(first) * c.D, model.norm, c.norm_eps, count);
-    ops.matmul(logits, xn, model.classifier, count, false);
-}
-
-void Transformer::argmax() {
-    model.backend->argmax(most_likely, logits_rows, 1, model.config.V);
+    Input last(x + size_t(first) * c.D, model.norm, c.norm_eps, xn);
+    ops.matmul(logits, last, model.classifier, count, false);
 }
 
 // In batches; last(first, T) follows each with the first row of it that is wanted. The logits of a
@@ -184,18 +184,26 @@ void Transformer::forward_on_backend(KvCache& cache, std::span<const Token> ids,
 }
 
 void Transformer::forward_greedy(KvCache& cache, std::span<const Token> ids) {
-    batches(cache, ids, 1, Then::Greedy, [&](int first, int T) {
-        if (T == 1) return;
-        classify(logits_rows, first, 1);
-        argmax();
-    });
+    while (on_their_way) await_token();  // nobody has asked for them
+    batches(cache, ids, 1, Then::Greedy, [](int, int) {});
 }
 
-Token Transformer::greedy() const {
-    int32_t best = -1;
-    model.backend->download(&best, most_likely, sizeof best);
-    if (best < 0) throw NotFinite();
-    return best;
+void Transformer::forward_next(KvCache& cache) {
+    pass(cache, {}, Then::Next);
+}
+
+Token Transformer::await_token() {
+    assert(on_their_way > 0);
+    int32_t found = -1;
+    on_their_way--;
+    model.backend->download(&found, most_likely, sizeof found);
+    return found;
+}
+
+Token Transformer::greedy() {
+    Token found = await_token();
+    if (found < 0) throw NotFinite();
+    return found;
 }
 
 }  // namespace stief

@@ -60,14 +60,20 @@ struct Transformer : private PassArrays {
     // Appends ids and keeps on the backend which token the last of them makes most likely; of a device
     // only that comes back, with greedy().
     void forward_greedy(KvCache& cache, std::span<const Token> ids);
-    Token greedy() const;     // NotFinite where a logit was NaN
+    // Appends the token that was found last, which need not have come back.
+    void forward_next(KvCache& cache);
+    // What forward_greedy and each forward_next since have found, one after the other; a later pass is
+    // not waited for. NotFinite where a logit was NaN.
+    Token greedy();
 
     size_t arena_bytes() const { return arena.bytes + rotation.bytes; }
     static size_t arena_bytes_for(const Config& config, int context, int batch);
 
   private:
     Buffer arena;
-    enum class Then { Nothing, Logits, Greedy };   // what follows a step of one token, captured with it
+    // What follows the layers in the same step; Next: as Greedy, of the token that was found last.
+    enum class Then { Nothing, Logits, Greedy, Next };
+    int on_their_way = 0;     // tokens found and not asked for with greedy()
 
     Buffer rotation;          // (context, 2, d/2)  cosines, sines of each position, filled as visited
     int rotation_filled = 0;
@@ -77,7 +83,7 @@ struct Transformer : private PassArrays {
     void block(int l, KvCache& cache, const Step& step);
     void pass(KvCache& cache, std::span<const Token> ids, Then then);
     void classify(float* logits, int first, int count);
-    void argmax();
+    Token await_token();
     template <class Last>
     void batches(KvCache& cache, std::span<const Token> ids, int wanted, Then then,
                  const Last& last);

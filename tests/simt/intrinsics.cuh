@@ -129,6 +129,21 @@ void launch(void (*kernel)(Params...), dim3 grid, int block, size_t shared_bytes
                  [kernel, copies] { std::apply(kernel, copies); });
     CUDA_CHECK(cudaGetLastError());
 }
+template <class... Params, class... Args>
+void launch_ahead(void (*kernel)(Params...), dim3 grid, int block, size_t shared_bytes,
+                  cudaStream_t stream, Args&&... args) {
+    std::tuple<Params...> copies(static_cast<Params>(args)...);
+    simt::launch(grid, block, shared_bytes, stream, reinterpret_cast<const void*>(kernel),
+                 [kernel, copies] { std::apply(kernel, copies); }, true);
+    CUDA_CHECK(cudaGetLastError());
+}
+inline void await_kernels() {
+    simt::await_kernels();
+}
+inline void let_next_begin() {}
+inline void prefetch_line(const void* global) {
+    if (!simt::fits(global, 1)) fail("%s: prefetch outside of memory", simt::where().c_str());
+}
 
 inline char* dynamic_shared() {
     return simt::shared_memory();

@@ -29,6 +29,7 @@ struct Thread {
     void* operands;
     Combine combine;
     Site site;  // of the barrier or exchange it waits at, or met last
+    bool waited;  // for the kernels before this one
 };
 
 struct Warp {
@@ -48,7 +49,7 @@ static struct Block {
     const std::function<void()>* kernel = nullptr;
     std::exception_ptr error;
     Random random{1};
-    bool playing = false;
+    bool playing = false, ahead = false;
 } block;
 
 void forget_copies(unsigned threads);  // async.cpp
@@ -75,6 +76,13 @@ size_t shared_size() {
 bool watched(const void* address) {
     const Fiber& fiber = block.threads[block.current].fiber;
     return block.playing && uintptr_t(address) - uintptr_t(fiber.stack) >= fiber.stack_bytes;
+}
+void await_kernels() {
+    check(block.playing, "simt: await_kernels() outside a kernel");
+    block.threads[block.current].waited = true;
+}
+bool before_wait() {
+    return block.playing && block.ahead && !block.threads[block.current].waited;
 }
 bool in_shared(const void* address, size_t bytes) {
     const char* p = static_cast<const char*>(address);
@@ -159,6 +167,11 @@ static void give_way(bool last = false) {
 static void finish() {
     unsigned me = block.current, lane = me % LANES;
     Warp& warp = block.warps[me / LANES];
+    if (before_wait() && !block.error)
+        block.error = std::make_exception_ptr(Error(format(
+            "%s has returned without await_kernels(): the kernel behind this one would not wait "
+            "for those before it",
+            place(me).c_str())));
     block.threads[me].state = State::Done;
     block.alive--;
     warp.alive &= ~(1u << lane);
@@ -248,6 +261,7 @@ static void play_block(size_t shared_bytes) {
     for (Warp& warp : block.warps) warp = {};
     for (unsigned i = 0; i < block.count; i++) {
         begin(block.threads[i].fiber, i, run_thread);
+        block.threads[i].waited = false;
         make_ready(i);
         block.warps[i / LANES].alive |= 1u << i % LANES;
     }
@@ -269,12 +283,12 @@ static void play_block(size_t shared_bytes) {
 }
 
 void play(dim3 grid, unsigned count, size_t shared_bytes, const std::function<void()>& kernel,
-          const void* function) {
+          const void* function, bool ahead) {
     check(!block.playing, "simt: a launch inside a kernel");
     if (watcher) watcher->begin_launch(function);
     gridDim = grid, blockDim = dim3(count);
     block.count = count, block.warp_count = (count + LANES - 1) / LANES;
-    block.kernel = &kernel;
+    block.kernel = &kernel, block.ahead = ahead;
     block.random = Random(seed);
     std::vector<size_t> blocks(size_t(grid.x) * grid.y * grid.z);
     std::iota(blocks.begin(), blocks.end(), size_t(0));

@@ -6,7 +6,8 @@
 // address sanitizer), missing barriers (results that change with the order), missing waits and
 // reads of what was never written (NaN), divergent barriers and exchanges (an Error that names
 // block and thread).
-// With a Watcher every access besides (watch/): races that no order of threads shows.
+// With a Watcher every access besides (watch/): races that no order of threads shows, and what a
+// kernel that may begin early reads of the kernels before it without waiting for them.
 // What it cannot prove: speed; the memory model between blocks (a missing __threadfence, blocks
 // that wait for each other); that the PTX in cuda/gpu does what the plain code here does; the
 // rounding of a tensor core. Those need a GPU and compute-sanitizer.
@@ -88,13 +89,16 @@ bool fits(const void* address, size_t bytes);
 // ---- the player -------------------------------------------------------------------------------
 
 // Calls kernel once for every thread of the grid. Throws what a thread throws, and Error for a
-// deadlock. function: the kernel's address, for who watches; null: a test's own.
+// deadlock. function: the kernel's address, for who watches; null: a test's own. ahead: every thread
+// must come to await_kernels(), or it is an Error; what a thread does before is for who watches.
 void play(dim3 grid, unsigned block, size_t shared_bytes, const std::function<void()>& kernel,
-          const void* function = nullptr);
+          const void* function = nullptr, bool ahead = false);
+void await_kernels();
+bool before_wait();  // the running thread is in a kernel that was launched ahead, and has not waited
 
 // What <<<>>> does: enqueues the playing, or sets the error that cudaGetLastError returns.
 void launch(dim3 grid, int block, size_t shared_bytes, cudaStream_t stream, const void* function,
-            std::function<void()> kernel);
+            std::function<void()> kernel, bool ahead = false);
 
 // Runs work now, or records it where the stream is being captured.
 void enqueue(cudaStream_t stream, std::function<void()> work);

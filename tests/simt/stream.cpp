@@ -92,9 +92,9 @@ void enqueue(cudaStream_t stream, std::function<void()> work) {
     work();
 }
 
-void finish(cudaStream_t stream) {
+static void finish(cudaStream_t stream, const CUevent_st* until) {
     if (lost) std::rethrow_exception(std::exchange(lost, nullptr));
-    while (stream && !stream->pending.empty()) {
+    while (stream && !stream->pending.empty() && !(until && until->recorded)) {
         std::function<void()> work = std::move(stream->pending.front());
         stream->pending.pop_front();
         working = stream;
@@ -105,6 +105,14 @@ void finish(cudaStream_t stream) {
             throw;
         }
     }
+}
+
+void finish(cudaStream_t stream) {
+    finish(stream, nullptr);
+}
+
+void finish_until(cudaEvent_t event) {
+    finish(event->stream, event);
 }
 
 void finish_all() {
@@ -120,7 +128,7 @@ void finish_quietly() {
 }
 
 void launch(dim3 grid, int count, size_t shared_bytes, cudaStream_t stream, const void* function,
-            std::function<void()> kernel) {
+            std::function<void()> kernel, bool ahead) {
     statistics.launches++;
     if (failure(Call::Launch) != cudaSuccess) return;
     constexpr unsigned MOST = 65535;  // blocks in y and z
@@ -130,8 +138,8 @@ void launch(dim3 grid, int count, size_t shared_bytes, cudaStream_t stream, cons
         result(possible ? cudaErrorInvalidValue : cudaErrorInvalidConfiguration);
         return;
     }
-    enqueue(stream, [grid, count, shared_bytes, function, kernel = std::move(kernel)] {
-        play(grid, unsigned(count), shared_bytes, kernel, function);
+    enqueue(stream, [grid, count, shared_bytes, function, ahead, kernel = std::move(kernel)] {
+        play(grid, unsigned(count), shared_bytes, kernel, function, ahead);
     });
 }
 
@@ -235,7 +243,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     if (invalidate_captures()) return result(cudaErrorStreamCaptureUnsupported);
     if (cudaError_t error = failure(Call::Synchronize)) return error;
-    finish(event->stream);
+    finish_until(event);
     deliver(event->stream, false);
     return cudaSuccess;
 }
@@ -250,7 +258,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
     enqueue(stream, [=] {
-        if (!event->recorded) finish(event->stream);
+        finish_until(event);
     });
     return cudaSuccess;
 }

@@ -18,6 +18,8 @@ void deliver(cudaStream_t stream, bool all);
 // Does the work that waits on a stream, on all of them; quietly: what it throws comes at the next
 // wait.
 void finish(cudaStream_t stream);
+// The same up to an event of the stream, and nothing behind it.
+void finish_until(cudaEvent_t event);
 void finish_all();
 void finish_quietly();
 

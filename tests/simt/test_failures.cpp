@@ -3,7 +3,7 @@
 #include "backend/buffer.h"
 #include "backends.h"
 #include "forward/generate.h"
-#include "simt.h"
+#include "device_memory.h"
 #include "tiny_model.h"
 
 using namespace stief;
@@ -152,6 +152,73 @@ TEST_CASE("one step is captured for each cache and use, and replayed as if it we
         const float* row = together.data() + i * V;
         CHECK(transformer.greedy() == std::max_element(row, row + V) - row);
     }
+}
+
+TEST_CASE("a layer is so many launches, and no product of several tokens waits for a conversion") {
+    // kernels: of cuda/; the rest are cuBLAS's
+    const struct { int T; bool bases, rotated; uint64_t kernels, products; const char* why; } cases[] = {
+        {1, false, true, 7, 0, "q k v with the norm; append; attention and its merge; W_o; gate and "
+                               "up with the norm; down"},
+        {1, true, true, 7, 0, "with a basis: queries are turned where rows are appended"},
+        {1, true, false, 7, 0, "keys before rotation"},
+        {8, false, true, 5, 7, "norm, append, attention, norm, SwiGLU"},
+        {8, true, true, 6, 7, "and values out of their coordinates"},
+    };
+    for (const auto& c : cases) {
+        CAPTURE(std::string(c.why));
+        uint64_t kernels[2], products[2];
+        for (int more : {0, 1}) {
+            Scratch scratch;
+            write_tiny_model({.why = "", .L = 1 + more, .D = 64, .F = 64, .d = 64,
+                              .dtype = DType::BF16}, scratch.folder.string());
+            Model model = Model::open(scratch.folder.string(), {.name = "cuda"}, 1);
+            Bases bases = Bases::identity(model.config, 64);
+            std::vector<float> Q(64 * 64, 0.0f);  // any basis: what it holds does not matter
+            for (auto& layer : bases.layer) {
+                layer.rotated = c.rotated;
+                for (auto* side : {&layer.k, &layer.v})
+                    for (HeadBasis& head : *side)
+                        head.encode = head.decode = Q, head.format = {{{4, 8, 0, 0, 8, 0, 16, 8}}};
+            }
+            KvCache cache(*model.backend, model.config, 32, DType::F16, c.bases ? &bases : nullptr);
+            Transformer transformer(model, 32);
+            std::vector<Token> ids(size_t(c.T), 1);
+            kernels[more] = simt::statistics.launches, products[more] = simt::statistics.gemms;
+            transformer.forward(cache, ids, nullptr, 0);
+            kernels[more] = simt::statistics.launches - kernels[more];
+            products[more] = simt::statistics.gemms - products[more];
+        }
+        CHECK(kernels[1] - kernels[0] == c.kernels);
+        CHECK(products[1] - products[0] == c.products);
+    }
+}
+
+TEST_CASE("a token comes home while the step behind it is still to be done") {
+    Scratch scratch;
+    write_tiny_model({.why = ""}, scratch.folder.string());
+    Model model = Model::open(scratch.folder.string(), {.name = "cuda"}, 1);
+    KvCache cache(*model.backend, model.config, 32, DType::F16);
+    Transformer transformer(model, 32);
+    Token first[] = {3, 8};
+    transformer.forward_greedy(cache, first);
+    for (int i = 0; i < 5; i++) {  // issued, captured, replayed
+        transformer.forward_next(cache);
+        uint64_t before = simt::statistics.blocks;
+        transformer.greedy();
+        uint64_t step = simt::statistics.blocks;
+        CHECK(step > before);
+        CUDA_CHECK(cudaDeviceSynchronize());
+        CHECK(simt::statistics.blocks > step);  // what was issued ahead
+        transformer.forward_next(cache);
+        before = simt::statistics.blocks;
+        transformer.greedy();  // its step was done: nothing of the one behind it is played
+        CHECK(simt::statistics.blocks == before);
+    }
+    CHECK_THROWS_WITH_AS(
+        [&] {
+            for (int i = 0; i < 2; i++) transformer.forward_next(cache);
+        }(),
+        doctest::Contains("on their way"), Error);
 }
 
 TEST_SUITE_END();

@@ -62,16 +62,19 @@ inline void naive(CudaBackend& gpu, float* out, const float* q, const float* rot
 
 inline void shared_tile(CudaBackend& gpu, float* out, const float* q, const float* rotation,
                         const CacheLayer& cache) {
+    q = latent_queries(gpu, q, cache, 1);
     merge_splits(gpu, out, attend_splits_plain(gpu, q, rotation, cache, 1), cache);
 }
 
 inline void tensor_core(CudaBackend& gpu, float* out, const float* q, const float* rotation,
                         const CacheLayer& cache) {
+    q = latent_queries(gpu, q, cache, 1);
     merge_splits(gpu, out, attend_splits_tensor(gpu, q, rotation, cache, 1), cache);
 }
 
 inline void split(CudaBackend& gpu, float* out, const float* q, const float* rotation,
                   const CacheLayer& cache) {
+    q = latent_queries(gpu, q, cache, 1);
     merge_splits(gpu, out, attend_splits_tensor(gpu, q, rotation, cache), cache);
 }
 

@@ -43,12 +43,14 @@ static void pack(const CpuBackend& cpu, const Run& run, const float* x, size_t s
                                        size_t(format.kept()));
 }
 
-void CpuBackend::append(const CacheLayer& cache, const float* k, const float* v, const Step& step) {
+void CpuBackend::append(const CacheLayer& cache, float* q, float* k, const float* v,
+                        const float* rotation, const Step& step) {
     check(step.pos + step.T <= cache.capacity, "position %d does not fit a cache of %d",
           step.pos + step.T - 1, cache.capacity);
     check(cache.batch == 0 || step.T <= cache.batch,
           "%d tokens at once do not fit the rings of a cache for %d", step.T, cache.batch);
     prepare(cache);
+    if (rotation) rope(q, cache.rotated ? k : nullptr, rotation, q ? cache.H : 0, cache.G, cache.d, step);
     size_t d = size_t(cache.d), width = size_t(cache.G) * d;
 
     // x: of n columns
@@ -125,11 +127,11 @@ void CpuBackend::decode_values(float* out, const float* latent, const CacheLayer
     });
 }
 
-void CpuBackend::attend(float* out, const float* q, const float* rotation, const CacheLayer& cache,
+void CpuBackend::attend(Operand out, const float* q, const float* rotation, const CacheLayer& cache,
                         const Step& step) {
     prepare(cache);
     const float* queries = latent_queries(q, cache, step.T);
-    float* latent = out;
+    float* latent = out.data;
     if (cache.joint) {
         joint_latents.resize(size_t(step.T) * size_t(cache.H) * size_t(cache.joint));
         latent = joint_latents.data();
@@ -138,7 +140,7 @@ void CpuBackend::attend(float* out, const float* q, const float* rotation, const
         attend_singly(latent, queries, rotation, cache, step);
     else if (step.T > 1)
         attend_tiles(latent, queries, rotation, cache, step);
-    decode_values(out, latent, cache, step.T);
+    decode_values(out.data, latent, cache, step.T);
 }
 
 }  // namespace stief

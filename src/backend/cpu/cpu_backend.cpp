@@ -69,6 +69,7 @@ void* CpuBackend::alloc_cold(size_t bytes, const char* what, const std::string& 
 
 void CpuBackend::release(void* memory, size_t bytes) {
     if (!memory) return;
+    std::erase_if(arrived, [=](const auto& one) { return lies_in(one.first, memory, bytes); });
     forget_mapping(memory);    // of a file
     munmap(memory, bytes ? bytes : 1);
 }
@@ -92,7 +93,24 @@ void CpuBackend::upload(void* to, const void* host, size_t bytes) {
 }
 
 void CpuBackend::download(void* host, const void* from, size_t bytes) {
+    if (!arrived.empty() && arrived.front().first == from) {
+        std::memcpy(host, &arrived.front().second, sizeof(int32_t));
+        return arrived.pop_front();
+    }
     if (bytes) std::memcpy(host, from, bytes);
+}
+
+bool CpuBackend::begin_step(const Step& step) {
+    home = step.home;
+    return true;
+}
+
+void CpuBackend::end_step() {
+    if (!home) return;
+    std::erase_if(arrived, [=, this](const auto& one) { return one.first != home; });
+    check(arrived.size() < 2, "two numbers are on their way home already");
+    arrived.emplace_back(home, *home);
+    home = nullptr;
 }
 
 char* thread_scratch(size_t bytes) {

@@ -4,6 +4,7 @@
 // Results do not depend on the number of threads: a piece computes whole outputs, or a fixed part
 // of a sum that is merged in a fixed order.
 #pragma once
+#include <deque>
 #include <map>
 
 #include "backend/backend.h"
@@ -25,21 +26,22 @@ struct CpuBackend final : Backend {
     Weight bind(const Tensor& tensor) override;
     void upload(void* to, const void* host, size_t bytes) override;
     void download(void* host, const void* from, size_t bytes) override;
-    bool begin_step(const Step&) override { return true; }
-    void end_step() override {}
+    bool begin_step(const Step& step) override;
+    void end_step() override;
 
     void embed(float* out, const Weight& table, const Step& step) override;
     void rmsnorm(float* out, const float* x, const Weight& w, float eps, int T) override;
     using Backend::matmul;
-    void matmul(std::span<const Projection> all, const float* x, int T, bool add) override;
+    void matmul(std::span<const Projection> all, const Input& x, int T, bool add) override;
     void matmul_transposed(float* out, const float* x, const Weight& w, int T) override;
     void rope(float* q, float* k, const float* rotation, int H, int G, int d,
               const Step& step) override;
     void swiglu(float* gate, const float* up, int T, int F) override;
-    void gated(float* gate, float* up, const float* x, const Weight& w_gate, const Weight& w_up,
+    void gated(Operand gate, float* up, const Input& x, const Weight& w_gate, const Weight& w_up,
                int T) override;
-    void append(const CacheLayer& cache, const float* k, const float* v, const Step& step) override;
-    void attend(float* out, const float* q, const float* rotation, const CacheLayer& cache,
+    void append(const CacheLayer& cache, float* q, float* k, const float* v, const float* rotation,
+                const Step& step) override;
+    void attend(Operand out, const float* q, const float* rotation, const CacheLayer& cache,
                 const Step& step) override;
     void argmax(int32_t* out, const float* x, int T, int V) override;
     void score(RowScore* out, const float* logits, const float* full, const int32_t* next, int rows,
@@ -89,6 +91,8 @@ struct CpuBackend final : Backend {
                       const Step& step);
     void decode_values(float* out, const float* latent, const CacheLayer& cache, int T);
 
+    const int32_t* home = nullptr;      // of the step at hand
+    std::deque<std::pair<const void*, int32_t>> arrived;  // what steps have left there, oldest first
     std::map<std::pair<decltype(RowFormat::count), DType>, RowLayout> layouts;
     std::vector<float> partials;        // of decode attention: (T, splits, H, values + 2)
     std::vector<float> joint_latents;   // of joint values, before their decode: (T, H, G·d)

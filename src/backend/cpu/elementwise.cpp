@@ -9,9 +9,10 @@ namespace stief {
 
 void CpuBackend::embed(float* out, const Weight& table, const Step& step) {
     size_t D = size_t(table.K), row = D * size_of(table.dtype);
+    const int32_t* ids = step.token ? step.token : step.ids;
     for_rows(size_t(step.T), D, [&](size_t first, size_t end) {
         for (size_t t = first; t < end; t++) {
-            const char* from = static_cast<const char*>(table.data) + size_t(step.ids[t]) * row;
+            const char* from = static_cast<const char*>(table.data) + size_t(std::max(ids[t], 0)) * row;
             kernels.widen[int(table.dtype)](out + t * D, from, D);
         }
     });
@@ -26,11 +27,11 @@ void CpuBackend::swiglu(float* gate, const float* up, int T, int F) {
     });
 }
 
-void CpuBackend::gated(float* gate, float* up, const float* x, const Weight& w_gate,
+void CpuBackend::gated(Operand gate, float* up, const Input& x, const Weight& w_gate,
                        const Weight& w_up, int T) {
-    Projection both[] = {{gate, w_gate}, {up, w_up}};
+    Projection both[] = {{gate.data, w_gate}, {up, w_up}};
     matmul(both, x, T, false);
-    swiglu(gate, up, T, w_gate.N);
+    swiglu(gate.data, up, T, w_gate.N);
 }
 
 void CpuBackend::argmax(int32_t* out, const float* x, int T, int V) {

@@ -140,7 +140,9 @@ static void matmul_tokens(CpuBackend& cpu, float* out, const float* x, const Wei
     });
 }
 
-void CpuBackend::matmul(std::span<const Projection> all, const float* x, int T, bool add) {
+void CpuBackend::matmul(std::span<const Projection> all, const Input& input, int T, bool add) {
+    const float* x = input.norm ? input.normed : input.x;
+    if (input.norm) rmsnorm(input.normed, input.x, *input.norm, input.eps, T);
     if (T == 1 || singly) return matvecs(*this, all, x, T, add);
     for (const Projection& one : all) matmul_tokens(*this, one.out, x, one.w, T, add);
 }

@@ -170,8 +170,10 @@ void RaceChecker::access(unsigned thread, const void* address, size_t bytes, Acc
     if (!memory) return;
     Now now{thread, thread / 32, thread % 32, uint32_t(uintptr_t(code)), kind, memory, 0};
     size_t at = uintptr_t(address) - memory->first, end = at + bytes;
+    bool early = !memory->shared && before_wait();
     while (at < end) {
         Cell& cell = memory->cells[at / WORD];
+        if (early) look_ahead(cell, {now.thread, now.warp, now.lane, now.code, kind, memory, at});
         size_t next = std::min(end, (at / WORD + 1) * WORD);
         now.at = at;
         if (!cell.split && next - at == WORD) {
@@ -188,6 +190,18 @@ void RaceChecker::access(unsigned thread, const void* address, size_t bytes, Acc
     }
 }
 
+// An access of global memory before the wait.
+void RaceChecker::look_ahead(const Cell& cell, const Now& now) {
+    bool writes = now.kind == Access::Write || now.kind == Access::Atomic;
+    bool written = cell.write_phase > 0;
+    if (cell.split)
+        for (const Cell& byte : now.memory->apart[cell.split - 1]) written |= byte.write_phase > 0;
+    if (!writes && !written) return;
+    if (!known.insert({kernel, 0, now.code}).second) return;
+    races.push_back({kernel, blockIdx, 0, now.thread, 0, now.code, now.kind, now.kind, false, false,
+                     true, now.at, now.memory->bytes});
+}
+
 // ---- what was found ---------------------------------------------------------------------------
 
 void RaceChecker::report(const Now& now, unsigned thread, uint32_t when, uint32_t code,
@@ -195,7 +209,7 @@ void RaceChecker::report(const Now& now, unsigned thread, uint32_t when, uint32_
     if (!known.insert({kernel, code, now.code}).second) return;
     const Memory& memory = *now.memory;
     races.push_back({kernel, blockIdx, thread, now.thread, code, now.code, kind, now.kind,
-                     when < block_phase, memory.shared, now.at, memory.bytes});
+                     when < block_phase, memory.shared, false, now.at, memory.bytes});
 }
 
 static const char* verb(Access kind) {
@@ -214,6 +228,12 @@ static const char* verb(Access kind) {
 }
 
 std::string Race::text() const {
+    if (early)
+        return format(
+            "race in %s: a cudaMalloc's memory, byte %zu of %zu: thread %u of block (%u, %u, %u) %s "
+            "at %s ahead of await_kernels(), where a kernel before this one may still be at work",
+            short_name(function).c_str(), at, bytes, second, block.x, block.y, block.z,
+            verb(second_kind), place_of(second_code).c_str());
     return format(
         "race in %s: %s, byte %zu of %zu: thread %u%s %s at %s, thread %u of block (%u, %u, %u) %s "
         "at %s, and no barrier orders them",

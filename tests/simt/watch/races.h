@@ -9,6 +9,10 @@
 // others only after a barrier that follows the wait. ldmatrix reads a row by the lane that names it
 // and by the lanes that receive it.
 //
+// A kernel that was launched ahead may begin while any kernel before it runs: until a thread of it has
+// come to await_kernels() it may write nothing but shared memory, and read nothing that a kernel has
+// ever written.
+//
 // Whatever the order of playing, a race is found: accesses are compared by the barriers between
 // them, not by what happened (Flanagan and Freund 2009, FastTrack; a block's barriers make one
 // number, its phase, of most of the vector clock).
@@ -30,6 +34,7 @@ struct Race {
     uint32_t first_code, second_code;
     Access first_kind, second_kind;
     bool other_block, shared;
+    bool early;    // second alone: ahead of await_kernels()
     size_t at, bytes;  // of the byte in its memory; of that memory
 
     std::string text() const;
@@ -91,6 +96,7 @@ class RaceChecker final : public Watcher {
     void read(Cell& cell, const Now& now);
     bool ordered(const Cell& cell, const Now& now) const;
     bool counts_as_barrier(const Site& site);
+    void look_ahead(const Cell& cell, const Now& now);
     void report(const Now& now, unsigned thread, uint32_t phase, uint32_t code, Access kind);
 
     const void* kernel = nullptr;

@@ -4,7 +4,9 @@
 #include "backend/backward.h"
 #include "backends.h"
 #include "cache/kv_cache.h"
+#include "forward/transformer.h"
 #include "matrices.h"
+#include "tiny_model.h"
 
 namespace stief::testing {
 
@@ -46,8 +48,21 @@ Floats products(DType dtype, int N, int K) {
     lab.backend->gated(to, to + N, x, a.weight, a.weight, 1);
     lab.backend->gated(to, to + 3 * N / 2, x, b.weight, b.weight, 3);
     lab.backend->matmul(to, x, a.weight, 3, false);
+    // Norms on the way, and what goes on in the type of the next product's weights.
+    Weights norm(lab, dtype, K, 1, 6), down(lab, dtype, 5, N, 7);
+    Output normed(lab, size_t(3 * K)), hidden(lab, size_t(6 * N)), last(lab, 3 * 5);
+    for (int T : {1, 3}) {
+        Input input(x, norm.weight, 1e-5f, normed.data());
+        lab.backend->matmul(all, input, T, false);
+        Operand gate(hidden.data(), dtype);
+        lab.backend->gated(gate, hidden.data() + 3 * N, input, a.weight, a.weight, T);
+        lab.backend->matmul(last.data(), gate, down.weight, T, false);
+    }
+    Floats end = last.values();
     lab.backend->matmul_transposed(to, lab.in(normals(size_t(3 * N), 5)), a.weight, 1);
-    return out.values();
+    Floats all_values = out.values();
+    all_values.insert(all_values.end(), end.begin(), end.end());
+    return all_values;
 }
 
 Floats rows(DType dtype, int D) {
@@ -128,10 +143,11 @@ Floats attention(const Shape& shape, DType dtype, bool ladder) {
     size_t d = size_t(shape.d), kv = size_t(shape.G) * d, q = size_t(shape.H) * d;
     const float* k = lab.in(normals((S + 1) * kv, 1));
     const float* v = lab.in(normals((S + 1) * kv, 2));
-    const float* queries = lab.in(normals(LAST * q, 3));
+    Output keys(lab, kv, normals(kv, 5)), queries(lab, LAST * q, normals(LAST * q, 3));
     Floats table = rotations(S + 1, shape.d);
     const float* rotation = lab.in(table);
-    Output out(lab, LAST * q);
+    Output out(lab, LAST * q), projected(lab, LAST * 7);
+    Weights wo(lab, DType::BF16, 7, int(q), 6);
     auto append = [&](const Step& step) {
         lab.step(step);
         size_t from = size_t(step.pos) * kv;
@@ -140,13 +156,38 @@ Floats attention(const Shape& shape, DType dtype, bool ladder) {
     for (int s = 0; s < S; s += shape.batch) append({s, std::min(shape.batch, S - s)});
     Step last{S - LAST, LAST}, one{S, 1};
     lab.step(last);
-    lab.backend->attend(out.data(), queries, rotation, layer, last);
-    append(one);
-    lab.backend->attend(out.data(), queries, rotation, layer, one);
+    Operand heads(out.data(), DType::BF16);
+    lab.backend->attend(heads, queries.data(), rotation, layer, last);
+    lab.backend->matmul(projected.data(), heads, wo.weight, LAST, false);
+    lab.step(one);
+    lab.backend->append(layer, queries.data(), keys.data(), v + S * kv, rotation, one);
+    lab.backend->attend(out.data(), queries.data(), rotation, layer, one);
     for (const ladder::StepOfLadder& step : ladder::STEPS)
         if (ladder)
-            step.run(static_cast<CudaBackend&>(*lab.backend), out.data(), queries, rotation, layer);
-    return out.values();
+            step.run(static_cast<CudaBackend&>(*lab.backend), out.data(), queries.data(), rotation,
+                     layer);
+    Floats all = out.values();
+    all.resize(q);  // of one token; what lies behind it is a mixture of types
+    for (float x : projected.values()) all.push_back(x);
+    return all;
+}
+
+// Whole steps of one token, issued, captured and replayed, behind a prompt.
+Floats steps(DType dtype, int d) {
+    Scratch scratch;
+    TinyModel tiny{.why = "", .L = 1, .D = 64, .F = 64, .V = 40, .H = 4, .G = 2, .d = d, .dtype = dtype};
+    write_tiny_model(tiny, scratch.folder.string());
+    Model model = Model::open(scratch.folder.string(), {.name = "cuda"}, 1);
+    Config& config = model.config;
+    Bases bases = bases_of(config, {config.H, config.G, d, d / 2, d != 64, 4});
+    KvCache cache(*model.backend, config, 16, DType::F16, d == 40 ? nullptr : &bases, 8);
+    Transformer transformer(model, 16, 8);
+    const Token prompt[] = {1, 2, 3};
+    transformer.forward_greedy(cache, prompt);
+    Floats out(size_t(config.V));
+    for (int i = 0; i < 3; i++) transformer.forward_next(cache), transformer.greedy();
+    for (int i = 0; i < 3; i++) transformer.forward(cache, {prompt, 1}, out.data(), 1);
+    return out;
 }
 
 // ---- calibration -------------------------------------------------------------------------------
@@ -211,6 +252,9 @@ std::vector<Scene> all_scenes() {
                            [=] { return rows(dtype, D); }});
     all.push_back({"rope, swiglu, argmax, stream", elements});
     all.push_back({"calibration", backward});
+    for (auto [dtype, d] : {std::pair{DType::BF16, 64}, {DType::F16, 128}, {DType::F32, 40}})
+        all.push_back({format("steps of a model %s, d %d", name_of(dtype), d),
+                       [=] { return steps(dtype, d); }});
     auto add = [&](DType dtype, const Shape& shape, bool ladder = false) {
         all.push_back({format("attention %s, %s", name_of(dtype), shape.name().c_str()),
                        [=] { return attention(shape, dtype, ladder); }});

@@ -184,6 +184,50 @@ TEST_CASE("a load wider than its address is aligned is refused, as a device refu
     }
 }
 
+namespace {
+
+// grid 1. to ← from + 1, one thread an element; early: before the kernels ahead are awaited.
+__global__ void passing_kernel(float* to, const float* from, bool early) {
+    float x = early ? from[threadIdx.x] : 0;
+    await_kernels();
+    to[threadIdx.x] = (early ? x : from[threadIdx.x]) + 1;
+}
+__global__ void early_store_kernel(float* to) {
+    to[threadIdx.x] = 1;
+    await_kernels();
+}
+__global__ void careless_kernel(float* to) {
+    if (threadIdx.x < 3) await_kernels();
+    if (threadIdx.x < 3) to[threadIdx.x] = 1;
+}
+
+}  // namespace
+
+TEST_CASE("a kernel that may begin early touches what kernels write only after it has waited") {
+    DeviceMemory<float> x(normal_floats(64, 1)), y(64), z(64);
+    auto says = [](auto run) -> std::string {
+        Watched watched;
+        try {
+            run();
+        } catch (const Error& error) {
+            return error.what();
+        }
+        return "";
+    };
+    auto chain = [&](bool first_early, bool second_early) {
+        launch_ahead(passing_kernel, 1, 64, 0, nullptr, y.data, x.data, first_early);
+        launch_ahead(passing_kernel, 1, 64, 0, nullptr, z.data, y.data, second_early);
+    };
+    CHECK(says([&] { chain(false, false); }).empty());
+    CHECK(says([&] { chain(true, false); }).empty());  // x is no kernel's
+    CHECK(says([&] { chain(false, true); }).find("ahead of await_kernels()") != std::string::npos);
+    CHECK(says([&] { launch_ahead(early_store_kernel, 1, 64, 0, nullptr, z.data); })
+              .find("writes at tests/simt/watch/test_race.cpp:") != std::string::npos);
+    CHECK(says([&] { launch_ahead(careless_kernel, 1, 64, 0, nullptr, z.data); })
+              .find("thread 3 has returned without await_kernels()") != std::string::npos);
+    CHECK(says([&] { launch(early_store_kernel, 1, 64, 0, nullptr, z.data); }).empty());
+}
+
 TEST_CASE("a report names the kernel, both threads and places, and the byte") {
     DeviceMemory<float> x(normal_floats(64, 1)), sum(2);
     sum.data[1] = 0;

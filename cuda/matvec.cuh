@@ -1,0 +1,13 @@
+// One token through one or several matrices (matvec.cu).
+#pragma once
+#include "cuda_backend.h"
+
+namespace stief {
+
+// out (+)= x wᵀ for each
+void matvecs(CudaBackend& gpu, std::span<const Projection> all, const Input& x, bool add);
+// gate ← silu(x w_gateᵀ) ⊙ (x w_upᵀ), for weights of one dtype
+void gated_one(CudaBackend& gpu, float* gate, const Input& x, const Weight& w_gate,
+               const Weight& w_up);
+
+}  // namespace stief
