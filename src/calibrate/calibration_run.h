@@ -38,8 +38,8 @@ struct CalibrationRun {
 
     CalibrationRun(Model& owner, const CalibrationText& of, const CalibrationOptions& how,
                    const CalibrationProgress& progress);
-    // Windows that several sizes and methods are measured on: at most a quarter of what was learned
-    // from, so that it costs less than learning did; one of each text at least.
+    // Windows that choices, sizes and methods are measured on: at most a quarter of what was
+    // learned from, so that it costs less than learning did; one of each text at least.
     size_t compared_windows() const;
     size_t passes_of_curves() const;  // of one layer, as are the others
     size_t passes_of_the_warm_start() const;

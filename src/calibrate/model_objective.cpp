@@ -283,7 +283,7 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Parti
           "--keep %g is %zu bytes a token, too few for the smallest format of one head; use a "
           "larger one",
           o.keep, budget.back());
-    EndToEnd held_out(run.pass, run.held_out, run.held_out.count());
+    EndToEnd held_out(run.pass, run.held_out, run.compared_windows());
     MeasuredKl divergence = [&](const Priced& by, const Formats& of) {
         return held_out.measure(cuts_of(run, by, of)).divergence.mean;
     };
