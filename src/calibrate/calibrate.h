@@ -1,7 +1,7 @@
 // stief calibrate: bases, and a rank or bits for each coordinate, learnt from a text. The phases,
 // in the order of calibrate():
-//   --objective model   prices of the full cache → formats → each layer alone → prices of that
-//                       cache → the better formats of both → measure      (model_objective.cpp)
+//   --objective model   prices of the full cache → formats → groups of layers alone correct the
+//                       prices → the better formats of both → measure     (model_objective.cpp)
 //   --method star       eigenbases → thresholds → ranks → measure         (star_descent.cpp)
 //   --objective layer   for every layer collect → warm start → profile; allocate → for every layer
 //                       descend at its ranks → profile; allocate again → verify
