@@ -172,7 +172,7 @@ std::string report_html(const CalibrationResult& r, const Config& c, const Calib
     bool foretold = !r.foretold.empty();  // method star predicts nothing
     if (model && foretold)
         html += "<h2>Predicted and measured</h2><p>The divergence in nats when the keys or the values of "
-                "one layer alone are stored as the first prices would have it: what prices predict, and "
+                "neighbouring layers alone are stored as the first prices would have it: what prices predict, and "
                 "what was measured, by which they are then corrected.</p>" +
                 legend({{0, "keys"}, {1, "values"}, {2, "as predicted"}});
     else if (foretold)
