@@ -62,6 +62,7 @@ inline TerminalSession::TerminalSession(std::vector<std::string> words, const st
         close(screen);
         for (auto [variable, value] : {std::pair{"TERM", &term}, std::pair{"NO_COLOR", &no_color}})
             value->empty() ? unsetenv(variable) : setenv(variable, value->c_str(), 1);
+        signal(SIGHUP, SIG_DFL);  // tests that run under nohup ignore it, and so would the program
         execv(path.c_str(), arguments.data());
         _exit(127);
     }
