@@ -74,6 +74,17 @@ inline void check_everywhere(const Doubles& want, double tolerance, const Floats
         want, [=](const Lab&) { return tolerance; }, before, operation);
 }
 
+constexpr DType DTYPES[] = {DType::F32, DType::F16, DType::BF16};
+
+// A matrix unit may round x to bf16 where w is bf16, and a device's both factors to 11 bits (TF32)
+// otherwise, whose squares are far below TOL_ROUNDED.
+inline std::function<double(const Lab&)> product_tolerance(bool exact, int T, DType dtype) {
+    return [=](const Lab& lab) {
+        bool rounded = !exact && T > 1 && (dtype == DType::BF16 || lab.device());
+        return rounded ? TOL_ROUNDED : TOL_F32;
+    };
+}
+
 // Rows of r elements, one a position.
 inline CacheRows whole_rows(void* data, int r, DType dtype) {
     CacheRows one;

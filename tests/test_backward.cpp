@@ -81,6 +81,37 @@ TEST_CASE("causal softmax's way back is its Jacobian's transpose") {
     }
 }
 
+TEST_CASE("scores are copied where keys are at a distance, between blocks of different keys") {
+    constexpr int T = 5, m = 2, FIRST = 40;
+    struct Range { int first, count; };
+    for (Range to : {Range{0, 45}, {30, 11}})
+        for (Range from : {Range{0, 45}, {33, 9}, {44, 1}})
+            for (Range distance : {Range{0, 3}, {2, 7}, {5, 1000}, {4, 0}, {50, 9}})
+                for (bool zero_others : {false, true}) {
+                    CAPTURE(to.first);
+                    CAPTURE(from.first);
+                    CAPTURE(distance.first);
+                    CAPTURE(zero_others);
+                    Floats before = normals(size_t(T * m * to.count), 1);
+                    Floats source = normals(size_t(T * m * from.count), 2);
+                    Doubles want;
+                    for (int row = 0; row < T * m; row++)
+                        for (int i = 0; i < to.count; i++) {
+                            int key = to.first + i, away = FIRST + row / m - key, at = key - from.first;
+                            bool taken = away >= distance.first && at >= 0 && at < from.count &&
+                                         away < distance.first + distance.count;
+                            double kept = zero_others ? 0 : before[size_t(row * to.count + i)];
+                            want.push_back(taken ? source[size_t(row * from.count + at)] : kept);
+                        }
+                    check_backward(want, 0, before, [&](Lab& lab, Backward& ops, float* out) {
+                        float* rows = const_cast<float*>(lab.in(source));
+                        ops.copy_distances({out, to.first, to.count}, {rows, from.first, from.count}, T, m,
+                                           FIRST, distance.first, distance.first + distance.count,
+                                           zero_others);
+                    });
+                }
+}
+
 TEST_CASE("swiglu's way back is its central difference") {
     int T = 3, F = 107;
     size_t n = size_t(T * F);

@@ -5,8 +5,8 @@
 
 #include "base/file.h"
 #include "calibrate/stiefel.h"
+#include "calibration_lab.h"
 #include "reference.h"
-#include "tiny_model.h"
 
 using namespace stief;
 using namespace stief::testing;
@@ -15,29 +15,13 @@ TEST_SUITE_BEGIN("calibrate");
 
 namespace {
 
-struct Tried {
-    Scratch scratch;
-    Model model;
-    CalibrationText text{{{"text", {}}}, {{"text", {}}}};
-    CalibrationOptions options;
-
-    explicit Tried(const TinyModel& tiny = {.why = "calibrate"}, int threads = 2) {
-        write_tiny_model(tiny, scratch.path("."));
-        model = Model::open(scratch.path("."), {.name = "cpu"}, threads);
-        Random random(3);
-        for (int i = 0; i < 400; i++) text.learn[0].ids.push_back(Token(random.below(uint64_t(tiny.V))));
-        for (int i = 0; i < 100; i++)
-            text.held_out[0].ids.push_back(Token(random.below(uint64_t(tiny.V))));
+struct Tried : CalibrationLab {
+    explicit Tried(const TinyModel& tiny = {.why = "calibrate"}, int threads = 2)
+        : CalibrationLab(tiny, threads, 400, 100) {
         options.objective = "layer", options.bits = "16";
-        options.sequence = 24, options.tokens = 240, options.steps = 12, options.batch = 3;
-        options.held_out = 3, options.measured_windows = 3, options.keep = 0.5;
+        options.steps = 12, options.batch = 3;
+        options.measured_windows = 3, options.keep = 0.5;
         options.sinks = options.recent = 0;
-    }
-    std::string output() const { return scratch.path("out.bases"); }
-    Partial partial{output()};
-    CalibrationResult run(const CalibrationProgress& progress = [](size_t, size_t,
-                                                                   const std::string&) {}) {
-        return calibrate(model, text, options, partial, progress);
     }
 };
 

@@ -7,17 +7,6 @@ using namespace stief::testing;
 
 TEST_SUITE_BEGIN("backend");
 
-constexpr DType DTYPES[] = {DType::F32, DType::F16, DType::BF16};
-
-// A matrix unit may round x to bf16 where w is bf16, and a device's both factors to 11 bits (TF32)
-// otherwise, whose squares are far below TOL_ROUNDED.
-static std::function<double(const Lab&)> product_tolerance(bool exact, int T, DType dtype) {
-    return [=](const Lab& lab) {
-        bool rounded = !exact && T > 1 && (dtype == DType::BF16 || lab.device());
-        return rounded ? TOL_ROUNDED : TOL_F32;
-    };
-}
-
 TEST_CASE("a product takes the norm of x on its way, whatever the types and addresses") {
     for (int T : {1, 5})
         for (DType dtype : DTYPES)

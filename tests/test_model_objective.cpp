@@ -5,7 +5,7 @@
 #include "calibrate/end_to_end.h"
 #include "calibrate/partial.h"
 #include "calibrate/prices.h"
-#include "tiny_model.h"
+#include "calibration_lab.h"
 
 using namespace stief;
 using namespace stief::testing;
@@ -14,28 +14,11 @@ TEST_SUITE_BEGIN("calibrate");
 
 namespace {
 
-struct Tried {
-    Scratch scratch;
-    Model model;
-    CalibrationText text{{{"text", {}}}, {{"text", {}}}};
-    CalibrationOptions options;
-
-    explicit Tried(int threads = 2) {
-        TinyModel tiny{.why = "prices", .L = 3, .D = 32, .F = 48, .V = 64, .H = 4, .G = 2, .d = 16};
-        write_tiny_model(tiny, scratch.path("."));
-        model = Model::open(scratch.path("."), {.name = "cpu"}, threads);
+struct Tried : CalibrationLab {
+    explicit Tried(int threads = 2) : CalibrationLab({.why = "prices", .L = 3, .d = 16}, threads) {
         model.backend->exact = true;
-        Random random(3);
-        for (int i = 0; i < 600; i++) text.learn[0].ids.push_back(Token(random.below(64)));
-        for (int i = 0; i < 120; i++) text.held_out[0].ids.push_back(Token(random.below(64)));
-        options.sequence = 24, options.tokens = 240, options.held_out = 3;
         options.measured_windows = 4, options.keep = 0.25;
         options.sinks = 4, options.recent = 0;
-    }
-    Partial partial{scratch.path("out")};
-    CalibrationResult run() {
-        return calibrate(model, text, options, partial,
-                         [](size_t, size_t, const std::string&) {});
     }
 };
 
@@ -59,7 +42,7 @@ TEST_CASE("calibrate by prices keeps to its bytes, and what it measured is what 
                 CHECK(result.bytes_per_token > 0);
                 CHECK(result.bases.bytes_per_token(DType::F16) == result.bytes_per_token);
                 if (keep == 1) CHECK(result.measured.divergence.mean <= 1e-4);
-                std::string path = tried.scratch.path("out");
+                std::string path = tried.output();
                 write_bases(result, tried.model, tried.text, tried.partial);
                 const Config& c = tried.model.config;
                 Bases bases = Bases::open(path, c, tried.model.weights.fingerprint(c));
@@ -110,7 +93,7 @@ TEST_CASE("ages: each keeps to its bytes, and what is written is what was measur
     CHECK(bytes[2] == result.bytes_per_token);
     write_bases(result, tried.model, tried.text, tried.partial);
     Bases bases =
-        Bases::open(tried.scratch.path("out"), c, tried.model.weights.fingerprint(c));
+        Bases::open(tried.output(), c, tried.model.weights.fingerprint(c));
     CHECK(bases.hash(1) == result.bases.hash(1));
     CHECK(bases.ages == o.ages);
     Transformer transformer(tried.model, o.sequence);

@@ -5,7 +5,7 @@
 
 #include "calibrate/compare.h"
 #include "calibrate/svg.h"
-#include "tiny_model.h"
+#include "calibration_lab.h"
 
 using namespace stief;
 using namespace stief::testing;
@@ -14,31 +14,14 @@ TEST_SUITE_BEGIN("calibrate");
 
 namespace {
 
-struct Tried {
-    Scratch scratch;
-    Model model;
-    CalibrationText text{{{"a <b>", {}}, {"c", {}}}, {{"a <b>", {}}, {"c", {}}}};
-    CalibrationOptions options;
-
-    explicit Tried(const std::string& objective, int d = 16) {
-        TinyModel tiny{.why = "report", .L = 2, .V = 64, .H = 4, .G = 2, .d = d};
-        write_tiny_model(tiny, scratch.path("."));
-        model = Model::open(scratch.path("."), {.name = "cpu"}, 2);
+struct Tried : CalibrationLab {
+    explicit Tried(const std::string& objective, int d = 16)
+        : CalibrationLab({.why = "report", .d = d}, 2, 150, 150, {"a <b>", "c"}) {
         model.backend->exact = true;
-        Random random(3);
-        for (auto* side : {&text.learn, &text.held_out})
-            for (NamedText& one : *side)
-                for (int i = 0; i < 150; i++) one.ids.push_back(Token(random.below(64)));
         options.objective = objective;
         if (objective == "layer") options.bits = "16", options.steps = 4, options.batch = 2;
-        options.sequence = 24, options.tokens = 240, options.held_out = 3;
         options.measured_windows = 4, options.keep = 0.5;
         options.sinks = objective == "layer" ? 0 : 4, options.recent = 0;
-    }
-    Partial partial{scratch.path("out")};
-    CalibrationResult run() {
-        return calibrate(model, text, options, partial,
-                         [](size_t, size_t, const std::string&) {});
     }
 };
 

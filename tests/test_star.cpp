@@ -4,8 +4,8 @@
 #include "backends.h"
 #include "calibrate/calibrate.h"
 #include "calibrate/model_descent.h"
+#include "calibration_lab.h"
 #include "forward/perplexity.h"
-#include "tiny_model.h"
 
 using namespace stief;
 using namespace stief::testing;
@@ -14,27 +14,12 @@ TEST_SUITE_BEGIN("calibrate");
 
 namespace {
 
-struct Tried {
-    Scratch scratch;
-    Model model;
-    CalibrationText text{{{"text", {}}}, {{"text", {}}}};
-    CalibrationOptions options;
-
-    explicit Tried(TinyModel tiny = {.why = "star", .L = 2, .D = 32, .d = 16}) {
-        write_tiny_model(tiny, scratch.path("."));
-        model = Model::open(scratch.path("."), {.name = "cpu"}, 2);
+struct Tried : CalibrationLab {
+    explicit Tried(const TinyModel& tiny = {.why = "star", .L = 2, .D = 32, .d = 16})
+        : CalibrationLab(tiny) {
         model.backend->exact = true;
-        Random random(3);
-        for (int i = 0; i < 600; i++) text.learn[0].ids.push_back(Token(random.below(64)));
-        for (int i = 0; i < 120; i++) text.held_out[0].ids.push_back(Token(random.below(64)));
         options.method = "star", options.steps = 8;
-        options.sequence = 24, options.tokens = 240, options.held_out = 3;
         options.measured_windows = 4, options.sinks = 4, options.recent = 0;
-    }
-    Partial partial{scratch.path("out")};
-    CalibrationResult run(const CalibrationProgress& progress = [](size_t, size_t,
-                                                                   const std::string&) {}) {
-        return calibrate(model, text, options, partial, progress);
     }
 };
 
@@ -176,7 +161,7 @@ TEST_CASE("thresholds keep to their bytes, and what is written is what was measu
                 if (keep == 1 && !mixed) CHECK(result.measured.divergence.mean <= 1e-4);
                 write_bases(result, tried.model, tried.text, tried.partial);
                 const Config& c = tried.model.config;
-                Bases bases = Bases::open(tried.scratch.path("out"), c,
+                Bases bases = Bases::open(tried.output(), c,
                                           tried.model.weights.fingerprint(c));
                 CHECK(bases.hash(1) == result.bases.hash(1));
                 CHECK(bases.bytes_per_token(DType::F16) == result.bytes_per_token);

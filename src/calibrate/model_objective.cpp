@@ -19,7 +19,6 @@ struct Formats {
     std::vector<std::vector<RowFormat>> format;  // (units, ages)
     std::vector<size_t> bytes;                   // (ages)  of a token
     double predicted = 0;                        // Σ prices: nats a token
-
 };
 
 struct Priced {
@@ -211,7 +210,7 @@ void measure_sizes(CalibrationRun& run, const Priced& priced, CalibrationResult&
 }
 
 // Each group of layers alone, twice at most, as long as held-out text is better for it.
-void correct_by_layers(CalibrationRun& run, const std::vector<size_t>& budget,
+void correct_by_groups(CalibrationRun& run, const std::vector<size_t>& budget,
                        const MeasuredKl& divergence, Priced& priced, CalibrationResult& result) {
     EndToEnd learnt(run.pass, run.learn, MEASURED_ALONE);
     Formats formats = priced.within(budget);
@@ -290,7 +289,7 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Parti
     run.ticker.phase = "groups of layers";
     run.ticker(0);
     if (kept.done < 2) {
-        correct_by_layers(run, budget, divergence, priced, result);
+        correct_by_groups(run, budget, divergence, priced, result);
         kept.save(2, priced);
     }
     clock.phase("groups of layers");

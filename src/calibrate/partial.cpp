@@ -167,7 +167,7 @@ void Partial::save(int phases, const PricedState& state) const {
 }
 
 int Partial::load(PricedState& state) const {
-    constexpr int PHASES = 3;
+    constexpr int PHASES = 2;
     for (int phases = PHASES; phases > 0; phases--) {
         std::string from = path("units", phases);
         if (!file_exists(from)) continue;

@@ -19,7 +19,7 @@ namespace stief {
 struct PricedState {
     std::vector<PricedUnit> unit;
     std::vector<double> scale;     // (units)
-    std::vector<double> foretold;  // (L, keys and values, 2)  predicted, measured; or none yet
+    std::vector<double> foretold;  // (groups, keys and values, 2)  predicted, measured
     std::vector<size_t> budget;    // (ages)  bytes of a token
 };
 

@@ -171,9 +171,9 @@ std::string report_html(const CalibrationResult& r, const Config& c, const Calib
                 "unit of the layer's error does to the prediction.</p>" + ranks_map(r, c);
     bool foretold = !r.foretold.empty();  // method star predicts nothing
     if (model && foretold)
-        html += "<h2>Predicted and measured</h2><p>The divergence in nats when the keys or the values of "
-                "neighbouring layers alone are stored as the first prices would have it: what prices predict, and "
-                "what was measured, by which they are then corrected.</p>" +
+        html += "<h2>Predicted and measured</h2><p>The divergence in nats when the keys or the values "
+                "of neighbouring layers alone are stored as the first prices would have it: what prices "
+                "predict, and what was measured, by which they are then corrected.</p>" +
                 legend({{0, "keys"}, {1, "values"}, {2, "as predicted"}});
     else if (foretold)
         html += "<h2>Predicted and measured</h2><p>The squared output error of each layer at its ranks: the "
