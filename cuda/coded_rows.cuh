@@ -73,6 +73,16 @@ __device__ __forceinline__ int zero_row(float* to, const RowStore& store, int i,
 
 // ---- the encoder, by one warp ------------------------------------------------------------------
 
+// One element at any address. By way of pack2's 32 bits: where a register of 16 is stored by bytes,
+// ptxas 13.0 takes its lower one for the number converted to an integer (tools/sass.py looks for it).
+template <class E>
+__device__ __forceinline__ void store_bytes(char* to, float x) {
+    uint32_t bits;
+    if constexpr (sizeof(E) == 4) bits = __float_as_uint(x);
+    else bits = pack2<E>(x, 0);
+    for (size_t b = 0; b < sizeof(E); b++) to[b] = char(bits >> (8 * b));
+}
+
 // The code of the level nearest to x, which is in steps of width number w.
 __device__ __forceinline__ int code_of(float x, int w) {
     constexpr int EDGE = Levels::HALVES / 2;
@@ -129,10 +139,7 @@ __device__ void pack_row(char* row, const float* c, const float* weight, const R
     const RowFormat& format = store.format;
     int lane = int(threadIdx.x) % WARP, whole = int(format.count[0]), kept = 0;
     for (int w = 0; w < RowFormat::WIDTHS; w++) kept += int(format.count[w]);
-    for (int j = lane; j < whole; j += WARP) {
-        E element = to_element<E>(c[j]);
-        memcpy(row + size_t(j) * sizeof(E), &element, sizeof(E));
-    }
+    for (int j = lane; j < whole; j += WARP) store_bytes<E>(row + size_t(j) * sizeof(E), c[j]);
     if (kept == whole) return;
     int scale = search_scale(c, weight, format, kept);
     float rho = scale_of(scale);
