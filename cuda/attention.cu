@@ -109,9 +109,11 @@ void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const Cach
 
 void attend_one(CudaBackend& gpu, float* out, const float* q, const float* rotation,
                 const CacheLayer& cache) {
+    bool tensor = tensor_cores(gpu, cache);
     merge_splits(gpu, out,
-                 tensor_cores(gpu, cache) ? attend_splits_tensor(gpu, q, rotation, cache)
-                                          : attend_splits_plain(gpu, q, rotation, cache),
+                 tensor && plain_rows(gpu, cache) ? attend_splits_whole(gpu, q, cache)
+                 : tensor                         ? attend_splits_tensor(gpu, q, rotation, cache)
+                                                  : attend_splits_plain(gpu, q, rotation, cache),
                  cache);
 }
 

@@ -82,8 +82,12 @@ struct Share {
     }
 };
 
-// The partials of decode, with tensor cores (attention_tensor.cu) and without, and their merging.
+// The partials of decode, with tensor cores (attention_tensor.cu; attention_whole.cu where rows are
+// plain) and without, and their merging.
 constexpr int ANY_SPLITS = 1 << 30;
+bool plain_rows(const CudaBackend& gpu, const CacheLayer& cache);
+Splits attend_splits_whole(CudaBackend& gpu, const float* q, const CacheLayer& cache,
+                           int most = ANY_SPLITS);
 Splits attend_splits_tensor(CudaBackend& gpu, const float* q, const float* rotation,
                             const CacheLayer& cache, int most = ANY_SPLITS);
 Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotation,

@@ -144,7 +144,7 @@ void CudaBackend::gated(Operand gate, float* up, const Input& x, const Weight& w
         return rounds(gate.meets, T) ? swiglu_rounded(gate.data, up, T, w_gate.N)
                                      : swiglu(gate.data, up, T, w_gate.N);
     }
-    gated_one(*this, gate.data, x, w_gate, w_up);
+    gated_one(*this, gate.data, up, x, w_gate, w_up);
 }
 
 }  // namespace stief

@@ -1,145 +1,206 @@
-// Products of one token: inner products with the rows of w as they lie, at the speed of memory, with
-// the RMSNorm of x on the way where one is asked for. What matmul.cu does for several.
+// Products of one token, at the speed of memory: weights stream through shared memory, with the RMSNorm
+// of x on the way where one is asked for. What matmul.cu does for several.
+//
+// A block has some rows of w, the same number for every multiprocessor; each of its warps has a slice of
+// the columns, with that slice of x in registers, and meets every row of the block:
+//
+//              warp 0     warp 1      …           a lane: C · 16 bytes of a row
+//     row 0   [chunk 0   |chunk 1    |…]          C = 1, or 2, 4, 8 where rows are wider than 16 chunks
+//     row 1   [ …                      ]
+//
+// What a lane reads comes by cp.async into a ring of its own, SLOTS copies of 16 bytes ahead across all
+// rows: no barrier, and nothing is read from memory twice. A ring is full before the kernels before this
+// one are through (launch_ahead), as weights do not wait for them.
 #include "matvec.cuh"
 
 #include "dispatch.cuh"
+#include <cstdlib>
 
 namespace stief {
 
 // ---- device helpers ----------------------------------------------------------------------------
 
-// A norm on the way: the row's weight and ε. The factor 1 / √(mean(x²) + ε) is of all sums alike, so
-// that a warp finds it while it reads x for its products.
+constexpr int MOST_PROJECTIONS = 3, MOST_WARPS = 16;
+constexpr int MOST_NORM = 4;  // chunks of a lane with a norm: more, and registers do not hold them
+#ifndef TUNE_SLOTS
+#define TUNE_SLOTS 8
+#endif
+constexpr int SLOTS = TUNE_SLOTS;     // copies of a lane on their way: 64 KB a multiprocessor of 16 warps
+constexpr int PASS = 128;    // rows whose sums over the warps are made at once
+
+// A norm on the way: the row's weight and ε. The factor 1 / √(mean(x²) + ε) is of all sums alike.
 template <class E>
 struct NormOf {
     const E* w;
     float eps;
 };
 
-// sum_r += x[lane's part] · row_r for R rows of K elements, by the lanes of one warp; NORM: of
-// RMSNorm(x) instead of x. ALIGNED: rows begin at multiples of 16 bytes and K is whole loads. A lane
-// has UNROLL · R = 4 loads of weights and two of x in flight, 16 bytes each: make sass demands the
-// four. The compiler keeps them only where the kernel may have 64 registers: four blocks of 256
-// threads a multiprocessor.
-template <class E, int R, bool ALIGNED, bool NORM>
-__device__ __forceinline__ void dot_rows(float (&sum)[R], const float* x, const E* const (&rows)[R],
-                                         int K, const NormOf<E>& norm) {
-    static_assert(ALIGNED || !NORM);
-    int lane = int(threadIdx.x) % WARP;
-    if constexpr (ALIGNED) {
-        float square = 0;
-        constexpr int EACH = 16 / sizeof(E), UNROLL = 4 / R;
-        for (int i = lane * EACH; i < K; i += UNROLL * WARP * EACH) {
-            uint4 loaded[UNROLL][R];
-            for (int u = 0; u < UNROLL; u++)
-                for (int r = 0; r < R; r++) {
-                    int at = i + u * WARP * EACH;
-                    loaded[u][r] = at < K ? load_16_stream(rows[r] + at) : uint4{0, 0, 0, 0};
-                }
-            for (int u = 0; u < UNROLL; u++) {
-                int at = i + u * WARP * EACH;
-                if (at >= K) break;
-                float left[EACH];
-                // Not load_16: the kernel before may still have been writing x when this one began.
-                for (int e = 0; e < EACH; e += 4) {
-                    float4 four = load_4(x + at + e);
-                    left[e] = four.x, left[e + 1] = four.y, left[e + 2] = four.z, left[e + 3] = four.w;
-                }
-                if constexpr (NORM) {
-                    float weight[EACH];
-                    unpack<E>(weight, load_16(norm.w + at));
-                    for (int e = 0; e < EACH; e++)
-                        square = fmaf(left[e], left[e], square), left[e] *= weight[e];
-                }
-                for (int r = 0; r < R; r++) {
-                    float right[EACH];
-                    unpack<E>(right, loaded[u][r]);
-                    for (int e = 0; e < EACH; e++) sum[r] = fmaf(left[e], right[e], sum[r]);
-                }
-            }
-        }
-        if constexpr (NORM) {
-            float factor = 1.0f / sqrtf(warp_sum(square) / float(K) + norm.eps);
-            for (int r = 0; r < R; r++) sum[r] *= factor;
-        }
-    } else {
-        for (int i = lane; i < K; i += WARP)
-            for (int r = 0; r < R; r++) sum[r] = fmaf(x[i], to_float(rows[r][i]), sum[r]);
-    }
-    for (int r = 0; r < R; r++) sum[r] = warp_sum(sum[r]);
-}
-
-// The first line of each lane's part of a row that the kernel will read once it may: weights do not
-// wait for the kernels before.
-template <class E>
-__device__ __forceinline__ void prefetch_row(const E* row, int K) {
-    int at = int(threadIdx.x) % WARP * int(128 / sizeof(E));
-    if (at < K) prefetch_line(row + at);
-}
-
-// ---- kernels -----------------------------------------------------------------------------------
-
-constexpr int MOST_PROJECTIONS = 3, MATVEC_BLOCK = 256, MATVEC_WARPS = MATVEC_BLOCK / WARP;
-
-// Up to three matrices that meet the same x; a warp's R rows never lie in two of them.
+// Up to three matrices (N_i, K) that meet the same x, one below the other.
 template <class E>
 struct Matrices {
     float* out[MOST_PROJECTIONS];
     const E* w[MOST_PROJECTIONS];
     int N[MOST_PROJECTIONS];
-    int count;
+    int count, rows;  // rows: Σ N
+
+    // f(w, out, row of it) of row i; without an index that only the device knows, which would put the
+    // struct into local memory.
+    template <class F>
+    __device__ __forceinline__ void at(int i, const F& f) const {
+        const E* from = w[0];
+        float* to = out[0];
+        int above = N[0];
+#pragma unroll
+        for (int n = 1; n < MOST_PROJECTIONS; n++) {
+            if (n >= count || i < above) break;
+            i -= above, from = w[n], to = out[n], above = N[n];
+        }
+        f(from, to, i);
+    }
+    // Row i, GATED: those of w[0] and w[1] in turn.
+    template <bool GATED>
+    __device__ __forceinline__ const E* row(int i, int K) const {
+        if constexpr (GATED) return (i % 2 ? w[1] : w[0]) + size_t(i / 2) * size_t(K);
+        const E* found = nullptr;
+        at(i, [&](const E* from, float*, int j) { found = from + size_t(j) * size_t(K); });
+        return found;
+    }
 };
 
-// out_j (+)= w_j · x, or w_j · RMSNorm(x). grid: a warp for R rows. Reads every weight once, N·K·size
-// bytes; x comes from the first cache, and with a norm its weight, K·size.
-template <class E, int R, bool ALIGNED, bool NORM>
-__global__ void __launch_bounds__(MATVEC_BLOCK, 4)
-    matvec_kernel(Matrices<E> all, const float* x, NormOf<E> norm, int K, bool add) {
-    int unit = int(blockIdx.x) * MATVEC_WARPS + int(threadIdx.x) / WARP;
-    float* out = all.out[0];
-    const E* w = all.w[0];
-    int N = all.N[0];
-    // Chosen without an index that only the device knows: that would put the struct into local memory.
-#pragma unroll
-    for (int i = 1; i < MOST_PROJECTIONS; i++) {
-        int units = (N + R - 1) / R;
-        if (i >= all.count || unit < units) break;
-        unit -= units, out = all.out[i], w = all.w[i], N = all.N[i];
-    }
-    int j = unit * R;
-    const E* rows[R];
-    float sum[R] = {};
-    for (int r = 0; r < R; r++) {
-        rows[r] = w + size_t(min(j + r, N - 1)) * size_t(K);
-        prefetch_row(rows[r], K);
-    }
-    let_next_begin();
-    await_kernels();
-    if (j >= N) return;
-    dot_rows<E, R, ALIGNED, NORM>(sum, x, rows, K, norm);
+// Σ over the lanes of each of N sums: sum_n in lanes 32 n / N and following.
+template <int N>
+__device__ __forceinline__ float sum_over_lanes(float (&sum)[N]) {
     int lane = int(threadIdx.x) % WARP;
-    if (lane == 0)
-        for (int r = 0; r < R && j + r < N; r++) {
-            float* to = out + j + r;
-            *to = add ? *to + sum[r] : sum[r];
+    constexpr int LANES = WARP / N;
+#pragma unroll
+    for (int half = N / 2; half > 0; half /= 2) {
+        bool upper = lane & LANES * half;
+        for (int i = 0; i < half; i++) {
+            float give = upper ? sum[i] : sum[i + half], keep = upper ? sum[i + half] : sum[i];
+            sum[i] = keep + __shfl_xor_sync(~0u, give, LANES * half);
         }
+    }
+    for (int mask = LANES / 2; mask > 0; mask /= 2) sum[0] += __shfl_xor_sync(~0u, sum[0], mask);
+    return sum[0];
 }
 
-// gate_j ← silu(w_gate,j · x) (w_up,j · x), or of RMSNorm(x). grid: a warp for one row of each.
-template <class E, bool ALIGNED, bool NORM>
-__global__ void __launch_bounds__(MATVEC_BLOCK, 4)
-    gated_kernel(float* gate, const float* x, NormOf<E> norm, const E* w_gate, const E* w_up, int N,
-                 int K) {
-    int j = int(blockIdx.x) * MATVEC_WARPS + int(threadIdx.x) / WARP;
-    size_t row = size_t(min(j, N - 1)) * size_t(K);
-    const E* rows[2] = {w_gate + row, w_up + row};
-    float sum[2] = {};
-    for (const E* one : rows) prefetch_row(one, K);
+// ---- kernels -----------------------------------------------------------------------------------
+
+// out_i (+)= w_i · x for every row, or w_i · RMSNorm(x). GATED: of two matrices alike,
+// out_j ← silu(w_0,j · x) (w_1,j · x). grid: blocks for every multiprocessor; block: a warp for each C
+// chunks of 32 · 16 bytes of a row. Shared: rings, the warps' sums. Reads every weight once, N·K·size
+// bytes, and in every block x, and with a norm its weight.
+template <class E, int C, bool NORM, bool GATED>
+__global__ void __launch_bounds__(MOST_WARPS * WARP, C <= 2 ? 2 : 1)
+    matvec_kernel(Matrices<E> all, const float* x, NormOf<E> norm, int K, bool add) {
+    constexpr int EACH = 16 / sizeof(E), CHUNK = WARP * EACH, UNIT = GATED ? 2 : 1;
+    constexpr int AHEAD = SLOTS / C;          // rows
+    constexpr int TOGETHER = AHEAD > 4 ? AHEAD : 4;  // rows whose sums over the lanes are made at once
+    static_assert(SLOTS % C == 0 && TOGETHER % AHEAD == 0 && PASS % TOGETHER == 0);
+    int lane = int(threadIdx.x) % WARP, warp = int(threadIdx.x) / WARP;
+    int warps = int(blockDim.x) / WARP, stride = warps | 1;  // rows of sums in different banks
+    char* ring = dynamic_shared() + (warp * SLOTS * WARP + lane) * 16;
+    float* sums = reinterpret_cast<float*>(dynamic_shared() + warps * SLOTS * WARP * 16);
+    float* scratch = sums + PASS * stride;  // (warps)
+    int column = warp * C * CHUNK + lane * EACH;
+    long units = all.rows / UNIT;
+    int first = int(units * blockIdx.x / gridDim.x) * UNIT;
+    int end = int(units * (blockIdx.x + 1) / gridDim.x) * UNIT;
+
+    auto ask = [&](const E* row, int slot, int c) {
+        bool there = row && column + c * CHUNK < K;
+        copy_async_16(ring + slot * WARP * 16, there ? row + column + c * CHUNK : all.w[0], there);
+        copy_async_commit();
+    };
+    auto row_at = [&](int r) { return r < end ? all.template row<GATED>(r, K) : nullptr; };
+#pragma unroll
+    for (int n = 0; n < AHEAD; n++) {
+        const E* row = row_at(first + n);
+        for (int c = 0; c < C; c++) ask(row, n * C + c, c);
+    }
+    uint4 weight[C] = {};
+    for (int c = 0; NORM && c < C; c++)
+        if (column + c * CHUNK < K) weight[c] = load_16(norm.w + column + c * CHUNK);
     let_next_begin();
     await_kernels();
-    if (j >= N) return;
-    dot_rows<E, 2, ALIGNED, NORM>(sum, x, rows, K, norm);
-    if (threadIdx.x % WARP == 0) gate[j] = sum[0] / (1.0f + expf(-sum[0])) * sum[1];
+
+    float left[C][EACH], square = 0, factor = 1;  // this lane's part of x
+#pragma unroll
+    for (int c = 0; c < C; c++)
+        for (int e = 0; e < EACH; e += 4) {
+            float4 four = make_float4(0, 0, 0, 0);
+            if (column + c * CHUNK < K) four = load_4(x + column + c * CHUNK + e);
+            left[c][e] = four.x, left[c][e + 1] = four.y;
+            left[c][e + 2] = four.z, left[c][e + 3] = four.w;
+        }
+    if constexpr (NORM) {
+#pragma unroll
+        for (int c = 0; c < C; c++) {
+            float by[EACH];
+            unpack<E>(by, weight[c]);
+            for (int e = 0; e < EACH; e++)
+                square = fmaf(left[c][e], left[c][e], square), left[c][e] *= by[e];
+        }
+        factor = 1.0f / sqrtf(block_sum(square, scratch) / float(K) + norm.eps);
+    }
+
+    for (int pass = first; pass < end; pass += PASS) {
+        int stop = min(end, pass + PASS);
+        for (int r = pass; r < stop; r += TOGETHER) {
+            float sum[TOGETHER] = {};
+#pragma unroll
+            for (int n = 0; n < TOGETHER; n++) {
+                if (r + n >= stop) break;
+                const E* next = row_at(r + n + AHEAD);
+#pragma unroll
+                for (int c = 0; c < C; c++) {
+                    int slot = n % AHEAD * C + c;
+                    float right[EACH];
+                    copy_async_wait<SLOTS - 1>();  // a lane reads only what it asked for itself
+                    unpack<E>(right, *reinterpret_cast<const uint4*>(ring + slot * WARP * 16));
+                    for (int e = 0; e < EACH; e++) sum[n] = fmaf(left[c][e], right[e], sum[n]);
+                    ask(next, slot, c);
+                }
+            }
+            float one = sum_over_lanes(sum);
+            constexpr int LANES = WARP / TOGETHER;
+            if (lane % LANES == 0) sums[(r - pass + lane / LANES) * stride + warp] = one;
+        }
+        __syncthreads();  // all warps' sums of these rows are there
+        auto total = [&](int i) {
+            float sum = 0;
+            for (int w = 0; w < warps; w++) sum += sums[i * stride + w];
+            return factor * sum;
+        };
+        for (int i = int(threadIdx.x); i < (stop - pass) / UNIT; i += int(blockDim.x)) {
+            if constexpr (GATED) {
+                float gate = total(2 * i);
+                all.out[0][pass / 2 + i] = gate / (1.0f + expf(-gate)) * total(2 * i + 1);
+            } else {
+                all.at(pass + i, [&](const E*, float* out, int j) {
+                    out[j] = add ? out[j] + total(i) : total(i);
+                });
+            }
+        }
+        if (stop < end) __syncthreads();  // the sums were read
+    }
+}
+
+// The same for rows at any address and of any width, a warp a row.
+template <class E>
+__global__ void __launch_bounds__(256)
+    plain_matvec_kernel(Matrices<E> all, const float* x, int K, bool add) {
+    int lane = int(threadIdx.x) % WARP, i = int((blockIdx.x * blockDim.x + threadIdx.x) / WARP);
+    let_next_begin();
+    await_kernels();
+    if (i >= all.rows) return;
+    all.at(i, [&](const E* w, float* out, int j) {
+        const E* row = w + size_t(j) * size_t(K);
+        float sum = 0;
+        for (int k = lane; k < K; k += WARP) sum = fmaf(x[k], to_float(row[k]), sum);
+        sum = warp_sum(sum);
+        if (lane == 0) out[j] = add ? out[j] + sum : sum;
+    });
 }
 
 // ---- launchers ---------------------------------------------------------------------------------
@@ -150,44 +211,62 @@ static bool whole_loads(const void* x, const E* w, int K) {
            reinterpret_cast<uintptr_t>(x) % 16 == 0 && reinterpret_cast<uintptr_t>(w) % 16 == 0;
 }
 
-// x as one token's products of weights of type E read it: its norm on the way where that can be,
-// aligned and with a weight of the same type; or made before.
+template <class E, bool GATED>
+static void matvec_streamed(CudaBackend& gpu, const Matrices<E>& all, const float* x,
+                        const NormOf<E>& norm, int K, bool add) {
+    constexpr int CHUNK = WARP * 16 / sizeof(E);
+    int chunks = (K + CHUNK - 1) / CHUNK;
+    auto run = [&]<int C>() {
+        int warps = (chunks + C - 1) / C, units = all.rows / (GATED ? 2 : 1);
+        static const int waves = getenv("MV_WAVES") ? atoi(getenv("MV_WAVES")) : 1;
+        int blocks = std::min(units, waves * gpu.multiprocessors * std::max(1, MOST_WARPS / warps));
+        size_t bytes = size_t(warps * SLOTS * WARP * 16) +
+                       size_t(PASS * (warps | 1) + warps) * sizeof(float);
+        auto kernel = matvec_kernel<E, C, false, GATED>;
+        if constexpr (C <= MOST_NORM)
+            if (norm.w) kernel = matvec_kernel<E, C, true, GATED>;
+        launch_ahead(kernel, dim3(unsigned(blocks)), warps * WARP, bytes, gpu.queue, all, x, norm, K,
+                     add);
+    };
+    chunks <= MOST_WARPS       ? run.template operator()<1>()
+    : chunks <= 2 * MOST_WARPS ? run.template operator()<2>()
+    : chunks <= 4 * MOST_WARPS ? run.template operator()<4>()
+                               : run.template operator()<8>();
+}
+
+// Whether the rows can stream: whole copies, and no more of them than a block's warps take.
 template <class E>
-struct OneToken {
-    const float* x;
-    NormOf<E> norm = {};
-    bool fused, aligned;
+static bool can_stream(const Matrices<E>& all, const float* x, int K) {
+    bool whole = size_t(K) * sizeof(E) <= size_t(8 * MOST_WARPS * WARP * 16);
+    for (int i = 0; i < all.count; i++) whole = whole && whole_loads(x, all.w[i], K);
+    return whole;
+}
 
-    OneToken(CudaBackend& gpu, const Input& input, bool whole, int K) : x(input.x) {
-        fused = input.norm && whole && input.norm->dtype == DTYPE_OF<E> &&
-                whole_loads(x, static_cast<const E*>(input.norm->data), K);
-        if (fused) norm = {static_cast<const E*>(input.norm->data), input.eps};
-        else if (input.norm) gpu.rmsnorm(input.normed, x, *input.norm, input.eps, 1), x = input.normed;
-        aligned = whole && reinterpret_cast<uintptr_t>(x) % 16 == 0;
+// x as one token's products of weights of type E read it: its norm on the way where that can be, with a
+// weight of the same type; or made before.
+template <class E>
+static const float* without_norm(CudaBackend& gpu, const Input& x, NormOf<E>& norm, bool streams,
+                                 int K) {
+    norm = {};
+    if (!x.norm) return x.x;
+    const E* w = static_cast<const E*>(x.norm->data);
+    bool few = size_t(K) * sizeof(E) <= size_t(MOST_NORM * MOST_WARPS * WARP * 16);
+    if (streams && few && x.norm->dtype == DTYPE_OF<E> && whole_loads(x.x, w, K)) {
+        norm = {w, x.eps};
+        return x.x;
     }
-};
+    gpu.rmsnorm(x.normed, x.x, *x.norm, x.eps, 1);
+    return x.normed;
+}
 
-// Two rows a warp, unless the machine would then hold fewer than 16 warps a multiprocessor.
 template <class E>
 static void matvec(CudaBackend& gpu, const Matrices<E>& all, const Input& input, int K, bool add) {
-    bool whole = true;
-    size_t rows = 0;
-    for (int i = 0; i < all.count; i++) {
-        whole = whole && whole_loads(input.x, all.w[i], K);
-        rows += size_t(all.N[i]);
-    }
-    OneToken<E> token(gpu, input, whole, K);
-    int R = rows / 2 >= size_t(gpu.multiprocessors) * 16 ? 2 : 1;
-    size_t units = 0;
-    for (int i = 0; i < all.count; i++) units += size_t((all.N[i] + R - 1) / R);
-    dim3 grid(unsigned((units + MATVEC_WARPS - 1) / MATVEC_WARPS));
-    auto run = [&]<int ROWS>() {
-        auto kernel = token.fused     ? matvec_kernel<E, ROWS, true, true>
-                      : token.aligned ? matvec_kernel<E, ROWS, true, false>
-                                      : matvec_kernel<E, ROWS, false, false>;
-        launch_ahead(kernel, grid, MATVEC_BLOCK, 0, gpu.queue, all, token.x, token.norm, K, add);
-    };
-    R == 2 ? run.template operator()<2>() : run.template operator()<1>();
+    bool streams = can_stream(all, input.x, K);
+    NormOf<E> norm;
+    const float* x = without_norm(gpu, input, norm, streams, K);
+    if (streams && can_stream(all, x, K)) return matvec_streamed<E, false>(gpu, all, x, norm, K, add);
+    launch_ahead(plain_matvec_kernel<E>, dim3(unsigned((all.rows + 7) / 8)), 256, 0, gpu.queue, all, x, K,
+                 add);
 }
 
 // One token: products of one dtype go together, in the order in which they come.
@@ -201,24 +280,26 @@ void matvecs(CudaBackend& gpu, std::span<const Projection> all, const Input& x, 
                 int n = together.count++;
                 together.out[n] = all[i].out, together.N[n] = all[i].w.N;
                 together.w[n] = static_cast<const E*>(all[i].w.data);
+                together.rows += all[i].w.N;
             }
             matvec(gpu, together, x, all[i - 1].w.K, add);
         });
     }
 }
 
-void gated_one(CudaBackend& gpu, float* gate, const Input& x, const Weight& w_gate,
+void gated_one(CudaBackend& gpu, float* gate, float* up, const Input& x, const Weight& w_gate,
                const Weight& w_up) {
     for_dtype(w_gate.dtype, [&]<class E>(E) {
         const E *g = static_cast<const E*>(w_gate.data), *u = static_cast<const E*>(w_up.data);
-        bool whole = whole_loads(x.x, g, w_gate.K) && whole_loads(x.x, u, w_gate.K);
-        OneToken<E> token(gpu, x, whole, w_gate.K);
-        auto kernel = token.fused     ? gated_kernel<E, true, true>
-                      : token.aligned ? gated_kernel<E, true, false>
-                                      : gated_kernel<E, false, false>;
-        launch_ahead(kernel, dim3(unsigned((w_gate.N + MATVEC_WARPS - 1) / MATVEC_WARPS)),
-                     MATVEC_BLOCK, 0, gpu.queue, gate, token.x, token.norm, g, u, w_gate.N,
-                     w_gate.K);
+        int N = w_gate.N, K = w_gate.K;
+        Matrices<E> both = {{gate, up}, {g, u}, {N, N}, 2, 2 * N};
+        NormOf<E> norm;
+        bool streams = can_stream(both, x.x, K);
+        const float* from = without_norm(gpu, x, norm, streams, K);
+        if (streams && can_stream(both, from, K))
+            return matvec_streamed<E, true>(gpu, both, from, norm, K, false);
+        matvec(gpu, both, from, K, false);
+        gpu.swiglu(gate, up, 1, N);
     });
 }
 

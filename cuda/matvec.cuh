@@ -6,8 +6,8 @@ namespace stief {
 
 // out (+)= x wᵀ for each
 void matvecs(CudaBackend& gpu, std::span<const Projection> all, const Input& x, bool add);
-// gate ← silu(x w_gateᵀ) ⊙ (x w_upᵀ), for weights of one dtype
-void gated_one(CudaBackend& gpu, float* gate, const Input& x, const Weight& w_gate,
+// gate ← silu(x w_gateᵀ) ⊙ (x w_upᵀ), for weights of one dtype; up (N) may be used on the way
+void gated_one(CudaBackend& gpu, float* gate, float* up, const Input& x, const Weight& w_gate,
                const Weight& w_up);
 
 }  // namespace stief

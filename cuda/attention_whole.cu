@@ -1,0 +1,234 @@
+// Decode attention over the plain cache: rows of 16 bits, whole, one behind the other, and up to 8 query
+// heads of a kv head. Bound by the bytes of the rows: what a warp does for 16 keys is some 140
+// instructions, with no address that is not the lane's own plus a constant. attention_tensor.cu does
+// all else.
+#include <algorithm>
+#include <cstdlib>
+
+#include "attention_tensor.cuh"
+#include "dispatch.cuh"
+
+namespace stief {
+
+// ---- device helpers ----------------------------------------------------------------------------
+
+constexpr int WHOLE_WARPS = 4, WHOLE_BLOCK = WHOLE_WARPS * WARP, WHOLE_HEADS = 8;
+constexpr int WHOLE_BLOCKS = 2;  // a multiprocessor has
+// A larger score than the largest so far by no more than this leaves the accumulators as they are: a
+// weight may be up to 2^8.
+constexpr float SLACK = 8;
+
+// One warp's work on 16 keys at a time, as attention_warp.cuh says it for rows of any kind.
+template <class E, int D>
+struct WholeWarp {
+    static constexpr int FRAGMENTS = D / 16, STRIDE = D + 8;
+    static constexpr int TILE = STEP * STRIDE, STAGE = 2 * TILE;  // elements: keys, then values
+    static constexpr int STAGES = 3 * 128 / D;  // steps: one at hand, the others on their way
+    static constexpr int PER = D / 8, ROWS_ON = WARP / PER;       // copies of a row; rows of one turn
+    const E *keys, *values;  // this lane's part of position 0's row
+    E* stages;               // (STAGES, 2, STEP, STRIDE)
+    int lane, g, t, row, to; // row, to: of this lane's first copy; elements
+    uint32_t query[FRAGMENTS][2];
+    float acc[FRAGMENTS][4], max[2], sum[2];  // (coordinates g, g + 8) x (heads 2t, 2t + 1)
+
+    __device__ WholeWarp(const void* k, const void* v, E* memory) : stages(memory) {
+        lane = int(threadIdx.x) % WARP, g = lane / 4, t = lane % 4;
+        row = lane / PER, to = row * STRIDE + lane % PER * 8;
+        keys = static_cast<const E*>(k) + lane * 8, values = static_cast<const E*>(v) + lane * 8;
+        max[0] = max[1] = -INFINITY, sum[0] = sum[1] = 0;
+        for (int f = 0; f < FRAGMENTS; f++)
+            for (int i = 0; i < 4; i++) acc[f][i] = 0;
+    }
+    __device__ void load_queries(const float* q, int R) {
+        float scale = LOG2_E / sqrtf(float(D));
+#pragma unroll
+        for (int f = 0; f < FRAGMENTS; f++)
+            for (int i = 0; i < 2; i++) {
+                float2 pair = g < R ? load_pair(q + g * D + 16 * f + 8 * i + 2 * t) : make_float2(0, 0);
+                query[f][i] = pack2<E>(scale * pair.x, scale * pair.y);
+            }
+    }
+
+    // Positions s … s + 15 begin to come, those from `end` on as zeros.
+    __device__ __forceinline__ void begin(int stage, int s, int end) {
+        E* k = stages + stage * STAGE + to;
+        const E *from = keys + size_t(s) * D, *from_v = values + size_t(s) * D;
+        auto copy = [&](auto there) {  // constants beside two addresses, where all of them are
+#pragma unroll
+            for (int i = 0; i < STEP / ROWS_ON; i++) {
+                bool one = there(row + i * ROWS_ON);
+                int at = one ? i * WARP * 8 : 0;
+                copy_async_16(k + i * ROWS_ON * STRIDE, from + at, one);
+                copy_async_16(k + TILE + i * ROWS_ON * STRIDE, from_v + at, one);
+            }
+        };
+        if (s + STEP <= end)
+            copy([](int) { return true; });
+        else
+            copy([&](int y) { return s + y < end; });
+    }
+
+    // Scores become weights; max and sum take them in.
+    __device__ __forceinline__ void softmax(float (&s)[4]) {
+        bool larger = s[0] > max[0] + SLACK || s[2] > max[0] + SLACK || s[1] > max[1] + SLACK ||
+                      s[3] > max[1] + SLACK;
+        if (__ballot_sync(~0u, larger)) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                float most = fmaxf(s[i], s[2 + i]);
+                for (int mask = 4; mask < WARP; mask *= 2)
+                    most = fmaxf(most, __shfl_xor_sync(~0u, most, mask));
+                most = fmaxf(max[i], most);
+                float keep = exp2f(max[i] - most);
+                max[i] = most, sum[i] *= keep;
+#pragma unroll
+                for (int f = 0; f < FRAGMENTS; f++) acc[f][i] *= keep, acc[f][2 + i] *= keep;
+            }
+        }
+        for (int i = 0; i < 4; i++) s[i] = exp2f(s[i] - max[i % 2]);
+        sum[0] += s[0] + s[2], sum[1] += s[1] + s[3];
+    }
+
+    // count keys of a stage that has come
+    __device__ __forceinline__ void step(int stage, int count) {
+        const E* k = stages + stage * STAGE;
+        float part[2][4] = {};  // two sums, as each waits for its last product
+#pragma unroll
+        for (int f = 0; f < FRAGMENTS; f++) {
+            uint32_t a[4];
+            load_a(a, k, STRIDE, 0, 16 * f);
+            mma_16x8x16<E>(part[f % 2], a, query[f]);
+        }
+        float s[4];
+        for (int i = 0; i < 4; i++)
+            s[i] = g + i / 2 * 8 < count ? part[0][i] + part[1][i] : -INFINITY;
+        softmax(s);
+        uint32_t p[2];
+        for (int i = 0; i < 2; i++) p[i] = transpose_8x8(pack2<E>(s[2 * i], s[2 * i + 1]));
+#pragma unroll
+        for (int f = 0; f < FRAGMENTS; f++) {
+            uint32_t a[4];
+            load_a_transposed(a, k + TILE, STRIDE, 0, 16 * f);
+            mma_16x8x16<E>(acc[f], a, p);
+        }
+    }
+
+    // This warp's steps of positions first … end − 1. `ready`: what the queries need once copies are on
+    // their way.
+    template <class Ready>
+    __device__ __forceinline__ void run(int first, int end, const Ready& ready) {
+        constexpr int ON = WHOLE_WARPS * STEP;
+        int s0 = first + int(threadIdx.x) / WARP * STEP, now = 0;
+        for (int i = 0; i < STAGES - 1; i++) {
+            if (s0 + i * ON < end) begin(i, s0 + i * ON, end);
+            copy_async_commit();
+        }
+        ready();
+        for (int s = s0; s < end; s += ON) {
+            copy_async_wait<STAGES - 2>();
+            __syncwarp();  // every lane's copies of this step are there; the last step was read
+            int next = now == 0 ? STAGES - 1 : now - 1, then = s + (STAGES - 1) * ON;
+            if (then < end) begin(next, then, end);
+            copy_async_commit();
+            step(now, min(STEP, end - s));
+            now = now + 1 == STAGES ? 0 : now + 1;
+        }
+        copy_async_wait<0>();
+    }
+};
+
+// ---- kernels -----------------------------------------------------------------------------------
+
+// grid (G, splits), block 128. Shared: stages of each warp, for d = 128 and f16 4 · 3 · 8.5 = 102 KB;
+// then the merging of warps in their place. Reads K and V once: S·G·4 d bytes, which is the bound.
+template <class E, int D>
+__global__ void __launch_bounds__(WHOLE_BLOCK, WHOLE_BLOCKS)
+    attend_one_whole(Partial partials, CacheView cache, const float* q, const int* pos) {
+    using One = WholeWarp<E, D>;
+    constexpr int EACH = D + 2;
+    int g = int(blockIdx.x), m = cache.H / cache.G, h0 = g * m, warp = int(threadIdx.x) / WARP;
+    E* stages = reinterpret_cast<E*>(dynamic_shared());
+    One one(cache.k(g).store[0].data, cache.v(g).store[0].data,
+            stages + warp * One::STAGES * One::STAGE);
+    let_next_begin();
+    await_kernels();
+
+    Share share(*pos + 1, int(blockIdx.y), int(gridDim.y), STEP);
+    if (share.first >= share.end) {
+        for (int i = int(threadIdx.x); i < m; i += WHOLE_BLOCK) {
+            float* to = partials.of(int(blockIdx.y), h0 + i);
+            to[0] = -INFINITY, to[1] = 0;
+        }
+        return;
+    }
+    one.run(share.first, share.end, [&] { one.load_queries(q + size_t(h0) * D, m); });
+
+    __syncthreads();  // every warp has read its last step
+    float* memory = reinterpret_cast<float*>(dynamic_shared());  // (4, 8, D + 2)
+    float* mine = memory + warp * WHOLE_HEADS * EACH;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float sum = one.sum[i], *to = mine + (2 * one.t + i) * EACH;
+        for (int mask = 4; mask < WARP; mask *= 2) sum += __shfl_xor_sync(~0u, sum, mask);
+        if (one.g == 0) to[0] = one.max[i], to[1] = sum;
+#pragma unroll
+        for (int f = 0; f < One::FRAGMENTS; f++) {
+            to[2 + 16 * f + one.g] = one.acc[f][i];
+            to[2 + 16 * f + 8 + one.g] = one.acc[f][2 + i];
+        }
+    }
+    __syncthreads();  // all warps' are there
+    for (int i = int(threadIdx.x); i < m * D; i += WHOLE_BLOCK) {
+        int row = i / D, j = i % D;
+        const float* from = memory + row * EACH;
+        float most = from[0], sum = 0, value = 0;
+        for (int w = 1; w < WHOLE_WARPS; w++) most = fmaxf(most, from[w * WHOLE_HEADS * EACH]);
+        for (int w = 0; w < WHOLE_WARPS; w++, from += WHOLE_HEADS * EACH) {
+            float weight = exp2f(from[0] - most);
+            sum += weight * from[1], value += weight * from[2 + j];
+        }
+        float* to = partials.of(int(blockIdx.y), h0 + row);
+        if (j == 0) to[0] = most, to[1] = sum;
+        to[2 + j] = value;
+    }
+}
+
+// ---- launchers ---------------------------------------------------------------------------------
+
+template <class E, int D>
+static size_t whole_bytes() {
+    return std::max(size_t(WHOLE_WARPS * WholeWarp<E, D>::STAGES * WholeWarp<E, D>::STAGE) * sizeof(E),
+                    size_t(WHOLE_WARPS * WHOLE_HEADS * (D + 2)) * sizeof(float));
+}
+
+bool plain_rows(const CudaBackend& gpu, const CacheLayer& cache) {
+    if (!cache.rotated || cache.H / cache.G > WHOLE_HEADS) return false;
+    if (whole_bytes<f16, 128>() > gpu.shared_limit) return false;
+    for (size_t g = 0; g < size_t(cache.G); g++) {
+        if (cache.seen[g].count > 1) return false;
+        for (const CacheRows* head : {&cache.k[g], &cache.v[g]}) {
+            const RowStore& store = head->store[0];
+            if (!store.data || store.ring || store.format != RowFormat::whole(cache.d)) return false;
+        }
+        const Stretch& all = cache.seen[g].stretch[0];
+        if (all.k || all.v) return false;
+    }
+    return true;
+}
+
+Splits attend_splits_whole(CudaBackend& gpu, const float* q, const CacheLayer& cache, int most) {
+    static const int each = getenv("AT_EACH") ? atoi(getenv("AT_EACH")) : WHOLE_BLOCKS;
+    Splits splits(gpu, cache, cache.G, each, STEP, most);
+    auto run = [&]<class E, int D>() {
+        launch_ahead(attend_one_whole<E, D>, dim3(unsigned(cache.G), unsigned(splits.count)),
+                     WHOLE_BLOCK, whole_bytes<E, D>(), gpu.queue, splits.partials, CacheView(cache), q,
+                     gpu.pos);
+    };
+    auto width = [&]<class E>() {
+        cache.d == 128 ? run.template operator()<E, 128>() : run.template operator()<E, 64>();
+    };
+    cache.dtype == DType::F16 ? width.template operator()<f16>() : width.template operator()<bf16>();
+    return splits;
+}
+
+}  // namespace stief
