@@ -40,26 +40,44 @@ __global__ void __launch_bounds__(PLAIN_BLOCK, 2)
 }
 
 constexpr int MERGE_BLOCK = 256, MERGE_PIECE = 64;  // threads; columns of out of one block
+constexpr int MERGE_LOADS = 24;                     // of a thread, on their way at once
 
 // out_h ← (Σ_i 2^(max_i − max) acc_i) D / Σ_i 2^(max_i − max) sum_i over the splits.
 // grid (H, pieces of columns), block 256: a second launch, which decodes besides, so that a step of
-// one token has three: append, attention, this. Shared: weights, the merged values, the slices'
-// sums. Reads the partials, and D once for each query head: from the second cache, as they are
-// small. Its time is that of two or three dependent reads.
-__global__ void __launch_bounds__(MERGE_BLOCK)
-    merge_kernel(float* out, Partial partials, CacheView cache, int splits) {
+// one token has three: append, attention, this. Shared: weights, the merged values, the slices' sums,
+// and `staged` the piece of D, which has come before attention is through. Reads the partials: from the
+// second cache, as they are small. Its time is that of one read and some barriers.
+__global__ void __launch_bounds__(MERGE_BLOCK, 4)
+    merge_kernel(float* out, Partial partials, CacheView cache, int splits, bool staged) {
     int h = int(blockIdx.x), d = cache.d, tid = int(threadIdx.x);
     const CacheRows& head = cache.v(h / (cache.H / cache.G));
     int width = head.width, column = int(blockIdx.y) * MERGE_PIECE;
     int n = min(MERGE_PIECE, d - column);
-    float* merged = reinterpret_cast<float*>(dynamic_shared());  // (d)
+    const float* decode = head.decode ? head.decode + column : nullptr;
+    float* basis = reinterpret_cast<float*>(dynamic_shared());    // (d, MERGE_PIECE)
+    float* merged = basis + (staged ? d * MERGE_PIECE : 0);       // (d)
     float *decoded = merged + d, *sums = decoded + MERGE_PIECE, *weight = sums + MERGE_BLOCK;
-    for (int i = tid; head.decode && i < width; i += MERGE_BLOCK)
-        for (int j = 0; j < n; j += 32) prefetch_line(head.decode + i * d + column + j);
+    for (int i = tid; decode && staged && i < width * n / 4; i += MERGE_BLOCK) {
+        int row = i / (n / 4), four = i % (n / 4) * 4;
+        copy_async_16(basis + row * MERGE_PIECE + four, decode + row * d + four, true);
+    }
+    copy_async_commit();
     let_next_begin();
     await_kernels();
 
-    float most = -INFINITY, sum = 0;
+    // A thread has a column and a slice of the splits, the same whether values are decoded or not.
+    int slices = MERGE_BLOCK / d, slice = tid / d, j = tid % d;
+    bool mine = slice < slices && j < width && (decode || (j >= column && j < column + n));
+    size_t each = size_t(cache.H) * size_t(d + 2);
+    float part[MERGE_LOADS];
+    auto load = [&](int from) {
+        const float* at = partials.of(from + slice, h) + 2 + j;
+#pragma unroll
+        for (int i = 0; i < MERGE_LOADS; i++, at += size_t(slices) * each)
+            part[i] = mine && from + slice + i * slices < splits ? *at : 0;
+    };
+    load(0);
+    float most = -INFINITY, sum = 0, total = 0;
     for (int i = tid; i < splits; i += MERGE_BLOCK) most = fmaxf(most, partials.of(i, h)[0]);
     most = block_max(most, sums);
     for (int i = tid; i < splits; i += MERGE_BLOCK) {
@@ -68,22 +86,31 @@ __global__ void __launch_bounds__(MERGE_BLOCK)
         sum += weight[i] * one[1];
     }
     sum = block_sum(sum, sums);  // its barriers order weight as well
-    for (int j = tid; j < width; j += MERGE_BLOCK) {
-        float total = 0;
-#pragma unroll 8
-        for (int i = 0; i < splits; i++) {  // eight loads in flight
-            float part = weight[i] > 0 ? partials.of(i, h)[2 + j] : 0;
-            total = fmaf(weight[i], part, total);
+    for (int from = 0; from < splits; from += MERGE_LOADS * slices) {
+        if (from > 0) load(from);
+#pragma unroll
+        for (int i = 0; i < MERGE_LOADS; i++) {
+            int split = from + slice + i * slices;
+            float by = mine && split < splits ? weight[split] : 0;
+            if (by > 0) total = fmaf(by, part[i], total);  // no keys: nobody wrote it
         }
-        merged[j] = total / sum;
     }
-    __syncthreads();  // merged is whole; sums is free
-    if (head.decode)
-        block_product<1>(decoded, 0, merged, 0, head.decode + column, size_t(d), 1, width, n, sums);
-    for (int j = tid; j < n; j += MERGE_BLOCK)
-        out[size_t(h) * size_t(d) + size_t(column + j)] = head.decode          ? decoded[j]
-                                                          : column + j < width ? merged[column + j]
-                                                                               : 0;
+    copy_async_wait<0>();
+    __syncthreads();  // sums is free; the basis is there
+    if (slice < slices) sums[tid] = total;
+    __syncthreads();  // all slices' are there
+    for (int i = tid; i < d; i += MERGE_BLOCK) {
+        float all = 0;
+        for (int k = 0; k < slices; k++) all += sums[k * d + i];
+        merged[i] = all / sum;
+    }
+    __syncthreads();  // merged is whole
+    if (decode && staged)
+        block_product<1>(decoded, 0, merged, 0, basis, MERGE_PIECE, 1, width, n, sums);
+    else if (decode)
+        block_product<1>(decoded, 0, merged, 0, decode, size_t(d), 1, width, n, sums);
+    for (int i = tid; i < n; i += MERGE_BLOCK)
+        out[size_t(h) * size_t(d) + size_t(column + i)] = decode ? decoded[i] : merged[column + i];
 }
 
 // ---- launchers ---------------------------------------------------------------------------------
@@ -102,9 +129,11 @@ Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotati
 
 void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const CacheLayer& cache) {
     dim3 grid(unsigned(cache.H), unsigned((cache.d + MERGE_PIECE - 1) / MERGE_PIECE));
+    bool staged = cache.v[0].decode && cache.d % 4 == 0;
     size_t floats = size_t(splits.count + cache.d + MERGE_PIECE + MERGE_BLOCK);
+    if (staged) floats += size_t(cache.d * MERGE_PIECE);
     launch_ahead(merge_kernel, grid, MERGE_BLOCK, floats * sizeof(float), gpu.queue, out,
-                 splits.partials, CacheView(cache), splits.count);
+                 splits.partials, CacheView(cache), splits.count, staged);
 }
 
 void attend_one(CudaBackend& gpu, float* out, const float* q, const float* rotation,

@@ -3,7 +3,6 @@
 // instructions, with no address that is not the lane's own plus a constant. attention_tensor.cu does
 // all else.
 #include <algorithm>
-#include <cstdlib>
 
 #include "attention_tensor.cuh"
 #include "dispatch.cuh"
@@ -217,8 +216,7 @@ bool plain_rows(const CudaBackend& gpu, const CacheLayer& cache) {
 }
 
 Splits attend_splits_whole(CudaBackend& gpu, const float* q, const CacheLayer& cache, int most) {
-    static const int each = getenv("AT_EACH") ? atoi(getenv("AT_EACH")) : WHOLE_BLOCKS;
-    Splits splits(gpu, cache, cache.G, each, STEP, most);
+    Splits splits(gpu, cache, cache.G, WHOLE_BLOCKS, STEP, most);
     auto run = [&]<class E, int D>() {
         launch_ahead(attend_one_whole<E, D>, dim3(unsigned(cache.G), unsigned(splits.count)),
                      WHOLE_BLOCK, whole_bytes<E, D>(), gpu.queue, splits.partials, CacheView(cache), q,

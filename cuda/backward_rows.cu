@@ -1,8 +1,8 @@
 // What storing does to rows, and the direction of the model's own score.
-// Twin: src/backend/cpu/backward_rows.cpp; the quantiser is coded_rows.cuh's.
-#include "coded_rows.cuh"
+// Twin: src/backend/cpu/backward_rows.cpp; the quantiser is row_encoder.cuh's.
 #include "cuda_backward.h"
 #include "dispatch.cuh"
+#include "row_encoder.cuh"
 
 namespace stief {
 
@@ -10,22 +10,27 @@ namespace stief {
 
 constexpr int BLOCK = 256, ROWS = BLOCK / WARP;  // threads; rows a block, a warp each
 
-// grid rows / ROWS, block 256. Reads a row once for its mean square and once a scale that is tried.
+// grid rows / ROWS, block 256. Shared: Widths. Reads a row once for its mean square and three times to
+// try scales.
 template <class E>
 __global__ void __launch_bounds__(BLOCK, 1)
     round_rows_kernel(float* c, const float* weight, RowFormat format, int rows, int d, int kept) {
     int row = int(blockIdx.x) * ROWS + int(threadIdx.x) / WARP, lane = int(threadIdx.x) % WARP;
+    Widths& widths = *reinterpret_cast<Widths*>(dynamic_shared());
+    widths.fill(format, int(threadIdx.x), BLOCK);
+    __syncthreads();  // the widths are there
     if (row >= rows) return;
     c += size_t(row) * size_t(d);
     int whole = int(format.count[0]);
     if (kept > whole) {
-        float rho = scale_of(search_scale(c, weight, format, kept));
+        RowEncoder encoder(DEVICE_LEVELS, widths, format, c, weight);
+        float rho = scale_of(encoder.search());
         __syncwarp();  // the search of every lane has read the row
-        for (int w = 1, from = whole; w < RowFormat::WIDTHS; from += int(format.count[w]), w++)
-            for (int j = from + lane; j < from + int(format.count[w]); j += WARP) {
-                float step = rho * step_of(w);
-                c[j] = step * float(DEVICE_LEVELS.of[w][code_of(c[j] / step, w)]);
-            }
+        for (int j = whole + lane; j < kept; j += WARP) {
+            int w = widths.of[j];
+            float step = rho * widths.step[w];
+            c[j] = step * encoder.level(encoder.code_of(c[j] / step, w), w);
+        }
     }
     for (int j = lane; j < whole; j += WARP) c[j] = to_float(to_element<E>(c[j]));
     for (int j = kept + lane; j < d; j += WARP) c[j] = 0;
@@ -81,8 +86,8 @@ void CudaBackward::round_rows(float* c, const float* weight, const RowFormat& fo
         gpu.upload(weights, weight, kept * sizeof(float));
     }
     for_dtype(dtype, [&]<class E>(E) {
-        launch(round_rows_kernel<E>, dim3(unsigned((rows + ROWS - 1) / ROWS)), BLOCK, 0, gpu.queue,
-               c, static_cast<const float*>(weights), format, rows, d, int(kept));
+        launch(round_rows_kernel<E>, dim3(unsigned((rows + ROWS - 1) / ROWS)), BLOCK, sizeof(Widths),
+               gpu.queue, c, static_cast<const float*>(weights), format, rows, d, int(kept));
     });
 }
 

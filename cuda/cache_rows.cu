@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "attention.cuh"
-#include "coded_rows.cuh"
 #include "dispatch.cuh"
+#include "row_encoder.cuh"
 
 namespace stief {
 
@@ -43,10 +43,28 @@ __device__ __forceinline__ void load_heads(float* x, const float* from, float* i
     }
 }
 
-// c (count, d) into the stores of a head, at positions from s on; by the whole block.
+// What packing a head's rows reads again and again.
+struct EncoderTables {
+    Levels levels;
+    Widths widths[MOST_STORES];
+
+    // By the whole block, and waits for no kernel; a barrier must follow.
+    __device__ void fill(const CacheRows& head) {
+        static_assert(sizeof(Levels) % sizeof(uint4) == 0);
+        int tid = int(threadIdx.x), threads = int(blockDim.x);
+        for (int i = tid; i < int(sizeof(Levels) / sizeof(uint4)); i += threads)
+            reinterpret_cast<uint4*>(&levels)[i] = reinterpret_cast<const uint4*>(&DEVICE_LEVELS)[i];
+        for (int i = 0; i < MOST_STORES; i++)
+            if (head.store[i].data && coded(head.store[i].format))
+                widths[i].fill(head.store[i].format, tid, threads);
+    }
+};
+
+// c (count, d) into the stores of a head, at positions from s on; by the whole block. Codes by a warp a
+// row.
 template <class E>
-__device__ __forceinline__ void store_heads(const CacheRows& head, const float* c, int s, int count,
-                                            int d) {
+__device__ __forceinline__ void store_heads(const CacheRows& head, const EncoderTables& tables,
+                                            const float* c, int s, int count, int d) {
     for (int i = int(threadIdx.x); i < count * head.width; i += int(blockDim.x)) {
         int t = i / head.width, j = i % head.width;
         E stored = to_element<E>(c[t * d + j]);
@@ -59,18 +77,20 @@ __device__ __forceinline__ void store_heads(const CacheRows& head, const float* 
         const RowStore& store = head.store[i % MOST_STORES];
         int t = i / MOST_STORES;
         if (store.data && coded(store.format))
-            pack_row<E>(row_at(store, s + t), c + t * d, head.weight, store);
+            RowEncoder(tables.levels, tables.widths[i % MOST_STORES], store.format, c + t * d,
+                       head.weight)
+                .template pack<E>(row_at(store, s + t), store.bytes);
     }
 }
 
 // Of a query head: q rotated, and q Dᵀ. Of a kv head's keys and of its values: rotated where that is
 // kept, c = k E, and c into all of the head's stores, coordinates rounded, codes packed by a warp a row.
-// grid (tiles of TOKENS tokens, queries + 2G), block 256, or 512 where TOKENS = 1. Shared: the tile of
-// x, of c, and the slices' sums. Reads E or Dᵀ once for each tile: with one token the bytes are theirs,
-// d²·4 a head.
+// grid (tiles of TOKENS tokens, queries + 2G), block 256. Shared: the tile of x, of c, and the slices' sums; with codes the encoder's tables; and where `staged` the basis, which
+// has come before the kernels before this one are through. Reads E or Dᵀ once for each tile: with one
+// token the bytes are theirs, d²·4 a head.
 template <class E, int TOKENS>
-__global__ void __launch_bounds__(TOKENS == 1 ? 2 * PRODUCT_BLOCK : PRODUCT_BLOCK, 2)
-    append_kernel(CacheView cache, HeadsIn in, const int* pos, int T) {
+__global__ void __launch_bounds__(PRODUCT_BLOCK, 2)
+    append_kernel(CacheView cache, HeadsIn in, const int* pos, int T, bool staged) {
     int h = int(blockIdx.y), d = cache.d, first = int(blockIdx.x) * TOKENS;
     int count = min(TOKENS, T - first), side = h < in.queries ? 0 : (h - in.queries) / cache.G;
     bool query = h < in.queries;
@@ -82,8 +102,13 @@ __global__ void __launch_bounds__(TOKENS == 1 ? 2 * PRODUCT_BLOCK : PRODUCT_BLOC
     size_t at = size_t(first) * stride + size_t(query ? h : g) * size_t(d);
     const float* from = query ? in.q : side ? in.v : in.k;
     const float* M = query ? (in.latent ? head.decode_t : nullptr) : head.encode;
-    for (int i = int(threadIdx.x); M && i < d * d / 32; i += int(blockDim.x))
-        prefetch_line(M + 32 * i);
+    EncoderTables& tables =
+        *reinterpret_cast<EncoderTables*>(partial + TOKENS * int(blockDim.x));
+    float* basis = reinterpret_cast<float*>(&tables + 1);  // (d, d)
+    for (int i = int(threadIdx.x); M && staged && i < d * d / 4; i += int(blockDim.x))
+        copy_async_16(basis + 4 * i, M + 4 * i, true);
+    copy_async_commit();
+    if (!query) tables.fill(head);
     let_next_begin();
     await_kernels();
     bool turns = in.rotation && (query || (side == 0 && cache.rotated));
@@ -91,15 +116,19 @@ __global__ void __launch_bounds__(TOKENS == 1 ? 2 * PRODUCT_BLOCK : PRODUCT_BLOC
     load_heads(x, from + at, query && turns ? in.q + at : nullptr, stride, count, d, angle);
 
     if (query && !M) return;
-    __syncthreads();  // x is there
+    copy_async_wait<0>();
+    __syncthreads();  // x is there, the tables, and the basis
     int n = head.width;
-    if (M) block_product<TOKENS>(c, d, x, d, M, size_t(d), count, d, n, partial);
+    if (M && staged)
+        block_product<TOKENS>(c, d, x, d, basis, size_t(d), count, d, n, partial);
+    else if (M)
+        block_product<TOKENS>(c, d, x, d, M, size_t(d), count, d, n, partial);
     if (query) {
         for (int i = int(threadIdx.x); i < count * d; i += int(blockDim.x))
             in.latent[at + size_t(i / d) * stride + size_t(i % d)] = i % d < n ? c[i] : 0;
         return;
     }
-    store_heads<E>(head, M ? c : x, *pos + first, count, d);
+    store_heads<E>(head, tables, M ? c : x, *pos + first, count, d);
 }
 
 // out (T, H, d) ← x (T, H, d) D of each head's group: values out of their coordinates.
@@ -121,18 +150,22 @@ __global__ void decode_kernel(HeadsOut out, const float* in, CacheView cache, in
 
 // ---- launchers ---------------------------------------------------------------------------------
 
-// One token: more threads a head, so that a basis is read in few turns.
+// One token: the basis comes ahead where a block has room for it.
 static void launch_append(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, int heads,
                           int T) {
+    constexpr size_t MOST_STAGED = 64 << 10;  // leaves room for a block of the product before
+    bool bases = cache.k[0].encode || cache.v[0].encode || cache.k[0].decode_t;
+    size_t square = size_t(cache.d) * size_t(cache.d) * sizeof(float);
+    bool staged = bases && T == 1 && square <= MOST_STAGED && cache.d % 4 == 0;
     for_dtype(cache.dtype, [&]<class E>(E) {
-        auto run = [&]<int TOKENS>(int block) {
+        auto run = [&]<int TOKENS>() {
             dim3 grid(unsigned((T + TOKENS - 1) / TOKENS), unsigned(heads));
-            size_t floats = size_t(TOKENS) * size_t(2 * cache.d + block);
-            launch_ahead(append_kernel<E, TOKENS>, grid, block, floats * sizeof(float), gpu.queue,
-                         CacheView(cache), in, gpu.pos, T);
+            size_t floats = size_t(TOKENS) * size_t(2 * cache.d + PRODUCT_BLOCK);
+            size_t bytes = floats * sizeof(float) + sizeof(EncoderTables) + (staged ? square : 0);
+            launch_ahead(append_kernel<E, TOKENS>, grid, PRODUCT_BLOCK, bytes, gpu.queue,
+                         CacheView(cache), in, gpu.pos, T, staged);
         };
-        T == 1 ? run.template operator()<1>(2 * PRODUCT_BLOCK)
-               : run.template operator()<8>(PRODUCT_BLOCK);
+        T == 1 ? run.template operator()<1>() : run.template operator()<8>();
     });
 }
 

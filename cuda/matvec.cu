@@ -5,7 +5,7 @@
 // the columns, with that slice of x in registers, and meets every row of the block:
 //
 //              warp 0     warp 1      …           a lane: C · 16 bytes of a row
-//     row 0   [chunk 0   |chunk 1    |…]          C = 1, or 2, 4, 8 where rows are wider than 16 chunks
+//     row 0   [chunk 0   |chunk 1    |…]          C = 1, or 2, 8 where rows are wider than 32, 64 chunks
 //     row 1   [ …                      ]
 //
 // What a lane reads comes by cp.async into a ring of its own, SLOTS copies of 16 bytes ahead across all
@@ -14,18 +14,13 @@
 #include "matvec.cuh"
 
 #include "dispatch.cuh"
-#include <cstdlib>
 
 namespace stief {
 
 // ---- device helpers ----------------------------------------------------------------------------
 
-constexpr int MOST_PROJECTIONS = 3, MOST_WARPS = 16;
-constexpr int MOST_NORM = 4;  // chunks of a lane with a norm: more, and registers do not hold them
-#ifndef TUNE_SLOTS
-#define TUNE_SLOTS 8
-#endif
-constexpr int SLOTS = TUNE_SLOTS;     // copies of a lane on their way: 64 KB a multiprocessor of 16 warps
+constexpr int MOST_PROJECTIONS = 3;
+constexpr int SLOTS = 8;     // copies of a lane on their way: of 32 warps 128 KB a multiprocessor
 constexpr int PASS = 128;    // rows whose sums over the warps are made at once
 
 // A norm on the way: the row's weight and ε. The factor 1 / √(mean(x²) + ε) is of all sums alike.
@@ -84,6 +79,15 @@ __device__ __forceinline__ float sum_over_lanes(float (&sum)[N]) {
     return sum[0];
 }
 
+// Warps of a block: as many as registers hold with C chunks of x each.
+constexpr int most_warps(int C) {
+    return C <= 2 ? 32 : 16;
+}
+// Of the widest rows the norm is made before.
+constexpr bool takes_norm(int C) {
+    return C <= 2;
+}
+
 // ---- kernels -----------------------------------------------------------------------------------
 
 // out_i (+)= w_i · x for every row, or w_i · RMSNorm(x). GATED: of two matrices alike,
@@ -91,7 +95,7 @@ __device__ __forceinline__ float sum_over_lanes(float (&sum)[N]) {
 // chunks of 32 · 16 bytes of a row. Shared: rings, the warps' sums. Reads every weight once, N·K·size
 // bytes, and in every block x, and with a norm its weight.
 template <class E, int C, bool NORM, bool GATED>
-__global__ void __launch_bounds__(MOST_WARPS * WARP, C <= 2 ? 2 : 1)
+__global__ void __launch_bounds__(most_warps(C) * WARP, 1)
     matvec_kernel(Matrices<E> all, const float* x, NormOf<E> norm, int K, bool add) {
     constexpr int EACH = 16 / sizeof(E), CHUNK = WARP * EACH, UNIT = GATED ? 2 : 1;
     constexpr int AHEAD = SLOTS / C;          // rows
@@ -218,26 +222,30 @@ static void matvec_streamed(CudaBackend& gpu, const Matrices<E>& all, const floa
     int chunks = (K + CHUNK - 1) / CHUNK;
     auto run = [&]<int C>() {
         int warps = (chunks + C - 1) / C, units = all.rows / (GATED ? 2 : 1);
-        static const int waves = getenv("MV_WAVES") ? atoi(getenv("MV_WAVES")) : 1;
-        int blocks = std::min(units, waves * gpu.multiprocessors * std::max(1, MOST_WARPS / warps));
+        int blocks = std::min(units, gpu.multiprocessors * std::max(1, most_warps(C) / warps));
         size_t bytes = size_t(warps * SLOTS * WARP * 16) +
                        size_t(PASS * (warps | 1) + warps) * sizeof(float);
         auto kernel = matvec_kernel<E, C, false, GATED>;
-        if constexpr (C <= MOST_NORM)
+        if constexpr (takes_norm(C))
             if (norm.w) kernel = matvec_kernel<E, C, true, GATED>;
         launch_ahead(kernel, dim3(unsigned(blocks)), warps * WARP, bytes, gpu.queue, all, x, norm, K,
                      add);
     };
-    chunks <= MOST_WARPS       ? run.template operator()<1>()
-    : chunks <= 2 * MOST_WARPS ? run.template operator()<2>()
-    : chunks <= 4 * MOST_WARPS ? run.template operator()<4>()
-                               : run.template operator()<8>();
+    chunks <= most_warps(1)       ? run.template operator()<1>()
+    : chunks <= 2 * most_warps(2) ? run.template operator()<2>()
+                                  : run.template operator()<8>();
+}
+
+// The widest row that a block's warps take, with C chunks of a lane each: elements.
+template <class E>
+constexpr int widest(int C) {
+    return C * most_warps(C) * WARP * 16 / int(sizeof(E));
 }
 
 // Whether the rows can stream: whole copies, and no more of them than a block's warps take.
 template <class E>
 static bool can_stream(const Matrices<E>& all, const float* x, int K) {
-    bool whole = size_t(K) * sizeof(E) <= size_t(8 * MOST_WARPS * WARP * 16);
+    bool whole = K <= widest<E>(8);
     for (int i = 0; i < all.count; i++) whole = whole && whole_loads(x, all.w[i], K);
     return whole;
 }
@@ -250,8 +258,7 @@ static const float* without_norm(CudaBackend& gpu, const Input& x, NormOf<E>& no
     norm = {};
     if (!x.norm) return x.x;
     const E* w = static_cast<const E*>(x.norm->data);
-    bool few = size_t(K) * sizeof(E) <= size_t(MOST_NORM * MOST_WARPS * WARP * 16);
-    if (streams && few && x.norm->dtype == DTYPE_OF<E> && whole_loads(x.x, w, K)) {
+    if (streams && K <= widest<E>(2) && x.norm->dtype == DTYPE_OF<E> && whole_loads(x.x, w, K)) {
         norm = {w, x.eps};
         return x.x;
     }
