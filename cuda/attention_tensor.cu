@@ -28,6 +28,14 @@ struct HeadShared {
     }
 };
 
+// What a block knows of a stretch.
+template <int D, int Q>
+struct BlockTables {
+    StretchTables<D> rows;
+    CodeSlots<D> slots;
+    CodedQueries<D, Q> queries;
+};
+
 // Where a block keeps what: its head, queries, tables, basis, each warp's memory; and in the place of
 // the last the merging of warps after it.
 template <class E, int D, int Q, bool ROTATED>
@@ -40,28 +48,39 @@ struct TensorShared {
 
     // `stages` of the oldest rows, most of all, and of the others one at least.
     static size_t warp_bytes(const CacheRows& k, const CacheRows& v, const Seen& seen, int stages) {
-        size_t most = 0;
+        size_t most = One::ORDERING;
         for (const Stretch& one : seen) {
             const RowStore &keys = k.store[one.k], &values = v.store[one.v];
             size_t count = &one == &seen.oldest() ? size_t(stages) : 1;
-            most = std::max(most, One::tile_bytes(keys, values) +
+            most = std::max(most, One::front_bytes(keys, values) +
                                       count * One::stage_bytes(keys, values));
         }
         return most;
     }
     static size_t bytes(const CacheRows& k, size_t warp) {
         size_t rebuild = ROTATED ? 0 : Rebuild<E, D>::shared_bytes(k.width);
-        return HEAD + QUERIES + sizeof(StretchTables<D>) + rebuild +
+        return HEAD + QUERIES + sizeof(BlockTables<D, Q>) + rebuild +
                std::max(TENSOR_WARPS * warp, size_t(MERGING));
     }
 };
 
-// to (8 Q, stride) ← the block's R queries, scaled; a barrier must follow.
+// to (8 Q, stride) ← the block's R queries, scaled, and unit ← what coded keys multiply a head's by;
+// a barrier must follow.
 template <int D>
-__device__ void load_queries(float* to, int stride, const float* q, int rows, int R) {
+__device__ void load_queries(float* to, int stride, float* unit, const float* q, int rows, int R) {
     float scale = LOG2_E / sqrtf(float(D));
-    for (int i = int(threadIdx.x); i < rows * D; i += TENSOR_BLOCK)
-        to[i / D * stride + i % D] = i < R * D ? scale * q[i] : 0;
+    int lane = int(threadIdx.x) % WARP;
+    for (int row = int(threadIdx.x) / WARP; row < rows; row += TENSOR_WARPS) {
+        float largest = 0;
+#pragma unroll
+        for (int j = lane; j < D; j += WARP) {
+            float x = row < R ? scale * q[row * D + j] : 0;
+            to[row * stride + j] = x, largest = fmaxf(largest, fabsf(x));
+        }
+        for (int mask = 1; mask < WARP; mask *= 2)
+            largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, mask));
+        if (lane == 0) unit[row] = CodedQueries<D, 1>::unit_of(largest);
+    }
 }
 
 // The block's partial ← those of its warps. memory: shared (4, ROWS, D + 2), free once all are
@@ -132,11 +151,11 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     const CacheRows &k = head.k, &v = head.v;
     float* queries = reinterpret_cast<float*>(dynamic_shared() + Shared::HEAD);
     char* memory = dynamic_shared() + Shared::HEAD + Shared::QUERIES;
-    StretchTables<D>& tables = *reinterpret_cast<StretchTables<D>*>(memory);
-    memory += sizeof(StretchTables<D>);
+    BlockTables<D, Q>& tables = *reinterpret_cast<BlockTables<D, Q>*>(memory);
+    memory += sizeof(BlockTables<D, Q>);
     Rebuild<E, D> basis = {};
     if constexpr (!ROTATED) memory = basis.fill_angles(memory, cache, k, rotation);
-    tables.levels.fill(int(threadIdx.x), TENSOR_BLOCK);
+    tables.rows.levels.fill(int(threadIdx.x), TENSOR_BLOCK);
     let_next_begin();
     await_kernels();
 
@@ -150,9 +169,10 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
         return;
     }
     // The first barrier of a stretch orders them.
-    load_queries<D>(queries, Shared::One::Q_STRIDE, q + size_t(g * m + h0) * D, ROWS, R);
+    load_queries<D>(queries, Shared::One::Q_STRIDE, tables.queries.unit,
+                    q + size_t(g * m + h0) * D, ROWS, R);
 
-    Warp<E, D, Q, ROTATED> one(rotation, queries, basis, tables,
+    Warp<E, D, Q, ROTATED> one(rotation, queries, basis, tables.queries, tables.rows, tables.slots,
                                memory + int(threadIdx.x) / WARP * warp_bytes);
     const Seen& seen = head.seen;
     for (int i = 0; i < seen.count; i++) {
@@ -162,20 +182,22 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
         if (s >= end) continue;
         const RowStore &keys = k.store[stretch.k], &values = v.store[stretch.v];
         __syncthreads();  // what the last stretch had was read; the queries are there
-        tables.template fill<typename Shared::One::Tiles>(keys, values, WARP, int(sizeof(E)));
-        one.clear(keys, values, warp_bytes);
+        tables.rows.template fill<typename Shared::One::Tiles>(keys, values, WARP, int(sizeof(E)));
+        tables.slots.fill(keys, values, tables.rows.levels, int(sizeof(E)));
         __syncthreads();  // the tables are there
-        if constexpr (!ROTATED) {
+        if constexpr (!ROTATED)
             basis.fill(k, one.k);
-            __syncthreads();  // the basis is there
-        }
-        one.enter();
+        else if (one.k.shape.groups)
+            tables.queries.fill(queries, Shared::One::Q_STRIDE, one.k.shape.elements,
+                                one.k.shape.groups, tables.slots.slot[0]);
+        __syncthreads();  // the basis is there, or the queries' fragments are
+        one.enter(keys, values, warp_bytes);
         for (int until; s < end; s = until) {
             until = min(end, min(run_end(keys, s), run_end(values, s)));
             one.k.enter_run(keys, s), one.v.enter_run(values, s);
             one.run(s, until, warp_bytes);
         }
-        one.count_in(false);
+        one.leave();
     }
     merge_warps(partials, one, reinterpret_cast<float*>(memory), g * m + h0, R, v.width);
 }

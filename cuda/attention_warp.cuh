@@ -16,7 +16,7 @@
 //   values                 acc += Cᵀ p in latent coordinates, weights rounded to E and transposed;
 //                          of levels p ρ instead of p, and acc counts in the stretch's steps
 #pragma once
-#include "attention_tensor.cuh"
+#include "coded_fragments.cuh"
 
 namespace stief {
 
@@ -24,29 +24,36 @@ constexpr int TENSOR_WARPS = 4, TENSOR_BLOCK = TENSOR_WARPS * WARP;
 constexpr int SHARE = TENSOR_WARPS * STEP;  // positions: a block's share is a multiple of these
 
 // One warp's work on Q tiles of 8 query heads. After every step, for each of them:
-//     max = max s,  sum = Σ 2^(s − max) (this lane's keys),  acc = Σ 2^(s − max) c
+//     max = max (s + log₂ ρ),  sum = Σ 2^(s − max) (this lane's keys),  acc = Σ 2^(s − max) c
+// ρ: the scale of a value's codes, or 1, so that weights 2^(s − max) ρ are at most 1.
 template <class E, int D, int Q, bool ROTATED>
 struct Warp {
     using Tiles = RowTiles<E, D, STEP>;
     static constexpr int Q_STRIDE = D + 8, FRAGMENTS = D / 16;
     const float *rotation, *q;  // q: shared (8 Q, Q_STRIDE), scaled by log₂ e / √d
     const Rebuild<E, D>& basis;
+    const CodedQueries<D, Q>& queries;
     const StretchTables<D>& tables;
+    const CodeSlots<D>& slots;
     Tiles k, v;    // of the stretch at hand
-    char* memory;  // this warp's: a tile where there are codes, then stages
+    char* memory;  // this warp's: a tile where keys are codes before rotation, widened groups, stages
     int lane, g, t;
-    uint32_t fragment[ROTATED ? Q : 1][FRAGMENTS][2];  // q, where the keys are rotated
+    uint32_t fragment[ROTATED ? Q : 1][FRAGMENTS][2];  // q, where keys after rotation are elements
+    float past[Q][2], unit[Q][2];                      // where they are codes: 1152 Σ q, 1 / unit
     float acc[Q][FRAGMENTS][4], max[Q][2], sum[Q][2];  // (coordinates g, g+8) x (heads 2t, 2t+1)
 
-    __device__ __forceinline__ Warp(const float* angles, const float* queries,
-                                    const Rebuild<E, D>& rebuild, const StretchTables<D>& shared,
+    __device__ __forceinline__ Warp(const float* angles, const float* heads,
+                                    const Rebuild<E, D>& rebuild, const CodedQueries<D, Q>& coded,
+                                    const StretchTables<D>& stretch, const CodeSlots<D>& groups,
                                     char* own)
         : rotation(angles),
-          q(queries),
+          q(heads),
           basis(rebuild),
-          tables(shared),
-          k{shared.shape[0], shared.group[0], 0, 0, 0},
-          v{shared.shape[1], shared.group[1], 0, 0, 0},
+          queries(coded),
+          tables(stretch),
+          slots(groups),
+          k{stretch.shape[0], stretch.group[0], 0, 0, 0},
+          v{stretch.shape[1], stretch.group[1], 0, 0, 0},
           memory(own) {
         lane = int(threadIdx.x) % WARP, g = lane / 4, t = lane % 4;
 #pragma unroll
@@ -59,30 +66,32 @@ struct Warp {
 
     // ---- products
 
-    // s[n] (16 keys, 8 heads) of tile n += keys after rotation, columns from … end − 1.
-    __device__ __forceinline__ void score_columns(float (&s)[Q][4], const E* keys, int from,
-                                                  int end) {
+    // s[n] (16 keys, 8 heads) of tile n: keys after rotation, as elements.
+    __device__ __forceinline__ void score(float (&s)[Q][4], const E* keys) {
 #pragma unroll
         for (int f = 0; f < FRAGMENTS; f++)
-            if (16 * f < end && 16 * f + 16 > from) {
+            if (16 * f < k.shape.columns) {
                 uint32_t a[4];
                 load_a(a, keys, k.stride(), 0, 16 * f);
-                if (16 * f < from || 16 * f + 16 > end)
-#pragma unroll
-                    for (int i = 0; i < 4; i++)
-                        a[i] = within(a[i], 16 * f + i / 2 * 8 + 2 * t, from, end);
 #pragma unroll
                 for (int n = 0; n < Q; n++) mma_16x8x16<E>(s[n], a, fragment[ROTATED ? n : 0][f]);
             }
     }
-    __device__ __forceinline__ void score(float (&s)[Q][4], const E* keys, const float (&rho)[2]) {
-        if (k.shape.groups) {
-            score_columns(s, keys, k.shape.elements, k.shape.columns);
+    // The same as codes, and what elements there are ahead of them.
+    __device__ __forceinline__ void score_coded(float (&s)[Q][4], const CodeRows& rows,
+                                                const float (&rho)[2]) {
+        score_codes(s, rows, k.shape.groups, slots, queries, lane);
 #pragma unroll
-            for (int n = 0; n < Q; n++)
-                for (int i = 0; i < 4; i++) s[n][i] *= rho[i / 2];
-        }
-        score_columns(s, keys, 0, k.shape.elements);
+        for (int n = 0; n < Q; n++)
+            for (int i = 0; i < 4; i++) s[n][i] = (s[n][i] - past[n][i % 2]) * (rho[i / 2] * unit[n][i % 2]);
+        for (int j = 0; j < k.shape.elements; j++)
+            for (int i = 0; i < 2; i++) {
+                float c = to_float(rows.template element<E>(g + 8 * i, j));
+#pragma unroll
+                for (int n = 0; n < Q; n++)
+                    for (int h = 0; h < 2; h++)
+                        s[n][2 * i + h] += q[(8 * n + 2 * t + h) * Q_STRIDE + j] * c;
+            }
     }
 
     // The same for keys before rotation. angle: shared (D)  cosines, sines of the first position.
@@ -124,10 +133,13 @@ struct Warp {
         }
     }
 
-    // Takes tile n's scores into max and sum and makes weights of them.
-    __device__ __forceinline__ void softmax(float (&s)[4], int n, int count) {
-        if (g >= count) s[0] = s[1] = -INFINITY;
-        if (g + 8 >= count) s[2] = s[3] = -INFINITY;
+    // Takes tile n's scores, log₂ ρ included, into max and sum and makes weights of them. over: what
+    // of ρ they have too much for the sum.
+    __device__ __forceinline__ void softmax(float (&s)[4], int n, int count, const float (&over)[2]) {
+        if (count < STEP) {
+            if (g >= count) s[0] = s[1] = -INFINITY;
+            if (g + 8 >= count) s[2] = s[3] = -INFINITY;
+        }
         float keep[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -135,9 +147,10 @@ struct Warp {
             for (int mask = 4; mask < WARP; mask *= 2)
                 most = fmaxf(most, __shfl_xor_sync(~0u, most, mask));
             most = fmaxf(max[n][i], most);
-            keep[i] = exp2f(max[n][i] - most);
-            s[i] = exp2f(s[i] - most), s[2 + i] = exp2f(s[2 + i] - most);
-            max[n][i] = most, sum[n][i] = sum[n][i] * keep[i] + s[i] + s[2 + i];
+            keep[i] = power_of_two(max[n][i] - most);
+            s[i] = power_of_two(s[i] - most), s[2 + i] = power_of_two(s[2 + i] - most);
+            max[n][i] = most;
+            sum[n][i] = sum[n][i] * keep[i] + s[i] * over[0] + s[2 + i] * over[1];
         }
         if (__ballot_sync(~0u, keep[0] != 1 || keep[1] != 1))
 #pragma unroll
@@ -145,117 +158,193 @@ struct Warp {
                 for (int i = 0; i < 4; i++) acc[n][f][i] *= keep[i % 2];
     }
 
-    // acc += p c (p: 16 keys, 8 heads), columns from … end − 1.
-    __device__ __forceinline__ void add_columns(const float (&s)[Q][4], const E* values, int from,
-                                                int end) {
-        uint32_t p[Q][2];
+    // to ← weights (16 keys, 8 heads), ⊙ by of each key, as fragments of type T.
+    template <class T>
+    __device__ __forceinline__ void weights(uint32_t (&to)[Q][2], const float (&s)[Q][4],
+                                            const float (&by)[2]) {
 #pragma unroll
         for (int n = 0; n < Q; n++)
             for (int i = 0; i < 2; i++)
-                p[n][i] = transpose_8x8(pack2<E>(s[n][2 * i], s[n][2 * i + 1]));
+                to[n][i] = transpose_8x8(pack2<T>(by[i] * s[n][2 * i], by[i] * s[n][2 * i + 1]));
+    }
+    // acc += p c of values as elements.
+    __device__ __forceinline__ void add(const uint32_t (&p)[Q][2], const E* values) {
 #pragma unroll
         for (int f = 0; f < FRAGMENTS; f++)
-            if (16 * f < end && 16 * f + 16 > from) {
+            if (16 * f < v.shape.columns) {
                 uint32_t a[4];
                 load_a_transposed(a, values, v.stride(), 0, 16 * f);
-                if (16 * f < from || 16 * f + 16 > end)
-#pragma unroll
-                    for (int i = 0; i < 4; i++)
-                        a[i] = within(a[i], 16 * f + i % 2 * 8 + g, from, end);
 #pragma unroll
                 for (int n = 0; n < Q; n++) mma_16x8x16<E>(acc[n][f], a, p[n]);
             }
+    }
+    // The same of the elements ahead of codes, which are in slots behind them (coordinate_of).
+    __device__ __forceinline__ void add_elements(const uint32_t (&p)[Q][2], const CodeRows& rows,
+                                                 int count) {
+        int elements = v.shape.elements;
+#pragma unroll
+        for (int f = 0; f < FRAGMENTS; f++) {
+            if (elements + 64 * (f / 4) + 63 < D) continue;  // these slots do not come round
+            uint32_t a[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int j = coordinate_of(f, i % 2, g), key = 2 * t + i / 2 * 8;
+                a[i] = 0;
+                for (int h = 0; h < 2; h++)
+                    if (j < elements && key + h < count)
+                        a[i] |= uint32_t(rows.template element<E>(key + h, j).bits) << 16 * h;
+            }
+#pragma unroll
+            for (int n = 0; n < Q; n++) mma_16x8x16<E>(acc[n][f], a, p[n]);
+        }
     }
 
     // One step: positions s0 … s0 + count − 1, which have arrived in a stage.
     __device__ __forceinline__ void step(const char* from, int s0, int count) {
         const float* angle = reinterpret_cast<const float*>(from);
         const char *keys = from + ANGLE_BYTES, *values = keys + k.shape.stage;
-        E* unpacked = reinterpret_cast<E*>(memory);
+        CodeRows coded_k = rows_of(k, keys, s0, wide_at(0)), coded_v = rows_of(v, values, s0, wide_at(1));
+        if (slots.wide[0] + slots.wide[1]) {
+            if (ROTATED) coded_k.widen(memory + wide_at(0), k.group + slots.first_wide[0], slots.wide[0], tables.levels, lane);
+            coded_v.widen(memory + wide_at(1), v.group + slots.first_wide[1], slots.wide[1], tables.levels, lane);
+            __syncwarp();  // the widened groups are there
+        }
         float s[Q][4] = {}, rho[2] = {1, 1};
-        if (k.shape.groups) {
-            k.unpack(unpacked, keys, s0, count, tables.levels, lane, WARP);
-            for (int i = 0; i < 2; i++)
-                if (g + 8 * i < count) rho[i] = k.scale(keys, s0, g + 8 * i);
-            __syncwarp();  // the keys are whole
+        if (k.shape.groups)
+            for (int i = 0; i < 2; i++) rho[i] = power_of_two(coded_k.log2_scale(g + 8 * i));
+        if constexpr (!ROTATED) {
+            E* tile = reinterpret_cast<E*>(memory);
+            if (k.shape.groups) {
+                k.unpack(tile, keys, s0, count, tables.levels, lane, WARP);
+                __syncwarp();  // the keys are whole
+            }
+            score_rebuilt(s, k.read(keys, tile), rho, angle);
+        } else if (k.shape.groups) {
+            score_coded(s, coded_k, rho);
+        } else {
+            score(s, reinterpret_cast<const E*>(keys));
         }
-        if constexpr (ROTATED)
-            score(s, k.read(keys, unpacked), rho);
-        else
-            score_rebuilt(s, k.read(keys, unpacked), rho, angle);
+        float over[2] = {1, 1}, by[2] = {1, 1};  // 2^−x and ρ 2^−x of weights 2^(s + x − max)
+        if (v.shape.groups)
+            for (int i = 0; i < 2; i++) {
+                float log = coded_v.log2_scale(g + 8 * i), x = v.shape.elements ? fmaxf(log, 0) : log;
+                over[i] = power_of_two(-x), by[i] = power_of_two(log - x);
 #pragma unroll
-        for (int n = 0; n < Q; n++) softmax(s[n], n, count);
+                for (int n = 0; n < Q; n++) s[n][2 * i] += x, s[n][2 * i + 1] += x;
+            }
+#pragma unroll
+        for (int n = 0; n < Q; n++) softmax(s[n], n, count, over);
+        uint32_t p[Q][2];
         if (v.shape.groups) {
-            __syncwarp();  // the keys were read
-            v.unpack(unpacked, values, s0, count, tables.levels, lane, WARP);
-            for (int i = 0; i < 2; i++)
-                if (g + 8 * i < count) rho[i] = v.scale(values, s0, g + 8 * i);
-            __syncwarp();  // the values are whole
+            weights<f16>(p, s, by);
+            add_codes(acc, p, coded_v, v.shape.groups, slots, lane);
         }
-        if (v.shape.elements) add_columns(s, v.read(values, unpacked), 0, v.shape.elements);
-        if (!v.shape.groups) return;
-#pragma unroll
-        for (int n = 0; n < Q; n++)
-            for (int i = 0; i < 4; i++) s[n][i] *= rho[i / 2];
-        add_columns(s, unpacked, v.shape.elements, v.shape.columns);
+        if (v.shape.elements) {
+            weights<E>(p, s, over);
+            if (v.shape.groups) add_elements(p, coded_v, count);
+            else add(p, reinterpret_cast<const E*>(values));
+        }
     }
 
     // ---- stretches
 
     static constexpr int ANGLE_BYTES = ROTATED ? 0 : D * int(sizeof(float));
     static constexpr int MOST_STAGES = 3;
-    // What a warp needs for a stretch: a tile, and stages.
+    // What a warp needs for a stretch: what lies ahead of the stages, and stages.
     static __host__ __device__ size_t stage_bytes(const RowStore& keys, const RowStore& values) {
         return ANGLE_BYTES + Tiles::stage_bytes(keys) + Tiles::stage_bytes(values);
     }
-    static __host__ __device__ size_t tile_bytes(const RowStore& keys, const RowStore& values) {
-        return coded(keys.format) ? Tiles::tile_bytes(keys) : Tiles::tile_bytes(values);
+    static __host__ __device__ size_t front_bytes(const RowStore& keys, const RowStore& values) {
+        size_t wide = size_t(groups_to_widen(keys.format) + groups_to_widen(values.format));
+        return (ROTATED ? 0 : Tiles::tile_bytes(keys)) + wide * WIDENED;
+    }
+    static constexpr size_t ORDERING = 8 * D * sizeof(float);  // and to put sums in order
+    // From `memory` on, where groups of a side are widened.
+    __device__ __forceinline__ unsigned wide_at(int side) const {
+        return unsigned(ROTATED ? 0 : k.shape.tile) + unsigned(side ? slots.wide[0] * WIDENED : 0);
+    }
+    __device__ __forceinline__ CodeRows rows_of(const Tiles& side, const char* stage, int s,
+                                                unsigned wide) const {
+        return {memory, unsigned(side.codes_at(stage, s) - memory), wide, unsigned(side.shape.bytes)};
     }
 
-    // A stretch begins: its memory; then, once the tables are there, the queries.
-    __device__ __forceinline__ void clear(const RowStore& keys, const RowStore& values, int bytes) {
+    // A stretch begins, the tables and the queries' fragments are there.
+    __device__ __forceinline__ void enter(const RowStore& keys, const RowStore& values, int bytes) {
+        k.enter(lane), v.enter(lane);
+        if constexpr (ROTATED) enter_queries();
+        if (v.shape.groups) count_in(true);
         // Columns that nobody writes are zero, and rows of codes that are not there: a product must
         // not meet what is no number.
         bool zero = coded(keys.format) || coded(values.format) || elements_of(keys) % 16 ||
                     elements_of(values) % 16;
         for (int i = lane; zero && i < bytes / 16; i += WARP)
             reinterpret_cast<uint4*>(memory)[i] = make_uint4(0, 0, 0, 0);
+        __syncwarp();  // the memory is zero
     }
-    __device__ __forceinline__ void enter() {
-        k.enter(lane), v.enter(lane);
-        if constexpr (ROTATED)
+    __device__ __forceinline__ void leave() {
+        if (v.shape.groups) count_in(false);
+    }
+    __device__ __forceinline__ void enter_queries() {
 #pragma unroll
-            for (int f = 0; f < FRAGMENTS; f++)
+        for (int n = 0; n < Q; n++)
+            if (k.shape.groups)
                 for (int i = 0; i < 2; i++) {
-                    int column = 16 * f + 8 * i + 2 * t;
-                    float step = k.step(column);
-#pragma unroll
-                    for (int n = 0; n < Q; n++) {
-                        float2 pair = load_pair(q + (8 * n + g) * Q_STRIDE + column);
-                        fragment[n][f][i] = pack2<E>(step * pair.x, step * pair.y);
-                    }
+                    int head = 8 * n + 2 * t + i;
+                    float all = 0;
+                    for (int j = 0; 4 * j < k.shape.groups; j++) all += queries.sum[j][head];
+                    past[n][i] = 1152 * all, unit[n][i] = 1 / queries.unit[head];
                 }
-        count_in(true);
+            else
+#pragma unroll
+                for (int f = 0; f < FRAGMENTS; f++)
+                    for (int i = 0; i < 2; i++) {
+                        float2 x = load_pair(q + (8 * n + g) * Q_STRIDE + 16 * f + 8 * i + 2 * t);
+                        fragment[ROTATED ? n : 0][f][i] = pack2<E>(x.x, x.y);
+                    }
     }
-    // acc counts in the values' steps, or again in ones.
+
+    // The coordinate of fragment f's row `row` or row + 8, while values are codes: those of slot
+    // 8c + row; of slots that have no codes the elements, and what is not kept.
+    __device__ __forceinline__ int coordinate_of(int f, int eight, int row) const {
+        int j = v.shape.elements + ROW_GROUP * (f / 4 * 8 + row) + 2 * (f % 4) + eight;
+        return j < D ? j : j - D;
+    }
+    // acc as codes want it, in their order and in steps; or again in its own and in ones.
     __device__ __forceinline__ void count_in(bool steps) {
-        if (!v.shape.groups) return;
+        float* order = reinterpret_cast<float*>(memory);  // (8, D), of a tile of heads
+        auto in_codes = [&](int f, int i) {
+            return order + (2 * t + i % 2) * D + coordinate_of(f, i / 2, g);
+        };
+        auto in_order = [&](int f, int i) {
+            return order + (2 * t + i % 2) * D + 16 * f + i / 2 * 8 + g;
+        };
 #pragma unroll
-        for (int f = 0; f < FRAGMENTS; f++)
-            for (int i = 0; i < 2; i++) {
-                float step = v.step(16 * f + 8 * i + g), by = steps ? 1 / step : step;
+        for (int n = 0; n < Q; n++) {
+            __syncwarp();  // the memory is free
 #pragma unroll
-                for (int n = 0; n < Q; n++) acc[n][f][2 * i] *= by, acc[n][f][2 * i + 1] *= by;
+            for (int f = 0; f < FRAGMENTS; f++) {
+                float step = slots.slot[1][f / 4 * 8 + g].step;
+                for (int i = 0; i < 4; i++)
+                    steps ? *in_order(f, i) = acc[n][f][i] : *in_codes(f, i) = step * acc[n][f][i];
             }
+            __syncwarp();  // the sums are there
+#pragma unroll
+            for (int f = 0; f < FRAGMENTS; f++) {
+                float step = slots.slot[1][f / 4 * 8 + g].step;
+                for (int i = 0; i < 4; i++)
+                    acc[n][f][i] = steps ? *in_codes(f, i) / step : *in_order(f, i);
+            }
+        }
+        __syncwarp();  // they were read
     }
 
     // This warp's steps of positions first … end − 1, which lie one behind the other, with as many
     // of its stages on their way as its memory holds.
     __device__ __forceinline__ void run(int first, int end, int bytes) {
-        int tile = ::max(k.shape.tile, v.shape.tile);
+        int front = int(wide_at(1)) + slots.wide[1] * WIDENED;
         int stage = ANGLE_BYTES + k.shape.stage + v.shape.stage;
-        int count = min(MOST_STAGES, (bytes - tile) / stage), next = 0, now = 0;
-        char* stages = memory + tile;
+        int count = min(MOST_STAGES, (bytes - front) / stage), next = 0, now = 0;
+        char* stages = memory + front;
         int s0 = first + int(threadIdx.x) / WARP * STEP;
         auto begin = [&](int s) {
             if (s < end) {

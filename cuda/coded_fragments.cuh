@@ -1,0 +1,259 @@
+// Rows of codes as fragments of tensor cores, taken apart in registers: what decode does, which meets
+// each row once. (Prefill meets it again and again, and unpacks it to a tile: coded_tile.cuh.)
+//
+// The unit is a group of eight codes of a row, and its column of the cache a slot: slot j of the keys
+// has coordinates elements + 8 j … + 7. A lane (g, t) takes whole groups apart, and columns of a
+// fragment go where that puts them, as a product does not ask for the order of what it sums:
+//
+//   16 keys,    mma m = 0, 1 of four slots i:       16 values, mma m = 0 … 3 of eight slots c:
+//   rows        keys g, g + 8                       rows        codes 2m, 2m + 1 of slot 8c + g
+//   columns     codes 4m … 4m + 3 of slot 4i + t    columns     keys 2t, 2t + 1, 2t + 8, 2t + 9
+//   a[0], a[1]  codes 4m, 4m + 1 of keys g, g + 8   a[0], a[1]  keys 2t, 2t + 1 of both codes
+//   a[2], a[3]  codes 4m + 2, 4m + 3 of them        a[2], a[3]  keys 2t + 8, 2t + 9
+//
+// Queries are laid out accordingly once a stretch; sums of values are put in order at its end.
+//
+// Fragments are f16 whatever the cache's elements: levels are integers of 8 bits. A byte u = level +
+// 128 behind the byte 0x64 is the number 1024 + u. Of values 1152 is subtracted; of keys what it adds
+// to a score is known: 1152 Σ q, once a stretch.
+//
+// Lanes of a warp have slots of different widths, and all do the same: up to 4 bits, shifts and
+// tables are the slot's; groups of 5 and 6 bits were widened to 8 before, with every lane at work; 8
+// bits are a choice between two results.
+#pragma once
+#include "attention_tensor.cuh"
+
+namespace stief {
+
+// What the slots of four keys', or of eight values' have at most: 3 bits, 4, or 8.
+enum class Widths { Three, Four, Any };
+
+// How a lane takes a group apart.
+struct alignas(16) CodeSlot {
+    int byte;     // from the row's first; of widened groups −1 − that from their first row's
+    uint32_t by;  // 2^(4 − b), for nibbles_of; 0: 8 bits
+    float step;   // Δ_b; 1 where there are no codes
+    int unused;
+    uint4 table;  // LevelTables::few; of no codes level 0
+};
+
+// Groups of 5 and 6 bits, widened: those of a step lie group after group.
+constexpr int WIDENED = STEP * ROW_GROUP;  // bytes of one
+__host__ __device__ inline int groups_to_widen(const RowFormat& format) {
+    return (int(format.count[2]) + int(format.count[3])) / ROW_GROUP;
+}
+
+// The slots of a stretch, of its keys and of its values, in shared memory.
+template <int D>
+struct CodeSlots {
+    static constexpr int SLOTS = D / ROW_GROUP;
+    CodeSlot slot[2][SLOTS];
+    Widths keys[SLOTS / 4], values[SLOTS / 8];
+    int wide[2], first_wide[2];  // groups to be widened, and the first of them
+
+    // By the whole block, which sees the tables; a barrier must follow.
+    __device__ void fill(const RowStore& k, const RowStore& v, const LevelTables& levels,
+                         int element) {
+        int i = int(threadIdx.x);
+        if (i < 2) {
+            const RowFormat& format = i ? v.format : k.format;
+            wide[i] = groups_to_widen(format), first_wide[i] = int(format.count[1]) / ROW_GROUP;
+        }
+        for (; i < 2 * SLOTS; i += int(blockDim.x)) {
+            int side = i / SLOTS, j = i % SLOTS, each = side ? 8 : 4;
+            const RowFormat& format = side ? v.format : k.format;
+            CodeSlot one = {0, 16, 1, 0, levels.few[0]};
+            int groups = groups_of(format), bits = 0;
+            if (j < groups) {
+                CodeGroup group = CodeGroup::of(format, element, j);
+                bits = group.bits, one.byte = group.byte, one.step = group.step;
+                one.by = bits <= 4 ? 1u << (4 - bits) : 0;
+                if (bits <= 4) one.table = levels.few[bits];
+                if (bits == 5 || bits == 6)
+                    one.byte = -1 - (j - int(format.count[1]) / ROW_GROUP) * WIDENED;
+            }
+            slot[side][j] = one;
+            if (j % each == 0)  // the widest of them, as they come widest first
+                (side ? values : keys)[j / each] = bits <= 3   ? Widths::Three
+                                                   : bits == 4 ? Widths::Four
+                                                               : Widths::Any;
+        }
+    }
+};
+
+// The keys' or the values' rows of a step, in a warp's own shared memory.
+struct CodeRows {
+    const char* memory;    // aligned to 4 bytes
+    unsigned first, wide;  // from there to the first row, to the widened groups
+    unsigned bytes;        // of a row
+
+    template <class E>
+    __device__ __forceinline__ E element(int row, int j) const {  // at any address
+        E one;
+        memcpy(&one, memory + first + unsigned(row) * bytes + unsigned(j) * sizeof(E), sizeof(E));
+        return one;
+    }
+    __device__ __forceinline__ float log2_scale(int row) const {
+        return log2_scale_of(uint8_t(memory[first + unsigned(row + 1) * bytes - 1]));
+    }
+    // Levels + 128 of a group, a byte each, that lies from bit `shift` modulo 32 of `words` on.
+    template <Widths W>
+    __device__ static __forceinline__ uint2 take(const CodeSlot& slot, const uint32_t* words,
+                                                 uint32_t shift) {
+        uint32_t low = funnel_right(words[0], words[1], shift);
+        uint2 u = levels_of_nibbles<W != Widths::Three>(slot.table, nibbles_of(low, slot.by));
+        if constexpr (W == Widths::Any) {
+            uint32_t high = funnel_right(words[1], words[2], shift);
+            u = {slot.by ? u.x : low, slot.by ? u.y : high};  // a code of 8 bits is its level + 128
+        }
+        return u;
+    }
+    // u[0], u[1] ← those of rows `row` and row + 8, which lie alike in their words.
+    template <Widths W>
+    __device__ __forceinline__ void take_two(uint2 (&u)[2], const CodeSlot& slot, int row) const {
+        unsigned at = first + unsigned(slot.byte), each = bytes;
+        if (W == Widths::Any && slot.byte < 0) at = wide + unsigned(-1 - slot.byte), each = ROW_GROUP;
+        at += unsigned(row) * each;
+        const char* words = memory + (at & ~3u);
+        u[0] = take<W>(slot, reinterpret_cast<const uint32_t*>(words), 8 * at);
+        u[1] = take<W>(slot, reinterpret_cast<const uint32_t*>(words + 8 * each), 8 * at);
+    }
+    // The groups of 5 and 6 bits, to where `wide` says, by a warp: half a group of a row by a lane.
+    __device__ __forceinline__ void widen(char* to, const CodeGroup* group, int count,
+                                          const LevelTables& tables, int lane) const {
+        int row = lane / 2, half = lane % 2;
+        for (int i = 0; i < count; i++, to += WIDENED) {
+            int bits = group[i].bits;
+            unsigned at = first + unsigned(row) * bytes + unsigned(group[i].byte);
+            const uint32_t* words = reinterpret_cast<const uint32_t*>(memory + (at & ~3u));
+            uint32_t low = funnel_right(words[0], words[1], 8 * at);
+            uint32_t high = funnel_right(words[1], words[2], 8 * at);
+            uint32_t packed = funnel_right(low, high, unsigned(4 * bits * half));
+            *reinterpret_cast<uint32_t*>(to + ROW_GROUP * row + 4 * half) =
+                levels_of_many(tables, packed, bits);
+        }
+    }
+};
+
+// ---- scores ------------------------------------------------------------------------------------
+
+// The queries of a block for a stretch of coded keys, in shared memory: multiplied by their columns'
+// steps and by a power of two that puts the largest of a head below 2^16, as the lanes of a warp hold
+// them.
+template <int D, int Q>
+struct CodedQueries {
+    static constexpr int FOURS = D / ROW_GROUP / 4;
+    uint4 fragment[FOURS][Q][WARP];  // b[0], b[1] of mma 0, of mma 1
+    float sum[FOURS][8 * Q];         // Σ of what is in them, of each head
+    float unit[8 * Q];               // the power of two
+
+    // unit of a head, by its largest |q|.
+    __device__ static float unit_of(float largest) {
+        int exponent = int(__float_as_uint(largest) >> 23);  // biased by 127
+        return __uint_as_float(unsigned(min(max(269 - exponent, 1), 253)) << 23);
+    }
+    // By the whole block: q (8 Q, stride), `elements` columns ahead of the codes. A barrier must
+    // follow.
+    __device__ void fill(const float* q, int stride, int elements, int groups,
+                         const CodeSlot* slots) {
+        int lane = int(threadIdx.x) % WARP, g = lane / 4, t = lane % 4;
+        for (int i = int(threadIdx.x) / WARP; 4 * i < groups; i += int(blockDim.x) / WARP)
+#pragma unroll
+            for (int n = 0; n < Q; n++) {
+                int slot = 4 * i + t, head = 8 * n + g;
+                float by = slots[slot].step * unit[head], all = 0;
+                uint32_t b[4] = {};
+                if (slot < groups)
+#pragma unroll
+                    for (int m = 0; m < 4; m++) {
+                        float2 x = load_pair(q + head * stride + elements + ROW_GROUP * slot + 2 * m);
+                        b[m] = pack2<f16>(by * x.x, by * x.y);
+                        all += to_float(f16{uint16_t(b[m])}) + to_float(f16{uint16_t(b[m] >> 16)});
+                    }
+                fragment[i][n][lane] = make_uint4(b[0], b[1], b[2], b[3]);
+                for (int mask = 1; mask < 4; mask *= 2) all += __shfl_xor_sync(~0u, all, mask);
+                if (t == 0) sum[i][head] = all;
+            }
+    }
+};
+
+// s += Σ q (1152 + level) of four slots of 16 keys. b: Q tiles of WARP.
+template <Widths W, int Q>
+__device__ __forceinline__ void score_four(float (&s)[Q][4], const CodeRows& rows,
+                                           const CodeSlot& slot, const uint4 (*b)[WARP], int lane) {
+    constexpr uint32_t ABOVE = 0x64646464;  // 1024 + u in f16
+    uint2 u[2];
+    rows.take_two<W>(u, slot, lane / 4);
+    const uint32_t a[2][4] = {
+        {permute_bytes(u[0].x, ABOVE, 0x4140), permute_bytes(u[1].x, ABOVE, 0x4140),
+         permute_bytes(u[0].x, ABOVE, 0x4342), permute_bytes(u[1].x, ABOVE, 0x4342)},
+        {permute_bytes(u[0].y, ABOVE, 0x4140), permute_bytes(u[1].y, ABOVE, 0x4140),
+         permute_bytes(u[0].y, ABOVE, 0x4342), permute_bytes(u[1].y, ABOVE, 0x4342)}};
+#pragma unroll
+    for (int n = 0; n < Q; n++) {
+        uint4 two = b[n][lane];
+        const uint32_t first[2] = {two.x, two.y}, second[2] = {two.z, two.w};
+        mma_16x8x16<f16>(s[n], a[0], first);
+        mma_16x8x16<f16>(s[n], a[1], second);
+    }
+}
+template <int D, int Q>
+__device__ __forceinline__ void score_codes(float (&s)[Q][4], const CodeRows& rows, int groups,
+                                            const CodeSlots<D>& slots,
+                                            const CodedQueries<D, Q>& queries, int lane) {
+#pragma unroll 1
+    for (int i = 0; 4 * i < groups; i++) {
+        const CodeSlot& slot = slots.slot[0][4 * i + lane % 4];
+        const uint4(*b)[WARP] = queries.fragment[i];
+        if (slots.keys[i] == Widths::Three)
+            score_four<Widths::Three, Q>(s, rows, slot, b, lane);
+        else if (slots.keys[i] == Widths::Four)
+            score_four<Widths::Four, Q>(s, rows, slot, b, lane);
+        else
+            score_four<Widths::Any, Q>(s, rows, slot, b, lane);
+    }
+}
+
+// ---- values ------------------------------------------------------------------------------------
+
+// acc += Σ weight · level of slots 8c … 8c + 7 of 16 values. weight: (16 keys, 8 heads) as f16.
+template <Widths W, int Q, int FRAGMENTS>
+__device__ __forceinline__ void add_eight(float (&acc)[Q][FRAGMENTS][4], int c,
+                                          const uint32_t (&weight)[Q][2], const CodeRows& rows,
+                                          const CodeSlot& slot, int lane) {
+    constexpr uint32_t ABOVE = 0x64646464, BIAS = 0x64806480;  // 1024 + u, 1152 in f16
+    uint2 even[2], odd[2];
+    rows.take_two<W>(even, slot, 2 * (lane % 4));
+    rows.take_two<W>(odd, slot, 2 * (lane % 4) + 1);
+#pragma unroll
+    for (int m = 0; m < 4; m++) {
+        uint32_t a[4];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {  // keys from 2t on, from 2t + 8 on
+            uint32_t x = m < 2 ? even[i].x : even[i].y, y = m < 2 ? odd[i].x : odd[i].y;
+            uint32_t codes = permute_bytes(x, y, m % 2 ? 0x7632 : 0x5410);  // both of both keys
+            a[2 * i] = subtract2<f16>(permute_bytes(codes, ABOVE, 0x4240), BIAS);
+            a[2 * i + 1] = subtract2<f16>(permute_bytes(codes, ABOVE, 0x4341), BIAS);
+        }
+#pragma unroll
+        for (int n = 0; n < Q; n++) mma_16x8x16<f16>(acc[n][4 * c + m], a, weight[n]);
+    }
+}
+template <int D, int Q>
+__device__ __forceinline__ void add_codes(float (&acc)[Q][D / 16][4], const uint32_t (&weight)[Q][2],
+                                          const CodeRows& rows, int groups,
+                                          const CodeSlots<D>& slots, int lane) {
+#pragma unroll
+    for (int c = 0; c < D / 64; c++) {
+        if (8 * c >= groups) break;
+        const CodeSlot& slot = slots.slot[1][8 * c + lane / 4];
+        if (slots.values[c] == Widths::Three)
+            add_eight<Widths::Three>(acc, c, weight, rows, slot, lane);
+        else if (slots.values[c] == Widths::Four)
+            add_eight<Widths::Four>(acc, c, weight, rows, slot, lane);
+        else
+            add_eight<Widths::Any>(acc, c, weight, rows, slot, lane);
+    }
+}
+
+}  // namespace stief
