@@ -29,11 +29,11 @@ struct HeadShared {
 };
 
 // What a block knows of a stretch.
-template <int D, int Q>
+template <class E, int D, int Q>
 struct BlockTables {
     StretchTables<D> rows;
     CodeSlots<D> slots;
-    CodedQueries<D, Q> queries;
+    StretchQueries<E, D, Q> queries;
 };
 
 // Where a block keeps what: its head, queries, tables, basis, each warp's memory; and in the place of
@@ -59,7 +59,7 @@ struct TensorShared {
     }
     static size_t bytes(const CacheRows& k, size_t warp) {
         size_t rebuild = ROTATED ? 0 : Rebuild<E, D>::shared_bytes(k.width);
-        return HEAD + QUERIES + sizeof(BlockTables<D, Q>) + rebuild +
+        return HEAD + QUERIES + sizeof(BlockTables<E, D, Q>) + rebuild +
                std::max(TENSOR_WARPS * warp, size_t(MERGING));
     }
 };
@@ -79,7 +79,7 @@ __device__ void load_queries(float* to, int stride, float* unit, const float* q,
         }
         for (int mask = 1; mask < WARP; mask *= 2)
             largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, mask));
-        if (lane == 0) unit[row] = CodedQueries<D, 1>::unit_of(largest);
+        if (lane == 0) unit[row] = StretchQueries<f16, D, 1>::unit_of(largest);
     }
 }
 
@@ -151,8 +151,8 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     const CacheRows &k = head.k, &v = head.v;
     float* queries = reinterpret_cast<float*>(dynamic_shared() + Shared::HEAD);
     char* memory = dynamic_shared() + Shared::HEAD + Shared::QUERIES;
-    BlockTables<D, Q>& tables = *reinterpret_cast<BlockTables<D, Q>*>(memory);
-    memory += sizeof(BlockTables<D, Q>);
+    BlockTables<E, D, Q>& tables = *reinterpret_cast<BlockTables<E, D, Q>*>(memory);
+    memory += sizeof(BlockTables<E, D, Q>);
     Rebuild<E, D> basis = {};
     if constexpr (!ROTATED) memory = basis.fill_angles(memory, cache, k, rotation);
     tables.rows.levels.fill(int(threadIdx.x), TENSOR_BLOCK);
@@ -182,14 +182,19 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
         if (s >= end) continue;
         const RowStore &keys = k.store[stretch.k], &values = v.store[stretch.v];
         __syncthreads();  // what the last stretch had was read; the queries are there
-        tables.rows.template fill<typename Shared::One::Tiles>(keys, values, WARP, int(sizeof(E)));
+        using One = typename Shared::One;
+        tables.rows.template fill<typename One::Tiles>(keys, values, WARP, int(sizeof(E)),
+                                                       One::step_of(keys, values));
         tables.slots.fill(keys, values, tables.rows.levels, int(sizeof(E)));
         __syncthreads();  // the tables are there
+        const RowShape& shape = one.k.shape;
         if constexpr (!ROTATED)
             basis.fill(k, one.k);
-        else if (one.k.shape.groups)
-            tables.queries.fill(queries, Shared::One::Q_STRIDE, one.k.shape.elements,
-                                one.k.shape.groups, tables.slots.slot[0]);
+        else if (shape.groups)
+            tables.queries.fill_coded(queries, One::Q_STRIDE, shape.elements, shape.groups,
+                                      tables.slots.slot[0]);
+        else
+            tables.queries.fill(queries, One::Q_STRIDE, shape.columns);
         __syncthreads();  // the basis is there, or the queries' fragments are
         one.enter(keys, values, warp_bytes);
         for (int until; s < end; s = until) {

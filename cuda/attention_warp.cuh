@@ -25,31 +25,31 @@ constexpr int SHARE = TENSOR_WARPS * STEP;  // positions: a block's share is a m
 
 // One warp's work on Q tiles of 8 query heads. After every step, for each of them:
 //     max = max (s + log₂ ρ),  sum = Σ 2^(s − max) (this lane's keys),  acc = Σ 2^(s − max) c
-// ρ: the scale of a value's codes, or 1, so that weights 2^(s − max) ρ are at most 1.
+// ρ: the scale of a value's codes, or 1, so that no weight 2^(s − max) ρ is more than 1.
 template <class E, int D, int Q, bool ROTATED>
 struct Warp {
     using Tiles = RowTiles<E, D, STEP>;
     static constexpr int Q_STRIDE = D + 8, FRAGMENTS = D / 16;
     const float *rotation, *q;  // q: shared (8 Q, Q_STRIDE), scaled by log₂ e / √d
     const Rebuild<E, D>& basis;
-    const CodedQueries<D, Q>& queries;
+    const StretchQueries<E, D, Q>& queries;
     const StretchTables<D>& tables;
     const CodeSlots<D>& slots;
     Tiles k, v;    // of the stretch at hand
     char* memory;  // this warp's: a tile where keys are codes before rotation, widened groups, stages
     int lane, g, t;
-    uint32_t fragment[ROTATED ? Q : 1][FRAGMENTS][2];  // q, where keys after rotation are elements
-    float past[Q][2], unit[Q][2];                      // where they are codes: 1152 Σ q, 1 / unit
+    float past[Q][2], unit[Q][2];                      // of coded keys: 1152 Σ q, 1 / unit
     float acc[Q][FRAGMENTS][4], max[Q][2], sum[Q][2];  // (coordinates g, g+8) x (heads 2t, 2t+1)
 
     __device__ __forceinline__ Warp(const float* angles, const float* heads,
-                                    const Rebuild<E, D>& rebuild, const CodedQueries<D, Q>& coded,
+                                    const Rebuild<E, D>& rebuild,
+                                    const StretchQueries<E, D, Q>& fragments,
                                     const StretchTables<D>& stretch, const CodeSlots<D>& groups,
                                     char* own)
         : rotation(angles),
           q(heads),
           basis(rebuild),
-          queries(coded),
+          queries(fragments),
           tables(stretch),
           slots(groups),
           k{stretch.shape[0], stretch.group[0], 0, 0, 0},
@@ -64,37 +64,51 @@ struct Warp {
         }
     }
 
-    // ---- products
+    // ---- products. T: tiles of 16 keys
 
-    // s[n] (16 keys, 8 heads) of tile n: keys after rotation, as elements.
-    __device__ __forceinline__ void score(float (&s)[Q][4], const E* keys) {
+    // s (16 T keys, 8 heads): of keys after rotation, as elements.
+    template <int T>
+    __device__ __forceinline__ void score(float (&s)[T][Q][4], const E* keys) {
 #pragma unroll
         for (int f = 0; f < FRAGMENTS; f++)
-            if (16 * f < k.shape.columns) {
-                uint32_t a[4];
-                load_a(a, keys, k.stride(), 0, 16 * f);
+            if (16 * f < k.shape.columns)
 #pragma unroll
-                for (int n = 0; n < Q; n++) mma_16x8x16<E>(s[n], a, fragment[ROTATED ? n : 0][f]);
-            }
+                for (int i = 0; i < T; i++) {
+                    uint32_t a[4];
+                    load_a(a, keys, k.stride(), 16 * i, 16 * f);
+#pragma unroll
+                    for (int n = 0; n < Q; n++) {
+                        const uint2* two =
+                            reinterpret_cast<const uint2*>(&queries.fragment[f / 2][n][lane]);
+                        const uint32_t b[2] = {two[f % 2].x, two[f % 2].y};
+                        mma_16x8x16<E>(s[i][n], a, b);
+                    }
+                }
     }
     // The same as codes, and what elements there are ahead of them.
-    __device__ __forceinline__ void score_coded(float (&s)[Q][4], const CodeRows& rows,
-                                                const float (&rho)[2]) {
+    template <int T>
+    __device__ __forceinline__ void score_coded(float (&s)[T][Q][4], const CodeRows& rows) {
         score_codes(s, rows, k.shape.groups, slots, queries, lane);
+        int elements = k.shape.elements;
 #pragma unroll
-        for (int n = 0; n < Q; n++)
-            for (int i = 0; i < 4; i++) s[n][i] = (s[n][i] - past[n][i % 2]) * (rho[i / 2] * unit[n][i % 2]);
-        for (int j = 0; j < k.shape.elements; j++)
-            for (int i = 0; i < 2; i++) {
-                float c = to_float(rows.template element<E>(g + 8 * i, j));
+        for (int i = 0; i < 2 * T; i++) {
+            int key = g + 8 * i;
+            float rho = power_of_two(rows.log2_scale(key));
 #pragma unroll
-                for (int n = 0; n < Q; n++)
-                    for (int h = 0; h < 2; h++)
-                        s[n][2 * i + h] += q[(8 * n + 2 * t + h) * Q_STRIDE + j] * c;
-            }
+            for (int n = 0; n < Q; n++)
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    float& one = s[i / 2][n][i % 2 * 2 + h];
+                    one = (one - past[n][h]) * (rho * unit[n][h]);
+                    const float* head = q + (8 * n + 2 * t + h) * Q_STRIDE;
+#pragma unroll 1
+                    for (int j = 0; j < elements; j++)
+                        one += head[j] * to_float(rows.template element<E>(key, j));
+                }
+        }
     }
 
-    // The same for keys before rotation. angle: shared (D)  cosines, sines of the first position.
+    // Keys before rotation. angle: shared (D)  cosines, sines of the first position.
     __device__ __forceinline__ void score_rebuilt(float (&s)[Q][4], const E* latents,
                                                   const float (&rho)[2], const float* angle) {
         constexpr int HALF = D / 2;
@@ -133,24 +147,30 @@ struct Warp {
         }
     }
 
-    // Takes tile n's scores, log₂ ρ included, into max and sum and makes weights of them. over: what
-    // of ρ they have too much for the sum.
-    __device__ __forceinline__ void softmax(float (&s)[4], int n, int count, const float (&over)[2]) {
-        if (count < STEP) {
-            if (g >= count) s[0] = s[1] = -INFINITY;
-            if (g + 8 >= count) s[2] = s[3] = -INFINITY;
-        }
+    // Takes tile n's scores of T · 16 keys, log₂ ρ included, into max and sum and makes weights of
+    // them. over: what of ρ they have too much for the sum.
+    template <int T>
+    __device__ __forceinline__ void softmax(float (&s)[T][Q][4], int n, int count,
+                                            const float (&over)[2 * T]) {
+        if (count < 16 * T)
+#pragma unroll
+            for (int i = 0; i < 2 * T; i++)
+                if (g + 8 * i >= count) s[i / 2][n][i % 2 * 2] = s[i / 2][n][i % 2 * 2 + 1] = -INFINITY;
         float keep[2];
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            float most = fmaxf(s[i], s[2 + i]);
+        for (int h = 0; h < 2; h++) {
+            float most = fmaxf(s[0][n][h], s[0][n][2 + h]);
+            for (int i = 1; i < T; i++) most = fmaxf(most, fmaxf(s[i][n][h], s[i][n][2 + h]));
             for (int mask = 4; mask < WARP; mask *= 2)
                 most = fmaxf(most, __shfl_xor_sync(~0u, most, mask));
-            most = fmaxf(max[n][i], most);
-            keep[i] = power_of_two(max[n][i] - most);
-            s[i] = power_of_two(s[i] - most), s[2 + i] = power_of_two(s[2 + i] - most);
-            max[n][i] = most;
-            sum[n][i] = sum[n][i] * keep[i] + s[i] * over[0] + s[2 + i] * over[1];
+            most = fmaxf(max[n][h], most);
+            keep[h] = power_of_two(max[n][h] - most);
+            max[n][h] = most, sum[n][h] *= keep[h];
+#pragma unroll
+            for (int i = 0; i < 2 * T; i++) {
+                float& one = s[i / 2][n][i % 2 * 2 + h];
+                one = power_of_two(one - most), sum[n][h] += one * over[i];
+            }
         }
         if (__ballot_sync(~0u, keep[0] != 1 || keep[1] != 1))
 #pragma unroll
@@ -158,149 +178,167 @@ struct Warp {
                 for (int i = 0; i < 4; i++) acc[n][f][i] *= keep[i % 2];
     }
 
-    // to ← weights (16 keys, 8 heads), ⊙ by of each key, as fragments of type T.
-    template <class T>
-    __device__ __forceinline__ void weights(uint32_t (&to)[Q][2], const float (&s)[Q][4],
-                                            const float (&by)[2]) {
+    // to ← weights (16 T keys, 8 heads) ⊙ by of each key, as fragments of type F.
+    template <class F, int T>
+    __device__ __forceinline__ void weights(uint32_t (&to)[T][Q][2], const float (&s)[T][Q][4],
+                                            const float (&by)[2 * T]) {
 #pragma unroll
-        for (int n = 0; n < Q; n++)
-            for (int i = 0; i < 2; i++)
-                to[n][i] = transpose_8x8(pack2<T>(by[i] * s[n][2 * i], by[i] * s[n][2 * i + 1]));
-    }
-    // acc += p c of values as elements.
-    __device__ __forceinline__ void add(const uint32_t (&p)[Q][2], const E* values) {
+        for (int i = 0; i < 2 * T; i++)
 #pragma unroll
-        for (int f = 0; f < FRAGMENTS; f++)
-            if (16 * f < v.shape.columns) {
-                uint32_t a[4];
-                load_a_transposed(a, values, v.stride(), 0, 16 * f);
-#pragma unroll
-                for (int n = 0; n < Q; n++) mma_16x8x16<E>(acc[n][f], a, p[n]);
+            for (int n = 0; n < Q; n++) {
+                const float* two = s[i / 2][n] + i % 2 * 2;
+                to[i / 2][n][i % 2] = transpose_8x8(pack2<F>(by[i] * two[0], by[i] * two[1]));
             }
     }
+    // acc += p c of values as elements.
+    template <int T>
+    __device__ __forceinline__ void add(const uint32_t (&p)[T][Q][2], const E* values) {
+#pragma unroll
+        for (int f = 0; f < FRAGMENTS; f++)
+            if (16 * f < v.shape.columns)
+#pragma unroll
+                for (int i = 0; i < T; i++) {
+                    uint32_t a[4];
+                    load_a_transposed(a, values, v.stride(), 16 * i, 16 * f);
+#pragma unroll
+                    for (int n = 0; n < Q; n++) mma_16x8x16<E>(acc[n][f], a, p[i][n]);
+                }
+    }
     // The same of the elements ahead of codes, which are in slots behind them (coordinate_of).
-    __device__ __forceinline__ void add_elements(const uint32_t (&p)[Q][2], const CodeRows& rows,
+    template <int T>
+    __device__ __forceinline__ void add_elements(const uint32_t (&p)[T][Q][2], const CodeRows& rows,
                                                  int count) {
         int elements = v.shape.elements;
 #pragma unroll
         for (int f = 0; f < FRAGMENTS; f++) {
             if (elements + 64 * (f / 4) + 63 < D) continue;  // these slots do not come round
-            uint32_t a[4];
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int j = coordinate_of(f, i % 2, g), key = 2 * t + i / 2 * 8;
-                a[i] = 0;
-                for (int h = 0; h < 2; h++)
-                    if (j < elements && key + h < count)
-                        a[i] |= uint32_t(rows.template element<E>(key + h, j).bits) << 16 * h;
+            for (int tile = 0; tile < T; tile++) {
+                uint32_t a[4] = {};
+#pragma unroll 1
+                for (int i = 0; i < 8; i++) {
+                    int j = coordinate_of(f, i / 2 % 2, g), key = 16 * tile + 2 * t + i / 4 * 8 + i % 2;
+                    if (j < elements && key < count)
+                        a[i / 2] |= uint32_t(rows.template element<E>(key, j).bits) << i % 2 * 16;
+                }
+#pragma unroll
+                for (int n = 0; n < Q; n++) mma_16x8x16<E>(acc[n][f], a, p[tile][n]);
             }
-#pragma unroll
-            for (int n = 0; n < Q; n++) mma_16x8x16<E>(acc[n][f], a, p[n]);
         }
     }
 
-    // One step: positions s0 … s0 + count − 1, which have arrived in a stage.
+    // One step: positions s0 … s0 + count − 1, which have arrived in a stage, at most 16 T.
+    template <int T>
     __device__ __forceinline__ void step(const char* from, int s0, int count) {
+        constexpr bool CODES = T > 1 || !ROTATED;
         const float* angle = reinterpret_cast<const float*>(from);
         const char *keys = from + ANGLE_BYTES, *values = keys + k.shape.stage;
-        CodeRows coded_k = rows_of(k, keys, s0, wide_at(0)), coded_v = rows_of(v, values, s0, wide_at(1));
-        if (slots.wide[0] + slots.wide[1]) {
-            if (ROTATED) coded_k.widen(memory + wide_at(0), k.group + slots.first_wide[0], slots.wide[0], tables.levels, lane);
-            coded_v.widen(memory + wide_at(1), v.group + slots.first_wide[1], slots.wide[1], tables.levels, lane);
+        CodeRows coded_k = rows_of(k, keys, s0, 0), coded_v = rows_of(v, values, s0, 1);
+        if (CODES && slots.wide[0] + slots.wide[1]) {
+            if (ROTATED) widen<T>(coded_k, k.group, 0);
+            widen<T>(coded_v, v.group, 1);
             __syncwarp();  // the widened groups are there
         }
-        float s[Q][4] = {}, rho[2] = {1, 1};
-        if (k.shape.groups)
-            for (int i = 0; i < 2; i++) rho[i] = power_of_two(coded_k.log2_scale(g + 8 * i));
+        float s[T][Q][4] = {};
         if constexpr (!ROTATED) {
+            float rho[2] = {1, 1};
             E* tile = reinterpret_cast<E*>(memory);
             if (k.shape.groups) {
+                for (int i = 0; i < 2; i++) rho[i] = power_of_two(coded_k.log2_scale(g + 8 * i));
                 k.unpack(tile, keys, s0, count, tables.levels, lane, WARP);
                 __syncwarp();  // the keys are whole
             }
-            score_rebuilt(s, k.read(keys, tile), rho, angle);
-        } else if (k.shape.groups) {
-            score_coded(s, coded_k, rho);
+            score_rebuilt(s[0], k.read(keys, tile), rho, angle);
+        } else if (CODES && k.shape.groups) {
+            score_coded(s, coded_k);
         } else {
             score(s, reinterpret_cast<const E*>(keys));
         }
-        float over[2] = {1, 1}, by[2] = {1, 1};  // 2^−x and ρ 2^−x of weights 2^(s + x − max)
-        if (v.shape.groups)
-            for (int i = 0; i < 2; i++) {
-                float log = coded_v.log2_scale(g + 8 * i), x = v.shape.elements ? fmaxf(log, 0) : log;
-                over[i] = power_of_two(-x), by[i] = power_of_two(log - x);
+        // Weights are 2^(s + more − max); for the sum and for elements that is 2^−more too much. By of
+        // codes' is ρ 2^−more: 1 unless there are elements, whose own weights must not pass 1.
+        float over[2 * T], by[2 * T];
 #pragma unroll
-                for (int n = 0; n < Q; n++) s[n][2 * i] += x, s[n][2 * i + 1] += x;
-            }
+        for (int i = 0; i < 2 * T; i++) {
+            over[i] = by[i] = 1;
+            if (!CODES || !v.shape.groups) continue;
+            float log = coded_v.log2_scale(g + 8 * i), more = v.shape.elements ? fmaxf(log, 0) : log;
+            over[i] = power_of_two(-more);
+            by[i] = power_of_two(log - more);
 #pragma unroll
-        for (int n = 0; n < Q; n++) softmax(s[n], n, count, over);
-        uint32_t p[Q][2];
-        if (v.shape.groups) {
+            for (int n = 0; n < Q; n++)
+                for (int h = 0; h < 2; h++) s[i / 2][n][i % 2 * 2 + h] += more;
+        }
+#pragma unroll
+        for (int n = 0; n < Q; n++) softmax(s, n, count, over);
+        uint32_t p[T][Q][2];
+        if (CODES && v.shape.groups) {
             weights<f16>(p, s, by);
             add_codes(acc, p, coded_v, v.shape.groups, slots, lane);
-        }
-        if (v.shape.elements) {
+            if (!v.shape.elements) return;
             weights<E>(p, s, over);
-            if (v.shape.groups) add_elements(p, coded_v, count);
-            else add(p, reinterpret_cast<const E*>(values));
+            add_elements(p, coded_v, count);
+        } else {
+            weights<E>(p, s, over);
+            add(p, reinterpret_cast<const E*>(values));
         }
+    }
+    template <int T>
+    __device__ __forceinline__ void widen(const CodeRows& rows, const CodeGroup* group, int side) {
+        rows.widen(memory + rows.wide, group + slots.first_wide[side], slots.wide[side], 16 * T,
+                   tables.levels, lane);
     }
 
     // ---- stretches
 
     static constexpr int ANGLE_BYTES = ROTATED ? 0 : D * int(sizeof(float));
     static constexpr int MOST_STAGES = 3;
+    // Keys of a step: more of codes, so that what a step costs is for more. Not of keys before
+    // rotation, which turn by their distance from the step's first.
+    static __host__ __device__ int step_of(const RowStore& keys, const RowStore& values) {
+        return ROTATED && (coded(keys.format) || coded(values.format)) ? CODED_STEP : STEP;
+    }
     // What a warp needs for a stretch: what lies ahead of the stages, and stages.
     static __host__ __device__ size_t stage_bytes(const RowStore& keys, const RowStore& values) {
-        return ANGLE_BYTES + Tiles::stage_bytes(keys) + Tiles::stage_bytes(values);
+        int rows = step_of(keys, values);
+        return ANGLE_BYTES + Tiles::stage_bytes(keys, rows) + Tiles::stage_bytes(values, rows);
     }
     static __host__ __device__ size_t front_bytes(const RowStore& keys, const RowStore& values) {
         size_t wide = size_t(groups_to_widen(keys.format) + groups_to_widen(values.format));
         return (ROTATED ? 0 : Tiles::tile_bytes(keys)) + wide * WIDENED;
     }
     static constexpr size_t ORDERING = 8 * D * sizeof(float);  // and to put sums in order
-    // From `memory` on, where groups of a side are widened.
-    __device__ __forceinline__ unsigned wide_at(int side) const {
-        return unsigned(ROTATED ? 0 : k.shape.tile) + unsigned(side ? slots.wide[0] * WIDENED : 0);
-    }
-    __device__ __forceinline__ CodeRows rows_of(const Tiles& side, const char* stage, int s,
-                                                unsigned wide) const {
-        return {memory, unsigned(side.codes_at(stage, s) - memory), wide, unsigned(side.shape.bytes)};
+    // A side's rows in a stage; from `memory` on, groups of keys are widened, then of values.
+    __device__ __forceinline__ CodeRows rows_of(const Tiles& one, const char* stage, int s,
+                                                int side) const {
+        int wide = (ROTATED ? 0 : k.shape.tile) + (side ? slots.wide[0] * WIDENED : 0);
+        return {memory, unsigned(one.codes_at(stage, s) - memory), unsigned(wide),
+                unsigned(one.shape.bytes)};
     }
 
     // A stretch begins, the tables and the queries' fragments are there.
     __device__ __forceinline__ void enter(const RowStore& keys, const RowStore& values, int bytes) {
         k.enter(lane), v.enter(lane);
-        if constexpr (ROTATED) enter_queries();
+        if (ROTATED && k.shape.groups)
+#pragma unroll
+            for (int n = 0; n < Q; n++)
+                for (int h = 0; h < 2; h++) {
+                    int head = 8 * n + 2 * t + h;
+                    float all = 0;
+                    for (int i = 0; 4 * i < k.shape.groups; i++) all += queries.sum[i][head];
+                    past[n][h] = 1152 * all, unit[n][h] = 1 / queries.unit[head];
+                }
         if (v.shape.groups) count_in(true);
         // Columns that nobody writes are zero, and rows of codes that are not there: a product must
         // not meet what is no number.
         bool zero = coded(keys.format) || coded(values.format) || elements_of(keys) % 16 ||
                     elements_of(values) % 16;
+#pragma unroll 1
         for (int i = lane; zero && i < bytes / 16; i += WARP)
             reinterpret_cast<uint4*>(memory)[i] = make_uint4(0, 0, 0, 0);
         __syncwarp();  // the memory is zero
     }
     __device__ __forceinline__ void leave() {
         if (v.shape.groups) count_in(false);
-    }
-    __device__ __forceinline__ void enter_queries() {
-#pragma unroll
-        for (int n = 0; n < Q; n++)
-            if (k.shape.groups)
-                for (int i = 0; i < 2; i++) {
-                    int head = 8 * n + 2 * t + i;
-                    float all = 0;
-                    for (int j = 0; 4 * j < k.shape.groups; j++) all += queries.sum[j][head];
-                    past[n][i] = 1152 * all, unit[n][i] = 1 / queries.unit[head];
-                }
-            else
-#pragma unroll
-                for (int f = 0; f < FRAGMENTS; f++)
-                    for (int i = 0; i < 2; i++) {
-                        float2 x = load_pair(q + (8 * n + g) * Q_STRIDE + 16 * f + 8 * i + 2 * t);
-                        fragment[ROTATED ? n : 0][f][i] = pack2<E>(x.x, x.y);
-                    }
     }
 
     // The coordinate of fragment f's row `row` or row + 8, while values are codes: those of slot
@@ -330,9 +368,9 @@ struct Warp {
             __syncwarp();  // the sums are there
 #pragma unroll
             for (int f = 0; f < FRAGMENTS; f++) {
-                float step = slots.slot[1][f / 4 * 8 + g].step;
+                float by = slots.slot[1][f / 4 * 8 + g].by_step;
                 for (int i = 0; i < 4; i++)
-                    acc[n][f][i] = steps ? *in_codes(f, i) / step : *in_order(f, i);
+                    acc[n][f][i] = steps ? by * *in_codes(f, i) : *in_order(f, i);
             }
         }
         __syncwarp();  // they were read
@@ -341,32 +379,43 @@ struct Warp {
     // This warp's steps of positions first … end − 1, which lie one behind the other, with as many
     // of its stages on their way as its memory holds.
     __device__ __forceinline__ void run(int first, int end, int bytes) {
-        int front = int(wide_at(1)) + slots.wide[1] * WIDENED;
+        if (ROTATED && (k.shape.groups || v.shape.groups))
+            run_steps<CODED_STEP / STEP>(first, end, bytes);
+        else
+            run_steps<1>(first, end, bytes);
+    }
+    template <int T>
+    __device__ __forceinline__ void run_steps(int first, int end, int bytes) {
+        constexpr int KEYS = T * STEP, ON = TENSOR_WARPS * KEYS;
+        int front = (ROTATED ? 0 : k.shape.tile) + (slots.wide[0] + slots.wide[1]) * WIDENED;
         int stage = ANGLE_BYTES + k.shape.stage + v.shape.stage;
         int count = min(MOST_STAGES, (bytes - front) / stage), next = 0, now = 0;
         char* stages = memory + front;
-        int s0 = first + int(threadIdx.x) / WARP * STEP;
+        int s0 = first + int(threadIdx.x) / WARP * KEYS;
         auto begin = [&](int s) {
             if (s < end) {
                 char* to = stages + next * stage;
                 if (!ROTATED && lane < D / 4)
                     copy_async_16(to + 16 * lane, rotation + size_t(s) * D + 4 * lane, true);
-                k.begin(to + ANGLE_BYTES, s, min(STEP, end - s), lane, WARP);
-                v.begin(to + ANGLE_BYTES + k.shape.stage, s, min(STEP, end - s), lane, WARP);
+                int there = min(KEYS, end - s);
+                k.begin(to + ANGLE_BYTES, s, there, lane, WARP, KEYS);
+                v.begin(to + ANGLE_BYTES + k.shape.stage, s, there, lane, WARP, KEYS);
             }
             copy_async_commit();
             next = next + 1 == count ? 0 : next + 1;
         };
-        for (int i = 0; i < count - 1; i++) begin(s0 + i * SHARE);
-        for (int s = s0; s < end; s += SHARE) {
+#pragma unroll 1
+        for (int i = 0; i < count - 1; i++) begin(s0 + i * ON);
+#pragma unroll 1
+        for (int s = s0; s < end; s += ON) {
             if (count == 1) begin(s);
             if (count == MOST_STAGES)
                 copy_async_wait<1>();
             else
                 copy_async_wait<0>();
             __syncwarp();  // every lane's copies of this step are there; the last step was read
-            if (count > 1) begin(s + (count - 1) * SHARE);
-            step(stages + now * stage, s, min(STEP, end - s));
+            if (count > 1) begin(s + (count - 1) * ON);
+            step<T>(stages + now * stage, s, min(KEYS, end - s));
             now = now + 1 == count ? 0 : now + 1;
             if (count == 1) __syncwarp();  // the only stage was read
         }

@@ -32,13 +32,14 @@ enum class Widths { Three, Four, Any };
 struct alignas(16) CodeSlot {
     int byte;     // from the row's first; of widened groups −1 − that from their first row's
     uint32_t by;  // 2^(4 − b), for nibbles_of; 0: 8 bits
-    float step;   // Δ_b; 1 where there are no codes
-    int unused;
+    float step, by_step;  // Δ_b, 1 / Δ_b; 1 where there are no codes
     uint4 table;  // LevelTables::few; of no codes level 0
 };
 
+constexpr int CODED_STEP = 32;  // keys that a warp takes at once, at most, where rows are codes
+
 // Groups of 5 and 6 bits, widened: those of a step lie group after group.
-constexpr int WIDENED = STEP * ROW_GROUP;  // bytes of one
+constexpr int WIDENED = CODED_STEP * ROW_GROUP;  // bytes of one
 __host__ __device__ inline int groups_to_widen(const RowFormat& format) {
     return (int(format.count[2]) + int(format.count[3])) / ROW_GROUP;
 }
@@ -62,11 +63,12 @@ struct CodeSlots {
         for (; i < 2 * SLOTS; i += int(blockDim.x)) {
             int side = i / SLOTS, j = i % SLOTS, each = side ? 8 : 4;
             const RowFormat& format = side ? v.format : k.format;
-            CodeSlot one = {0, 16, 1, 0, levels.few[0]};
+            CodeSlot one = {0, 16, 1, 1, levels.few[0]};
             int groups = groups_of(format), bits = 0;
             if (j < groups) {
                 CodeGroup group = CodeGroup::of(format, element, j);
                 bits = group.bits, one.byte = group.byte, one.step = group.step;
+                one.by_step = 1 / group.step;
                 one.by = bits <= 4 ? 1u << (4 - bits) : 0;
                 if (bits <= 4) one.table = levels.few[bits];
                 if (bits == 5 || bits == 6)
@@ -108,28 +110,31 @@ struct CodeRows {
         }
         return u;
     }
-    // u[0], u[1] ← those of rows `row` and row + 8, which lie alike in their words.
-    template <Widths W>
-    __device__ __forceinline__ void take_two(uint2 (&u)[2], const CodeSlot& slot, int row) const {
+    // u[i] ← those of row `row` + 8 i: all lie alike in their words.
+    template <Widths W, int N>
+    __device__ __forceinline__ void take_rows(uint2 (&u)[N], const CodeSlot& slot, int row) const {
         unsigned at = first + unsigned(slot.byte), each = bytes;
         if (W == Widths::Any && slot.byte < 0) at = wide + unsigned(-1 - slot.byte), each = ROW_GROUP;
         at += unsigned(row) * each;
         const char* words = memory + (at & ~3u);
-        u[0] = take<W>(slot, reinterpret_cast<const uint32_t*>(words), 8 * at);
-        u[1] = take<W>(slot, reinterpret_cast<const uint32_t*>(words + 8 * each), 8 * at);
+#pragma unroll
+        for (int i = 0; i < N; i++, words += 8 * each)
+            u[i] = take<W>(slot, reinterpret_cast<const uint32_t*>(words), 8 * at);
     }
-    // The groups of 5 and 6 bits, to where `wide` says, by a warp: half a group of a row by a lane.
-    __device__ __forceinline__ void widen(char* to, const CodeGroup* group, int count,
+    // Of `rows` rows the groups of 5 and 6 bits, to where `wide` says, by a warp: half a group of a row
+    // by a lane.
+    __device__ __forceinline__ void widen(char* to, const CodeGroup* group, int count, int rows,
                                           const LevelTables& tables, int lane) const {
-        int row = lane / 2, half = lane % 2;
-        for (int i = 0; i < count; i++, to += WIDENED) {
-            int bits = group[i].bits;
-            unsigned at = first + unsigned(row) * bytes + unsigned(group[i].byte);
+        int half = lane % 2;
+#pragma unroll 1
+        for (int i = lane / 2; i < count * rows; i += WARP / 2) {
+            int row = i % rows, one = i / rows, bits = group[one].bits;
+            unsigned at = first + unsigned(row) * bytes + unsigned(group[one].byte);
             const uint32_t* words = reinterpret_cast<const uint32_t*>(memory + (at & ~3u));
             uint32_t low = funnel_right(words[0], words[1], 8 * at);
             uint32_t high = funnel_right(words[1], words[2], 8 * at);
             uint32_t packed = funnel_right(low, high, unsigned(4 * bits * half));
-            *reinterpret_cast<uint32_t*>(to + ROW_GROUP * row + 4 * half) =
+            *reinterpret_cast<uint32_t*>(to + one * WIDENED + ROW_GROUP * row + 4 * half) =
                 levels_of_many(tables, packed, bits);
         }
     }
@@ -137,14 +142,14 @@ struct CodeRows {
 
 // ---- scores ------------------------------------------------------------------------------------
 
-// The queries of a block for a stretch of coded keys, in shared memory: multiplied by their columns'
-// steps and by a power of two that puts the largest of a head below 2^16, as the lanes of a warp hold
-// them.
-template <int D, int Q>
-struct CodedQueries {
+// The queries of a block for a stretch of keys after rotation, in shared memory, as the lanes of a
+// warp hold them; for codes multiplied by their columns' steps and by a power of two that puts the
+// largest of a head below 2^16.
+template <class E, int D, int Q>
+struct StretchQueries {
     static constexpr int FOURS = D / ROW_GROUP / 4;
-    uint4 fragment[FOURS][Q][WARP];  // b[0], b[1] of mma 0, of mma 1
-    float sum[FOURS][8 * Q];         // Σ of what is in them, of each head
+    uint4 fragment[FOURS][Q][WARP];  // b[0], b[1] of columns 32 i …; of those 16 on. Or of four slots
+    float sum[FOURS][8 * Q];         // of codes Σ of what is in them, of each head
     float unit[8 * Q];               // the power of two
 
     // unit of a head, by its largest |q|.
@@ -152,101 +157,119 @@ struct CodedQueries {
         int exponent = int(__float_as_uint(largest) >> 23);  // biased by 127
         return __uint_as_float(unsigned(min(max(269 - exponent, 1), 253)) << 23);
     }
-    // By the whole block: q (8 Q, stride), `elements` columns ahead of the codes. A barrier must
-    // follow.
-    __device__ void fill(const float* q, int stride, int elements, int groups,
-                         const CodeSlot* slots) {
-        int lane = int(threadIdx.x) % WARP, g = lane / 4, t = lane % 4;
-        for (int i = int(threadIdx.x) / WARP; 4 * i < groups; i += int(blockDim.x) / WARP)
-#pragma unroll
-            for (int n = 0; n < Q; n++) {
-                int slot = 4 * i + t, head = 8 * n + g;
-                float by = slots[slot].step * unit[head], all = 0;
-                uint32_t b[4] = {};
-                if (slot < groups)
-#pragma unroll
-                    for (int m = 0; m < 4; m++) {
-                        float2 x = load_pair(q + head * stride + elements + ROW_GROUP * slot + 2 * m);
-                        b[m] = pack2<f16>(by * x.x, by * x.y);
-                        all += to_float(f16{uint16_t(b[m])}) + to_float(f16{uint16_t(b[m] >> 16)});
-                    }
-                fragment[i][n][lane] = make_uint4(b[0], b[1], b[2], b[3]);
-                for (int mask = 1; mask < 4; mask *= 2) all += __shfl_xor_sync(~0u, all, mask);
-                if (t == 0) sum[i][head] = all;
+    // By the whole block: q (8 Q, stride). A barrier must follow.
+    __device__ void fill(const float* q, int stride, int columns) {
+        each(columns, [&](int i, int n, int lane) {
+            const float* from = q + (8 * n + lane / 4) * stride + 32 * i + 2 * (lane % 4);
+            uint32_t b[4];
+            for (int m = 0; m < 4; m++) b[m] = pack2<E>(from[8 * m], from[8 * m + 1]);
+            fragment[i][n][lane] = make_uint4(b[0], b[1], b[2], b[3]);
+        });
+    }
+    // The same for `groups` groups of codes, which begin at column `first`.
+    __device__ void fill_coded(const float* q, int stride, int first, int groups,
+                               const CodeSlot* slots) {
+        each(ROW_GROUP * groups, [&](int i, int n, int lane) {
+            int slot = 4 * i + lane % 4, head = 8 * n + lane / 4;
+            const float* from = q + head * stride + first + ROW_GROUP * slot;
+            float by = slots[slot].step * unit[head], all = 0;
+            uint32_t b[4] = {};
+            for (int m = 0; slot < groups && m < 4; m++) {
+                b[m] = pack2<f16>(by * from[2 * m], by * from[2 * m + 1]);
+                all += to_float(f16{uint16_t(b[m])}) + to_float(f16{uint16_t(b[m] >> 16)});
             }
+            fragment[i][n][lane] = make_uint4(b[0], b[1], b[2], b[3]);
+            for (int mask = 1; mask < 4; mask *= 2) all += __shfl_xor_sync(~0u, all, mask);
+            if (lane % 4 == 0) sum[i][head] = all;
+        });
+    }
+
+private:
+    // f(i, n, lane) of each fragment of so many columns, by a warp.
+    template <class F>
+    __device__ __forceinline__ static void each(int columns, const F& f) {
+#pragma unroll 1
+        for (int i = int(threadIdx.x) / WARP; 32 * i < columns; i += int(blockDim.x) / WARP)
+            for (int n = 0; n < Q; n++) f(i, n, int(threadIdx.x) % WARP);
     }
 };
 
-// s += Σ q (1152 + level) of four slots of 16 keys. b: Q tiles of WARP.
-template <Widths W, int Q>
-__device__ __forceinline__ void score_four(float (&s)[Q][4], const CodeRows& rows,
+// s += Σ q (1152 + level) of four slots of 16 T keys. b: Q tiles of WARP.
+template <Widths W, int T, int Q>
+__device__ __forceinline__ void score_four(float (&s)[T][Q][4], const CodeRows& rows,
                                            const CodeSlot& slot, const uint4 (*b)[WARP], int lane) {
     constexpr uint32_t ABOVE = 0x64646464;  // 1024 + u in f16
-    uint2 u[2];
-    rows.take_two<W>(u, slot, lane / 4);
-    const uint32_t a[2][4] = {
-        {permute_bytes(u[0].x, ABOVE, 0x4140), permute_bytes(u[1].x, ABOVE, 0x4140),
-         permute_bytes(u[0].x, ABOVE, 0x4342), permute_bytes(u[1].x, ABOVE, 0x4342)},
-        {permute_bytes(u[0].y, ABOVE, 0x4140), permute_bytes(u[1].y, ABOVE, 0x4140),
-         permute_bytes(u[0].y, ABOVE, 0x4342), permute_bytes(u[1].y, ABOVE, 0x4342)}};
+    uint2 u[2 * T];
+    rows.take_rows<W>(u, slot, lane / 4);
 #pragma unroll
     for (int n = 0; n < Q; n++) {
         uint4 two = b[n][lane];
         const uint32_t first[2] = {two.x, two.y}, second[2] = {two.z, two.w};
-        mma_16x8x16<f16>(s[n], a[0], first);
-        mma_16x8x16<f16>(s[n], a[1], second);
+#pragma unroll
+        for (int i = 0; i < T; i++) {
+            uint2 x = u[2 * i], y = u[2 * i + 1];  // keys g, g + 8
+            const uint32_t low[4] = {permute_bytes(x.x, ABOVE, 0x4140), permute_bytes(y.x, ABOVE, 0x4140),
+                                     permute_bytes(x.x, ABOVE, 0x4342), permute_bytes(y.x, ABOVE, 0x4342)};
+            const uint32_t high[4] = {permute_bytes(x.y, ABOVE, 0x4140), permute_bytes(y.y, ABOVE, 0x4140),
+                                      permute_bytes(x.y, ABOVE, 0x4342), permute_bytes(y.y, ABOVE, 0x4342)};
+            mma_16x8x16<f16>(s[i][n], low, first);
+            mma_16x8x16<f16>(s[i][n], high, second);
+        }
     }
 }
-template <int D, int Q>
-__device__ __forceinline__ void score_codes(float (&s)[Q][4], const CodeRows& rows, int groups,
+template <int T, class E, int D, int Q>
+__device__ __forceinline__ void score_codes(float (&s)[T][Q][4], const CodeRows& rows, int groups,
                                             const CodeSlots<D>& slots,
-                                            const CodedQueries<D, Q>& queries, int lane) {
+                                            const StretchQueries<E, D, Q>& queries, int lane) {
 #pragma unroll 1
     for (int i = 0; 4 * i < groups; i++) {
-        const CodeSlot& slot = slots.slot[0][4 * i + lane % 4];
+        const CodeSlot slot = slots.slot[0][4 * i + lane % 4];
         const uint4(*b)[WARP] = queries.fragment[i];
         if (slots.keys[i] == Widths::Three)
-            score_four<Widths::Three, Q>(s, rows, slot, b, lane);
+            score_four<Widths::Three>(s, rows, slot, b, lane);
         else if (slots.keys[i] == Widths::Four)
-            score_four<Widths::Four, Q>(s, rows, slot, b, lane);
+            score_four<Widths::Four>(s, rows, slot, b, lane);
         else
-            score_four<Widths::Any, Q>(s, rows, slot, b, lane);
+            score_four<Widths::Any>(s, rows, slot, b, lane);
     }
 }
 
 // ---- values ------------------------------------------------------------------------------------
 
-// acc += Σ weight · level of slots 8c … 8c + 7 of 16 values. weight: (16 keys, 8 heads) as f16.
-template <Widths W, int Q, int FRAGMENTS>
+// acc += Σ weight · level of slots 8c … 8c + 7 of 16 T values. weight: (16 T keys, 8 heads) as f16.
+template <Widths W, int T, int Q, int FRAGMENTS>
 __device__ __forceinline__ void add_eight(float (&acc)[Q][FRAGMENTS][4], int c,
-                                          const uint32_t (&weight)[Q][2], const CodeRows& rows,
+                                          const uint32_t (&weight)[T][Q][2], const CodeRows& rows,
                                           const CodeSlot& slot, int lane) {
     constexpr uint32_t ABOVE = 0x64646464, BIAS = 0x64806480;  // 1024 + u, 1152 in f16
-    uint2 even[2], odd[2];
-    rows.take_two<W>(even, slot, 2 * (lane % 4));
-    rows.take_two<W>(odd, slot, 2 * (lane % 4) + 1);
 #pragma unroll
-    for (int m = 0; m < 4; m++) {
-        uint32_t a[4];
+    for (int k = 0; k < T; k++) {
+        uint2 even[2], odd[2];
+        rows.take_rows<W>(even, slot, 16 * k + 2 * (lane % 4));
+        rows.take_rows<W>(odd, slot, 16 * k + 2 * (lane % 4) + 1);
 #pragma unroll
-        for (int i = 0; i < 2; i++) {  // keys from 2t on, from 2t + 8 on
-            uint32_t x = m < 2 ? even[i].x : even[i].y, y = m < 2 ? odd[i].x : odd[i].y;
-            uint32_t codes = permute_bytes(x, y, m % 2 ? 0x7632 : 0x5410);  // both of both keys
-            a[2 * i] = subtract2<f16>(permute_bytes(codes, ABOVE, 0x4240), BIAS);
-            a[2 * i + 1] = subtract2<f16>(permute_bytes(codes, ABOVE, 0x4341), BIAS);
+        for (int m = 0; m < 4; m++) {
+            uint32_t a[4];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {  // keys from 2t on, from 2t + 8 on
+                uint32_t x = m < 2 ? even[i].x : even[i].y, y = m < 2 ? odd[i].x : odd[i].y;
+                uint32_t codes = permute_bytes(x, y, m % 2 ? 0x7632 : 0x5410);  // both of both keys
+                a[2 * i] = subtract2<f16>(permute_bytes(codes, ABOVE, 0x4240), BIAS);
+                a[2 * i + 1] = subtract2<f16>(permute_bytes(codes, ABOVE, 0x4341), BIAS);
+            }
+#pragma unroll
+            for (int n = 0; n < Q; n++) mma_16x8x16<f16>(acc[n][4 * c + m], a, weight[k][n]);
         }
-#pragma unroll
-        for (int n = 0; n < Q; n++) mma_16x8x16<f16>(acc[n][4 * c + m], a, weight[n]);
     }
 }
-template <int D, int Q>
-__device__ __forceinline__ void add_codes(float (&acc)[Q][D / 16][4], const uint32_t (&weight)[Q][2],
-                                          const CodeRows& rows, int groups,
-                                          const CodeSlots<D>& slots, int lane) {
+template <int T, int D, int Q>
+__device__ __forceinline__ void add_codes(float (&acc)[Q][D / 16][4],
+                                          const uint32_t (&weight)[T][Q][2], const CodeRows& rows,
+                                          int groups, const CodeSlots<D>& slots, int lane) {
 #pragma unroll
     for (int c = 0; c < D / 64; c++) {
         if (8 * c >= groups) break;
-        const CodeSlot& slot = slots.slot[1][8 * c + lane / 4];
+        const CodeSlot slot = slots.slot[1][8 * c + lane / 4];
         if (slots.values[c] == Widths::Three)
             add_eight<Widths::Three>(acc, c, weight, rows, slot, lane);
         else if (slots.values[c] == Widths::Four)

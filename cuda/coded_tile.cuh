@@ -45,11 +45,6 @@ private:
 };
 static_assert(sizeof(LevelTables) == LevelTables::BYTES);
 
-// Bits of `mask` from y, the others from x.
-__device__ __forceinline__ uint32_t select_bits(uint32_t x, uint32_t y, uint32_t mask) {
-    return (x & ~mask) | (y & mask);
-}
-
 // Codes of b ≤ 4 bits, the first eight of `packed`, one in the low bits of each nibble; the others are
 // anything. by: 2^(4 − b). Halves, bytes, nibbles: each time the upper ones move up, by products, as
 // the units that shift have more to do.

@@ -151,6 +151,12 @@ __device__ __forceinline__ uint32_t permute_bytes(uint32_t low, uint32_t high, u
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(selector));
     return bytes;
 }
+// Bits of `mask` from y, the others from x: one instruction, of which ptxas makes two unasked.
+__device__ __forceinline__ uint32_t select_bits(uint32_t x, uint32_t y, uint32_t mask) {
+    uint32_t bits;
+    asm("lop3.b32 %0, %1, %2, %3, 0xca;" : "=r"(bits) : "r"(mask), "r"(y), "r"(x));
+    return bits;
+}
 // The 32 bits of (low, high) from bit `shift` modulo 32 on.
 __device__ __forceinline__ uint32_t funnel_right(uint32_t low, uint32_t high, uint32_t shift) {
     return __funnelshift_r(low, high, shift);

@@ -172,6 +172,9 @@ inline uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
     }
     return bytes;
 }
+inline uint32_t select_bits(uint32_t x, uint32_t y, uint32_t mask) {
+    return (x & ~mask) | (y & mask);
+}
 inline uint32_t funnel_right(uint32_t low, uint32_t high, uint32_t shift) {
     return uint32_t((uint64_t(high) << 32 | low) >> (shift & 31));
 }
