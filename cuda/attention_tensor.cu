@@ -64,22 +64,21 @@ struct TensorShared {
     }
 };
 
-// to (8 Q, stride) ← the block's R queries, scaled, and unit ← what coded keys multiply a head's by;
-// a barrier must follow.
+// to (8 Q, stride) ← the block's R queries, scaled, and of each its largest |q|; a barrier must follow.
 template <int D>
-__device__ void load_queries(float* to, int stride, float* unit, const float* q, int rows, int R) {
+__device__ void load_queries(float* to, int stride, float* largest, const float* q, int rows, int R) {
     float scale = LOG2_E / sqrtf(float(D));
     int lane = int(threadIdx.x) % WARP;
     for (int row = int(threadIdx.x) / WARP; row < rows; row += TENSOR_WARPS) {
-        float largest = 0;
+        float most = 0;
 #pragma unroll
         for (int j = lane; j < D; j += WARP) {
             float x = row < R ? scale * q[row * D + j] : 0;
-            to[row * stride + j] = x, largest = fmaxf(largest, fabsf(x));
+            to[row * stride + j] = x, most = fmaxf(most, fabsf(x));
         }
         for (int mask = 1; mask < WARP; mask *= 2)
-            largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, mask));
-        if (lane == 0) unit[row] = StretchQueries<f16, D, 1>::unit_of(largest);
+            most = fmaxf(most, __shfl_xor_sync(~0u, most, mask));
+        if (lane == 0) largest[row] = most;
     }
 }
 
@@ -169,7 +168,7 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
         return;
     }
     // The first barrier of a stretch orders them.
-    load_queries<D>(queries, Shared::One::Q_STRIDE, tables.queries.unit,
+    load_queries<D>(queries, Shared::One::Q_STRIDE, tables.queries.largest,
                     q + size_t(g * m + h0) * D, ROWS, R);
 
     Warp<E, D, Q, ROTATED> one(rotation, queries, basis, tables.queries, tables.rows, tables.slots,

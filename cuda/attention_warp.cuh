@@ -38,7 +38,7 @@ struct Warp {
     Tiles k, v;    // of the stretch at hand
     char* memory;  // this warp's: a tile where keys are codes before rotation, widened groups, stages
     int lane, g, t;
-    float past[Q][2], unit[Q][2];                      // of coded keys: 1152 Σ q, 1 / unit
+    float past[Q][2], unit;  // of coded keys' queries: 1152 Σ q; log₂ of what they are multiplied by
     float acc[Q][FRAGMENTS][4], max[Q][2], sum[Q][2];  // (coordinates g, g+8) x (heads 2t, 2t+1)
 
     __device__ __forceinline__ Warp(const float* angles, const float* heads,
@@ -88,24 +88,29 @@ struct Warp {
     // The same as codes, and what elements there are ahead of them.
     template <int T>
     __device__ __forceinline__ void score_coded(float (&s)[T][Q][4], const CodeRows& rows) {
+        float log[2 * T];
+#pragma unroll
+        for (int i = 0; i < 4 * T * Q; i++)
+            s[i / 4 / Q][i / 4 % Q][i % 4] = -past[i / 4 % Q][i % 2];
         score_codes(s, rows, k.shape.groups, slots, queries, lane);
-        int elements = k.shape.elements;
+        rows.log2_scales(log, g);
 #pragma unroll
         for (int i = 0; i < 2 * T; i++) {
-            int key = g + 8 * i;
-            float rho = power_of_two(rows.log2_scale(key));
+            float rho = power_of_two(log[i] - unit);
 #pragma unroll
             for (int n = 0; n < Q; n++)
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    float& one = s[i / 2][n][i % 2 * 2 + h];
-                    one = (one - past[n][h]) * (rho * unit[n][h]);
-                    const float* head = q + (8 * n + 2 * t + h) * Q_STRIDE;
-#pragma unroll 1
-                    for (int j = 0; j < elements; j++)
-                        one += head[j] * to_float(rows.template element<E>(key, j));
-                }
+                for (int h = 0; h < 2; h++) s[i / 2][n][i % 2 * 2 + h] *= rho;
         }
+#pragma unroll 1
+        for (int j = 0; j < k.shape.elements; j++)
+#pragma unroll
+            for (int i = 0; i < 2 * T; i++) {
+                float c = to_float(rows.template element<E>(g + 8 * i, j));
+#pragma unroll
+                for (int n = 0; n < Q; n++)
+                    for (int h = 0; h < 2; h++)
+                        s[i / 2][n][i % 2 * 2 + h] += q[(8 * n + 2 * t + h) * Q_STRIDE + j] * c;
+            }
     }
 
     // Keys before rotation. angle: shared (D)  cosines, sines of the first position.
@@ -212,17 +217,20 @@ struct Warp {
 #pragma unroll
         for (int f = 0; f < FRAGMENTS; f++) {
             if (elements + 64 * (f / 4) + 63 < D) continue;  // these slots do not come round
-#pragma unroll
-            for (int tile = 0; tile < T; tile++) {
-                uint32_t a[4] = {};
 #pragma unroll 1
+            for (int tile = 0; tile < T; tile++) {
+                uint32_t a[4] = {}, weight[Q][2];
+#pragma unroll
                 for (int i = 0; i < 8; i++) {
                     int j = coordinate_of(f, i / 2 % 2, g), key = 16 * tile + 2 * t + i / 4 * 8 + i % 2;
                     if (j < elements && key < count)
                         a[i / 2] |= uint32_t(rows.template element<E>(key, j).bits) << i % 2 * 16;
                 }
 #pragma unroll
-                for (int n = 0; n < Q; n++) mma_16x8x16<E>(acc[n][f], a, p[tile][n]);
+                for (int n = 0; n < Q; n++) {
+                    for (int i = 0; i < 2; i++) weight[n][i] = tile ? p[T - 1][n][i] : p[0][n][i];
+                    mma_16x8x16<E>(acc[n][f], a, weight[n]);
+                }
             }
         }
     }
@@ -241,29 +249,53 @@ struct Warp {
         }
         float s[T][Q][4] = {};
         if constexpr (!ROTATED) {
-            float rho[2] = {1, 1};
+            float rho[2] = {0, 0};
             E* tile = reinterpret_cast<E*>(memory);
             if (k.shape.groups) {
-                for (int i = 0; i < 2; i++) rho[i] = power_of_two(coded_k.log2_scale(g + 8 * i));
+                coded_k.log2_scales(rho, g);
                 k.unpack(tile, keys, s0, count, tables.levels, lane, WARP);
                 __syncwarp();  // the keys are whole
             }
+            for (float& one : rho) one = power_of_two(one);
             score_rebuilt(s[0], k.read(keys, tile), rho, angle);
         } else if (CODES && k.shape.groups) {
             score_coded(s, coded_k);
         } else {
             score(s, reinterpret_cast<const E*>(keys));
         }
-        // Weights are 2^(s + more − max); for the sum and for elements that is 2^−more too much. By of
-        // codes' is ρ 2^−more: 1 unless there are elements, whose own weights must not pass 1.
-        float over[2 * T], by[2 * T];
+        if (CODES && v.shape.groups)
+            take_coded(s, coded_v, count);
+        else
+            take(s, reinterpret_cast<const E*>(values), count);
+    }
+    template <int T>
+    __device__ __forceinline__ void widen(const CodeRows& rows, const CodeGroup* group, int side) {
+        if (int count = slots.wide[side])
+            rows.template widen<T>(memory + rows.wide, group + slots.first_wide[side], count,
+                                   tables.levels, lane);
+    }
+
+    // What scores make of values as elements.
+    template <int T>
+    __device__ __forceinline__ void take(float (&s)[T][Q][4], const E* values, int count) {
+        float ones[2 * T];
+        for (float& one : ones) one = 1;
+#pragma unroll
+        for (int n = 0; n < Q; n++) softmax(s, n, count, ones);
+        uint32_t p[T][Q][2];
+        weights<E>(p, s, ones);
+        add(p, values);
+    }
+    // The same of values as codes. Weights are 2^(s + more − max), for the sum 2^−more too much. With
+    // elements ahead of the codes, whose weights are those of the sum, neither may pass 1.
+    template <int T>
+    __device__ __forceinline__ void take_coded(float (&s)[T][Q][4], const CodeRows& rows, int count) {
+        float log[2 * T], over[2 * T];
+        rows.log2_scales(log, g);
 #pragma unroll
         for (int i = 0; i < 2 * T; i++) {
-            over[i] = by[i] = 1;
-            if (!CODES || !v.shape.groups) continue;
-            float log = coded_v.log2_scale(g + 8 * i), more = v.shape.elements ? fmaxf(log, 0) : log;
-            over[i] = power_of_two(-more);
-            by[i] = power_of_two(log - more);
+            float more = v.shape.elements ? fmaxf(log[i], 0) : log[i];
+            over[i] = power_of_two(-more), log[i] -= more;
 #pragma unroll
             for (int n = 0; n < Q; n++)
                 for (int h = 0; h < 2; h++) s[i / 2][n][i % 2 * 2 + h] += more;
@@ -271,21 +303,18 @@ struct Warp {
 #pragma unroll
         for (int n = 0; n < Q; n++) softmax(s, n, count, over);
         uint32_t p[T][Q][2];
-        if (CODES && v.shape.groups) {
-            weights<f16>(p, s, by);
-            add_codes(acc, p, coded_v, v.shape.groups, slots, lane);
-            if (!v.shape.elements) return;
+        if (v.shape.elements) {
             weights<E>(p, s, over);
-            add_elements(p, coded_v, count);
-        } else {
-            weights<E>(p, s, over);
-            add(p, reinterpret_cast<const E*>(values));
+            add_elements(p, rows, count);
+#pragma unroll
+            for (int i = 0; i < 2 * T; i++)
+                for (int n = 0; n < Q; n++)
+                    for (int h = 0; h < 2; h++)
+                        s[i / 2][n][i % 2 * 2 + h] *= power_of_two(log[i]);
         }
-    }
-    template <int T>
-    __device__ __forceinline__ void widen(const CodeRows& rows, const CodeGroup* group, int side) {
-        rows.widen(memory + rows.wide, group + slots.first_wide[side], slots.wide[side], 16 * T,
-                   tables.levels, lane);
+        for (float& one : over) one = 1;
+        weights<f16>(p, s, over);
+        add_codes(acc, p, rows, v.shape.groups, slots, lane);
     }
 
     // ---- stretches
@@ -318,15 +347,16 @@ struct Warp {
     // A stretch begins, the tables and the queries' fragments are there.
     __device__ __forceinline__ void enter(const RowStore& keys, const RowStore& values, int bytes) {
         k.enter(lane), v.enter(lane);
-        if (ROTATED && k.shape.groups)
+        if (ROTATED && k.shape.groups) {
+            unit = float(queries.exponent());
 #pragma unroll
             for (int n = 0; n < Q; n++)
                 for (int h = 0; h < 2; h++) {
-                    int head = 8 * n + 2 * t + h;
-                    float all = 0;
-                    for (int i = 0; 4 * i < k.shape.groups; i++) all += queries.sum[i][head];
-                    past[n][h] = 1152 * all, unit[n][h] = 1 / queries.unit[head];
+                    past[n][h] = 0;
+                    for (int i = 0; 4 * i < k.shape.groups; i++)
+                        past[n][h] += 1152 * queries.sum[i][8 * n + 2 * t + h];
                 }
+        }
         if (v.shape.groups) count_in(true);
         // Columns that nobody writes are zero, and rows of codes that are not there: a product must
         // not meet what is no number.

@@ -95,67 +95,95 @@ struct CodeRows {
         memcpy(&one, memory + first + unsigned(row) * bytes + unsigned(j) * sizeof(E), sizeof(E));
         return one;
     }
-    __device__ __forceinline__ float log2_scale(int row) const {
-        return log2_scale_of(uint8_t(memory[first + unsigned(row + 1) * bytes - 1]));
+    // x[i] ← log₂ ρ of row `row` + 8 i.
+    template <int N>
+    __device__ __forceinline__ void log2_scales(float (&x)[N], int row) const {
+        const char* at = memory + first + unsigned(row + 1) * bytes - 1;
+#pragma unroll
+        for (int i = 0; i < N; i++, at += 8 * bytes) x[i] = log2_scale_of(uint8_t(*at));
     }
-    // Levels + 128 of a group, a byte each, that lies from bit `shift` modulo 32 of `words` on.
-    template <Widths W>
-    __device__ static __forceinline__ uint2 take(const CodeSlot& slot, const uint32_t* words,
-                                                 uint32_t shift) {
-        uint32_t low = funnel_right(words[0], words[1], shift);
-        uint2 u = levels_of_nibbles<W != Widths::Three>(slot.table, nibbles_of(low, slot.by));
-        if constexpr (W == Widths::Any) {
-            uint32_t high = funnel_right(words[1], words[2], shift);
-            u = {slot.by ? u.x : low, slot.by ? u.y : high};  // a code of 8 bits is its level + 128
+    // Where the group of row `row` + 8 i is: all lie alike in their words, `on` bytes apart.
+    struct Place {
+        const char* words;
+        uint32_t shift;
+        unsigned on;
+        // Its bits: of up to 4 bits in the lower word.
+        template <Widths W>
+        __device__ __forceinline__ uint2 read(int i) const {
+            const uint32_t* from = reinterpret_cast<const uint32_t*>(words + unsigned(i) * on);
+            return {funnel_right(from[0], from[1], shift),
+                    W == Widths::Any ? funnel_right(from[1], from[2], shift) : 0};
         }
-        return u;
-    }
-    // u[i] ← those of row `row` + 8 i: all lie alike in their words.
-    template <Widths W, int N>
-    __device__ __forceinline__ void take_rows(uint2 (&u)[N], const CodeSlot& slot, int row) const {
+    };
+    template <Widths W>
+    __device__ __forceinline__ Place place(const CodeSlot& slot, int row) const {
         unsigned at = first + unsigned(slot.byte), each = bytes;
         if (W == Widths::Any && slot.byte < 0) at = wide + unsigned(-1 - slot.byte), each = ROW_GROUP;
         at += unsigned(row) * each;
-        const char* words = memory + (at & ~3u);
-#pragma unroll
-        for (int i = 0; i < N; i++, words += 8 * each)
-            u[i] = take<W>(slot, reinterpret_cast<const uint32_t*>(words), 8 * at);
+        return {memory + (at & ~3u), 8 * at, 8 * each};
     }
-    // Of `rows` rows the groups of 5 and 6 bits, to where `wide` says, by a warp: half a group of a row
+    // Of 16 T rows the groups of 5 and 6 bits, to where `wide` says, by a warp: half a group of a row
     // by a lane.
-    __device__ __forceinline__ void widen(char* to, const CodeGroup* group, int count, int rows,
+    template <int T>
+    __device__ __forceinline__ void widen(char* to, const CodeGroup* group, int count,
                                           const LevelTables& tables, int lane) const {
-        int half = lane % 2;
+        int row = lane / 2, half = lane % 2;
+        to += ROW_GROUP * row + 4 * half;
 #pragma unroll 1
-        for (int i = lane / 2; i < count * rows; i += WARP / 2) {
-            int row = i % rows, one = i / rows, bits = group[one].bits;
-            unsigned at = first + unsigned(row) * bytes + unsigned(group[one].byte);
-            const uint32_t* words = reinterpret_cast<const uint32_t*>(memory + (at & ~3u));
-            uint32_t low = funnel_right(words[0], words[1], 8 * at);
-            uint32_t high = funnel_right(words[1], words[2], 8 * at);
-            uint32_t packed = funnel_right(low, high, unsigned(4 * bits * half));
-            *reinterpret_cast<uint32_t*>(to + one * WIDENED + ROW_GROUP * row + 4 * half) =
-                levels_of_many(tables, packed, bits);
+        for (int i = 0; i < count; i++, group++, to += WIDENED) {
+            int bits = group->bits;
+            unsigned at = 8 * (first + unsigned(row) * bytes + unsigned(group->byte));
+            at += unsigned(4 * bits * half);
+#pragma unroll
+            for (int k = 0; k < T; k++, at += 8 * 16 * bytes) {
+                const uint32_t* words = reinterpret_cast<const uint32_t*>(memory + at / 32 * 4);
+                *reinterpret_cast<uint32_t*>(to + 16 * ROW_GROUP * k) =
+                    levels_of_many(tables, funnel_right(words[0], words[1], at), bits);
+            }
         }
     }
 };
+
+// Levels + 128 of the eight codes of a group, a byte each.
+template <Widths W>
+__device__ __forceinline__ uint2 levels_of(const CodeSlot& slot, const uint2& bits) {
+    uint2 u = levels_of_nibbles<W != Widths::Three>(slot.table, nibbles_of(bits.x, slot.by));
+    if constexpr (W != Widths::Any) return u;
+    return {slot.by ? u.x : bits.x, slot.by ? u.y : bits.y};  // a code of 8 bits is level + 128
+}
+// The same of two keys' groups: u[m] ← codes 2m, 2m + 1 of the first, and of the second.
+template <Widths W>
+__device__ __forceinline__ void levels_of_two(uint32_t (&u)[4], const CodeSlot& slot,
+                                              const uint2& one, const uint2& other) {
+    if constexpr (W == Widths::Any) {
+        uint2 x = levels_of<W>(slot, one), y = levels_of<W>(slot, other);
+        u[0] = permute_bytes(x.x, y.x, 0x5410), u[1] = permute_bytes(x.x, y.x, 0x7632);
+        u[2] = permute_bytes(x.y, y.y, 0x5410), u[3] = permute_bytes(x.y, y.y, 0x7632);
+    } else {  // in this order before they are looked up: fewer to move
+        uint32_t x = nibbles_of(one.x, slot.by), y = nibbles_of(other.x, slot.by);
+        uint2 low = levels_of_nibbles<W == Widths::Four>(slot.table, permute_bytes(x, y, 0x5140));
+        uint2 high = levels_of_nibbles<W == Widths::Four>(slot.table, permute_bytes(x, y, 0x7362));
+        u[0] = low.x, u[1] = low.y, u[2] = high.x, u[3] = high.y;
+    }
+}
 
 // ---- scores ------------------------------------------------------------------------------------
 
 // The queries of a block for a stretch of keys after rotation, in shared memory, as the lanes of a
 // warp hold them; for codes multiplied by their columns' steps and by a power of two that puts the
-// largest of a head below 2^16.
+// largest of all below 2^16.
 template <class E, int D, int Q>
 struct StretchQueries {
     static constexpr int FOURS = D / ROW_GROUP / 4;
     uint4 fragment[FOURS][Q][WARP];  // b[0], b[1] of columns 32 i …; of those 16 on. Or of four slots
     float sum[FOURS][8 * Q];         // of codes Σ of what is in them, of each head
-    float unit[8 * Q];               // the power of two
+    float largest[8 * Q];            // |q| of a head
 
-    // unit of a head, by its largest |q|.
-    __device__ static float unit_of(float largest) {
-        int exponent = int(__float_as_uint(largest) >> 23);  // biased by 127
-        return __uint_as_float(unsigned(min(max(269 - exponent, 1), 253)) << 23);
+    // log₂ of the power of two.
+    __device__ __forceinline__ int exponent() const {
+        float most = 0;
+        for (float one : largest) most = fmaxf(most, one);
+        return min(max(142 - int(__float_as_uint(most) >> 23), -100), 100);
     }
     // By the whole block: q (8 Q, stride). A barrier must follow.
     __device__ void fill(const float* q, int stride, int columns) {
@@ -169,10 +197,11 @@ struct StretchQueries {
     // The same for `groups` groups of codes, which begin at column `first`.
     __device__ void fill_coded(const float* q, int stride, int first, int groups,
                                const CodeSlot* slots) {
+        float unit = power_of_two(float(exponent()));
         each(ROW_GROUP * groups, [&](int i, int n, int lane) {
             int slot = 4 * i + lane % 4, head = 8 * n + lane / 4;
             const float* from = q + head * stride + first + ROW_GROUP * slot;
-            float by = slots[slot].step * unit[head], all = 0;
+            float by = slots[slot].step * unit, all = 0;
             uint32_t b[4] = {};
             for (int m = 0; slot < groups && m < 4; m++) {
                 b[m] = pack2<f16>(by * from[2 * m], by * from[2 * m + 1]);
@@ -199,8 +228,10 @@ template <Widths W, int T, int Q>
 __device__ __forceinline__ void score_four(float (&s)[T][Q][4], const CodeRows& rows,
                                            const CodeSlot& slot, const uint4 (*b)[WARP], int lane) {
     constexpr uint32_t ABOVE = 0x64646464;  // 1024 + u in f16
+    CodeRows::Place place = rows.place<W>(slot, lane / 4);
     uint2 u[2 * T];
-    rows.take_rows<W>(u, slot, lane / 4);
+#pragma unroll
+    for (int i = 0; i < 2 * T; i++) u[i] = levels_of<W>(slot, place.read<W>(i));
 #pragma unroll
     for (int n = 0; n < Q; n++) {
         uint4 two = b[n][lane];
@@ -221,16 +252,17 @@ template <int T, class E, int D, int Q>
 __device__ __forceinline__ void score_codes(float (&s)[T][Q][4], const CodeRows& rows, int groups,
                                             const CodeSlots<D>& slots,
                                             const StretchQueries<E, D, Q>& queries, int lane) {
+    const CodeSlot* slot = slots.slot[0] + lane % 4;
+    const Widths* widths = slots.keys;
+    const uint4(*b)[WARP] = queries.fragment[0];
 #pragma unroll 1
-    for (int i = 0; 4 * i < groups; i++) {
-        const CodeSlot slot = slots.slot[0][4 * i + lane % 4];
-        const uint4(*b)[WARP] = queries.fragment[i];
-        if (slots.keys[i] == Widths::Three)
-            score_four<Widths::Three>(s, rows, slot, b, lane);
-        else if (slots.keys[i] == Widths::Four)
-            score_four<Widths::Four>(s, rows, slot, b, lane);
+    for (const CodeSlot* end = slot + groups; slot < end; slot += 4, widths++, b += Q) {
+        if (*widths == Widths::Three)
+            score_four<Widths::Three>(s, rows, *slot, b, lane);
+        else if (*widths == Widths::Four)
+            score_four<Widths::Four>(s, rows, *slot, b, lane);
         else
-            score_four<Widths::Any>(s, rows, slot, b, lane);
+            score_four<Widths::Any>(s, rows, *slot, b, lane);
     }
 }
 
@@ -242,21 +274,20 @@ __device__ __forceinline__ void add_eight(float (&acc)[Q][FRAGMENTS][4], int c,
                                           const uint32_t (&weight)[T][Q][2], const CodeRows& rows,
                                           const CodeSlot& slot, int lane) {
     constexpr uint32_t ABOVE = 0x64646464, BIAS = 0x64806480;  // 1024 + u, 1152 in f16
+    CodeRows::Place even = rows.place<W>(slot, 2 * (lane % 4));
+    CodeRows::Place odd = rows.place<W>(slot, 2 * (lane % 4) + 1);
 #pragma unroll
     for (int k = 0; k < T; k++) {
-        uint2 even[2], odd[2];
-        rows.take_rows<W>(even, slot, 16 * k + 2 * (lane % 4));
-        rows.take_rows<W>(odd, slot, 16 * k + 2 * (lane % 4) + 1);
+        uint32_t u[2][4];  // of keys from 2t on, from 2t + 8 on
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            levels_of_two<W>(u[i], slot, even.read<W>(2 * k + i), odd.read<W>(2 * k + i));
 #pragma unroll
         for (int m = 0; m < 4; m++) {
-            uint32_t a[4];
-#pragma unroll
-            for (int i = 0; i < 2; i++) {  // keys from 2t on, from 2t + 8 on
-                uint32_t x = m < 2 ? even[i].x : even[i].y, y = m < 2 ? odd[i].x : odd[i].y;
-                uint32_t codes = permute_bytes(x, y, m % 2 ? 0x7632 : 0x5410);  // both of both keys
-                a[2 * i] = subtract2<f16>(permute_bytes(codes, ABOVE, 0x4240), BIAS);
-                a[2 * i + 1] = subtract2<f16>(permute_bytes(codes, ABOVE, 0x4341), BIAS);
-            }
+            const uint32_t a[4] = {subtract2<f16>(permute_bytes(u[0][m], ABOVE, 0x4240), BIAS),
+                                   subtract2<f16>(permute_bytes(u[0][m], ABOVE, 0x4341), BIAS),
+                                   subtract2<f16>(permute_bytes(u[1][m], ABOVE, 0x4240), BIAS),
+                                   subtract2<f16>(permute_bytes(u[1][m], ABOVE, 0x4341), BIAS)};
 #pragma unroll
             for (int n = 0; n < Q; n++) mma_16x8x16<f16>(acc[n][4 * c + m], a, weight[k][n]);
         }
@@ -269,7 +300,7 @@ __device__ __forceinline__ void add_codes(float (&acc)[Q][D / 16][4],
 #pragma unroll
     for (int c = 0; c < D / 64; c++) {
         if (8 * c >= groups) break;
-        const CodeSlot slot = slots.slot[1][8 * c + lane / 4];
+        const CodeSlot& slot = slots.slot[1][8 * c + lane / 4];
         if (slots.values[c] == Widths::Three)
             add_eight<Widths::Three>(acc, c, weight, rows, slot, lane);
         else if (slots.values[c] == Widths::Four)

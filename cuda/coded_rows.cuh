@@ -21,7 +21,7 @@ __device__ __forceinline__ float step_of(int w) {
 static __device__ const Levels DEVICE_LEVELS = LEVELS;
 static_assert(RowFormat::BITS[2] == 6 && RowFormat::BITS[7] == 1);
 __device__ __forceinline__ float log2_scale_of(int scale) {
-    return float(scale - 128) / 8;
+    return float(scale) / 8 - 16;
 }
 __device__ __forceinline__ float scale_of(int scale) {
     return exp2f(log2_scale_of(scale));
