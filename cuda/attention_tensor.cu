@@ -36,8 +36,8 @@ struct BlockTables {
     StretchQueries<E, D, Q> queries;
 };
 
-// Where a block keeps what: its head, queries, tables, basis, each warp's memory; and in the place of
-// the last the merging of warps after it.
+// Where a block keeps what: its head, queries, tables, each warp's memory and in its place the merging
+// of warps after it, the basis.
 template <class E, int D, int Q, bool ROTATED>
 struct TensorShared {
     using One = Warp<E, D, Q, ROTATED>;
@@ -57,10 +57,14 @@ struct TensorShared {
         }
         return most;
     }
-    static size_t bytes(const CacheRows& k, size_t warp) {
-        size_t rebuild = ROTATED ? 0 : Rebuild<E, D>::shared_bytes(k.width);
-        return HEAD + QUERIES + sizeof(BlockTables<E, D, Q>) + rebuild +
-               std::max(TENSOR_WARPS * warp, size_t(MERGING));
+    static __host__ __device__ size_t warps_bytes(size_t warp) {
+        return TENSOR_WARPS * warp < MERGING ? MERGING : TENSOR_WARPS * warp;
+    }
+    static size_t bytes(const CacheRows& k, const Seen& seen, size_t warp) {
+        int rows = 0;  // of D
+        for (const Stretch& one : seen) rows = std::max(rows, rows_of_basis(k.store[one.k].format));
+        return HEAD + QUERIES + sizeof(BlockTables<E, D, Q>) + warps_bytes(warp) +
+               (ROTATED ? 0 : Rebuild<E, D>::shared_bytes(rows));
     }
 };
 
@@ -153,7 +157,8 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     BlockTables<E, D, Q>& tables = *reinterpret_cast<BlockTables<E, D, Q>*>(memory);
     memory += sizeof(BlockTables<E, D, Q>);
     Rebuild<E, D> basis = {};
-    if constexpr (!ROTATED) memory = basis.fill_angles(memory, cache, k, rotation);
+    if constexpr (!ROTATED)
+        basis.fill_angles(memory + Shared::warps_bytes(size_t(warp_bytes)), cache, k, rotation);
     tables.rows.levels.fill(int(threadIdx.x), TENSOR_BLOCK);
     let_next_begin();
     await_kernels();
@@ -187,7 +192,9 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
         tables.slots.fill(keys, values, tables.rows.levels, int(sizeof(E)));
         __syncthreads();  // the tables are there
         const RowShape& shape = one.k.shape;
-        if constexpr (!ROTATED)
+        if (!ROTATED && shape.groups)
+            fill_coded_basis(basis, k, shape.elements, shape.groups, tables.slots.slot[0]);
+        else if (!ROTATED)
             basis.fill(k, one.k);
         else if (shape.groups)
             tables.queries.fill_coded(queries, One::Q_STRIDE, shape.elements, shape.groups,
@@ -224,8 +231,8 @@ static Room room_for(const CacheLayer& cache, size_t limit) {
         for (size_t g = 0; g < size_t(cache.G); g++)
             room.warp = std::max(room.warp, Shared::warp_bytes(cache.k[g], cache.v[g],
                                                                cache.seen[g], stages));
-        for (const CacheRows& k : cache.k)
-            room.block = std::max(room.block, Shared::bytes(k, room.warp));
+        for (size_t g = 0; g < size_t(cache.G); g++)
+            room.block = std::max(room.block, Shared::bytes(cache.k[g], cache.seen[g], room.warp));
     } while (room.block > limit && stages > 1);
     return room;
 }

@@ -240,28 +240,37 @@ struct Rebuild {
             int row = i / FOUR;
             float4 x = make_float4(0, 0, 0, 0);
             if (row < width) x = reinterpret_cast<const float4*>(k.decode)[i];
-            float step = rows.step(row);
-            *reinterpret_cast<uint2*>(decode + row * STRIDE + i % FOUR * 4) = make_uint2(
-                pack2<E>(step * x.x, step * x.y), pack2<E>(step * x.z, step * x.w));
+            put(row, i % FOUR, rows.step(row), x);
         }
     }
-    // lo, hi += the products of a warp's 16 keys, which begin at row r of latents, with D: columns
-    // c … c + 15 and D/2 + c …, of latents' columns from … end − 1. lo[n] and hi[n]: columns 8n.
+    // Four columns of a row, multiplied by its step.
+    __device__ __forceinline__ void put(int row, int four, float step, const float4& x) const {
+        *reinterpret_cast<uint2*>(decode + row * STRIDE + 4 * four) =
+            make_uint2(pack2<E>(step * x.x, step * x.y), pack2<E>(step * x.z, step * x.w));
+    }
+    // lo, hi += the products of latents (16 keys, 16) with rows from `row` on of D, columns c … c + 15
+    // and D/2 + c …: lo[n], hi[n] columns 8n.
+    __device__ __forceinline__ void add(float (&lo)[2][4], float (&hi)[2][4],
+                                        const uint32_t (&latents)[4], int row, int c) const {
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+            uint32_t b[4];
+            load_b_pair(b, decode, STRIDE, row, c + 8 * n, D / 2);
+            mma_half<E>(lo[n], latents, b, 0);
+            mma_half<E>(hi[n], latents, b, 1);
+        }
+    }
+    // The same of a warp's 16 keys, which begin at row r of latents, columns from … end − 1 of them.
     __device__ __forceinline__ void product(float (&lo)[2][4], float (&hi)[2][4], const E* latents,
                                             int stride, int r, int c, int from, int end) const {
         int t = int(threadIdx.x) % 4;
         for (int k = from / 16 * 16; k < end; k += 16) {
-            uint32_t a[4], b[4];
+            uint32_t a[4];
             load_a(a, latents, stride, r, k);
             if (k < from || k + 16 > end)
 #pragma unroll
                 for (int i = 0; i < 4; i++) a[i] = within(a[i], k + i / 2 * 8 + 2 * t, from, end);
-#pragma unroll
-            for (int n = 0; n < 2; n++) {
-                load_b_pair(b, decode, STRIDE, k, c + 8 * n, D / 2);
-                mma_half<E>(lo[n], a, b, 0);
-                mma_half<E>(hi[n], a, b, 1);
-            }
+            add(lo, hi, a, k, c);
         }
     }
     // The 16 keys of a tile in whole, ρ (2): scales of keys g, g + 8.

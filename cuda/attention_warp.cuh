@@ -36,7 +36,7 @@ struct Warp {
     const StretchTables<D>& tables;
     const CodeSlots<D>& slots;
     Tiles k, v;    // of the stretch at hand
-    char* memory;  // this warp's: a tile where keys are codes before rotation, widened groups, stages
+    char* memory;  // this warp's: widened groups, stages
     int lane, g, t;
     float past[Q][2], unit;  // of coded keys' queries: 1152 Σ q; log₂ of what they are multiplied by
     float acc[Q][FRAGMENTS][4], max[Q][2], sum[Q][2];  // (coordinates g, g+8) x (heads 2t, 2t+1)
@@ -113,14 +113,40 @@ struct Warp {
             }
     }
 
-    // Keys before rotation. angle: shared (D)  cosines, sines of the first position.
-    __device__ __forceinline__ void score_rebuilt(float (&s)[Q][4], const E* latents,
-                                                  const float (&rho)[2], const float* angle) {
+    // Keys before rotation, rebuilt from their latents: elements, or rows of codes.
+    //   angle: shared (D)  cosines, sines of the first position
+    __device__ __forceinline__ void score_rebuilt(float (&s)[Q][4], const E* keys,
+                                                  const CodeRows& rows, const float* angle) {
         constexpr int HALF = D / 2;
+        int groups = k.shape.groups, end = groups ? coded_columns(groups) : k.shape.columns;
+        uint32_t latents[FRAGMENTS][4];
+        float rho[2] = {0, 0};
+        if (groups) {
+            key_fragments<E>(latents, rows, groups, slots, lane);
+            rows.log2_scales(rho, g);
+        } else {
+#pragma unroll
+            for (int f = 0; f < FRAGMENTS; f++)
+                if (16 * f < end) load_a(latents[f], keys, k.stride(), 0, 16 * f);
+        }
+        for (float& one : rho) one = power_of_two(one);
 #pragma unroll 1
         for (int c = 0; c < HALF; c += 16) {
-            float lo[2][4], hi[2][4];
-            basis.keys(lo, hi, latents, k, rho, 0, c);
+            float lo[2][4] = {}, hi[2][4] = {};
+#pragma unroll
+            for (int f = 0; f < FRAGMENTS; f++)
+                if (16 * f < end) basis.add(lo, hi, latents[f], 16 * f, c);
+            if (groups) {
+#pragma unroll
+                for (int n = 0; n < 2; n++)
+                    for (int i = 0; i < 4; i++) lo[n][i] *= rho[i / 2], hi[n][i] *= rho[i / 2];
+#pragma unroll 1
+                for (int j = 0; j < k.shape.elements; j += 16) {
+                    uint32_t a[4];
+                    elements_a(a, rows, j);
+                    basis.add(lo, hi, a, end + j, c);
+                }
+            }
             uint32_t a[2][4];  // keys, columns from c and from D/2 + c
 #pragma unroll
             for (int n = 0; n < 2; n++)
@@ -148,6 +174,19 @@ struct Warp {
                 }
                 mma_16x8x16<E>(s[n], a[0], b[0]);
                 mma_16x8x16<E>(s[n], a[1], b[1]);
+            }
+        }
+    }
+
+    // a (16 keys, 16) ← elements ahead of codes, from column j on.
+    __device__ __forceinline__ void elements_a(uint32_t (&a)[4], const CodeRows& rows, int j) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            a[i] = 0;
+            for (int h = 0; h < 2; h++) {
+                int column = j + i / 2 * 8 + 2 * t + h;
+                if (column < k.shape.elements)
+                    a[i] |= uint32_t(rows.template element<E>(g + i % 2 * 8, column).bits) << 16 * h;
             }
         }
     }
@@ -243,26 +282,17 @@ struct Warp {
         const char *keys = from + ANGLE_BYTES, *values = keys + k.shape.stage;
         CodeRows coded_k = rows_of(k, keys, s0, 0), coded_v = rows_of(v, values, s0, 1);
         if (CODES && slots.wide[0] + slots.wide[1]) {
-            if (ROTATED) widen<T>(coded_k, k.group, 0);
+            widen<T>(coded_k, k.group, 0);
             widen<T>(coded_v, v.group, 1);
             __syncwarp();  // the widened groups are there
         }
         float s[T][Q][4] = {};
-        if constexpr (!ROTATED) {
-            float rho[2] = {0, 0};
-            E* tile = reinterpret_cast<E*>(memory);
-            if (k.shape.groups) {
-                coded_k.log2_scales(rho, g);
-                k.unpack(tile, keys, s0, count, tables.levels, lane, WARP);
-                __syncwarp();  // the keys are whole
-            }
-            for (float& one : rho) one = power_of_two(one);
-            score_rebuilt(s[0], k.read(keys, tile), rho, angle);
-        } else if (CODES && k.shape.groups) {
+        if constexpr (!ROTATED)
+            score_rebuilt(s[0], reinterpret_cast<const E*>(keys), coded_k, angle);
+        else if (CODES && k.shape.groups)
             score_coded(s, coded_k);
-        } else {
+        else
             score(s, reinterpret_cast<const E*>(keys));
-        }
         if (CODES && v.shape.groups)
             take_coded(s, coded_v, count);
         else
@@ -333,15 +363,14 @@ struct Warp {
     }
     static __host__ __device__ size_t front_bytes(const RowStore& keys, const RowStore& values) {
         size_t wide = size_t(groups_to_widen(keys.format) + groups_to_widen(values.format));
-        return (ROTATED ? 0 : Tiles::tile_bytes(keys)) + wide * WIDENED;
+        return wide * WIDENED;
     }
     static constexpr size_t ORDERING = 8 * D * sizeof(float);  // and to put sums in order
     // A side's rows in a stage; from `memory` on, groups of keys are widened, then of values.
     __device__ __forceinline__ CodeRows rows_of(const Tiles& one, const char* stage, int s,
                                                 int side) const {
-        int wide = (ROTATED ? 0 : k.shape.tile) + (side ? slots.wide[0] * WIDENED : 0);
-        return {memory, unsigned(one.codes_at(stage, s) - memory), unsigned(wide),
-                unsigned(one.shape.bytes)};
+        return {memory, unsigned(one.codes_at(stage, s) - memory),
+                unsigned(side ? slots.wide[0] * WIDENED : 0), unsigned(one.shape.bytes)};
     }
 
     // A stretch begins, the tables and the queries' fragments are there.
@@ -417,7 +446,7 @@ struct Warp {
     template <int T>
     __device__ __forceinline__ void run_steps(int first, int end, int bytes) {
         constexpr int KEYS = T * STEP, ON = TENSOR_WARPS * KEYS;
-        int front = (ROTATED ? 0 : k.shape.tile) + (slots.wide[0] + slots.wide[1]) * WIDENED;
+        int front = (slots.wide[0] + slots.wide[1]) * WIDENED;
         int stage = ANGLE_BYTES + k.shape.stage + v.shape.stage;
         int count = min(MOST_STAGES, (bytes - front) / stage), next = 0, now = 0;
         char* stages = memory + front;

@@ -28,12 +28,23 @@ namespace stief {
 // What the slots of four keys', or of eight values' have at most: 3 bits, 4, or 8.
 enum class Widths { Three, Four, Any };
 
+// f<W>() of the widths that come, the same for a warp.
+template <class F>
+__device__ __forceinline__ void with_widths(Widths widths, const F& f) {
+    if (widths == Widths::Three)
+        f.template operator()<Widths::Three>();
+    else if (widths == Widths::Four)
+        f.template operator()<Widths::Four>();
+    else
+        f.template operator()<Widths::Any>();
+}
+
 // How a lane takes a group apart.
 struct alignas(16) CodeSlot {
     int byte;     // from the row's first; of widened groups −1 − that from their first row's
-    uint32_t by;  // 2^(4 − b), for nibbles_of; 0: 8 bits
-    float step, by_step;  // Δ_b, 1 / Δ_b; 1 where there are no codes
+    Gaps gaps;    // of nibbles_of; all 0: 8 bits
     uint4 table;  // LevelTables::few; of no codes level 0
+    float step, by_step;  // Δ_b, 1 / Δ_b; 1 where there are no codes
 };
 
 constexpr int CODED_STEP = 32;  // keys that a warp takes at once, at most, where rows are codes
@@ -63,13 +74,13 @@ struct CodeSlots {
         for (; i < 2 * SLOTS; i += int(blockDim.x)) {
             int side = i / SLOTS, j = i % SLOTS, each = side ? 8 : 4;
             const RowFormat& format = side ? v.format : k.format;
-            CodeSlot one = {0, 16, 1, 1, levels.few[0]};
+            CodeSlot one = {0, Gaps(0), levels.few[0], 1, 1};
             int groups = groups_of(format), bits = 0;
             if (j < groups) {
                 CodeGroup group = CodeGroup::of(format, element, j);
                 bits = group.bits, one.byte = group.byte, one.step = group.step;
                 one.by_step = 1 / group.step;
-                one.by = bits <= 4 ? 1u << (4 - bits) : 0;
+                one.gaps = bits <= 4 ? Gaps(bits) : Gaps{};
                 if (bits <= 4) one.table = levels.few[bits];
                 if (bits == 5 || bits == 6)
                     one.byte = -1 - (j - int(format.count[1]) / ROW_GROUP) * WIDENED;
@@ -147,9 +158,9 @@ struct CodeRows {
 // Levels + 128 of the eight codes of a group, a byte each.
 template <Widths W>
 __device__ __forceinline__ uint2 levels_of(const CodeSlot& slot, const uint2& bits) {
-    uint2 u = levels_of_nibbles<W != Widths::Three>(slot.table, nibbles_of(bits.x, slot.by));
+    uint2 u = levels_of_nibbles<W != Widths::Three>(slot.table, nibbles_of(bits.x, slot.gaps));
     if constexpr (W != Widths::Any) return u;
-    return {slot.by ? u.x : bits.x, slot.by ? u.y : bits.y};  // a code of 8 bits is level + 128
+    return {slot.gaps.by ? u.x : bits.x, slot.gaps.by ? u.y : bits.y};  // a code of 8 bits is level + 128
 }
 // The same of two keys' groups: u[m] ← codes 2m, 2m + 1 of the first, and of the second.
 template <Widths W>
@@ -160,7 +171,7 @@ __device__ __forceinline__ void levels_of_two(uint32_t (&u)[4], const CodeSlot& 
         u[0] = permute_bytes(x.x, y.x, 0x5410), u[1] = permute_bytes(x.x, y.x, 0x7632);
         u[2] = permute_bytes(x.y, y.y, 0x5410), u[3] = permute_bytes(x.y, y.y, 0x7632);
     } else {  // in this order before they are looked up: fewer to move
-        uint32_t x = nibbles_of(one.x, slot.by), y = nibbles_of(other.x, slot.by);
+        uint32_t x = nibbles_of(one.x, slot.gaps), y = nibbles_of(other.x, slot.gaps);
         uint2 low = levels_of_nibbles<W == Widths::Four>(slot.table, permute_bytes(x, y, 0x5140));
         uint2 high = levels_of_nibbles<W == Widths::Four>(slot.table, permute_bytes(x, y, 0x7362));
         u[0] = low.x, u[1] = low.y, u[2] = high.x, u[3] = high.y;
@@ -229,20 +240,20 @@ __device__ __forceinline__ void score_four(float (&s)[T][Q][4], const CodeRows& 
                                            const CodeSlot& slot, const uint4 (*b)[WARP], int lane) {
     constexpr uint32_t ABOVE = 0x64646464;  // 1024 + u in f16
     CodeRows::Place place = rows.place<W>(slot, lane / 4);
-    uint2 u[2 * T];
 #pragma unroll
-    for (int i = 0; i < 2 * T; i++) u[i] = levels_of<W>(slot, place.read<W>(i));
+    for (int i = 0; i < T; i++) {
+        uint2 x = levels_of<W>(slot, place.read<W>(2 * i));      // key g
+        uint2 y = levels_of<W>(slot, place.read<W>(2 * i + 1));  // key g + 8
+        const uint32_t low[4] = {
+            permute_bytes(x.x, ABOVE, 0x4140), permute_bytes(y.x, ABOVE, 0x4140),
+            permute_bytes(x.x, ABOVE, 0x4342), permute_bytes(y.x, ABOVE, 0x4342)};
+        const uint32_t high[4] = {
+            permute_bytes(x.y, ABOVE, 0x4140), permute_bytes(y.y, ABOVE, 0x4140),
+            permute_bytes(x.y, ABOVE, 0x4342), permute_bytes(y.y, ABOVE, 0x4342)};
 #pragma unroll
-    for (int n = 0; n < Q; n++) {
-        uint4 two = b[n][lane];
-        const uint32_t first[2] = {two.x, two.y}, second[2] = {two.z, two.w};
-#pragma unroll
-        for (int i = 0; i < T; i++) {
-            uint2 x = u[2 * i], y = u[2 * i + 1];  // keys g, g + 8
-            const uint32_t low[4] = {permute_bytes(x.x, ABOVE, 0x4140), permute_bytes(y.x, ABOVE, 0x4140),
-                                     permute_bytes(x.x, ABOVE, 0x4342), permute_bytes(y.x, ABOVE, 0x4342)};
-            const uint32_t high[4] = {permute_bytes(x.y, ABOVE, 0x4140), permute_bytes(y.y, ABOVE, 0x4140),
-                                      permute_bytes(x.y, ABOVE, 0x4342), permute_bytes(y.y, ABOVE, 0x4342)};
+        for (int n = 0; n < Q; n++) {
+            uint4 two = b[n][lane];
+            const uint32_t first[2] = {two.x, two.y}, second[2] = {two.z, two.w};
             mma_16x8x16<f16>(s[i][n], low, first);
             mma_16x8x16<f16>(s[i][n], high, second);
         }
@@ -256,13 +267,68 @@ __device__ __forceinline__ void score_codes(float (&s)[T][Q][4], const CodeRows&
     const Widths* widths = slots.keys;
     const uint4(*b)[WARP] = queries.fragment[0];
 #pragma unroll 1
-    for (const CodeSlot* end = slot + groups; slot < end; slot += 4, widths++, b += Q) {
-        if (*widths == Widths::Three)
-            score_four<Widths::Three>(s, rows, *slot, b, lane);
-        else if (*widths == Widths::Four)
-            score_four<Widths::Four>(s, rows, *slot, b, lane);
-        else
-            score_four<Widths::Any>(s, rows, *slot, b, lane);
+    for (const CodeSlot* end = slot + groups; slot < end; slot += 4, widths++, b += Q)
+        with_widths(*widths, [&]<Widths W>() { score_four<W>(s, rows, *slot, b, lane); });
+}
+
+// ---- keys before rotation ----------------------------------------------------------------------
+
+// Columns of the fragments that so many groups are.
+__host__ __device__ constexpr int coded_columns(int groups) {
+    return (groups + 3) / 4 * 4 * ROW_GROUP;
+}
+// a[2 i], a[2 i + 1] ← the levels of slots 4 i … of 16 keys before rotation, to be multiplied by their
+// rows of D, which lie in this order.
+template <class E, int D>
+__device__ __forceinline__ void key_fragments(uint32_t (&a)[D / 16][4], const CodeRows& rows,
+                                              int groups, const CodeSlots<D>& slots, int lane) {
+#pragma unroll
+    for (int i = 0; i < D / 32; i++)
+        if (4 * i < groups) {
+            const CodeSlot& slot = slots.slot[0][4 * i + lane % 4];
+            uint2 u[2];  // keys g, g + 8
+            with_widths(slots.keys[i], [&]<Widths W>() {
+                CodeRows::Place place = rows.place<W>(slot, lane / 4);
+                u[0] = levels_of<W>(slot, place.read<W>(0));
+                u[1] = levels_of<W>(slot, place.read<W>(1));
+            });
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                a[2 * i][j] = level_pair<E>(u[j % 2].x, j / 2);
+                a[2 * i + 1][j] = level_pair<E>(u[j % 2].y, j / 2);
+            }
+        }
+}
+// The coordinate, of codes, whose row of D is number `row`: that of a column of those fragments.
+__host__ __device__ constexpr int code_of_row(int row) {
+    int t = row % 8 / 2, code = row / 16 % 2 * 4 + row / 8 % 2 * 2 + row % 2;
+    return ROW_GROUP * (row / 32 * 4 + t) + code;
+}
+
+// Rows of D that are kept for keys of such a format; the elements' behind those of the codes.
+inline int rows_of_basis(const RowFormat& format) {
+    return coded_columns(groups_of(format)) + (int(format.count[0]) + 15) / 16 * 16;
+}
+// decode (rows_of_basis, STRIDE) ← D, its rows multiplied by their columns' steps, in the order of
+// key_fragments; zero where there is no such column. By the whole block; a barrier must follow.
+template <class E, int D>
+__device__ void fill_coded_basis(const Rebuild<E, D>& basis, const CacheRows& k, int elements,
+                                 int groups, const CodeSlot* slots) {
+    constexpr int FOUR = D / 4;  // loads of a row
+    int coded = coded_columns(groups), rows = coded + (elements + 15) / 16 * 16;
+#pragma unroll 4
+    for (int i = int(threadIdx.x); i < rows * FOUR; i += int(blockDim.x)) {
+        int row = i / FOUR, column = row - coded;
+        bool there = column < elements;
+        float step = 1;
+        if (row < coded) {
+            int code = code_of_row(row);
+            there = code < ROW_GROUP * groups, column = elements + code;
+            step = slots[code / ROW_GROUP].step;
+        }
+        float4 x = make_float4(0, 0, 0, 0);
+        if (there) x = reinterpret_cast<const float4*>(k.decode)[column * FOUR + i % FOUR];
+        basis.put(row, i % FOUR, step, x);
     }
 }
 
@@ -301,12 +367,8 @@ __device__ __forceinline__ void add_codes(float (&acc)[Q][D / 16][4],
     for (int c = 0; c < D / 64; c++) {
         if (8 * c >= groups) break;
         const CodeSlot& slot = slots.slot[1][8 * c + lane / 4];
-        if (slots.values[c] == Widths::Three)
-            add_eight<Widths::Three>(acc, c, weight, rows, slot, lane);
-        else if (slots.values[c] == Widths::Four)
-            add_eight<Widths::Four>(acc, c, weight, rows, slot, lane);
-        else
-            add_eight<Widths::Any>(acc, c, weight, rows, slot, lane);
+        with_widths(slots.values[c],
+                    [&]<Widths W>() { add_eight<W>(acc, c, weight, rows, slot, lane); });
     }
 }
 

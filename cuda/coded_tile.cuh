@@ -45,14 +45,19 @@ private:
 };
 static_assert(sizeof(LevelTables) == LevelTables::BYTES);
 
-// Codes of b ≤ 4 bits, the first eight of `packed`, one in the low bits of each nibble; the others are
-// anything. by: 2^(4 − b). Halves, bytes, nibbles: each time the upper ones move up, by products, as
-// the units that shift have more to do.
-__device__ __forceinline__ uint32_t nibbles_of(uint32_t packed, uint32_t by) {
-    uint32_t by2 = by * by, by4 = by2 * by2;
-    uint32_t x = select_bits(packed, packed * by4, 0xffff0000);
-    x = select_bits(x, x * by2, 0xff00ff00);
-    return select_bits(x, x * by, 0xf0f0f0f0);
+// What codes of b ≤ 4 bits are moved apart by, to have a nibble each.
+struct Gaps {
+    uint32_t by = 0, by2 = 0, by4 = 0;  // 2^(4 − b), its square, its fourth power
+    Gaps() = default;
+    __device__ explicit Gaps(int bits) : by(1u << (4 - bits)), by2(by * by), by4(by2 * by2) {}
+};
+// The first eight codes of `packed`, one in the low bits of each nibble; its others are anything.
+// Halves, bytes, nibbles: each time the upper ones move up, by products, as the units that shift have
+// more to do.
+__device__ __forceinline__ uint32_t nibbles_of(uint32_t packed, const Gaps& gaps) {
+    uint32_t x = select_bits(packed, packed * gaps.by4, 0xffff0000);
+    x = select_bits(x, x * gaps.by2, 0xff00ff00);
+    return select_bits(x, x * gaps.by, 0xf0f0f0f0);
 }
 
 // Levels + 128 of eight such codes, table: `few` of their bits. FOUR: there may be 4 of them. Where a
@@ -89,7 +94,7 @@ __device__ __forceinline__ uint2 levels_of(const LevelTables& tables, const Code
     uint32_t low = funnel_right(words[0], words[1], 8 * at);
     if (group.bits <= 4)
         return levels_of_nibbles<true>(tables.few[group.bits],
-                                       nibbles_of(low, 1u << (4 - group.bits)));
+                                       nibbles_of(low, Gaps(group.bits)));
     uint32_t high = funnel_right(words[1], words[2], 8 * at);
     if (group.bits == 8) return {low, high};  // a code is its level + 128
     return {levels_of_many(tables, low, group.bits),
