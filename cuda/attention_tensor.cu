@@ -28,8 +28,16 @@ struct HeadShared {
     }
 };
 
-// Where a block keeps what: its head, queries, tables, basis, each warp's memory; and in the place of
-// the last the merging of warps after it.
+// What a block knows of a stretch.
+template <class E, int D, int Q>
+struct BlockTables {
+    StretchTables<D> rows;
+    CodeSlots<D> slots;
+    StretchQueries<E, D, Q> queries;
+};
+
+// Where a block keeps what: its head, queries, tables, each warp's memory and in its place the merging
+// of warps after it, the basis.
 template <class E, int D, int Q, bool ROTATED>
 struct TensorShared {
     using One = Warp<E, D, Q, ROTATED>;
@@ -40,28 +48,42 @@ struct TensorShared {
 
     // `stages` of the oldest rows, most of all, and of the others one at least.
     static size_t warp_bytes(const CacheRows& k, const CacheRows& v, const Seen& seen, int stages) {
-        size_t most = 0;
+        size_t most = One::ORDERING;
         for (const Stretch& one : seen) {
             const RowStore &keys = k.store[one.k], &values = v.store[one.v];
             size_t count = &one == &seen.oldest() ? size_t(stages) : 1;
-            most = std::max(most, One::tile_bytes(keys, values) +
+            most = std::max(most, One::front_bytes(keys, values) +
                                       count * One::stage_bytes(keys, values));
         }
         return most;
     }
-    static size_t bytes(const CacheRows& k, size_t warp) {
-        size_t rebuild = ROTATED ? 0 : Rebuild<E, D>::shared_bytes(k.width);
-        return HEAD + QUERIES + sizeof(StretchTables<D>) + rebuild +
-               std::max(TENSOR_WARPS * warp, size_t(MERGING));
+    static __host__ __device__ size_t warps_bytes(size_t warp) {
+        return TENSOR_WARPS * warp < MERGING ? MERGING : TENSOR_WARPS * warp;
+    }
+    static size_t bytes(const CacheRows& k, const Seen& seen, size_t warp) {
+        int rows = 0;  // of D
+        for (const Stretch& one : seen) rows = std::max(rows, rows_of_basis(k.store[one.k].format));
+        return HEAD + QUERIES + sizeof(BlockTables<E, D, Q>) + warps_bytes(warp) +
+               (ROTATED ? 0 : Rebuild<E, D>::shared_bytes(rows));
     }
 };
 
-// to (8 Q, stride) ← the block's R queries, scaled; a barrier must follow.
+// to (8 Q, stride) ← the block's R queries, scaled, and of each its largest |q|; a barrier must follow.
 template <int D>
-__device__ void load_queries(float* to, int stride, const float* q, int rows, int R) {
+__device__ void load_queries(float* to, int stride, float* largest, const float* q, int rows, int R) {
     float scale = LOG2_E / sqrtf(float(D));
-    for (int i = int(threadIdx.x); i < rows * D; i += TENSOR_BLOCK)
-        to[i / D * stride + i % D] = i < R * D ? scale * q[i] : 0;
+    int lane = int(threadIdx.x) % WARP;
+    for (int row = int(threadIdx.x) / WARP; row < rows; row += TENSOR_WARPS) {
+        float most = 0;
+#pragma unroll
+        for (int j = lane; j < D; j += WARP) {
+            float x = row < R ? scale * q[row * D + j] : 0;
+            to[row * stride + j] = x, most = fmaxf(most, fabsf(x));
+        }
+        for (int mask = 1; mask < WARP; mask *= 2)
+            most = fmaxf(most, __shfl_xor_sync(~0u, most, mask));
+        if (lane == 0) largest[row] = most;
+    }
 }
 
 // The block's partial ← those of its warps. memory: shared (4, ROWS, D + 2), free once all are
@@ -132,11 +154,12 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     const CacheRows &k = head.k, &v = head.v;
     float* queries = reinterpret_cast<float*>(dynamic_shared() + Shared::HEAD);
     char* memory = dynamic_shared() + Shared::HEAD + Shared::QUERIES;
-    StretchTables<D>& tables = *reinterpret_cast<StretchTables<D>*>(memory);
-    memory += sizeof(StretchTables<D>);
+    BlockTables<E, D, Q>& tables = *reinterpret_cast<BlockTables<E, D, Q>*>(memory);
+    memory += sizeof(BlockTables<E, D, Q>);
     Rebuild<E, D> basis = {};
-    if constexpr (!ROTATED) memory = basis.fill_angles(memory, cache, k, rotation);
-    tables.levels.fill(int(threadIdx.x), TENSOR_BLOCK);
+    if constexpr (!ROTATED)
+        basis.fill_angles(memory + Shared::warps_bytes(size_t(warp_bytes)), cache, k, rotation);
+    tables.rows.levels.fill(int(threadIdx.x), TENSOR_BLOCK);
     let_next_begin();
     await_kernels();
 
@@ -150,9 +173,10 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
         return;
     }
     // The first barrier of a stretch orders them.
-    load_queries<D>(queries, Shared::One::Q_STRIDE, q + size_t(g * m + h0) * D, ROWS, R);
+    load_queries<D>(queries, Shared::One::Q_STRIDE, tables.queries.largest,
+                    q + size_t(g * m + h0) * D, ROWS, R);
 
-    Warp<E, D, Q, ROTATED> one(rotation, queries, basis, tables,
+    Warp<E, D, Q, ROTATED> one(rotation, queries, basis, tables.queries, tables.rows, tables.slots,
                                memory + int(threadIdx.x) / WARP * warp_bytes);
     const Seen& seen = head.seen;
     for (int i = 0; i < seen.count; i++) {
@@ -162,20 +186,29 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
         if (s >= end) continue;
         const RowStore &keys = k.store[stretch.k], &values = v.store[stretch.v];
         __syncthreads();  // what the last stretch had was read; the queries are there
-        tables.template fill<typename Shared::One::Tiles>(keys, values, WARP, int(sizeof(E)));
-        one.clear(keys, values, warp_bytes);
+        using One = typename Shared::One;
+        tables.rows.template fill<typename One::Tiles>(keys, values, WARP, int(sizeof(E)),
+                                                       One::step_of(keys, values));
+        tables.slots.fill(keys, values, tables.rows.levels, int(sizeof(E)));
         __syncthreads();  // the tables are there
-        if constexpr (!ROTATED) {
+        const RowShape& shape = one.k.shape;
+        if (!ROTATED && shape.groups)
+            fill_coded_basis(basis, k, shape.elements, shape.groups, tables.slots.slot[0]);
+        else if (!ROTATED)
             basis.fill(k, one.k);
-            __syncthreads();  // the basis is there
-        }
-        one.enter();
+        else if (shape.groups)
+            tables.queries.fill_coded(queries, One::Q_STRIDE, shape.elements, shape.groups,
+                                      tables.slots.slot[0]);
+        else
+            tables.queries.fill(queries, One::Q_STRIDE, shape.columns);
+        __syncthreads();  // the basis is there, or the queries' fragments are
+        one.enter(keys, values, warp_bytes);
         for (int until; s < end; s = until) {
             until = min(end, min(run_end(keys, s), run_end(values, s)));
             one.k.enter_run(keys, s), one.v.enter_run(values, s);
             one.run(s, until, warp_bytes);
         }
-        one.count_in(false);
+        one.leave();
     }
     merge_warps(partials, one, reinterpret_cast<float*>(memory), g * m + h0, R, v.width);
 }
@@ -198,8 +231,8 @@ static Room room_for(const CacheLayer& cache, size_t limit) {
         for (size_t g = 0; g < size_t(cache.G); g++)
             room.warp = std::max(room.warp, Shared::warp_bytes(cache.k[g], cache.v[g],
                                                                cache.seen[g], stages));
-        for (const CacheRows& k : cache.k)
-            room.block = std::max(room.block, Shared::bytes(k, room.warp));
+        for (size_t g = 0; g < size_t(cache.G); g++)
+            room.block = std::max(room.block, Shared::bytes(cache.k[g], cache.seen[g], room.warp));
     } while (room.block > limit && stages > 1);
     return room;
 }

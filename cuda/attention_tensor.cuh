@@ -101,11 +101,12 @@ struct RowTiles {
     const CodeGroup* group;  // (D / 8)
     int row, c, ahead;       // of this thread's first copy; slots − positions, in this run
 
-    static __host__ __device__ size_t stage_bytes(const RowStore& store) {
+    // A stage of all rows of a tile, or of so many.
+    static __host__ __device__ size_t stage_bytes(const RowStore& store, int rows = ROWS) {
         if (!coded(store.format))
-            return size_t(ROWS * stride_of(elements_of(store))) * sizeof(E);
+            return size_t(rows * stride_of(elements_of(store))) * sizeof(E);
         // up to 15 bytes before the first row, up to 15 after the last, a word that is read beyond
-        return size_t(ROWS * store.bytes + 30) / 16 * 16 + 16;
+        return size_t(rows * store.bytes + 30) / 16 * 16 + 16;
     }
     static __host__ __device__ size_t tile_bytes(const RowStore& store) {
         return coded(store.format) ? size_t(ROWS * WIDE) * sizeof(E) : 0;
@@ -113,7 +114,7 @@ struct RowTiles {
 
     __device__ __forceinline__ void enter(int i) {
         int per = max(1, shape.width / shape.each);
-        row = shape.width ? i / per : ROWS, c = i % per * shape.each;
+        row = shape.width ? i / per : INT_MAX, c = i % per * shape.each;
     }
     __device__ __forceinline__ void enter_run(const RowStore& store, int s) {
         ahead = store.ring && s >= store.fixed
@@ -127,11 +128,14 @@ struct RowTiles {
         return shape.groups ? WIDE : shape.columns + 8;
     }
 
-    // Begins to copy positions s … s + count − 1; rows of elements from there on become zero.
-    __device__ __forceinline__ void begin(char* stage, int s, int count, int i, int threads) const {
+    // Begins to copy positions s … s + count − 1 of as many as `rows`; rows of elements from there on
+    // become zero.
+    __device__ __forceinline__ void begin(char* stage, int s, int count, int i, int threads,
+                                          int rows = ROWS) const {
         const char* from = row_of(s);
         if (shape.groups) {
             int lead = int(reinterpret_cast<uintptr_t>(from) % 16), all = lead + count * shape.bytes;
+#pragma unroll 1
             for (int at = 16 * i; at < all; at += 16 * threads)
                 copy_async_16(stage + at, from - lead + at, true);
             return;
@@ -140,7 +144,7 @@ struct RowTiles {
         const E* first = reinterpret_cast<const E*>(from);
         int stride = shape.columns + 8, width = shape.width, each = shape.each;
         int rows_on = shape.rows_on, c_on = shape.c_on;
-        for (int y = row, x = c; y < ROWS;) {
+        for (int y = row, x = c; y < rows;) {
             bool there = y < count;
             const E* source = first + (there ? y * width + x : 0);
             if (each == 8)
@@ -182,9 +186,10 @@ struct StretchTables {
     CodeGroup group[2][D / ROW_GROUP];  // of keys, of values
     RowShape shape[2];
 
-    // By the whole block, for copies by so many threads; a barrier must follow.
+    // By the whole block, for copies by so many threads of as many rows; a barrier must follow.
     template <class Tiles>
-    __device__ void fill(const RowStore& keys, const RowStore& values, int threads, int element) {
+    __device__ void fill(const RowStore& keys, const RowStore& values, int threads, int element,
+                         int rows) {
         for (int i = int(threadIdx.x); i < 2 * D / ROW_GROUP; i += int(blockDim.x)) {
             int side = i / (D / ROW_GROUP), one = i % (D / ROW_GROUP);
             const RowStore& store = side ? values : keys;
@@ -192,7 +197,7 @@ struct StretchTables {
                 group[side][one] = CodeGroup::of(store.format, element, one);
             if (one == 0)
                 shape[side] = RowShape::of(store, threads, Tiles::tile_bytes(store),
-                                           Tiles::stage_bytes(store));
+                                           Tiles::stage_bytes(store, rows));
         }
     }
 };
@@ -235,28 +240,37 @@ struct Rebuild {
             int row = i / FOUR;
             float4 x = make_float4(0, 0, 0, 0);
             if (row < width) x = reinterpret_cast<const float4*>(k.decode)[i];
-            float step = rows.step(row);
-            *reinterpret_cast<uint2*>(decode + row * STRIDE + i % FOUR * 4) = make_uint2(
-                pack2<E>(step * x.x, step * x.y), pack2<E>(step * x.z, step * x.w));
+            put(row, i % FOUR, rows.step(row), x);
         }
     }
-    // lo, hi += the products of a warp's 16 keys, which begin at row r of latents, with D: columns
-    // c … c + 15 and D/2 + c …, of latents' columns from … end − 1. lo[n] and hi[n]: columns 8n.
+    // Four columns of a row, multiplied by its step.
+    __device__ __forceinline__ void put(int row, int four, float step, const float4& x) const {
+        *reinterpret_cast<uint2*>(decode + row * STRIDE + 4 * four) =
+            make_uint2(pack2<E>(step * x.x, step * x.y), pack2<E>(step * x.z, step * x.w));
+    }
+    // lo, hi += the products of latents (16 keys, 16) with rows from `row` on of D, columns c … c + 15
+    // and D/2 + c …: lo[n], hi[n] columns 8n.
+    __device__ __forceinline__ void add(float (&lo)[2][4], float (&hi)[2][4],
+                                        const uint32_t (&latents)[4], int row, int c) const {
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+            uint32_t b[4];
+            load_b_pair(b, decode, STRIDE, row, c + 8 * n, D / 2);
+            mma_half<E>(lo[n], latents, b, 0);
+            mma_half<E>(hi[n], latents, b, 1);
+        }
+    }
+    // The same of a warp's 16 keys, which begin at row r of latents, columns from … end − 1 of them.
     __device__ __forceinline__ void product(float (&lo)[2][4], float (&hi)[2][4], const E* latents,
                                             int stride, int r, int c, int from, int end) const {
         int t = int(threadIdx.x) % 4;
         for (int k = from / 16 * 16; k < end; k += 16) {
-            uint32_t a[4], b[4];
+            uint32_t a[4];
             load_a(a, latents, stride, r, k);
             if (k < from || k + 16 > end)
 #pragma unroll
                 for (int i = 0; i < 4; i++) a[i] = within(a[i], k + i / 2 * 8 + 2 * t, from, end);
-#pragma unroll
-            for (int n = 0; n < 2; n++) {
-                load_b_pair(b, decode, STRIDE, k, c + 8 * n, D / 2);
-                mma_half<E>(lo[n], a, b, 0);
-                mma_half<E>(hi[n], a, b, 1);
-            }
+            add(lo, hi, a, k, c);
         }
     }
     // The 16 keys of a tile in whole, ρ (2): scales of keys g, g + 8.

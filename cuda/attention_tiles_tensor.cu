@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(FLASH_BLOCK, 2)
         const RowStore &keys = k.store[stretch.k], &values = v.store[stretch.v];
         __syncthreads();  // what the last stretch had in shared memory was read
         shared.tables.template fill<typename One::Tiles>(keys, values, FLASH_BLOCK,
-                                                         int(sizeof(E)));
+                                                         int(sizeof(E)), FLASH_KEYS);
         one.clear(keys, values, row_bytes);
         __syncthreads();  // the tables are there
         if constexpr (!ROTATED) basis.fill(k, one.k);  // run()'s first barrier orders it

@@ -20,8 +20,11 @@ __device__ __forceinline__ float step_of(int w) {
 }
 alignas(16) static __device__ const Levels DEVICE_LEVELS = LEVELS;
 static_assert(RowFormat::BITS[2] == 6 && RowFormat::BITS[7] == 1);
+__device__ __forceinline__ float log2_scale_of(int scale) {
+    return float(scale) / 8 - 16;
+}
 __device__ __forceinline__ float scale_of(int scale) {
-    return exp2f(float(scale - 128) / 8);
+    return exp2f(log2_scale_of(scale));
 }
 
 // Where a coordinate's code is: its width, the group's first byte, its place in the group.

@@ -21,35 +21,68 @@ struct alignas(16) CodeGroup {
 // Levels + 128, a byte each, by code. Shared memory: no lookup in `many` has a conflict of banks, as
 // all of it is no more than one byte line of them.
 struct alignas(16) LevelTables {
-    uint4 few[5];        // of 1 to 4 bits: what registers hold of them
-    uint8_t many[96];    // of 6 bits, then of 5
+    // Of 0 to 4 bits what registers hold of them, x and y: of codes 0 … 7, again and again where
+    // there are fewer; of 4 bits those of codes 8 … 15, and in z and w what they have more than
+    // codes 0 … 7. No bits: level 0.
+    uint4 few[5];
+    uint8_t many[96];  // of 6 bits, then of 5
     static constexpr int FIVE = 64, BYTES = 5 * 16 + 96;
     static_assert(Levels::biased_at(6) == 0 && Levels::biased_at(5) == FIVE);
 
     __device__ void fill(int i, int threads) {
         uint8_t* to = reinterpret_cast<uint8_t*>(this);
-        for (; i < BYTES; i += threads) {
-            int bits = i / 16, code = i % 16;
-            bool one = bits > 0 && code < 1 << bits;
-            to[i] = i >= 80 ? DEVICE_LEVELS.biased[i - 80]
-                            : one ? DEVICE_LEVELS.biased[Levels::biased_at(bits) + code] : 0;
-        }
+        for (; i < BYTES; i += threads)
+            to[i] = i < 80 ? few_at(i / 16, i % 16) : DEVICE_LEVELS.biased[i - 80];
+    }
+
+private:
+    __device__ static uint8_t few_at(int bits, int at) {
+        const uint8_t* biased = DEVICE_LEVELS.biased + Levels::biased_at(bits);
+        if (bits == 4) return at < 8 ? biased[8 + at] : uint8_t(biased[at] - biased[at - 8]);
+        if (at >= 8) return 0;
+        return bits ? biased[at & ((1 << bits) - 1)] : uint8_t(Levels::BIAS);
     }
 };
 static_assert(sizeof(LevelTables) == LevelTables::BYTES);
 
-// Bits of `mask` from y, the others from x.
-__device__ __forceinline__ uint32_t select_bits(uint32_t x, uint32_t y, uint32_t mask) {
-    return (x & ~mask) | (y & mask);
+// What codes of b ≤ 4 bits are moved apart by, to have a nibble each.
+struct Gaps {
+    uint32_t by = 0, by2 = 0, by4 = 0;  // 2^(4 − b), its square, its fourth power
+    Gaps() = default;
+    __device__ explicit Gaps(int bits) : by(1u << (4 - bits)), by2(by * by), by4(by2 * by2) {}
+};
+// The first eight codes of `packed`, one in the low bits of each nibble; its others are anything.
+// Halves, bytes, nibbles: each time the upper ones move up, by products, as the units that shift have
+// more to do.
+__device__ __forceinline__ uint32_t nibbles_of(uint32_t packed, const Gaps& gaps) {
+    uint32_t x = select_bits(packed, packed * gaps.by4, 0xffff0000);
+    x = select_bits(x, x * gaps.by2, 0xff00ff00);
+    return select_bits(x, x * gaps.by, 0xf0f0f0f0);
 }
 
-// Codes of at most 4 bits, one a nibble, the first eight of `packed`.
-__device__ __forceinline__ uint32_t nibbles_of(uint32_t packed, int bits) {
-    int gap = 4 - bits;  // halves, bytes, nibbles: each time the upper ones move up
-    uint32_t x = select_bits(packed, packed << 4 * gap, 0xffff0000);
-    x = select_bits(x, x << 2 * gap, 0xff00ff00);
-    x = select_bits(x, x << gap, 0xf0f0f0f0);
-    return x & 0x11111111u * ((1u << bits) - 1);
+// Levels + 128 of eight such codes, table: `few` of their bits. FOUR: there may be 4 of them. Where a
+// code is below 8, z and w have what is to be taken off, less than 128: of the codes from 8 on
+// permute_bytes takes that sign, 0. No byte borrows.
+template <bool FOUR>
+__device__ __forceinline__ uint2 levels_of_nibbles(const uint4& table, uint32_t x) {
+    uint32_t y = x >> 16;
+    uint2 levels = {permute_bytes(table.x, table.y, x & 0x77777777),
+                    permute_bytes(table.x, table.y, y & 0x77777777)};
+    if constexpr (FOUR) {
+        levels.x -= permute_bytes(table.z, table.w, x);
+        levels.y -= permute_bytes(table.z, table.w, y);
+    }
+    return levels;
+}
+
+// Levels + 128 of the first four codes of 5 or 6 bits.
+__device__ __forceinline__ uint32_t levels_of_many(const LevelTables& tables, uint32_t packed,
+                                                   int bits) {
+    const uint8_t* table = tables.many + (bits == 5 ? LevelTables::FIVE : 0);
+    uint32_t mask = (1u << bits) - 1, levels = 0;
+#pragma unroll
+    for (int n = 0; n < 4; n++) levels |= uint32_t(table[packed >> n * bits & mask]) << 8 * n;
+    return levels;
 }
 
 // The group's eight levels + 128, a byte each. from: shared, any address; the words that the bytes
@@ -59,31 +92,13 @@ __device__ __forceinline__ uint2 levels_of(const LevelTables& tables, const Code
     unsigned at = unsigned(reinterpret_cast<uintptr_t>(from) % 4);
     const uint32_t* words = reinterpret_cast<const uint32_t*>(from - at);
     uint32_t low = funnel_right(words[0], words[1], 8 * at);
-    if (group.bits <= 4) {
-        uint32_t index = nibbles_of(low, group.bits), lower = index & 0x77777777;
-        uint4 table = tables.few[group.bits];
-        uint2 levels = {permute_bytes(table.x, table.y, lower & 0xffff),
-                        permute_bytes(table.x, table.y, lower >> 16)};
-        if (group.bits == 4) {
-            uint32_t upper = index >> 1 & 0x44444444;  // 4 where the code is one of the upper eight
-            levels.x = select_bits(levels.x, permute_bytes(table.z, table.w, lower & 0xffff),
-                                   permute_bytes(0, ~0u, upper & 0xffff));
-            levels.y = select_bits(levels.y, permute_bytes(table.z, table.w, lower >> 16),
-                                   permute_bytes(0, ~0u, upper >> 16));
-        }
-        return levels;
-    }
+    if (group.bits <= 4)
+        return levels_of_nibbles<true>(tables.few[group.bits],
+                                       nibbles_of(low, Gaps(group.bits)));
     uint32_t high = funnel_right(words[1], words[2], 8 * at);
     if (group.bits == 8) return {low, high};  // a code is its level + 128
-    const uint8_t* table = tables.many + (group.bits == 5 ? LevelTables::FIVE : 0);
-    uint64_t packed = uint64_t(high) << 32 | low;
-    uint2 levels = {0, 0};
-#pragma unroll
-    for (int n = 0; n < ROW_GROUP; n++) {
-        uint32_t level = table[packed >> n * group.bits & ((1u << group.bits) - 1)];
-        (n < 4 ? levels.x : levels.y) |= level << 8 * (n % 4);
-    }
-    return levels;
+    return {levels_of_many(tables, low, group.bits),
+            levels_of_many(tables, funnel_right(low, high, unsigned(4 * group.bits)), group.bits)};
 }
 
 // Two of four levels + 128, as E: exact.

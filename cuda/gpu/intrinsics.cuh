@@ -145,15 +145,28 @@ __device__ __forceinline__ uint32_t subtract2(uint32_t a, uint32_t b) {
 }
 
 // Byte i of the result is the one of the eight of (low, high) that nibble i of the selector names,
-// 0 … 7.
+// 0 … 7; of 8 … 15 its sign, eight times. Of the selector the lower half counts.
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
     uint32_t bytes;
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(selector));
     return bytes;
 }
-// The 32 bits of (low, high) from bit `shift` on, 0 … 31.
+// Bits of `mask` from y, the others from x: one instruction, of which ptxas makes two unasked.
+__device__ __forceinline__ uint32_t select_bits(uint32_t x, uint32_t y, uint32_t mask) {
+    uint32_t bits;
+    asm("lop3.b32 %0, %1, %2, %3, 0xca;" : "=r"(bits) : "r"(mask), "r"(y), "r"(x));
+    return bits;
+}
+// The 32 bits of (low, high) from bit `shift` modulo 32 on.
 __device__ __forceinline__ uint32_t funnel_right(uint32_t low, uint32_t high, uint32_t shift) {
     return __funnelshift_r(low, high, shift);
+}
+
+// 2^x, to two units of the last place; 0 where it would be subnormal.
+__device__ __forceinline__ float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
 }
 
 // A float rounded to TF32 (10 bits of mantissa), ties away from zero, as mma_16x8x8_tf32 takes it.

@@ -167,14 +167,20 @@ inline uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
     uint64_t all = uint64_t(high) << 32 | low;
     uint32_t bytes = 0;
     for (int i = 0; i < 4; i++) {
-        uint32_t from = selector >> (4 * i) & 15;
-        if (from > 7) fail("nibble %d of a selector is %u, expected 0 … 7", i, from);
-        bytes |= uint32_t(all >> (8 * from) & 255) << (8 * i);
+        uint32_t from = selector >> (4 * i) & 15, byte = uint32_t(all >> (8 * (from & 7)) & 255);
+        bytes |= (from < 8 ? byte : byte & 128 ? 255u : 0u) << (8 * i);
     }
     return bytes;
 }
+inline uint32_t select_bits(uint32_t x, uint32_t y, uint32_t mask) {
+    return (x & ~mask) | (y & mask);
+}
 inline uint32_t funnel_right(uint32_t low, uint32_t high, uint32_t shift) {
-    return uint32_t((uint64_t(high) << 32 | low) >> shift);
+    return uint32_t((uint64_t(high) << 32 | low) >> (shift & 31));
+}
+inline float power_of_two(float x) {
+    float y = std::exp2(x);
+    return std::fpclassify(y) == FP_SUBNORMAL ? 0.0f : y;
 }
 inline uint32_t to_tf32(float x) {
     return (std::bit_cast<uint32_t>(x) + 0x1000u) & ~0x1fffu;

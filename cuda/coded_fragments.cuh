@@ -1,0 +1,375 @@
+// Rows of codes as fragments of tensor cores, taken apart in registers: what decode does, which meets
+// each row once. (Prefill meets it again and again, and unpacks it to a tile: coded_tile.cuh.)
+//
+// The unit is a group of eight codes of a row, and its column of the cache a slot: slot j of the keys
+// has coordinates elements + 8 j … + 7. A lane (g, t) takes whole groups apart, and columns of a
+// fragment go where that puts them, as a product does not ask for the order of what it sums:
+//
+//   16 keys,    mma m = 0, 1 of four slots i:       16 values, mma m = 0 … 3 of eight slots c:
+//   rows        keys g, g + 8                       rows        codes 2m, 2m + 1 of slot 8c + g
+//   columns     codes 4m … 4m + 3 of slot 4i + t    columns     keys 2t, 2t + 1, 2t + 8, 2t + 9
+//   a[0], a[1]  codes 4m, 4m + 1 of keys g, g + 8   a[0], a[1]  keys 2t, 2t + 1 of both codes
+//   a[2], a[3]  codes 4m + 2, 4m + 3 of them        a[2], a[3]  keys 2t + 8, 2t + 9
+//
+// Queries are laid out accordingly once a stretch; sums of values are put in order at its end.
+//
+// Fragments are f16 whatever the cache's elements: levels are integers of 8 bits. A byte u = level +
+// 128 behind the byte 0x64 is the number 1024 + u. Of values 1152 is subtracted; of keys what it adds
+// to a score is known: 1152 Σ q, once a stretch.
+//
+// Lanes of a warp have slots of different widths, and all do the same: up to 4 bits, shifts and
+// tables are the slot's; groups of 5 and 6 bits were widened to 8 before, with every lane at work; 8
+// bits are a choice between two results.
+#pragma once
+#include "attention_tensor.cuh"
+
+namespace stief {
+
+// What the slots of four keys', or of eight values' have at most: 3 bits, 4, or 8.
+enum class Widths { Three, Four, Any };
+
+// f<W>() of the widths that come, the same for a warp.
+template <class F>
+__device__ __forceinline__ void with_widths(Widths widths, const F& f) {
+    if (widths == Widths::Three)
+        f.template operator()<Widths::Three>();
+    else if (widths == Widths::Four)
+        f.template operator()<Widths::Four>();
+    else
+        f.template operator()<Widths::Any>();
+}
+
+// How a lane takes a group apart.
+struct alignas(16) CodeSlot {
+    int byte;     // from the row's first; of widened groups −1 − that from their first row's
+    Gaps gaps;    // of nibbles_of; all 0: 8 bits
+    uint4 table;  // LevelTables::few; of no codes level 0
+    float step, by_step;  // Δ_b, 1 / Δ_b; 1 where there are no codes
+};
+
+constexpr int CODED_STEP = 32;  // keys that a warp takes at once, at most, where rows are codes
+
+// Groups of 5 and 6 bits, widened: those of a step lie group after group.
+constexpr int WIDENED = CODED_STEP * ROW_GROUP;  // bytes of one
+__host__ __device__ inline int groups_to_widen(const RowFormat& format) {
+    return (int(format.count[2]) + int(format.count[3])) / ROW_GROUP;
+}
+
+// The slots of a stretch, of its keys and of its values, in shared memory.
+template <int D>
+struct CodeSlots {
+    static constexpr int SLOTS = D / ROW_GROUP;
+    CodeSlot slot[2][SLOTS];
+    Widths keys[SLOTS / 4], values[SLOTS / 8];
+    int wide[2], first_wide[2];  // groups to be widened, and the first of them
+
+    // By the whole block, which sees the tables; a barrier must follow.
+    __device__ void fill(const RowStore& k, const RowStore& v, const LevelTables& levels,
+                         int element) {
+        int i = int(threadIdx.x);
+        if (i < 2) {
+            const RowFormat& format = i ? v.format : k.format;
+            wide[i] = groups_to_widen(format), first_wide[i] = int(format.count[1]) / ROW_GROUP;
+        }
+        for (; i < 2 * SLOTS; i += int(blockDim.x)) {
+            int side = i / SLOTS, j = i % SLOTS, each = side ? 8 : 4;
+            const RowFormat& format = side ? v.format : k.format;
+            CodeSlot one = {0, Gaps(0), levels.few[0], 1, 1};
+            int groups = groups_of(format), bits = 0;
+            if (j < groups) {
+                CodeGroup group = CodeGroup::of(format, element, j);
+                bits = group.bits, one.byte = group.byte, one.step = group.step;
+                one.by_step = 1 / group.step;
+                one.gaps = bits <= 4 ? Gaps(bits) : Gaps{};
+                if (bits <= 4) one.table = levels.few[bits];
+                if (bits == 5 || bits == 6)
+                    one.byte = -1 - (j - int(format.count[1]) / ROW_GROUP) * WIDENED;
+            }
+            slot[side][j] = one;
+            if (j % each == 0)  // the widest of them, as they come widest first
+                (side ? values : keys)[j / each] = bits <= 3   ? Widths::Three
+                                                   : bits == 4 ? Widths::Four
+                                                               : Widths::Any;
+        }
+    }
+};
+
+// The keys' or the values' rows of a step, in a warp's own shared memory.
+struct CodeRows {
+    const char* memory;    // aligned to 4 bytes
+    unsigned first, wide;  // from there to the first row, to the widened groups
+    unsigned bytes;        // of a row
+
+    template <class E>
+    __device__ __forceinline__ E element(int row, int j) const {  // at any address
+        E one;
+        memcpy(&one, memory + first + unsigned(row) * bytes + unsigned(j) * sizeof(E), sizeof(E));
+        return one;
+    }
+    // x[i] ← log₂ ρ of row `row` + 8 i.
+    template <int N>
+    __device__ __forceinline__ void log2_scales(float (&x)[N], int row) const {
+        const char* at = memory + first + unsigned(row + 1) * bytes - 1;
+#pragma unroll
+        for (int i = 0; i < N; i++, at += 8 * bytes) x[i] = log2_scale_of(uint8_t(*at));
+    }
+    // Where the group of row `row` + 8 i is: all lie alike in their words, `on` bytes apart.
+    struct Place {
+        const char* words;
+        uint32_t shift;
+        unsigned on;
+        // Its bits: of up to 4 bits in the lower word.
+        template <Widths W>
+        __device__ __forceinline__ uint2 read(int i) const {
+            const uint32_t* from = reinterpret_cast<const uint32_t*>(words + unsigned(i) * on);
+            return {funnel_right(from[0], from[1], shift),
+                    W == Widths::Any ? funnel_right(from[1], from[2], shift) : 0};
+        }
+    };
+    template <Widths W>
+    __device__ __forceinline__ Place place(const CodeSlot& slot, int row) const {
+        unsigned at = first + unsigned(slot.byte), each = bytes;
+        if (W == Widths::Any && slot.byte < 0) at = wide + unsigned(-1 - slot.byte), each = ROW_GROUP;
+        at += unsigned(row) * each;
+        return {memory + (at & ~3u), 8 * at, 8 * each};
+    }
+    // Of 16 T rows the groups of 5 and 6 bits, to where `wide` says, by a warp: half a group of a row
+    // by a lane.
+    template <int T>
+    __device__ __forceinline__ void widen(char* to, const CodeGroup* group, int count,
+                                          const LevelTables& tables, int lane) const {
+        int row = lane / 2, half = lane % 2;
+        to += ROW_GROUP * row + 4 * half;
+#pragma unroll 1
+        for (int i = 0; i < count; i++, group++, to += WIDENED) {
+            int bits = group->bits;
+            unsigned at = 8 * (first + unsigned(row) * bytes + unsigned(group->byte));
+            at += unsigned(4 * bits * half);
+#pragma unroll
+            for (int k = 0; k < T; k++, at += 8 * 16 * bytes) {
+                const uint32_t* words = reinterpret_cast<const uint32_t*>(memory + at / 32 * 4);
+                *reinterpret_cast<uint32_t*>(to + 16 * ROW_GROUP * k) =
+                    levels_of_many(tables, funnel_right(words[0], words[1], at), bits);
+            }
+        }
+    }
+};
+
+// Levels + 128 of the eight codes of a group, a byte each.
+template <Widths W>
+__device__ __forceinline__ uint2 levels_of(const CodeSlot& slot, const uint2& bits) {
+    uint2 u = levels_of_nibbles<W != Widths::Three>(slot.table, nibbles_of(bits.x, slot.gaps));
+    if constexpr (W != Widths::Any) return u;
+    return {slot.gaps.by ? u.x : bits.x, slot.gaps.by ? u.y : bits.y};  // a code of 8 bits is level + 128
+}
+// The same of two keys' groups: u[m] ← codes 2m, 2m + 1 of the first, and of the second.
+template <Widths W>
+__device__ __forceinline__ void levels_of_two(uint32_t (&u)[4], const CodeSlot& slot,
+                                              const uint2& one, const uint2& other) {
+    if constexpr (W == Widths::Any) {
+        uint2 x = levels_of<W>(slot, one), y = levels_of<W>(slot, other);
+        u[0] = permute_bytes(x.x, y.x, 0x5410), u[1] = permute_bytes(x.x, y.x, 0x7632);
+        u[2] = permute_bytes(x.y, y.y, 0x5410), u[3] = permute_bytes(x.y, y.y, 0x7632);
+    } else {  // in this order before they are looked up: fewer to move
+        uint32_t x = nibbles_of(one.x, slot.gaps), y = nibbles_of(other.x, slot.gaps);
+        uint2 low = levels_of_nibbles<W == Widths::Four>(slot.table, permute_bytes(x, y, 0x5140));
+        uint2 high = levels_of_nibbles<W == Widths::Four>(slot.table, permute_bytes(x, y, 0x7362));
+        u[0] = low.x, u[1] = low.y, u[2] = high.x, u[3] = high.y;
+    }
+}
+
+// ---- scores ------------------------------------------------------------------------------------
+
+// The queries of a block for a stretch of keys after rotation, in shared memory, as the lanes of a
+// warp hold them; for codes multiplied by their columns' steps and by a power of two that puts the
+// largest of all below 2^16.
+template <class E, int D, int Q>
+struct StretchQueries {
+    static constexpr int FOURS = D / ROW_GROUP / 4;
+    uint4 fragment[FOURS][Q][WARP];  // b[0], b[1] of columns 32 i …; of those 16 on. Or of four slots
+    float sum[FOURS][8 * Q];         // of codes Σ of what is in them, of each head
+    float largest[8 * Q];            // |q| of a head
+
+    // log₂ of the power of two.
+    __device__ __forceinline__ int exponent() const {
+        float most = 0;
+        for (float one : largest) most = fmaxf(most, one);
+        return min(max(142 - int(__float_as_uint(most) >> 23), -100), 100);
+    }
+    // By the whole block: q (8 Q, stride). A barrier must follow.
+    __device__ void fill(const float* q, int stride, int columns) {
+        each(columns, [&](int i, int n, int lane) {
+            const float* from = q + (8 * n + lane / 4) * stride + 32 * i + 2 * (lane % 4);
+            uint32_t b[4];
+            for (int m = 0; m < 4; m++) b[m] = pack2<E>(from[8 * m], from[8 * m + 1]);
+            fragment[i][n][lane] = make_uint4(b[0], b[1], b[2], b[3]);
+        });
+    }
+    // The same for `groups` groups of codes, which begin at column `first`.
+    __device__ void fill_coded(const float* q, int stride, int first, int groups,
+                               const CodeSlot* slots) {
+        float unit = power_of_two(float(exponent()));
+        each(ROW_GROUP * groups, [&](int i, int n, int lane) {
+            int slot = 4 * i + lane % 4, head = 8 * n + lane / 4;
+            const float* from = q + head * stride + first + ROW_GROUP * slot;
+            float by = slots[slot].step * unit, all = 0;
+            uint32_t b[4] = {};
+            for (int m = 0; slot < groups && m < 4; m++) {
+                b[m] = pack2<f16>(by * from[2 * m], by * from[2 * m + 1]);
+                all += to_float(f16{uint16_t(b[m])}) + to_float(f16{uint16_t(b[m] >> 16)});
+            }
+            fragment[i][n][lane] = make_uint4(b[0], b[1], b[2], b[3]);
+            for (int mask = 1; mask < 4; mask *= 2) all += __shfl_xor_sync(~0u, all, mask);
+            if (lane % 4 == 0) sum[i][head] = all;
+        });
+    }
+
+private:
+    // f(i, n, lane) of each fragment of so many columns, by a warp.
+    template <class F>
+    __device__ __forceinline__ static void each(int columns, const F& f) {
+#pragma unroll 1
+        for (int i = int(threadIdx.x) / WARP; 32 * i < columns; i += int(blockDim.x) / WARP)
+            for (int n = 0; n < Q; n++) f(i, n, int(threadIdx.x) % WARP);
+    }
+};
+
+// s += Σ q (1152 + level) of four slots of 16 T keys. b: Q tiles of WARP.
+template <Widths W, int T, int Q>
+__device__ __forceinline__ void score_four(float (&s)[T][Q][4], const CodeRows& rows,
+                                           const CodeSlot& slot, const uint4 (*b)[WARP], int lane) {
+    constexpr uint32_t ABOVE = 0x64646464;  // 1024 + u in f16
+    CodeRows::Place place = rows.place<W>(slot, lane / 4);
+#pragma unroll
+    for (int i = 0; i < T; i++) {
+        uint2 x = levels_of<W>(slot, place.read<W>(2 * i));      // key g
+        uint2 y = levels_of<W>(slot, place.read<W>(2 * i + 1));  // key g + 8
+        const uint32_t low[4] = {
+            permute_bytes(x.x, ABOVE, 0x4140), permute_bytes(y.x, ABOVE, 0x4140),
+            permute_bytes(x.x, ABOVE, 0x4342), permute_bytes(y.x, ABOVE, 0x4342)};
+        const uint32_t high[4] = {
+            permute_bytes(x.y, ABOVE, 0x4140), permute_bytes(y.y, ABOVE, 0x4140),
+            permute_bytes(x.y, ABOVE, 0x4342), permute_bytes(y.y, ABOVE, 0x4342)};
+#pragma unroll
+        for (int n = 0; n < Q; n++) {
+            uint4 two = b[n][lane];
+            const uint32_t first[2] = {two.x, two.y}, second[2] = {two.z, two.w};
+            mma_16x8x16<f16>(s[i][n], low, first);
+            mma_16x8x16<f16>(s[i][n], high, second);
+        }
+    }
+}
+template <int T, class E, int D, int Q>
+__device__ __forceinline__ void score_codes(float (&s)[T][Q][4], const CodeRows& rows, int groups,
+                                            const CodeSlots<D>& slots,
+                                            const StretchQueries<E, D, Q>& queries, int lane) {
+    const CodeSlot* slot = slots.slot[0] + lane % 4;
+    const Widths* widths = slots.keys;
+    const uint4(*b)[WARP] = queries.fragment[0];
+#pragma unroll 1
+    for (const CodeSlot* end = slot + groups; slot < end; slot += 4, widths++, b += Q)
+        with_widths(*widths, [&]<Widths W>() { score_four<W>(s, rows, *slot, b, lane); });
+}
+
+// ---- keys before rotation ----------------------------------------------------------------------
+
+// Columns of the fragments that so many groups are.
+__host__ __device__ constexpr int coded_columns(int groups) {
+    return (groups + 3) / 4 * 4 * ROW_GROUP;
+}
+// a[2 i], a[2 i + 1] ← the levels of slots 4 i … of 16 keys before rotation, to be multiplied by their
+// rows of D, which lie in this order.
+template <class E, int D>
+__device__ __forceinline__ void key_fragments(uint32_t (&a)[D / 16][4], const CodeRows& rows,
+                                              int groups, const CodeSlots<D>& slots, int lane) {
+#pragma unroll
+    for (int i = 0; i < D / 32; i++)
+        if (4 * i < groups) {
+            const CodeSlot& slot = slots.slot[0][4 * i + lane % 4];
+            uint2 u[2];  // keys g, g + 8
+            with_widths(slots.keys[i], [&]<Widths W>() {
+                CodeRows::Place place = rows.place<W>(slot, lane / 4);
+                u[0] = levels_of<W>(slot, place.read<W>(0));
+                u[1] = levels_of<W>(slot, place.read<W>(1));
+            });
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                a[2 * i][j] = level_pair<E>(u[j % 2].x, j / 2);
+                a[2 * i + 1][j] = level_pair<E>(u[j % 2].y, j / 2);
+            }
+        }
+}
+// The coordinate, of codes, whose row of D is number `row`: that of a column of those fragments.
+__host__ __device__ constexpr int code_of_row(int row) {
+    int t = row % 8 / 2, code = row / 16 % 2 * 4 + row / 8 % 2 * 2 + row % 2;
+    return ROW_GROUP * (row / 32 * 4 + t) + code;
+}
+
+// Rows of D that are kept for keys of such a format; the elements' behind those of the codes.
+inline int rows_of_basis(const RowFormat& format) {
+    return coded_columns(groups_of(format)) + (int(format.count[0]) + 15) / 16 * 16;
+}
+// decode (rows_of_basis, STRIDE) ← D, its rows multiplied by their columns' steps, in the order of
+// key_fragments; zero where there is no such column. By the whole block; a barrier must follow.
+template <class E, int D>
+__device__ void fill_coded_basis(const Rebuild<E, D>& basis, const CacheRows& k, int elements,
+                                 int groups, const CodeSlot* slots) {
+    constexpr int FOUR = D / 4;  // loads of a row
+    int coded = coded_columns(groups), rows = coded + (elements + 15) / 16 * 16;
+#pragma unroll 4
+    for (int i = int(threadIdx.x); i < rows * FOUR; i += int(blockDim.x)) {
+        int row = i / FOUR, column = row - coded;
+        bool there = column < elements;
+        float step = 1;
+        if (row < coded) {
+            int code = code_of_row(row);
+            there = code < ROW_GROUP * groups, column = elements + code;
+            step = slots[code / ROW_GROUP].step;
+        }
+        float4 x = make_float4(0, 0, 0, 0);
+        if (there) x = reinterpret_cast<const float4*>(k.decode)[column * FOUR + i % FOUR];
+        basis.put(row, i % FOUR, step, x);
+    }
+}
+
+// ---- values ------------------------------------------------------------------------------------
+
+// acc += Σ weight · level of slots 8c … 8c + 7 of 16 T values. weight: (16 T keys, 8 heads) as f16.
+template <Widths W, int T, int Q, int FRAGMENTS>
+__device__ __forceinline__ void add_eight(float (&acc)[Q][FRAGMENTS][4], int c,
+                                          const uint32_t (&weight)[T][Q][2], const CodeRows& rows,
+                                          const CodeSlot& slot, int lane) {
+    constexpr uint32_t ABOVE = 0x64646464, BIAS = 0x64806480;  // 1024 + u, 1152 in f16
+    CodeRows::Place even = rows.place<W>(slot, 2 * (lane % 4));
+    CodeRows::Place odd = rows.place<W>(slot, 2 * (lane % 4) + 1);
+#pragma unroll
+    for (int k = 0; k < T; k++) {
+        uint32_t u[2][4];  // of keys from 2t on, from 2t + 8 on
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            levels_of_two<W>(u[i], slot, even.read<W>(2 * k + i), odd.read<W>(2 * k + i));
+#pragma unroll
+        for (int m = 0; m < 4; m++) {
+            const uint32_t a[4] = {subtract2<f16>(permute_bytes(u[0][m], ABOVE, 0x4240), BIAS),
+                                   subtract2<f16>(permute_bytes(u[0][m], ABOVE, 0x4341), BIAS),
+                                   subtract2<f16>(permute_bytes(u[1][m], ABOVE, 0x4240), BIAS),
+                                   subtract2<f16>(permute_bytes(u[1][m], ABOVE, 0x4341), BIAS)};
+#pragma unroll
+            for (int n = 0; n < Q; n++) mma_16x8x16<f16>(acc[n][4 * c + m], a, weight[k][n]);
+        }
+    }
+}
+template <int T, int D, int Q>
+__device__ __forceinline__ void add_codes(float (&acc)[Q][D / 16][4],
+                                          const uint32_t (&weight)[T][Q][2], const CodeRows& rows,
+                                          int groups, const CodeSlots<D>& slots, int lane) {
+#pragma unroll
+    for (int c = 0; c < D / 64; c++) {
+        if (8 * c >= groups) break;
+        const CodeSlot& slot = slots.slot[1][8 * c + lane / 4];
+        with_widths(slots.values[c],
+                    [&]<Widths W>() { add_eight<W>(acc, c, weight, rows, slot, lane); });
+    }
+}
+
+}  // namespace stief
