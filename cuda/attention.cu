@@ -39,24 +39,44 @@ __global__ void __launch_bounds__(PLAIN_BLOCK, 2)
         if (tile.lane + 16 * n < width) to[2 + tile.lane + 16 * n] = tile.acc[n];
 }
 
-constexpr int MERGE_BLOCK = 256, MERGE_PIECE = 64;  // threads; columns of out of one block
-constexpr int MERGE_LOADS = 24;                     // of a thread, on their way at once
+constexpr int MERGE_BLOCK = 512, MERGE_PIECE = 64;  // threads; columns of out of one block
+constexpr int MERGE_LOADS = 20;                     // of a thread, on their way at once
+
+// The weights of the splits of head h, 2^(max_i − max) / Σ, by each warp for itself: no barrier of the
+// block. weight: shared (splits), this warp's.
+__device__ __forceinline__ void split_weights(float* weight, const Partial& partials, int splits,
+                                              int h) {
+    int lane = int(threadIdx.x) % WARP;
+    float most = -INFINITY, sum = 0;
+    for (int i = lane; i < splits; i += WARP) {
+        const float* one = partials.of(i, h);
+        float old = most;
+        weight[i] = one[0], most = fmaxf(most, one[0]);
+        if (one[0] > -INFINITY) sum = sum * exp2f(old - most) + one[1] * exp2f(one[0] - most);
+    }
+    float all = warp_max(most);
+    sum = warp_sum(most == -INFINITY ? 0 : sum * exp2f(most - all));
+    for (int i = lane; i < splits; i += WARP)
+        weight[i] = weight[i] == -INFINITY ? 0 : exp2f(weight[i] - all) / sum;
+    __syncwarp();  // this warp's weights are there
+}
 
 // out_h ← (Σ_i 2^(max_i − max) acc_i) D / Σ_i 2^(max_i − max) sum_i over the splits.
-// grid (H, pieces of columns), block 256: a second launch, which decodes besides, so that a step of
-// one token has three: append, attention, this. Shared: weights, the merged values, the slices' sums,
-// and `staged` the piece of D, which has come before attention is through. Reads the partials: from the
-// second cache, as they are small. Its time is that of one read and some barriers.
-__global__ void __launch_bounds__(MERGE_BLOCK, 4)
+// grid (H, pieces of columns), block 512: a second launch, which decodes besides, so that a step of
+// one token has three: append, attention, this. Shared: `staged` the piece of D, which has come before
+// attention is through, the merged values, the slices' sums, and weights. Reads the partials: from the
+// second cache, as they are small. Its time is that of one read and two barriers, or four.
+__global__ void __launch_bounds__(MERGE_BLOCK, 1)
     merge_kernel(float* out, Partial partials, CacheView cache, int splits, bool staged) {
     int h = int(blockIdx.x), d = cache.d, tid = int(threadIdx.x);
     const CacheRows& head = cache.v(h / (cache.H / cache.G));
     int width = head.width, column = int(blockIdx.y) * MERGE_PIECE;
     int n = min(MERGE_PIECE, d - column);
     const float* decode = head.decode ? head.decode + column : nullptr;
-    float* basis = reinterpret_cast<float*>(dynamic_shared());    // (d, MERGE_PIECE)
-    float* merged = basis + (staged ? d * MERGE_PIECE : 0);       // (d)
-    float *decoded = merged + d, *sums = decoded + MERGE_PIECE, *weight = sums + MERGE_BLOCK;
+    float* basis = reinterpret_cast<float*>(dynamic_shared());  // (d, MERGE_PIECE)
+    float* merged = basis + (staged ? d * MERGE_PIECE : 0);     // (d)
+    float *decoded = merged + d, *sums = decoded + MERGE_PIECE;
+    float* weight = sums + MERGE_BLOCK + tid / WARP * splits;
     for (int i = tid; decode && staged && i < width * n / 4; i += MERGE_BLOCK) {
         int row = i / (n / 4), four = i % (n / 4) * 4;
         copy_async_16(basis + row * MERGE_PIECE + four, decode + row * d + four, true);
@@ -69,7 +89,7 @@ __global__ void __launch_bounds__(MERGE_BLOCK, 4)
     int slices = MERGE_BLOCK / d, slice = tid / d, j = tid % d;
     bool mine = slice < slices && j < width && (decode || (j >= column && j < column + n));
     size_t each = size_t(cache.H) * size_t(d + 2);
-    float part[MERGE_LOADS];
+    float part[MERGE_LOADS], total = 0;
     auto load = [&](int from) {
         const float* at = partials.of(from + slice, h) + 2 + j;
 #pragma unroll
@@ -77,15 +97,7 @@ __global__ void __launch_bounds__(MERGE_BLOCK, 4)
             part[i] = mine && from + slice + i * slices < splits ? *at : 0;
     };
     load(0);
-    float most = -INFINITY, sum = 0, total = 0;
-    for (int i = tid; i < splits; i += MERGE_BLOCK) most = fmaxf(most, partials.of(i, h)[0]);
-    most = block_max(most, sums);
-    for (int i = tid; i < splits; i += MERGE_BLOCK) {
-        const float* one = partials.of(i, h);
-        weight[i] = one[0] == -INFINITY ? 0 : exp2f(one[0] - most);
-        sum += weight[i] * one[1];
-    }
-    sum = block_sum(sum, sums);  // its barriers order weight as well
+    split_weights(weight, partials, splits, h);
     for (int from = 0; from < splits; from += MERGE_LOADS * slices) {
         if (from > 0) load(from);
 #pragma unroll
@@ -95,22 +107,23 @@ __global__ void __launch_bounds__(MERGE_BLOCK, 4)
             if (by > 0) total = fmaf(by, part[i], total);  // no keys: nobody wrote it
         }
     }
+    sums[tid] = total;
     copy_async_wait<0>();
-    __syncthreads();  // sums is free; the basis is there
-    if (slice < slices) sums[tid] = total;
-    __syncthreads();  // all slices' are there
+    __syncthreads();  // all slices' are there, and the basis
     for (int i = tid; i < d; i += MERGE_BLOCK) {
         float all = 0;
         for (int k = 0; k < slices; k++) all += sums[k * d + i];
-        merged[i] = all / sum;
+        if (decode) merged[i] = all;
+        else if (i >= column && i < column + n) out[size_t(h) * size_t(d) + size_t(i)] = all;
     }
+    if (!decode) return;
     __syncthreads();  // merged is whole
-    if (decode && staged)
+    if (staged)
         block_product<1>(decoded, 0, merged, 0, basis, MERGE_PIECE, 1, width, n, sums);
-    else if (decode)
+    else
         block_product<1>(decoded, 0, merged, 0, decode, size_t(d), 1, width, n, sums);
     for (int i = tid; i < n; i += MERGE_BLOCK)
-        out[size_t(h) * size_t(d) + size_t(column + i)] = decode ? decoded[i] : merged[column + i];
+        out[size_t(h) * size_t(d) + size_t(column + i)] = decoded[i];
 }
 
 // ---- launchers ---------------------------------------------------------------------------------
@@ -130,7 +143,7 @@ Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotati
 void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const CacheLayer& cache) {
     dim3 grid(unsigned(cache.H), unsigned((cache.d + MERGE_PIECE - 1) / MERGE_PIECE));
     bool staged = cache.v[0].decode && cache.d % 4 == 0;
-    size_t floats = size_t(splits.count + cache.d + MERGE_PIECE + MERGE_BLOCK);
+    size_t floats = size_t(cache.d + MERGE_PIECE + MERGE_BLOCK + MERGE_BLOCK / WARP * splits.count);
     if (staged) floats += size_t(cache.d * MERGE_PIECE);
     launch_ahead(merge_kernel, grid, MERGE_BLOCK, floats * sizeof(float), gpu.queue, out,
                  splits.partials, CacheView(cache), splits.count, staged);

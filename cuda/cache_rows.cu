@@ -43,28 +43,28 @@ __device__ __forceinline__ void load_heads(float* x, const float* from, float* i
     }
 }
 
-// What packing a head's rows reads again and again.
-struct EncoderTables {
+// What storing a head's rows reads again and again.
+struct alignas(16) EncoderTables {
+    CacheRows head;
     Levels levels;
     Widths widths[MOST_STORES];
 
     // By the whole block, and waits for no kernel; a barrier must follow.
-    __device__ void fill(const CacheRows& head) {
-        static_assert(sizeof(Levels) % sizeof(uint4) == 0);
+    __device__ void fill(const CacheRows& from) {
         int tid = int(threadIdx.x), threads = int(blockDim.x);
-        for (int i = tid; i < int(sizeof(Levels) / sizeof(uint4)); i += threads)
-            reinterpret_cast<uint4*>(&levels)[i] = reinterpret_cast<const uint4*>(&DEVICE_LEVELS)[i];
+        copy_words(&head, &from, tid, threads), copy_words(&levels, &DEVICE_LEVELS, tid, threads);
         for (int i = 0; i < MOST_STORES; i++)
-            if (head.store[i].data && coded(head.store[i].format))
-                widths[i].fill(head.store[i].format, tid, threads);
+            if (from.store[i].data && coded(from.store[i].format))
+                widths[i].fill(from.store[i].format, tid, threads);
     }
 };
 
 // c (count, d) into the stores of a head, at positions from s on; by the whole block. Codes by a warp a
 // row.
 template <class E>
-__device__ __forceinline__ void store_heads(const CacheRows& head, const EncoderTables& tables,
-                                            const float* c, int s, int count, int d) {
+__device__ __forceinline__ void store_heads(const EncoderTables& tables, const float* c, int s,
+                                            int count, int d) {
+    const CacheRows& head = tables.head;
     for (int i = int(threadIdx.x); i < count * head.width; i += int(blockDim.x)) {
         int t = i / head.width, j = i % head.width;
         E stored = to_element<E>(c[t * d + j]);
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(PRODUCT_BLOCK, 2)
             in.latent[at + size_t(i / d) * stride + size_t(i % d)] = i % d < n ? c[i] : 0;
         return;
     }
-    store_heads<E>(head, tables, M ? c : x, *pos + first, count, d);
+    store_heads<E>(tables, M ? c : x, *pos + first, count, d);
 }
 
 // out (T, H, d) ← x (T, H, d) D of each head's group: values out of their coordinates.

@@ -25,6 +25,15 @@ struct CacheView {
     __device__ const Seen& seen(int g) const { return seen_rows[g]; }
 };
 
+// A description to shared memory, by so many threads of which this is number i: what it says is read in
+// chains, and from there each read is no round trip.
+template <class T>
+__device__ __forceinline__ void copy_words(T* shared, const T* from, int i, int threads) {
+    static_assert(sizeof(T) % sizeof(uint32_t) == 0);
+    for (; i < int(sizeof(T) / sizeof(uint32_t)); i += threads)
+        reinterpret_cast<uint32_t*>(shared)[i] = reinterpret_cast<const uint32_t*>(from)[i];
+}
+
 // Where the row of position s begins.
 __device__ __forceinline__ char* row_at(const RowStore& store, int s) {
     int slot = store.ring == 0 || s < store.fixed ? s : store.fixed + (s - store.fixed) % store.ring;

@@ -11,13 +11,14 @@ namespace stief {
 // from that of the first group. Shared memory.
 struct Widths {
     static constexpr int MOST = CudaBackend::WIDEST_HEAD;
-    float step[RowFormat::WIDTHS];
+    float step[RowFormat::WIDTHS], per_step[RowFormat::WIDTHS];  // Δ_b, 1 / Δ_b
     uint16_t byte[MOST / ROW_GROUP];
     uint8_t of[MOST];
 
     // By so many threads of which this is number i; a barrier must follow.
     __device__ void fill(const RowFormat& format, int i, int threads) {
-        for (int w = i; w < RowFormat::WIDTHS; w += threads) step[w] = step_of(w);
+        for (int w = i; w < RowFormat::WIDTHS; w += threads)
+            step[w] = step_of(w), per_step[w] = w ? 1 / step_of(w) : 0;
         for (; i < MOST; i += threads) {
             int w = 0, first = int(format.count[0]), behind = first, bytes = 0;
 #pragma unroll
@@ -74,19 +75,21 @@ struct RowEncoder {
         return float(levels.of[w][code]);
     }
 
-    // cost_n ← Σ w (ẑ − z)² under scale n, the same for all lanes.
+    // cost_n ← Σ w (ẑ − z)² under scale n, the same for all lanes. By 1 / ρΔ instead of a division: a
+    // coordinate that so falls to the other side of a cell's edge costs the same there.
     template <int N>
     __device__ __forceinline__ void costs(float (&cost)[N], const int (&scale)[N]) const {
-        float rho[N];
+        float rho[N], per[N];
 #pragma unroll
-        for (int n = 0; n < N; n++) cost[n] = 0, rho[n] = scale_of(scale[n]);
+        for (int n = 0; n < N; n++)
+            cost[n] = 0, rho[n] = scale_of(scale[n]), per[n] = scale_of(256 - scale[n]);
         for (int j = whole + lane; j < kept; j += WARP) {
             int w = widths.of[j];
-            float x = c[j], by = weight ? weight[j] : 1, unit = widths.step[w];
+            float x = c[j], by = weight ? weight[j] : 1;
+            float step = widths.step[w], steps = x * widths.per_step[w];
 #pragma unroll
             for (int n = 0; n < N; n++) {
-                float step = rho[n] * unit;
-                float error = step * level(code_of(x / step, w), w) - x;
+                float error = rho[n] * step * level(code_of(steps * per[n], w), w) - x;
                 cost[n] += by * error * error;
             }
         }
@@ -102,9 +105,9 @@ struct RowEncoder {
             square += w * double(c[j]) * double(c[j]), all += w;
         }
         square = warp_sum(square), all = warp_sum(all);
-        double rms = sqrt(square / all), exponent = rms > 0 ? 255 : 0;
-        if (rms > 0 && rms < 1e300) exponent = fmin(fmax(8 * log2(rms) + 128, 0.0), 255.0);
-        return int(lround(exponent));
+        float mean = float(square / all), exponent = mean > 0 ? 255 : 0;
+        if (mean > 0 && mean < 1e38f) exponent = fminf(fmaxf(4 * log2f(mean) + 128, 0.0f), 255.0f);
+        return int(lroundf(exponent));
     }
 
     __device__ int search() const {
