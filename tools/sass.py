@@ -22,17 +22,21 @@ from pathlib import Path
 
 REGISTERS = 65536  # of a multiprocessor, sm_80 to sm_90
 VECTOR = r"LDG\.E.*\.128"
-WEIGHTS = r"LDG\.E\.NA\.128"  # load_16_stream
 # kernel, what its hottest loop has ahead of its arithmetic, at least how many of them
 AHEAD = [
-    (r"matvec_kernel<.*, true, (true|false)>", WEIGHTS, 4),
-    (r"gated_kernel<.*, true, (true|false)>", WEIGHTS, 4),
-    (r"attend_one_tensor<", r"LDSM", 1),
+    (r"attend_one_whole<", r"LDSM", 1),
     (r"attend_tiles_tensor_kernel<", r"LDSM", 1),
 ]
+# kernel, what its hottest loop has in all, at least how many of them
+WITHIN = [
+    (r"matvec_kernel<", r"LDGSTS\.E\.BYPASS\.128", 8),  # each copy is asked for as one is used
+    (r"attend_one_whole<", r"LDGSTS\.E\.BYPASS\.128", 8),
+]
+# A half number converted to bytes: what ptxas 13.0 makes of a 16-bit register that is stored by bytes.
+PUNNED = r"F2I\.[US]8\.(B?F16)"
 INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
 # kernels of launch_ahead: on sm_90 they wait for those before them (griddepcontrol.wait)
-EARLY = r"^(matvec|gated|append|merge|embed|argmax)_kernel|^attend_one_(plain|tensor)<"
+EARLY = r"^(matvec|plain_matvec|append|merge|embed|argmax)_kernel|^attend_one_\w+<"
 # kernels that read all they need of a row before they write any of it
 ROUND_TRIP = r"^(rmsnorm|rope|embed|swiglu)_kernel"
 
@@ -136,6 +140,8 @@ def look(code):
     return {
         "local": count(ops, r"(LDL|STL)"),
         "ahead": ahead,
+        "hot": hot,
+        "punned": count(ops, PUNNED),
         "loop": f"{count(ahead, 'LDG')} ({count(ahead, VECTOR)} x 16) "
                 f"{count(ahead, 'LDS(?!M)')} {count(ahead, 'LDSM')}",
         "behind": behind,
@@ -155,6 +161,13 @@ def complaints(name, one):
             got = count(one["ahead"], what)
             if got < least:
                 yield f"{got} of {what} ahead of the arithmetic, expected {least}"
+    for kernel, what, least in WITHIN:
+        if re.match(kernel, name):
+            got = count(one["hot"], what)
+            if got < least:
+                yield f"{got} of {what} in its hottest loop, expected {least}"
+    if one["punned"]:
+        yield f"{one['punned']} half numbers converted to bytes, expected none"
     if one["arch"] >= 90 and re.match(EARLY, name) and not one["awaits"]:
         yield "it may begin early, and does not wait for the kernels before it"
     if re.match(ROUND_TRIP, name) and one["behind"]:
@@ -185,7 +198,7 @@ def main():
                       f"{one['bars']:>6}{one['stack']:>7}{one.get('local', ''):>7}  "
                       f"{one.get('loop', ''):<32}{one.get('behind', ''):>6}")
                 failures += [f"{name}, sm_{arch}: {text}" for text in complaints(name, one)]
-    for kernel, *_ in AHEAD:
+    for kernel, *_ in AHEAD + WITHIN:
         if not any(re.match(kernel, name) for name in seen):
             failures.append(f"no kernel is called {kernel}")
     if not cuobjdump:

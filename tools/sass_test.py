@@ -12,7 +12,8 @@ ptxas info    : Function properties for _Z4kernPf
 ptxas info    : Used {regs} registers, used 1 barriers, 512 bytes smem
 """
 # A loop as cuobjdump -sass prints it: loads, arithmetic, a store, and the way back.
-LOADS = ["LDG.E.NA.128 R4, [R2]"] * 4
+LOADS = ["LDSM.16.M88.4 R4, [R2]"]
+COPIES = ["LDGSTS.E.BYPASS.128 [R30], desc[UR6][R8.64], P0"] * 8
 
 
 def listing(*body):
@@ -22,7 +23,7 @@ def listing(*body):
             for found in map(sass.INSTRUCTION.match, text.splitlines())]
 
 
-def kernel(stack=0, spill=0, regs=64, block=256, arch=80, body=(*LOADS, "FFMA R1, R4, R5, R1")):
+def kernel(stack=0, spill=0, regs=64, block=256, arch=80, body=(*COPIES, "FFMA R1, R4, R5, R1")):
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         log.write_text(LOG.format(stack=stack, spill=spill, regs=regs))
@@ -41,14 +42,19 @@ def main():
         ("a sound kernel", matvec, kernel(), None),
         ("a stack", matvec, kernel(stack=16), "16 bytes of stack"),
         ("spills", matvec, kernel(spill=8), "16 of spills"),
-        ("local memory", matvec, kernel(body=[*LOADS, "STL [R1], R4", "FFMA R1, R4, R5, R1"]),
+        ("local memory", matvec, kernel(body=[*COPIES, "STL [R1], R4", "FFMA R1, R4, R5, R1"]),
          "bytes of stack"),
         ("too many registers", matvec, kernel(regs=129, block=512), "129 registers of 512"),
-        ("loads behind the arithmetic", matvec, kernel(body=["FFMA R1, R4, R5, R1", *LOADS]),
-         "0 of LDG"),
+        ("loads behind the arithmetic", "attend_tiles_tensor_kernel<f16, 128, true>",
+         kernel(body=["HMMA R1, R4, R5, R1", *LOADS]), "0 of LDSM ahead"),
+        ("too few copies in the loop", matvec, kernel(body=[*COPIES[1:], "FFMA R1, R4, R5, R1"]),
+         "7 of LDGSTS"),
+        ("a half number converted to a byte", matvec,
+         kernel(body=["F2I.U8.F16.TRUNC.NTZ R13, R10", *COPIES, "FFMA R1, R4, R5, R1"]),
+         "1 half numbers"),
         ("a load behind a store", norm, kernel(body=waits), "1 loads wait behind a store"),
         ("an early kernel that waits", matvec,
-         kernel(arch=90, body=["ACQBULK", *LOADS, "FFMA R1, R4, R5, R1"]), None),
+         kernel(arch=90, body=["ACQBULK", *COPIES, "FFMA R1, R4, R5, R1"]), None),
         ("one that does not", matvec, kernel(arch=90), "does not wait for the kernels before"),
         ("that elsewhere", "other_kernel", kernel(body=waits), None),
     ]
