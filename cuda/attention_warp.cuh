@@ -36,7 +36,7 @@ struct Warp {
     const StretchTables<D>& tables;
     const CodeSlots<D>& slots;
     Tiles k, v;    // of the stretch at hand
-    char* memory;  // this warp's: widened groups, stages
+    char* memory;  // this warp's: widened groups, latents of rebuilt keys, stages
     int lane, g, t;
     float past[Q][2], unit;  // of coded keys' queries: 1152 Σ q; log₂ of what they are multiplied by
     float acc[Q][FRAGMENTS][4], max[Q][2], sum[Q][2];  // (coordinates g, g+8) x (heads 2t, 2t+1)
@@ -52,8 +52,8 @@ struct Warp {
           queries(fragments),
           tables(stretch),
           slots(groups),
-          k{stretch.shape[0], stretch.group[0], 0, 0, 0},
-          v{stretch.shape[1], stretch.group[1], 0, 0, 0},
+          k{stretch.shape[0], stretch.group[0], 0},
+          v{stretch.shape[1], stretch.group[1], 0},
           memory(own) {
         lane = int(threadIdx.x) % WARP, g = lane / 4, t = lane % 4;
 #pragma unroll
@@ -118,34 +118,27 @@ struct Warp {
     __device__ __forceinline__ void score_rebuilt(float (&s)[Q][4], const E* keys,
                                                   const CodeRows& rows, const float* angle) {
         constexpr int HALF = D / 2;
-        int groups = k.shape.groups, end = groups ? coded_columns(groups) : k.shape.columns;
-        uint32_t latents[FRAGMENTS][4];
+        int groups = k.shape.groups, coded = coded_columns(groups);
         float rho[2] = {0, 0};
+        uint4* latents = reinterpret_cast<uint4*>(memory + wide_end()) + lane;  // a lane's own
         if (groups) {
             key_fragments<E>(latents, rows, groups, slots, lane);
+            for (int j = 0; j < k.shape.elements; j += 16)
+                latents[(coded + j) / 16 * WARP] = element_fragment(rows, j);
             rows.log2_scales(rho, g);
-        } else {
-#pragma unroll
-            for (int f = 0; f < FRAGMENTS; f++)
-                if (16 * f < end) load_a(latents[f], keys, k.stride(), 0, 16 * f);
         }
         for (float& one : rho) one = power_of_two(one);
 #pragma unroll 1
         for (int c = 0; c < HALF; c += 16) {
             float lo[2][4] = {}, hi[2][4] = {};
-#pragma unroll
-            for (int f = 0; f < FRAGMENTS; f++)
-                if (16 * f < end) basis.add(lo, hi, latents[f], 16 * f, c);
             if (groups) {
+                rebuild(lo, hi, latents, 0, coded, c);
 #pragma unroll
                 for (int n = 0; n < 2; n++)
                     for (int i = 0; i < 4; i++) lo[n][i] *= rho[i / 2], hi[n][i] *= rho[i / 2];
-#pragma unroll 1
-                for (int j = 0; j < k.shape.elements; j += 16) {
-                    uint32_t a[4];
-                    elements_a(a, rows, j);
-                    basis.add(lo, hi, a, end + j, c);
-                }
+                rebuild(lo, hi, latents, coded, coded + k.shape.elements, c);
+            } else {
+                basis.product(lo, hi, keys, k.stride(), 0, c, 0, k.shape.columns);
             }
             uint32_t a[2][4];  // keys, columns from c and from D/2 + c
 #pragma unroll
@@ -178,8 +171,20 @@ struct Warp {
         }
     }
 
-    // a (16 keys, 16) ← elements ahead of codes, from column j on.
-    __device__ __forceinline__ void elements_a(uint32_t (&a)[4], const CodeRows& rows, int j) {
+    // lo[n], hi[n] (16 keys, 8) += columns c + 8n … and D/2 + c + 8n … of the keys with such latents,
+    // columns from … end − 1 of them.
+    __device__ __forceinline__ void rebuild(float (&lo)[2][4], float (&hi)[2][4],
+                                            const uint4* latents, int from, int end, int c) {
+#pragma unroll 2
+        for (int j = from; j < end; j += 16) {
+            uint4 one = latents[j / 16 * WARP];
+            const uint32_t a[4] = {one.x, one.y, one.z, one.w};
+            for (int n = 0; n < 2; n++) basis.add(lo[n], hi[n], a, j, c + 8 * n);
+        }
+    }
+    // A fragment (16 keys, 16) of elements ahead of codes, from column j on.
+    __device__ __forceinline__ uint4 element_fragment(const CodeRows& rows, int j) {
+        uint32_t a[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             a[i] = 0;
@@ -189,6 +194,7 @@ struct Warp {
                     a[i] |= uint32_t(rows.template element<E>(g + i % 2 * 8, column).bits) << 16 * h;
             }
         }
+        return make_uint4(a[0], a[1], a[2], a[3]);
     }
 
     // Takes tile n's scores of T · 16 keys, log₂ ρ included, into max and sum and makes weights of
@@ -252,25 +258,28 @@ struct Warp {
     template <int T>
     __device__ __forceinline__ void add_elements(const uint32_t (&p)[T][Q][2], const CodeRows& rows,
                                                  int count) {
-        int elements = v.shape.elements;
 #pragma unroll
-        for (int f = 0; f < FRAGMENTS; f++) {
-            if (elements + 64 * (f / 4) + 63 < D) continue;  // these slots do not come round
+        for (int c = 0; c < D / 64; c++) {
+            int j = v.shape.elements + 64 * c + ROW_GROUP * g - D;  // of this lane's slot
+            if (__ballot_sync(~0u, j > -ROW_GROUP) == 0) continue;
 #pragma unroll 1
-            for (int tile = 0; tile < T; tile++) {
-                uint32_t a[4] = {}, weight[Q][2];
+            for (int tile = 0; tile < T; tile++)
 #pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    int j = coordinate_of(f, i / 2 % 2, g), key = 16 * tile + 2 * t + i / 4 * 8 + i % 2;
-                    if (j < elements && key < count)
-                        a[i / 2] |= uint32_t(rows.template element<E>(key, j).bits) << i % 2 * 16;
-                }
+                for (int m = 0; m < 4; m++) {
+                    uint32_t a[4] = {};
 #pragma unroll
-                for (int n = 0; n < Q; n++) {
-                    for (int i = 0; i < 2; i++) weight[n][i] = tile ? p[T - 1][n][i] : p[0][n][i];
-                    mma_16x8x16<E>(acc[n][f], a, weight[n]);
+                    for (int i = 0; i < 8; i++) {
+                        int key = 16 * tile + 2 * t + i / 4 * 8 + i % 2, at = j + 2 * m + i / 2 % 2;
+                        if (at >= 0 && key < count)
+                            a[i / 2] |= uint32_t(rows.template element<E>(key, at).bits) << i % 2 * 16;
+                    }
+#pragma unroll
+                    for (int n = 0; n < Q; n++) {
+                        uint32_t weight[2];
+                        for (int i = 0; i < 2; i++) weight[i] = tile ? p[T - 1][n][i] : p[0][n][i];
+                        mma_16x8x16<E>(acc[n][4 * c + m], a, weight);
+                    }
                 }
-            }
         }
     }
 
@@ -363,9 +372,13 @@ struct Warp {
     }
     static __host__ __device__ size_t front_bytes(const RowStore& keys, const RowStore& values) {
         size_t wide = size_t(groups_to_widen(keys.format) + groups_to_widen(values.format));
-        return wide * WIDENED;
+        size_t latents = ROTATED || !coded(keys.format) ? 0 : size_t(basis_rows(keys.format) / 16);
+        return wide * WIDENED + latents * WARP * sizeof(uint4);
     }
     static constexpr size_t ORDERING = 8 * D * sizeof(float);  // and to put sums in order
+    __device__ __forceinline__ int wide_end() const {
+        return (slots.wide[0] + slots.wide[1]) * WIDENED;
+    }
     // A side's rows in a stage; from `memory` on, groups of keys are widened, then of values.
     __device__ __forceinline__ CodeRows rows_of(const Tiles& one, const char* stage, int s,
                                                 int side) const {
@@ -375,7 +388,6 @@ struct Warp {
 
     // A stretch begins, the tables and the queries' fragments are there.
     __device__ __forceinline__ void enter(const RowStore& keys, const RowStore& values, int bytes) {
-        k.enter(lane), v.enter(lane);
         if (ROTATED && k.shape.groups) {
             unit = float(queries.exponent());
 #pragma unroll
@@ -446,14 +458,17 @@ struct Warp {
     template <int T>
     __device__ __forceinline__ void run_steps(int first, int end, int bytes) {
         constexpr int KEYS = T * STEP, ON = TENSOR_WARPS * KEYS;
-        int front = (slots.wide[0] + slots.wide[1]) * WIDENED;
+        int front = wide_end();
+        if (!ROTATED && k.shape.groups)
+            front += (coded_columns(k.shape.groups) + (k.shape.elements + 15) / 16 * 16) / 16 * WARP *
+                     int(sizeof(uint4));
         int stage = ANGLE_BYTES + k.shape.stage + v.shape.stage;
-        int count = min(MOST_STAGES, (bytes - front) / stage), next = 0, now = 0;
+        int count = min(MOST_STAGES, (bytes - front) / stage), now = 0;
         char* stages = memory + front;
         int s0 = first + int(threadIdx.x) / WARP * KEYS;
-        auto begin = [&](int s) {
+        auto begin = [&](int s, int at) {
             if (s < end) {
-                char* to = stages + next * stage;
+                char* to = stages + at * stage;
                 if (!ROTATED && lane < D / 4)
                     copy_async_16(to + 16 * lane, rotation + size_t(s) * D + 4 * lane, true);
                 int there = min(KEYS, end - s);
@@ -461,19 +476,18 @@ struct Warp {
                 v.begin(to + ANGLE_BYTES + k.shape.stage, s, there, lane, WARP, KEYS);
             }
             copy_async_commit();
-            next = next + 1 == count ? 0 : next + 1;
         };
 #pragma unroll 1
-        for (int i = 0; i < count - 1; i++) begin(s0 + i * ON);
+        for (int i = 0; i < count - 1; i++) begin(s0 + i * ON, i);
 #pragma unroll 1
         for (int s = s0; s < end; s += ON) {
-            if (count == 1) begin(s);
+            if (count == 1) begin(s, 0);
             if (count == MOST_STAGES)
                 copy_async_wait<1>();
             else
                 copy_async_wait<0>();
             __syncwarp();  // every lane's copies of this step are there; the last step was read
-            if (count > 1) begin(s + (count - 1) * ON);
+            if (count > 1) begin(s + (count - 1) * ON, now ? now - 1 : count - 1);
             step<T>(stages + now * stage, s, min(KEYS, end - s));
             now = now + 1 == count ? 0 : now + 1;
             if (count == 1) __syncwarp();  // the only stage was read

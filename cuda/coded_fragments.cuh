@@ -79,7 +79,7 @@ struct CodeSlots {
             if (j < groups) {
                 CodeGroup group = CodeGroup::of(format, element, j);
                 bits = group.bits, one.byte = group.byte, one.step = group.step;
-                one.by_step = 1 / group.step;
+                one.by_step = group.by_step;
                 one.gaps = bits <= 4 ? Gaps(bits) : Gaps{};
                 if (bits <= 4) one.table = levels.few[bits];
                 if (bits == 5 || bits == 6)
@@ -277,27 +277,29 @@ __device__ __forceinline__ void score_codes(float (&s)[T][Q][4], const CodeRows&
 __host__ __device__ constexpr int coded_columns(int groups) {
     return (groups + 3) / 4 * 4 * ROW_GROUP;
 }
-// a[2 i], a[2 i + 1] ← the levels of slots 4 i … of 16 keys before rotation, to be multiplied by their
-// rows of D, which lie in this order.
+// Columns of keys of such a format, and rows of D: whole fragments, the elements' behind those of the
+// codes.
+__host__ __device__ inline int basis_rows(const RowFormat& format) {
+    return coded_columns(groups_of(format)) + (int(format.count[0]) + 15) / 16 * 16;
+}
+// to[0], to[WARP], … ← fragments of the levels of 16 keys before rotation, four slots after four, each
+// lane's own; to be multiplied by their rows of D, which lie in this order.
 template <class E, int D>
-__device__ __forceinline__ void key_fragments(uint32_t (&a)[D / 16][4], const CodeRows& rows,
-                                              int groups, const CodeSlots<D>& slots, int lane) {
-#pragma unroll
-    for (int i = 0; i < D / 32; i++)
-        if (4 * i < groups) {
-            const CodeSlot& slot = slots.slot[0][4 * i + lane % 4];
-            uint2 u[2];  // keys g, g + 8
-            with_widths(slots.keys[i], [&]<Widths W>() {
-                CodeRows::Place place = rows.place<W>(slot, lane / 4);
-                u[0] = levels_of<W>(slot, place.read<W>(0));
-                u[1] = levels_of<W>(slot, place.read<W>(1));
-            });
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                a[2 * i][j] = level_pair<E>(u[j % 2].x, j / 2);
-                a[2 * i + 1][j] = level_pair<E>(u[j % 2].y, j / 2);
-            }
-        }
+__device__ __forceinline__ void key_fragments(uint4* to, const CodeRows& rows, int groups,
+                                              const CodeSlots<D>& slots, int lane) {
+#pragma unroll 1
+    for (int i = 0; 4 * i < groups; i++, to += 2 * WARP) {
+        const CodeSlot& slot = slots.slot[0][4 * i + lane % 4];
+        with_widths(slots.keys[i], [&]<Widths W>() {
+            CodeRows::Place place = rows.place<W>(slot, lane / 4);
+            uint2 x = levels_of<W>(slot, place.read<W>(0));  // key g
+            uint2 y = levels_of<W>(slot, place.read<W>(1));  // key g + 8
+            to[0] = make_uint4(level_pair<E>(x.x, 0), level_pair<E>(y.x, 0), level_pair<E>(x.x, 1),
+                               level_pair<E>(y.x, 1));
+            to[WARP] = make_uint4(level_pair<E>(x.y, 0), level_pair<E>(y.y, 0),
+                                  level_pair<E>(x.y, 1), level_pair<E>(y.y, 1));
+        });
+    }
 }
 // The coordinate, of codes, whose row of D is number `row`: that of a column of those fragments.
 __host__ __device__ constexpr int code_of_row(int row) {
@@ -305,11 +307,7 @@ __host__ __device__ constexpr int code_of_row(int row) {
     return ROW_GROUP * (row / 32 * 4 + t) + code;
 }
 
-// Rows of D that are kept for keys of such a format; the elements' behind those of the codes.
-inline int rows_of_basis(const RowFormat& format) {
-    return coded_columns(groups_of(format)) + (int(format.count[0]) + 15) / 16 * 16;
-}
-// decode (rows_of_basis, STRIDE) ← D, its rows multiplied by their columns' steps, in the order of
+// decode (basis_rows, STRIDE) ← D, its rows multiplied by their columns' steps, in the order of
 // key_fragments; zero where there is no such column. By the whole block; a barrier must follow.
 template <class E, int D>
 __device__ void fill_coded_basis(const Rebuild<E, D>& basis, const CacheRows& k, int elements,
