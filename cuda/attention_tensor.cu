@@ -30,14 +30,6 @@ struct HeadShared {
     }
 };
 
-// What a block knows of a stretch.
-template <class E, int D, int Q>
-struct BlockTables {
-    StretchTables<D> rows;
-    CodeSlots<D> slots;
-    StretchQueries<E, D, Q> queries;
-};
-
 // Where a block keeps what: its head, queries, tables, each warp's memory and in its place the merging
 // of warps after it, the basis.
 template <class E, int D, int Q, bool ROTATED>
@@ -177,7 +169,7 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     load_queries<D>(queries, Shared::One::Q_STRIDE, tables.queries.largest,
                     q + size_t(head.first) * D, ROWS, head.R);
 
-    Warp<E, D, Q, ROTATED> one(rotation, queries, basis, tables.queries, tables.rows, tables.slots,
+    Warp<E, D, Q, ROTATED> one(rotation, queries, basis, tables,
                                memory + int(threadIdx.x) / WARP * warp_bytes);
     const Seen& seen = head.seen;
     for (int i = 0; i < seen.count; i++) {

@@ -27,7 +27,7 @@ WEIGHTS = r"LDG\.E\.NA\.128"  # load_16_stream
 AHEAD = [
     (r"matvec_kernel<.*, true, (true|false)>", WEIGHTS, 4),
     (r"gated_kernel<.*, true, (true|false)>", WEIGHTS, 4),
-    (r"attend_one_tensor<", r"LDSM", 1),
+    (r"attend_one_tensor<", r"LDS", 1),  # codes without ldmatrix
     (r"attend_tiles_tensor_kernel<", r"LDSM", 1),
 ]
 INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
