@@ -131,9 +131,10 @@ constexpr int most_blocks(int Q, bool rotated) {
 // once for each block and stretch. A chunk is the whole group up to 16 query heads (Q = 2);
 // larger groups read rows again, from the second cache.
 //
-// Shared: queries, tables, up to 3 steps of each warp's rows, for d = 128 at full rank
-// 4 · 3 · 16 · 2 · 136 · 2 = 104 KB, at a quarter 31 KB; of 37 bytes a row 15 KB, and 17 KB of tiles;
-// keys before rotation: D as E, 16 rotations. tools/measurements.md has what the machine code says.
+// Shared: queries, tables (5 KB), up to 3 steps of each warp's rows, for d = 128 at full rank
+// 4 · 3 · 16 · 2 · 136 · 2 = 104 KB, at a quarter 31 KB; of codes, 36 bytes a row, 4 · 3 · 32 · 2 · 36
+// = 28 KB. Keys before rotation: D as E, 16 rotations, and of codes 16 KB of their fragments.
+// tools/measurements.md has what the machine code says.
 template <class E, int D, int Q, bool ROTATED>
 __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     attend_one_tensor(Partial partials, CacheView cache, const float* q, const float* rotation,

@@ -109,8 +109,8 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
         constexpr int KEYS = T * STEP, ON = TENSOR_WARPS * KEYS;
         int front = this->wide_end();
         if (!ROTATED && k.shape.groups)
-            front += (coded_columns(k.shape.groups) + (k.shape.elements + 15) / 16 * 16) / 16 * WARP *
-                     int(sizeof(uint4));
+            front += (coded_columns(k.shape.groups) + (k.shape.elements + 15) / 16 * 16) / 16 *
+                     WARP * int(sizeof(uint4));
         int stage = ANGLE_BYTES + k.shape.stage + v.shape.stage;
         int count = min(MOST_STAGES, (bytes - front) / stage), now = 0;
         char* stages = memory + front;

@@ -1,4 +1,5 @@
-// One warp's scores of decode attention on tensor cores, and what it has besides (attention_warp.cuh):
+// One warp's scores of decode attention on tensor cores, and what it has besides
+// (attention_warp.cuh):
 //   keys after rotation    s = C (q Dᵀ)ᵀ: the latents as they lie are the fragments; where they are
 //                          codes, q Dᵀ has been multiplied by their steps and s is by the scales
 //   keys before rotation   the 16 keys are rebuilt, C D, and rotated by their distance from the
@@ -66,8 +67,8 @@ struct WarpKeys {
                     load_a(a, keys, k.stride(), 16 * i, 16 * f);
 #pragma unroll
                     for (int n = 0; n < Q; n++) {
-                        const uint2* two =
-                            reinterpret_cast<const uint2*>(&tables.queries.fragment[f / 2][n][lane]);
+                        const uint2* two = reinterpret_cast<const uint2*>(
+                            &tables.queries.fragment[f / 2][n][lane]);
                         const uint32_t b[2] = {two[f % 2].x, two[f % 2].y};
                         mma_16x8x16<E>(s[i][n], a, b);
                     }
@@ -159,8 +160,8 @@ struct WarpKeys {
         }
     }
 
-    // lo[n], hi[n] (16 keys, 8) += columns c + 8n … and D/2 + c + 8n … of the keys with such latents,
-    // columns from … end − 1 of them.
+    // lo[n], hi[n] (16 keys, 8) += columns c + 8n … and D/2 + c + 8n … of the keys with such
+    // latents, columns from … end − 1 of them.
     __device__ __forceinline__ void rebuild(float (&lo)[2][4], float (&hi)[2][4],
                                             const uint4* latents, int from, int end, int c) {
 #pragma unroll 2
@@ -179,7 +180,8 @@ struct WarpKeys {
             for (int h = 0; h < 2; h++) {
                 int column = j + i / 2 * 8 + 2 * t + h;
                 if (column < k.shape.elements)
-                    a[i] |= uint32_t(rows.template element<E>(g + i % 2 * 8, column).bits) << 16 * h;
+                    a[i] |= uint32_t(rows.template element<E>(g + i % 2 * 8, column).bits)
+                            << 16 * h;
             }
         }
         return make_uint4(a[0], a[1], a[2], a[3]);

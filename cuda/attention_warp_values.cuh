@@ -1,7 +1,7 @@
 // One warp's running softmax and sums of values in decode attention (attention_warp.cuh):
-//   acc += Cᵀ p in latent coordinates, weights rounded to 16 bits and transposed. Of codes the scale ρ
-//   of a row is part of its weight, 2^(s + log₂ ρ − max), and acc counts in the stretch's steps, in
-//   the order that coded_fragments.cuh has.
+//   acc += Cᵀ p in latent coordinates, weights rounded to 16 bits and transposed. Of codes the
+//   scale ρ of a row is part of its weight, 2^(s + log₂ ρ − max), and acc counts in the stretch's
+//   steps, in the order that coded_fragments.cuh has.
 #pragma once
 #include "attention_warp_keys.cuh"
 
@@ -34,7 +34,8 @@ struct WarpValues : WarpKeys<E, D, Q, ROTATED> {
         if (count < 16 * T)
 #pragma unroll
             for (int i = 0; i < 2 * T; i++)
-                if (g + 8 * i >= count) s[i / 2][n][i % 2 * 2] = s[i / 2][n][i % 2 * 2 + 1] = -INFINITY;
+                if (g + 8 * i >= count)
+                    s[i / 2][n][i % 2 * 2] = s[i / 2][n][i % 2 * 2 + 1] = -INFINITY;
         float keep[2];
 #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -100,7 +101,8 @@ struct WarpValues : WarpKeys<E, D, Q, ROTATED> {
                     for (int i = 0; i < 8; i++) {
                         int key = 16 * tile + 2 * t + i / 4 * 8 + i % 2, at = j + 2 * m + i / 2 % 2;
                         if (at >= 0 && key < count)
-                            a[i / 2] |= uint32_t(rows.template element<E>(key, at).bits) << i % 2 * 16;
+                            a[i / 2] |= uint32_t(rows.template element<E>(key, at).bits)
+                                        << i % 2 * 16;
                     }
 #pragma unroll
                     for (int n = 0; n < Q; n++) {
@@ -123,10 +125,11 @@ struct WarpValues : WarpKeys<E, D, Q, ROTATED> {
         weights<E>(p, s, ones);
         add(p, values);
     }
-    // The same of values as codes. Weights are 2^(s + more − max), for the sum 2^−more too much. With
-    // elements ahead of the codes, whose weights are those of the sum, neither may pass 1.
+    // The same of values as codes. Weights are 2^(s + more − max), for the sum 2^−more too much.
+    // With elements ahead of the codes, whose weights are those of the sum, neither may pass 1.
     template <int T>
-    __device__ __forceinline__ void take_coded(float (&s)[T][Q][4], const CodeRows& rows, int count) {
+    __device__ __forceinline__ void take_coded(float (&s)[T][Q][4], const CodeRows& rows,
+                                               int count) {
         float log[2 * T], over[2 * T];
         rows.log2_scales(log, g);
 #pragma unroll
@@ -146,8 +149,7 @@ struct WarpValues : WarpKeys<E, D, Q, ROTATED> {
 #pragma unroll
             for (int i = 0; i < 2 * T; i++)
                 for (int n = 0; n < Q; n++)
-                    for (int h = 0; h < 2; h++)
-                        s[i / 2][n][i % 2 * 2 + h] *= power_of_two(log[i]);
+                    for (int h = 0; h < 2; h++) s[i / 2][n][i % 2 * 2 + h] *= power_of_two(log[i]);
         }
         for (float& one : over) one = 1;
         weights<f16>(p, s, over);

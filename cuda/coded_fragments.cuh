@@ -1,5 +1,6 @@
-// Rows of codes as fragments of tensor cores, which lanes make in registers (coded_slots.cuh): decode
-// meets each row once. Prefill meets it again and again, and unpacks it to a tile: coded_tile.cuh.
+// Rows of codes as fragments of tensor cores, which lanes make in registers (coded_slots.cuh):
+// decode meets each row once. Prefill meets it again and again, and unpacks it to a tile:
+// coded_tile.cuh.
 //
 // A lane (g, t) takes whole groups apart, and columns of a fragment go where that puts them, as a
 // product does not ask for the order of what it sums:
@@ -10,13 +11,13 @@
 //   a[0], a[1]  codes 4m, 4m + 1 of keys g, g + 8   a[0], a[1]  keys 2t, 2t + 1 of both codes
 //   a[2], a[3]  codes 4m + 2, 4m + 3 of them        a[2], a[3]  keys 2t + 8, 2t + 9
 //
-// Queries, and rows of D, are laid out accordingly once a stretch; sums of values are put in order at
-// its end.
+// Queries, and rows of D, are laid out accordingly once a stretch; sums of values are put in order
+// at its end.
 //
-// Fragments are f16 whatever the cache's elements: levels are integers of 8 bits. A byte u = level +
-// 128 behind the byte 0x64 is the number 1024 + u. Of values 1152 is subtracted; of keys after
-// rotation what it adds to a score is known: 1152 Σ q, once a stretch. Keys that are rebuilt are
-// multiplied by D, in the type of the elements.
+// Fragments are f16 whatever the cache's elements: levels are integers of 8 bits. u = level + 128
+// behind the byte 0x64 is the number 1024 + u. Of values 1152 is subtracted; of keys after rotation
+// what it adds to a score is known: 1152 Σ q, once a stretch. Keys that are rebuilt are multiplied
+// by D, in the type of the elements.
 #pragma once
 #include "coded_slots.cuh"
 
@@ -30,9 +31,10 @@ namespace stief {
 template <class E, int D, int Q>
 struct StretchQueries {
     static constexpr int FOURS = D / ROW_GROUP / 4;
-    uint4 fragment[FOURS][Q][WARP];  // b[0], b[1] of columns 32 i …; of those 16 on. Or of four slots
-    float sum[FOURS][8 * Q];         // of codes Σ of what is in them, of each head
-    float largest[8 * Q];            // |q| of a head
+    // b[0], b[1] of columns 32 i …, then of those 16 on; of codes of mma 0, 1 of slots 4 i …
+    uint4 fragment[FOURS][Q][WARP];
+    float sum[FOURS][8 * Q];  // of codes Σ of what is in them, of each head
+    float largest[8 * Q];     // |q| of a head
 
     // log₂ of the power of two.
     __device__ __forceinline__ int exponent() const {
@@ -121,13 +123,13 @@ __device__ __forceinline__ void score_codes(float (&s)[T][Q][4], const CodeRows&
 __host__ __device__ constexpr int coded_columns(int groups) {
     return (groups + 3) / 4 * 4 * ROW_GROUP;
 }
-// Columns of keys of such a format, and rows of D: whole fragments, the elements' behind those of the
-// codes.
+// Columns of keys of such a format, and rows of D: whole fragments, the elements' behind those of
+// the codes.
 __host__ __device__ inline int basis_rows(const RowFormat& format) {
     return coded_columns(groups_of(format)) + (int(format.count[0]) + 15) / 16 * 16;
 }
-// to[0], to[WARP], … ← fragments of the levels of 16 keys before rotation, four slots after four, each
-// lane's own; to be multiplied by their rows of D, which lie in this order.
+// to[0], to[WARP], … ← fragments of the levels of 16 keys before rotation, four slots after four,
+// each lane's own; to be multiplied by their rows of D, which lie in this order.
 template <class E, int D>
 __device__ __forceinline__ void key_fragments(uint4* to, const CodeRows& rows, int groups,
                                               const CodeSlots<D>& slots, int lane) {

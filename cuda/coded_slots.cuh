@@ -1,9 +1,9 @@
 // Rows of codes as decode takes them apart: in registers, a group of eight codes by one lane.
 //
-// A group's column of the cache is a slot: slot j of a row has coordinates elements + 8 j … + 7. All
-// lanes of a warp do the same, whatever their slots' widths:
-//   up to 4 bits   what codes are moved apart by, and the table of their levels, are the slot's; three
-//                  paths, for slots that have 3 bits at most, 4, or any
+// A group's column of the cache is a slot: slot j of a row has coordinates elements + 8 j … + 7.
+// All lanes of a warp do the same, whatever their slots' widths:
+//   up to 4 bits   what codes are moved apart by, and the table of their levels, are the slot's:
+//                  three paths, for slots that have 3 bits at most, 4, or any
 //   5, 6 bits      widened to 8 ahead of it, with every lane at work (a table in shared memory)
 //   8 bits         a choice between two results: a code is level + 128
 #pragma once
@@ -115,12 +115,13 @@ struct CodeRows {
     template <Widths W>
     __device__ __forceinline__ Place place(const CodeSlot& slot, int row) const {
         unsigned at = first + unsigned(slot.byte), each = bytes;
-        if (W == Widths::Any && slot.byte < 0) at = wide + unsigned(-1 - slot.byte), each = ROW_GROUP;
+        if (W == Widths::Any && slot.byte < 0)
+            at = wide + unsigned(-1 - slot.byte), each = ROW_GROUP;
         at += unsigned(row) * each;
         return {memory + (at & ~3u), 8 * at, 8 * each};
     }
-    // Of 16 T rows the groups of 5 and 6 bits, to where `wide` says, by a warp: half a group of a row
-    // by a lane.
+    // Of 16 T rows the groups of 5 and 6 bits, to where `wide` says, by a warp: half a group of a
+    // row by a lane.
     template <int T>
     __device__ __forceinline__ void widen(char* to, const CodeGroup* group, int count,
                                           const LevelTables& tables, int lane) const {
@@ -146,7 +147,8 @@ template <Widths W>
 __device__ __forceinline__ uint2 levels_of(const CodeSlot& slot, const uint2& bits) {
     uint2 u = levels_of_nibbles<W != Widths::Three>(slot.table, nibbles_of(bits.x, slot.gaps));
     if constexpr (W != Widths::Any) return u;
-    return {slot.gaps.by ? u.x : bits.x, slot.gaps.by ? u.y : bits.y};  // a code of 8 bits is level + 128
+    bool eight = slot.gaps.by == 0;  // whose code is level + 128
+    return {eight ? bits.x : u.x, eight ? bits.y : u.y};
 }
 // The same of two keys' groups: u[m] ← codes 2m, 2m + 1 of the first, and of the second.
 template <Widths W>
