@@ -58,8 +58,8 @@ struct Flash : FlashRows<E, D> {
         : shared(all),
           rotation(angles),
           basis(rebuild),
-          k{all.tables.shape[0], all.tables.group[0], 0, 0, 0},
-          v{all.tables.shape[1], all.tables.group[1], 0, 0, 0} {
+          k{all.tables.shape[0], all.tables.group[0], 0},
+          v{all.tables.shape[1], all.tables.group[1], 0} {
         rebuilt = reinterpret_cast<E*>(own);
         memory = own + (ROTATED ? 0 : FLASH_KEYS * WIDE * sizeof(E));
         warp = int(threadIdx.x) / WARP;
@@ -127,9 +127,6 @@ struct Flash : FlashRows<E, D> {
                     elements_of(values) % 16;
         for (int i = int(threadIdx.x); zero && i < bytes / 16; i += FLASH_BLOCK)
             reinterpret_cast<uint4*>(memory)[i] = make_uint4(0, 0, 0, 0);
-    }
-    __device__ __forceinline__ void enter() {
-        k.enter(int(threadIdx.x)), v.enter(int(threadIdx.x));
     }
 
     // One side of a tile that has arrived: its levels and scales.

@@ -15,10 +15,12 @@ namespace stief {
 struct HeadShared {
     CacheRows k, v;
     Seen seen;
+    int first, R;  // the block's query heads: kept here, as registers are few
 
     // By the whole block; a barrier must follow.
-    __device__ __forceinline__ void fill(const CacheView& cache, int g) {
+    __device__ __forceinline__ void fill(const CacheView& cache, int g, int h0, int heads) {
         copy(&k, &cache.k(g)), copy(&v, &cache.v(g)), copy(&seen, &cache.seen(g));
+        if (threadIdx.x == 0) first = cache.H / cache.G * g + h0, R = heads;
     }
     template <class T>
     __device__ static __forceinline__ void copy(T* to, const T* from) {
@@ -26,14 +28,6 @@ struct HeadShared {
         for (int i = int(threadIdx.x); i < int(sizeof(T) / sizeof(uint32_t)); i += TENSOR_BLOCK)
             reinterpret_cast<uint32_t*>(to)[i] = reinterpret_cast<const uint32_t*>(from)[i];
     }
-};
-
-// What a block knows of a stretch.
-template <class E, int D, int Q>
-struct BlockTables {
-    StretchTables<D> rows;
-    CodeSlots<D> slots;
-    StretchQueries<E, D, Q> queries;
 };
 
 // Where a block keeps what: its head, queries, tables, each warp's memory and in its place the merging
@@ -62,7 +56,7 @@ struct TensorShared {
     }
     static size_t bytes(const CacheRows& k, const Seen& seen, size_t warp) {
         int rows = 0;  // of D
-        for (const Stretch& one : seen) rows = std::max(rows, rows_of_basis(k.store[one.k].format));
+        for (const Stretch& one : seen) rows = std::max(rows, basis_rows(k.store[one.k].format));
         return HEAD + QUERIES + sizeof(BlockTables<E, D, Q>) + warps_bytes(warp) +
                (ROTATED ? 0 : Rebuild<E, D>::shared_bytes(rows));
     }
@@ -90,7 +84,7 @@ __device__ void load_queries(float* to, int stride, float* largest, const float*
 // here.
 template <class E, int D, int Q, bool ROTATED>
 __device__ void merge_warps(const Partial& partials, const Warp<E, D, Q, ROTATED>& one,
-                            float* memory, int h0, int R, int width) {
+                            float* memory, const HeadShared& head) {
     constexpr int ROWS = 8 * Q, EACH = D + 2;
     int warp = int(threadIdx.x) / WARP;
     __syncthreads();  // every warp has read its last step
@@ -109,7 +103,7 @@ __device__ void merge_warps(const Partial& partials, const Warp<E, D, Q, ROTATED
             }
         }
     __syncthreads();  // all warps' are there
-    for (int i = int(threadIdx.x); i < R * D; i += TENSOR_BLOCK) {
+    for (int i = int(threadIdx.x); i < head.R * D; i += TENSOR_BLOCK) {
         int row = i / D, j = i % D;
         const float* from = memory + row * EACH;
         float most = from[0], sum = 0, value = 0;
@@ -118,9 +112,9 @@ __device__ void merge_warps(const Partial& partials, const Warp<E, D, Q, ROTATED
             float weight = exp2f(from[0] - most);
             sum += weight * from[1], value += weight * from[2 + j];
         }
-        float* to = partials.of(int(blockIdx.y), h0 + row);
+        float* to = partials.of(int(blockIdx.y), head.first + row);
         if (j == 0) to[0] = most, to[1] = sum;
-        if (j < width) to[2 + j] = value;
+        if (j < head.v.width) to[2 + j] = value;
     }
 }
 
@@ -137,19 +131,19 @@ constexpr int most_blocks(int Q, bool rotated) {
 // once for each block and stretch. A chunk is the whole group up to 16 query heads (Q = 2);
 // larger groups read rows again, from the second cache.
 //
-// Shared: queries, tables, up to 3 steps of each warp's rows, for d = 128 at full rank
-// 4 · 3 · 16 · 2 · 136 · 2 = 104 KB, at a quarter 31 KB; of 37 bytes a row 15 KB, and 17 KB of tiles;
-// keys before rotation: D as E, 16 rotations. tools/measurements.md has what the machine code says.
+// Shared: queries, tables (5 KB), up to 3 steps of each warp's rows, for d = 128 at full rank
+// 4 · 3 · 16 · 2 · 136 · 2 = 104 KB, at a quarter 31 KB; of codes, 36 bytes a row, 4 · 3 · 32 · 2 · 36
+// = 28 KB. Keys before rotation: D as E, 16 rotations, and of codes 16 KB of their fragments.
+// tools/measurements.md has what the machine code says.
 template <class E, int D, int Q, bool ROTATED>
 __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     attend_one_tensor(Partial partials, CacheView cache, const float* q, const float* rotation,
                       const int* pos, int chunks, int warp_bytes) {
     using Shared = TensorShared<E, D, Q, ROTATED>;
     constexpr int ROWS = Shared::ROWS;
-    int g = int(blockIdx.x) / chunks, m = cache.H / cache.G, h0 = int(blockIdx.x) % chunks * ROWS;
-    int R = min(ROWS, m - h0);
+    int g = int(blockIdx.x) / chunks, h0 = int(blockIdx.x) % chunks * ROWS;
     HeadShared& head = *reinterpret_cast<HeadShared*>(dynamic_shared());
-    head.fill(cache, g);
+    head.fill(cache, g, h0, min(ROWS, cache.H / cache.G - h0));
     __syncthreads();  // the head's description is there
     const CacheRows &k = head.k, &v = head.v;
     float* queries = reinterpret_cast<float*>(dynamic_shared() + Shared::HEAD);
@@ -166,17 +160,17 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     int S = *pos + 1;
     Share share(S, int(blockIdx.y), int(gridDim.y), SHARE);
     if (share.first >= share.end) {
-        for (int i = int(threadIdx.x); i < R; i += TENSOR_BLOCK) {
-            float* to = partials.of(int(blockIdx.y), g * m + h0 + i);
+        for (int i = int(threadIdx.x); i < head.R; i += TENSOR_BLOCK) {
+            float* to = partials.of(int(blockIdx.y), head.first + i);
             to[0] = -INFINITY, to[1] = 0;
         }
         return;
     }
     // The first barrier of a stretch orders them.
     load_queries<D>(queries, Shared::One::Q_STRIDE, tables.queries.largest,
-                    q + size_t(g * m + h0) * D, ROWS, R);
+                    q + size_t(head.first) * D, ROWS, head.R);
 
-    Warp<E, D, Q, ROTATED> one(rotation, queries, basis, tables.queries, tables.rows, tables.slots,
+    Warp<E, D, Q, ROTATED> one(rotation, queries, basis, tables,
                                memory + int(threadIdx.x) / WARP * warp_bytes);
     const Seen& seen = head.seen;
     for (int i = 0; i < seen.count; i++) {
@@ -210,7 +204,7 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
         }
         one.leave();
     }
-    merge_warps(partials, one, reinterpret_cast<float*>(memory), g * m + h0, R, v.width);
+    merge_warps(partials, one, reinterpret_cast<float*>(memory), head);
 }
 
 // ---- launchers ---------------------------------------------------------------------------------

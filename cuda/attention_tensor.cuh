@@ -73,6 +73,7 @@ struct RowShape {
     int groups, lanes;         // of codes; log2 of lanes a row that take them apart. 0: no codes
     int width, each, rows_on;  // of rows of elements: elements; of one copy; rows from a thread's
     int c_on;                  //   copy to its next, and elements
+    int per, over;             // copies of a row; 2^16 / that, rounded up
     int tile, stage;           // bytes
 
     __device__ static RowShape of(const RowStore& store, int threads, size_t tile, size_t stage) {
@@ -85,6 +86,7 @@ struct RowShape {
         shape.groups = groups, shape.lanes = lanes;
         shape.width = width, shape.each = width % 8 ? 4 : 8;
         int per = max(1, width / shape.each);
+        shape.per = per, shape.over = (65535 + per) / per;
         shape.rows_on = threads / per, shape.c_on = threads % per * shape.each;
         shape.tile = int(tile), shape.stage = int(stage);
         return shape;
@@ -99,7 +101,7 @@ struct RowTiles {
     static constexpr int WIDE = D + 8;
     const RowShape& shape;
     const CodeGroup* group;  // (D / 8)
-    int row, c, ahead;       // of this thread's first copy; slots − positions, in this run
+    int ahead;               // slots − positions, in this run
 
     // A stage of all rows of a tile, or of so many.
     static __host__ __device__ size_t stage_bytes(const RowStore& store, int rows = ROWS) {
@@ -112,10 +114,6 @@ struct RowTiles {
         return coded(store.format) ? size_t(ROWS * WIDE) * sizeof(E) : 0;
     }
 
-    __device__ __forceinline__ void enter(int i) {
-        int per = max(1, shape.width / shape.each);
-        row = shape.width ? i / per : INT_MAX, c = i % per * shape.each;
-    }
     __device__ __forceinline__ void enter_run(const RowStore& store, int s) {
         ahead = store.ring && s >= store.fixed
                     ? store.fixed + (s - store.fixed) % store.ring - s
@@ -143,8 +141,10 @@ struct RowTiles {
         E* to = reinterpret_cast<E*>(stage);
         const E* first = reinterpret_cast<const E*>(from);
         int stride = shape.columns + 8, width = shape.width, each = shape.each;
-        int rows_on = shape.rows_on, c_on = shape.c_on;
-        for (int y = row, x = c; y < rows;) {
+        int rows_on = shape.rows_on, c_on = shape.c_on, y = i * shape.over >> 16;
+        if (width == 0) return;
+#pragma unroll 1
+        for (int x = (i - y * shape.per) * each; y < rows;) {
             bool there = y < count;
             const E* source = first + (there ? y * width + x : 0);
             if (each == 8)
@@ -248,19 +248,17 @@ struct Rebuild {
         *reinterpret_cast<uint2*>(decode + row * STRIDE + 4 * four) =
             make_uint2(pack2<E>(step * x.x, step * x.y), pack2<E>(step * x.z, step * x.w));
     }
-    // lo, hi += the products of latents (16 keys, 16) with rows from `row` on of D, columns c … c + 15
-    // and D/2 + c …: lo[n], hi[n] columns 8n.
-    __device__ __forceinline__ void add(float (&lo)[2][4], float (&hi)[2][4],
-                                        const uint32_t (&latents)[4], int row, int c) const {
-#pragma unroll
-        for (int n = 0; n < 2; n++) {
-            uint32_t b[4];
-            load_b_pair(b, decode, STRIDE, row, c + 8 * n, D / 2);
-            mma_half<E>(lo[n], latents, b, 0);
-            mma_half<E>(hi[n], latents, b, 1);
-        }
+    // lo, hi (16 keys, 8) += the products of latents (16 keys, 16) with rows from `row` on of D, columns
+    // c … c + 7 and D/2 + c ….
+    __device__ __forceinline__ void add(float (&lo)[4], float (&hi)[4], const uint32_t (&latents)[4],
+                                        int row, int c) const {
+        uint32_t b[4];
+        load_b_pair(b, decode, STRIDE, row, c, D / 2);
+        mma_half<E>(lo, latents, b, 0);
+        mma_half<E>(hi, latents, b, 1);
     }
-    // The same of a warp's 16 keys, which begin at row r of latents, columns from … end − 1 of them.
+    // The same of a warp's 16 keys, which begin at row r of latents, columns from … end − 1 of them,
+    // and of columns of D twice: lo[n] and hi[n] from 8n on.
     __device__ __forceinline__ void product(float (&lo)[2][4], float (&hi)[2][4], const E* latents,
                                             int stride, int r, int c, int from, int end) const {
         int t = int(threadIdx.x) % 4;
@@ -270,7 +268,7 @@ struct Rebuild {
             if (k < from || k + 16 > end)
 #pragma unroll
                 for (int i = 0; i < 4; i++) a[i] = within(a[i], k + i / 2 * 8 + 2 * t, from, end);
-            add(lo, hi, a, k, c);
+            for (int n = 0; n < 2; n++) add(lo[n], hi[n], a, k, c + 8 * n);
         }
     }
     // The 16 keys of a tile in whole, ρ (2): scales of keys g, g + 8.

@@ -55,7 +55,6 @@ __global__ void __launch_bounds__(FLASH_BLOCK, 2)
         one.clear(keys, values, row_bytes);
         __syncthreads();  // the tables are there
         if constexpr (!ROTATED) basis.fill(k, one.k);  // run()'s first barrier orders it
-        one.enter();
 #pragma unroll
         for (int row = 0; row < 2; row++)
             one.set_row(row, row_of(row) < R ? q + at(row) : nullptr,

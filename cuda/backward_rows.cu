@@ -10,13 +10,13 @@ namespace stief {
 
 constexpr int BLOCK = 256, ROWS = BLOCK / WARP;  // threads; rows a block, a warp each
 
-// grid rows / ROWS, block 256. Shared: Widths. Reads a row once for its mean square and three times to
+// grid rows / ROWS, block 256. Shared: RowWidths. Reads a row once for its mean square and three times to
 // try scales.
 template <class E>
 __global__ void __launch_bounds__(BLOCK, 1)
     round_rows_kernel(float* c, const float* weight, RowFormat format, int rows, int d, int kept) {
     int row = int(blockIdx.x) * ROWS + int(threadIdx.x) / WARP, lane = int(threadIdx.x) % WARP;
-    Widths& widths = *reinterpret_cast<Widths*>(dynamic_shared());
+    RowWidths& widths = *reinterpret_cast<RowWidths*>(dynamic_shared());
     widths.fill(format, int(threadIdx.x), BLOCK);
     __syncthreads();  // the widths are there
     if (row >= rows) return;
@@ -86,7 +86,7 @@ void CudaBackward::round_rows(float* c, const float* weight, const RowFormat& fo
         gpu.upload(weights, weight, kept * sizeof(float));
     }
     for_dtype(dtype, [&]<class E>(E) {
-        launch(round_rows_kernel<E>, dim3(unsigned((rows + ROWS - 1) / ROWS)), BLOCK, sizeof(Widths),
+        launch(round_rows_kernel<E>, dim3(unsigned((rows + ROWS - 1) / ROWS)), BLOCK, sizeof(RowWidths),
                gpu.queue, c, static_cast<const float*>(weights), format, rows, d, int(kept));
     });
 }

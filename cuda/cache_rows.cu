@@ -47,7 +47,7 @@ __device__ __forceinline__ void load_heads(float* x, const float* from, float* i
 struct alignas(16) EncoderTables {
     CacheRows head;
     Levels levels;
-    Widths widths[MOST_STORES];
+    RowWidths widths[MOST_STORES];
 
     // By the whole block, and waits for no kernel; a barrier must follow.
     __device__ void fill(const CacheRows& from) {

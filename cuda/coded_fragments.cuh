@@ -1,9 +1,9 @@
-// Rows of codes as fragments of tensor cores, taken apart in registers: what decode does, which meets
-// each row once. (Prefill meets it again and again, and unpacks it to a tile: coded_tile.cuh.)
+// Rows of codes as fragments of tensor cores, which lanes make in registers (coded_slots.cuh):
+// decode meets each row once. Prefill meets it again and again, and unpacks it to a tile:
+// coded_tile.cuh.
 //
-// The unit is a group of eight codes of a row, and its column of the cache a slot: slot j of the keys
-// has coordinates elements + 8 j … + 7. A lane (g, t) takes whole groups apart, and columns of a
-// fragment go where that puts them, as a product does not ask for the order of what it sums:
+// A lane (g, t) takes whole groups apart, and columns of a fragment go where that puts them, as a
+// product does not ask for the order of what it sums:
 //
 //   16 keys,    mma m = 0, 1 of four slots i:       16 values, mma m = 0 … 3 of eight slots c:
 //   rows        keys g, g + 8                       rows        codes 2m, 2m + 1 of slot 8c + g
@@ -11,172 +11,17 @@
 //   a[0], a[1]  codes 4m, 4m + 1 of keys g, g + 8   a[0], a[1]  keys 2t, 2t + 1 of both codes
 //   a[2], a[3]  codes 4m + 2, 4m + 3 of them        a[2], a[3]  keys 2t + 8, 2t + 9
 //
-// Queries are laid out accordingly once a stretch; sums of values are put in order at its end.
+// Queries, and rows of D, are laid out accordingly once a stretch; sums of values are put in order
+// at its end.
 //
-// Fragments are f16 whatever the cache's elements: levels are integers of 8 bits. A byte u = level +
-// 128 behind the byte 0x64 is the number 1024 + u. Of values 1152 is subtracted; of keys what it adds
-// to a score is known: 1152 Σ q, once a stretch.
-//
-// Lanes of a warp have slots of different widths, and all do the same: up to 4 bits, shifts and
-// tables are the slot's; groups of 5 and 6 bits were widened to 8 before, with every lane at work; 8
-// bits are a choice between two results.
+// Fragments are f16 whatever the cache's elements: levels are integers of 8 bits. u = level + 128
+// behind the byte 0x64 is the number 1024 + u. Of values 1152 is subtracted; of keys after rotation
+// what it adds to a score is known: 1152 Σ q, once a stretch. Keys that are rebuilt are multiplied
+// by D, in the type of the elements.
 #pragma once
-#include "attention_tensor.cuh"
+#include "coded_slots.cuh"
 
 namespace stief {
-
-// What the slots of four keys', or of eight values' have at most: 3 bits, 4, or 8.
-enum class Widths { Three, Four, Any };
-
-// f<W>() of the widths that come, the same for a warp.
-template <class F>
-__device__ __forceinline__ void with_widths(Widths widths, const F& f) {
-    if (widths == Widths::Three)
-        f.template operator()<Widths::Three>();
-    else if (widths == Widths::Four)
-        f.template operator()<Widths::Four>();
-    else
-        f.template operator()<Widths::Any>();
-}
-
-// How a lane takes a group apart.
-struct alignas(16) CodeSlot {
-    int byte;     // from the row's first; of widened groups −1 − that from their first row's
-    Gaps gaps;    // of nibbles_of; all 0: 8 bits
-    uint4 table;  // LevelTables::few; of no codes level 0
-    float step, by_step;  // Δ_b, 1 / Δ_b; 1 where there are no codes
-};
-
-constexpr int CODED_STEP = 32;  // keys that a warp takes at once, at most, where rows are codes
-
-// Groups of 5 and 6 bits, widened: those of a step lie group after group.
-constexpr int WIDENED = CODED_STEP * ROW_GROUP;  // bytes of one
-__host__ __device__ inline int groups_to_widen(const RowFormat& format) {
-    return (int(format.count[2]) + int(format.count[3])) / ROW_GROUP;
-}
-
-// The slots of a stretch, of its keys and of its values, in shared memory.
-template <int D>
-struct CodeSlots {
-    static constexpr int SLOTS = D / ROW_GROUP;
-    CodeSlot slot[2][SLOTS];
-    Widths keys[SLOTS / 4], values[SLOTS / 8];
-    int wide[2], first_wide[2];  // groups to be widened, and the first of them
-
-    // By the whole block, which sees the tables; a barrier must follow.
-    __device__ void fill(const RowStore& k, const RowStore& v, const LevelTables& levels,
-                         int element) {
-        int i = int(threadIdx.x);
-        if (i < 2) {
-            const RowFormat& format = i ? v.format : k.format;
-            wide[i] = groups_to_widen(format), first_wide[i] = int(format.count[1]) / ROW_GROUP;
-        }
-        for (; i < 2 * SLOTS; i += int(blockDim.x)) {
-            int side = i / SLOTS, j = i % SLOTS, each = side ? 8 : 4;
-            const RowFormat& format = side ? v.format : k.format;
-            CodeSlot one = {0, Gaps(0), levels.few[0], 1, 1};
-            int groups = groups_of(format), bits = 0;
-            if (j < groups) {
-                CodeGroup group = CodeGroup::of(format, element, j);
-                bits = group.bits, one.byte = group.byte, one.step = group.step;
-                one.by_step = 1 / group.step;
-                one.gaps = bits <= 4 ? Gaps(bits) : Gaps{};
-                if (bits <= 4) one.table = levels.few[bits];
-                if (bits == 5 || bits == 6)
-                    one.byte = -1 - (j - int(format.count[1]) / ROW_GROUP) * WIDENED;
-            }
-            slot[side][j] = one;
-            if (j % each == 0)  // the widest of them, as they come widest first
-                (side ? values : keys)[j / each] = bits <= 3   ? Widths::Three
-                                                   : bits == 4 ? Widths::Four
-                                                               : Widths::Any;
-        }
-    }
-};
-
-// The keys' or the values' rows of a step, in a warp's own shared memory.
-struct CodeRows {
-    const char* memory;    // aligned to 4 bytes
-    unsigned first, wide;  // from there to the first row, to the widened groups
-    unsigned bytes;        // of a row
-
-    template <class E>
-    __device__ __forceinline__ E element(int row, int j) const {  // at any address
-        E one;
-        memcpy(&one, memory + first + unsigned(row) * bytes + unsigned(j) * sizeof(E), sizeof(E));
-        return one;
-    }
-    // x[i] ← log₂ ρ of row `row` + 8 i.
-    template <int N>
-    __device__ __forceinline__ void log2_scales(float (&x)[N], int row) const {
-        const char* at = memory + first + unsigned(row + 1) * bytes - 1;
-#pragma unroll
-        for (int i = 0; i < N; i++, at += 8 * bytes) x[i] = log2_scale_of(uint8_t(*at));
-    }
-    // Where the group of row `row` + 8 i is: all lie alike in their words, `on` bytes apart.
-    struct Place {
-        const char* words;
-        uint32_t shift;
-        unsigned on;
-        // Its bits: of up to 4 bits in the lower word.
-        template <Widths W>
-        __device__ __forceinline__ uint2 read(int i) const {
-            const uint32_t* from = reinterpret_cast<const uint32_t*>(words + unsigned(i) * on);
-            return {funnel_right(from[0], from[1], shift),
-                    W == Widths::Any ? funnel_right(from[1], from[2], shift) : 0};
-        }
-    };
-    template <Widths W>
-    __device__ __forceinline__ Place place(const CodeSlot& slot, int row) const {
-        unsigned at = first + unsigned(slot.byte), each = bytes;
-        if (W == Widths::Any && slot.byte < 0) at = wide + unsigned(-1 - slot.byte), each = ROW_GROUP;
-        at += unsigned(row) * each;
-        return {memory + (at & ~3u), 8 * at, 8 * each};
-    }
-    // Of 16 T rows the groups of 5 and 6 bits, to where `wide` says, by a warp: half a group of a row
-    // by a lane.
-    template <int T>
-    __device__ __forceinline__ void widen(char* to, const CodeGroup* group, int count,
-                                          const LevelTables& tables, int lane) const {
-        int row = lane / 2, half = lane % 2;
-        to += ROW_GROUP * row + 4 * half;
-#pragma unroll 1
-        for (int i = 0; i < count; i++, group++, to += WIDENED) {
-            int bits = group->bits;
-            unsigned at = 8 * (first + unsigned(row) * bytes + unsigned(group->byte));
-            at += unsigned(4 * bits * half);
-#pragma unroll
-            for (int k = 0; k < T; k++, at += 8 * 16 * bytes) {
-                const uint32_t* words = reinterpret_cast<const uint32_t*>(memory + at / 32 * 4);
-                *reinterpret_cast<uint32_t*>(to + 16 * ROW_GROUP * k) =
-                    levels_of_many(tables, funnel_right(words[0], words[1], at), bits);
-            }
-        }
-    }
-};
-
-// Levels + 128 of the eight codes of a group, a byte each.
-template <Widths W>
-__device__ __forceinline__ uint2 levels_of(const CodeSlot& slot, const uint2& bits) {
-    uint2 u = levels_of_nibbles<W != Widths::Three>(slot.table, nibbles_of(bits.x, slot.gaps));
-    if constexpr (W != Widths::Any) return u;
-    return {slot.gaps.by ? u.x : bits.x, slot.gaps.by ? u.y : bits.y};  // a code of 8 bits is level + 128
-}
-// The same of two keys' groups: u[m] ← codes 2m, 2m + 1 of the first, and of the second.
-template <Widths W>
-__device__ __forceinline__ void levels_of_two(uint32_t (&u)[4], const CodeSlot& slot,
-                                              const uint2& one, const uint2& other) {
-    if constexpr (W == Widths::Any) {
-        uint2 x = levels_of<W>(slot, one), y = levels_of<W>(slot, other);
-        u[0] = permute_bytes(x.x, y.x, 0x5410), u[1] = permute_bytes(x.x, y.x, 0x7632);
-        u[2] = permute_bytes(x.y, y.y, 0x5410), u[3] = permute_bytes(x.y, y.y, 0x7632);
-    } else {  // in this order before they are looked up: fewer to move
-        uint32_t x = nibbles_of(one.x, slot.gaps), y = nibbles_of(other.x, slot.gaps);
-        uint2 low = levels_of_nibbles<W == Widths::Four>(slot.table, permute_bytes(x, y, 0x5140));
-        uint2 high = levels_of_nibbles<W == Widths::Four>(slot.table, permute_bytes(x, y, 0x7362));
-        u[0] = low.x, u[1] = low.y, u[2] = high.x, u[3] = high.y;
-    }
-}
 
 // ---- scores ------------------------------------------------------------------------------------
 
@@ -186,9 +31,10 @@ __device__ __forceinline__ void levels_of_two(uint32_t (&u)[4], const CodeSlot& 
 template <class E, int D, int Q>
 struct StretchQueries {
     static constexpr int FOURS = D / ROW_GROUP / 4;
-    uint4 fragment[FOURS][Q][WARP];  // b[0], b[1] of columns 32 i …; of those 16 on. Or of four slots
-    float sum[FOURS][8 * Q];         // of codes Σ of what is in them, of each head
-    float largest[8 * Q];            // |q| of a head
+    // b[0], b[1] of columns 32 i …, then of those 16 on; of codes of mma 0, 1 of slots 4 i …
+    uint4 fragment[FOURS][Q][WARP];
+    float sum[FOURS][8 * Q];  // of codes Σ of what is in them, of each head
+    float largest[8 * Q];     // |q| of a head
 
     // log₂ of the power of two.
     __device__ __forceinline__ int exponent() const {
@@ -277,27 +123,29 @@ __device__ __forceinline__ void score_codes(float (&s)[T][Q][4], const CodeRows&
 __host__ __device__ constexpr int coded_columns(int groups) {
     return (groups + 3) / 4 * 4 * ROW_GROUP;
 }
-// a[2 i], a[2 i + 1] ← the levels of slots 4 i … of 16 keys before rotation, to be multiplied by their
-// rows of D, which lie in this order.
+// Columns of keys of such a format, and rows of D: whole fragments, the elements' behind those of
+// the codes.
+__host__ __device__ inline int basis_rows(const RowFormat& format) {
+    return coded_columns(groups_of(format)) + (int(format.count[0]) + 15) / 16 * 16;
+}
+// to[0], to[WARP], … ← fragments of the levels of 16 keys before rotation, four slots after four,
+// each lane's own; to be multiplied by their rows of D, which lie in this order.
 template <class E, int D>
-__device__ __forceinline__ void key_fragments(uint32_t (&a)[D / 16][4], const CodeRows& rows,
-                                              int groups, const CodeSlots<D>& slots, int lane) {
-#pragma unroll
-    for (int i = 0; i < D / 32; i++)
-        if (4 * i < groups) {
-            const CodeSlot& slot = slots.slot[0][4 * i + lane % 4];
-            uint2 u[2];  // keys g, g + 8
-            with_widths(slots.keys[i], [&]<Widths W>() {
-                CodeRows::Place place = rows.place<W>(slot, lane / 4);
-                u[0] = levels_of<W>(slot, place.read<W>(0));
-                u[1] = levels_of<W>(slot, place.read<W>(1));
-            });
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                a[2 * i][j] = level_pair<E>(u[j % 2].x, j / 2);
-                a[2 * i + 1][j] = level_pair<E>(u[j % 2].y, j / 2);
-            }
-        }
+__device__ __forceinline__ void key_fragments(uint4* to, const CodeRows& rows, int groups,
+                                              const CodeSlots<D>& slots, int lane) {
+#pragma unroll 1
+    for (int i = 0; 4 * i < groups; i++, to += 2 * WARP) {
+        const CodeSlot& slot = slots.slot[0][4 * i + lane % 4];
+        with_widths(slots.keys[i], [&]<Widths W>() {
+            CodeRows::Place place = rows.place<W>(slot, lane / 4);
+            uint2 x = levels_of<W>(slot, place.read<W>(0));  // key g
+            uint2 y = levels_of<W>(slot, place.read<W>(1));  // key g + 8
+            to[0] = make_uint4(level_pair<E>(x.x, 0), level_pair<E>(y.x, 0), level_pair<E>(x.x, 1),
+                               level_pair<E>(y.x, 1));
+            to[WARP] = make_uint4(level_pair<E>(x.y, 0), level_pair<E>(y.y, 0),
+                                  level_pair<E>(x.y, 1), level_pair<E>(y.y, 1));
+        });
+    }
 }
 // The coordinate, of codes, whose row of D is number `row`: that of a column of those fragments.
 __host__ __device__ constexpr int code_of_row(int row) {
@@ -305,11 +153,7 @@ __host__ __device__ constexpr int code_of_row(int row) {
     return ROW_GROUP * (row / 32 * 4 + t) + code;
 }
 
-// Rows of D that are kept for keys of such a format; the elements' behind those of the codes.
-inline int rows_of_basis(const RowFormat& format) {
-    return coded_columns(groups_of(format)) + (int(format.count[0]) + 15) / 16 * 16;
-}
-// decode (rows_of_basis, STRIDE) ← D, its rows multiplied by their columns' steps, in the order of
+// decode (basis_rows, STRIDE) ← D, its rows multiplied by their columns' steps, in the order of
 // key_fragments; zero where there is no such column. By the whole block; a barrier must follow.
 template <class E, int D>
 __device__ void fill_coded_basis(const Rebuild<E, D>& basis, const CacheRows& k, int elements,
@@ -371,5 +215,13 @@ __device__ __forceinline__ void add_codes(float (&acc)[Q][D / 16][4],
                     [&]<Widths W>() { add_eight<W>(acc, c, weight, rows, slot, lane); });
     }
 }
+
+// What a block knows of a stretch, in shared memory.
+template <class E, int D, int Q>
+struct BlockTables {
+    StretchTables<D> rows;
+    CodeSlots<D> slots;
+    StretchQueries<E, D, Q> queries;
+};
 
 }  // namespace stief

@@ -18,6 +18,16 @@ static __device__ const std::array<float, RowFormat::WIDTHS> DEVICE_STEP = RowFo
 __device__ __forceinline__ float step_of(int w) {
     return DEVICE_STEP[size_t(w)];
 }
+// 1 / step_of, without a division's many instructions.
+constexpr std::array<float, RowFormat::WIDTHS> inverse_steps() {
+    std::array<float, RowFormat::WIDTHS> by{};
+    for (size_t w = 1; w < by.size(); w++) by[w] = 1 / RowFormat::STEP[w];
+    return by;
+}
+static __device__ const std::array<float, RowFormat::WIDTHS> DEVICE_BY_STEP = inverse_steps();
+__device__ __forceinline__ float by_step_of(int w) {
+    return DEVICE_BY_STEP[size_t(w)];
+}
 alignas(16) static __device__ const Levels DEVICE_LEVELS = LEVELS;
 static_assert(RowFormat::BITS[2] == 6 && RowFormat::BITS[7] == 1);
 __device__ __forceinline__ float log2_scale_of(int scale) {

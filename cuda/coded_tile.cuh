@@ -9,12 +9,11 @@ namespace stief {
 // Eight codes of a row: where they are, and what they count.
 struct alignas(16) CodeGroup {
     int byte, bits;  // from the row's first byte
-    float step;      // Δ_b
-    int unused;
+    float step, by_step;  // Δ_b, 1 / Δ_b
 
     __device__ static CodeGroup of(const RowFormat& format, int element, int group) {
         CodePlace at(format, element, int(format.count[0]) + ROW_GROUP * group);
-        return {at.byte, bits_of(at.w), step_of(at.w), 0};
+        return {at.byte, bits_of(at.w), step_of(at.w), by_step_of(at.w)};
     }
 };
 

@@ -9,7 +9,7 @@ namespace stief {
 
 // Of each coordinate of a format its width's number, and of each group of codes its first byte, counted
 // from that of the first group. Shared memory.
-struct Widths {
+struct RowWidths {
     static constexpr int MOST = CudaBackend::WIDEST_HEAD;
     float step[RowFormat::WIDTHS], per_step[RowFormat::WIDTHS];  // Δ_b, 1 / Δ_b
     uint16_t byte[MOST / ROW_GROUP];
@@ -18,7 +18,7 @@ struct Widths {
     // By so many threads of which this is number i; a barrier must follow.
     __device__ void fill(const RowFormat& format, int i, int threads) {
         for (int w = i; w < RowFormat::WIDTHS; w += threads)
-            step[w] = step_of(w), per_step[w] = w ? 1 / step_of(w) : 0;
+            step[w] = step_of(w), per_step[w] = by_step_of(w);
         for (; i < MOST; i += threads) {
             int w = 0, first = int(format.count[0]), behind = first, bytes = 0;
 #pragma unroll
@@ -49,11 +49,11 @@ __device__ __forceinline__ void store_bytes(char* to, float x) {
 // costs, null: 1. All 32 lanes together.
 struct RowEncoder {
     const Levels& levels;
-    const Widths& widths;
+    const RowWidths& widths;
     const float *c, *weight;
     int whole, kept, lane;
 
-    __device__ RowEncoder(const Levels& table, const Widths& by, const RowFormat& format,
+    __device__ RowEncoder(const Levels& table, const RowWidths& by, const RowFormat& format,
                           const float* row, const float* costs)
         : levels(table),
           widths(by),

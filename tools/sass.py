@@ -25,6 +25,7 @@ VECTOR = r"LDG\.E.*\.128"
 # kernel, what its hottest loop has ahead of its arithmetic, at least how many of them
 AHEAD = [
     (r"attend_one_whole<", r"LDSM", 1),
+    (r"attend_one_tensor<", r"LDS", 1),  # codes without ldmatrix
     (r"attend_tiles_tensor_kernel<", r"LDSM", 1),
 ]
 # kernel, what its hottest loop has in all, at least how many of them

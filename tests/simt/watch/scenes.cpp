@@ -121,7 +121,7 @@ Bases bases_of(const Config& config, const Shape& shape) {
     for (std::vector<HeadBasis>* side : {&bases.layer[0].k, &bases.layer[0].v})
         for (HeadBasis& head : *side) {
             head.encode = to_floats(Q), head.decode = to_floats(transpose(Q));
-            if (shape.codes) head.format[0].count = {4, 8, 0, 0, 8, 0, 16, 8};
+            if (shape.codes) head.format[0].count = {4, 8, 8, 0, 8, 0, 8, 8};
             if (shape.age && shape.codes) head.format.push_back({{0, 0, 0, 0, 0, 0, 16, 8}});
             else if (shape.age) head.format.insert(head.format.begin(), RowFormat::whole(12));
         }
