@@ -10,8 +10,8 @@ namespace stief {
 
 constexpr int BLOCK = 256, ROWS = BLOCK / WARP;  // threads; rows a block, a warp each
 
-// grid rows / ROWS, block 256. Shared: RowWidths. Reads a row once for its mean square and three times to
-// try scales.
+// grid rows / ROWS, block 256. Shared: RowWidths. Reads and writes a row
+// once.
 template <class E>
 __global__ void __launch_bounds__(BLOCK, 1)
     round_rows_kernel(float* c, const float* weight, RowFormat format, int rows, int d, int kept) {
@@ -25,12 +25,10 @@ __global__ void __launch_bounds__(BLOCK, 1)
     if (kept > whole) {
         RowEncoder encoder(DEVICE_LEVELS, widths, format, c, weight);
         float rho = scale_of(encoder.search());
-        __syncwarp();  // the search of every lane has read the row
-        for (int j = whole + lane; j < kept; j += WARP) {
-            int w = widths.of[j];
-            float step = rho * widths.step[w];
-            c[j] = step * encoder.level(encoder.code_of(c[j] / step, w), w);
-        }
+        encoder.each([&](int i, int j) {
+            float step = rho * widths.step[encoder.w[i]];
+            if (whole + j < kept) c[whole + j] = step * encoder.level(encoder.code(i, rho), encoder.w[i]);
+        });
     }
     for (int j = lane; j < whole; j += WARP) c[j] = to_float(to_element<E>(c[j]));
     for (int j = kept + lane; j < d; j += WARP) c[j] = 0;

@@ -46,16 +46,27 @@ __device__ __forceinline__ void load_heads(float* x, const float* from, float* i
 // What storing a head's rows reads again and again.
 struct alignas(16) EncoderTables {
     CacheRows head;
+    int kinds[MOST_STORES];  // NONE, WHOLE or CODES
+    float weight[RowWidths::MOST];
     Levels levels;
     RowWidths widths[MOST_STORES];
+    enum { NONE, WHOLE, CODES };
 
     // By the whole block, and waits for no kernel; a barrier must follow.
     __device__ void fill(const CacheRows& from) {
         int tid = int(threadIdx.x), threads = int(blockDim.x);
-        copy_words(&head, &from, tid, threads), copy_words(&levels, &DEVICE_LEVELS, tid, threads);
-        for (int i = 0; i < MOST_STORES; i++)
-            if (from.store[i].data && coded(from.store[i].format))
-                widths[i].fill(from.store[i].format, tid, threads);
+        copy_words(&head, &from, tid, threads);
+        bool any = false;
+        for (int i = 0; i < MOST_STORES; i++) {
+            const RowStore& store = from.store[i];
+            int kind = !store.data ? NONE : coded(store.format) ? CODES : WHOLE;
+            if (tid == 0) kinds[i] = kind;
+            if (kind == CODES) widths[i].fill(store.format, tid, threads);
+            any |= kind == CODES;
+        }
+        if (!any) return;
+        copy_words(&levels, &DEVICE_LEVELS, tid, threads);
+        for (int i = tid; i < from.width; i += threads) weight[i] = from.weight ? from.weight[i] : 1;
     }
 };
 
@@ -65,21 +76,21 @@ template <class E>
 __device__ __forceinline__ void store_heads(const EncoderTables& tables, const float* c, int s,
                                             int count, int d) {
     const CacheRows& head = tables.head;
-    for (int i = int(threadIdx.x); i < count * head.width; i += int(blockDim.x)) {
-        int t = i / head.width, j = i % head.width;
-        E stored = to_element<E>(c[t * d + j]);
-        for (const RowStore& store : head.store)
-            if (store.data && !coded(store.format) && j < elements_of(store))
-                elements_at<E>(store, s + t)[j] = stored;
+    for (int n = 0; n < MOST_STORES; n++) {
+        const RowStore& store = head.store[n];
+        if (tables.kinds[n] != EncoderTables::WHOLE) continue;
+        int width = elements_of(store);
+        for (int i = int(threadIdx.x); i < count * width; i += int(blockDim.x))
+            elements_at<E>(store, s + i / width)[i % width] =
+                to_element<E>(c[i / width * d + i % width]);
     }
     int warps = int(blockDim.x) / WARP;
     for (int i = int(threadIdx.x) / WARP; i < count * MOST_STORES; i += warps) {
-        const RowStore& store = head.store[i % MOST_STORES];
-        int t = i / MOST_STORES;
-        if (store.data && coded(store.format))
-            RowEncoder(tables.levels, tables.widths[i % MOST_STORES], store.format, c + t * d,
-                       head.weight)
-                .template pack<E>(row_at(store, s + t), store.bytes);
+        int n = i % MOST_STORES, t = i / MOST_STORES;
+        if (tables.kinds[n] == EncoderTables::CODES)
+            RowEncoder(tables.levels, tables.widths[n], head.store[n].format, c + t * d,
+                       tables.weight)
+                .template pack<E>(row_at(head.store[n], s + t), head.store[n].bytes);
     }
 }
 

@@ -1,6 +1,6 @@
 // How coordinates become codes: a row by a warp, its scale searched. What a row waits for is the chain of
-// its reads and sums, so scales are tried seven, two and two at a time, a lane has a coordinate and not a
-// width, and tables lie in shared memory. Twin: src/backend/row_format.cpp.
+// its reads and sums, so scales are tried seven, two and two at a time, a lane has its coordinates in
+// registers, whatever their widths, and tables lie in shared memory. Twin: src/backend/row_format.cpp.
 #pragma once
 #include "coded_rows.cuh"
 #include "cuda_backend.h"
@@ -45,65 +45,78 @@ __device__ __forceinline__ void store_bytes(char* to, float x) {
     for (size_t b = 0; b < sizeof(E); b++) to[b] = char(bits >> (8 * b));
 }
 
-// A row's coordinates c (kept), the first `whole` of them elements; weight (kept): what an error in each
-// costs, null: 1. All 32 lanes together.
+// A row's coordinates in registers: lane i has those of codes i, i + 32, …, up to EACH. All 32 lanes
+// together.
 struct RowEncoder {
+    static constexpr int EACH = RowWidths::MOST / WARP;
     const Levels& levels;
     const RowWidths& widths;
-    const float *c, *weight;
-    int whole, kept, lane;
+    const float* c;  // (kept)
+    int whole, codes, lane;
+    float x[EACH], cost[EACH];  // a coordinate; what an error in it costs
+    int w[EACH];                // its width's number
 
+    // weight (kept): the costs; null: 1
     __device__ RowEncoder(const Levels& table, const RowWidths& by, const RowFormat& format,
-                          const float* row, const float* costs)
+                          const float* row, const float* weight)
         : levels(table),
           widths(by),
           c(row),
-          weight(costs),
           whole(int(format.count[0])),
-          kept(0),
+          codes(ROW_GROUP * groups_of(format)),
           lane(int(threadIdx.x) % WARP) {
-        for (int w = 0; w < RowFormat::WIDTHS; w++) kept += int(format.count[w]);
+        each([&](int i, int j) {
+            bool there = j < codes;
+            x[i] = there ? c[whole + j] : 0, w[i] = there ? widths.of[whole + j] : 1;
+            cost[i] = !there ? 0 : weight ? weight[whole + j] : 1;
+        });
     }
 
-    // The code of the level nearest to x, which is in steps of width number w.
-    __device__ __forceinline__ int code_of(float x, int w) const {
+    // f(i, j) for this lane's number i and code j, also where j is beyond the last.
+    template <class F>
+    __device__ __forceinline__ void each(const F& f) const {
+#pragma unroll
+        for (int i = 0; i < EACH; i++)
+            if (i * WARP < codes) f(i, i * WARP + lane);
+    }
+
+    // The code of the level nearest to so many steps of width number `width`.
+    __device__ __forceinline__ int code_of(float steps, int width) const {
         constexpr int EDGE = Levels::HALVES / 2;
-        float half = fmaxf(-float(EDGE), fminf(floorf(2 * x), float(EDGE - 1)));
-        return levels.nearest[w][int(half) + EDGE];
+        float half = fmaxf(-float(EDGE), fminf(floorf(2 * steps), float(EDGE - 1)));
+        return levels.nearest[width][int(half) + EDGE];
     }
-    __device__ __forceinline__ float level(int code, int w) const {
-        return float(levels.of[w][code]);
+    __device__ __forceinline__ float level(int code, int width) const {
+        return float(levels.of[width][code]);
     }
 
-    // cost_n ← Σ w (ẑ − z)² under scale n, the same for all lanes. By 1 / ρΔ instead of a division: a
+    // sum_n ← Σ cost (ẑ − z)² under scale n, the same for all lanes. By 1 / ρΔ instead of a division: a
     // coordinate that so falls to the other side of a cell's edge costs the same there.
     template <int N>
-    __device__ __forceinline__ void costs(float (&cost)[N], const int (&scale)[N]) const {
+    __device__ __forceinline__ void costs(float (&sum)[N], const int (&scale)[N]) const {
         float rho[N], per[N];
 #pragma unroll
         for (int n = 0; n < N; n++)
-            cost[n] = 0, rho[n] = scale_of(scale[n]), per[n] = scale_of(256 - scale[n]);
-        for (int j = whole + lane; j < kept; j += WARP) {
-            int w = widths.of[j];
-            float x = c[j], by = weight ? weight[j] : 1;
-            float step = widths.step[w], steps = x * widths.per_step[w];
+            sum[n] = 0, rho[n] = scale_of(scale[n]), per[n] = scale_of(256 - scale[n]);
+        each([&](int i, int) {
+            float step = widths.step[w[i]], steps = x[i] * widths.per_step[w[i]];
 #pragma unroll
             for (int n = 0; n < N; n++) {
-                float error = rho[n] * step * level(code_of(steps * per[n], w), w) - x;
-                cost[n] += by * error * error;
+                float error = rho[n] * step * level(code_of(steps * per[n], w[i]), w[i]) - x[i];
+                sum[n] += cost[i] * error * error;
             }
-        }
+        });
 #pragma unroll
-        for (int n = 0; n < N; n++) cost[n] = warp_sum(cost[n]);
+        for (int n = 0; n < N; n++) sum[n] = warp_sum(sum[n]);
     }
 
     // The scale nearest to the root of the codes' weighted mean square.
     __device__ int first_scale() const {
         double square = 0, all = 0;  // as the twin's: few rows lie near a rounding's edge
-        for (int j = whole + lane; j < kept; j += WARP) {
-            double w = weight ? double(weight[j]) : 1;
-            square += w * double(c[j]) * double(c[j]), all += w;
-        }
+        each([&](int i, int) {
+            double by = double(cost[i]);
+            square += by * double(x[i]) * double(x[i]), all += by;
+        });
         square = warp_sum(square), all = warp_sum(all);
         float mean = float(square / all), exponent = mean > 0 ? 255 : 0;
         if (mean > 0 && mean < 1e38f) exponent = fminf(fmaxf(4 * log2f(mean) + 128, 0.0f), 255.0f);
@@ -114,12 +127,12 @@ struct RowEncoder {
         int best = 0;
         float least = INFINITY;
         auto offer = [&]<int N>(const int (&scale)[N]) {
-            float cost[N];
-            costs(cost, scale);
+            float sum[N];
+            costs(sum, scale);
 #pragma unroll
             for (int n = 0; n < N; n++)
-                if (scale[n] >= 0 && scale[n] <= 255 && cost[n] < least)
-                    least = cost[n], best = scale[n];
+                if (scale[n] >= 0 && scale[n] <= 255 && sum[n] < least)
+                    least = sum[n], best = scale[n];
         };
         int s = first_scale();
         best = s;  // where no cost is a number
@@ -127,22 +140,25 @@ struct RowEncoder {
         for (int near = 2; near > 0; near--) offer({best - near, best + near});
         return best;
     }
+    // This lane's code i under ρ.
+    __device__ __forceinline__ int code(int i, float rho) const {
+        return code_of(x[i] / (rho * widths.step[w[i]]), w[i]);
+    }
 
-    // row ← the codes and the scale, and elements E before them. A lane has a code, eight of them a group.
+    // row ← the codes and the scale, and elements E before them.
     template <class E>
     __device__ void pack(char* row, int bytes) const {
         for (int j = lane; j < whole; j += WARP) store_bytes<E>(row + size_t(j) * sizeof(E), c[j]);
-        if (kept == whole) return;
-        int scale = search(), n = lane % ROW_GROUP, codes = kept - whole;
+        if (!codes) return;
+        int scale = search(), n = lane % ROW_GROUP;
         float rho = scale_of(scale);
         char* to = row + size_t(whole) * sizeof(E);
-        for (int i = lane; i / WARP * WARP < codes; i += WARP) {  // lanes without a code come along
-            int w = i < codes ? widths.of[whole + i] : RowFormat::WIDTHS - 1, bits = bits_of(w);
-            int code = i < codes ? code_of(c[whole + i] / (rho * widths.step[w]), w) : 0;
-            uint64_t word = uint64_t(code) << (n * bits);
+        each([&](int i, int j) {
+            int bits = bits_of(w[i]);
+            uint64_t word = uint64_t(code(i, rho)) << (n * bits);
             for (int mask = 1; mask < ROW_GROUP; mask *= 2) word |= __shfl_xor_sync(~0u, word, mask);
-            if (i < codes && n < bits) to[widths.byte[i / ROW_GROUP] + n] = char(word >> (8 * n));
-        }
+            if (j < codes && n < bits) to[widths.byte[j / ROW_GROUP] + n] = char(word >> (8 * n));
+        });
         if (lane == 0) row[bytes - 1] = char(scale);
     }
 };
