@@ -55,28 +55,28 @@ struct CodeSlots {
         int i = int(threadIdx.x);
         if (i < 2) {
             const RowFormat& format = i ? v.format : k.format;
-            wide[i] = groups_to_widen(format), first_wide[i] = int(format.count[1]) / ROW_GROUP;
+            wide[i] = groups_to_widen(format), first_wide[i] = first_of_wide(format);
         }
         for (; i < 2 * SLOTS; i += int(blockDim.x)) {
-            int side = i / SLOTS, j = i % SLOTS, each = side ? 8 : 4;
+            int side = i / SLOTS, j = i % SLOTS;
             const RowFormat& format = side ? v.format : k.format;
-            CodeSlot one = {0, Gaps(0), levels.few[0], 1, 1};
-            int groups = groups_of(format), bits = 0;
-            if (j < groups) {
-                CodeGroup group = CodeGroup::of(format, element, j);
-                bits = group.bits, one.byte = group.byte, one.step = group.step;
-                one.by_step = group.by_step;
-                one.gaps = bits <= 4 ? Gaps(bits) : Gaps{};
-                if (bits <= 4) one.table = levels.few[bits];
-                if (bits == 5 || bits == 6)
-                    one.byte = -1 - (j - int(format.count[1]) / ROW_GROUP) * WIDENED;
-            }
-            slot[side][j] = one;
-            if (j % each == 0)  // the widest of them, as they come widest first
-                (side ? values : keys)[j / each] = bits <= 3   ? Widths::Three
-                                                   : bits == 4 ? Widths::Four
-                                                               : Widths::Any;
+            CodeGroup group = {0, 0, 1, 1};
+            if (j < groups_of(format)) group = CodeGroup::of(format, element, j);
+            Widths widest = group.bits <= 3   ? Widths::Three
+                            : group.bits == 4 ? Widths::Four
+                                              : Widths::Any;
+            // The first of some is the widest.
+            if (side == 0 && j % 4 == 0) keys[j / 4] = widest;
+            if (side == 1 && j % 8 == 0) values[j / 8] = widest;
+            bool to_widen = group.bits == 5 || group.bits == 6;
+            slot[side][j].byte = to_widen ? -1 - (j - first_of_wide(format)) * WIDENED : group.byte;
+            slot[side][j].gaps = group.bits <= 4 ? Gaps(group.bits) : Gaps{};
+            slot[side][j].table = levels.few[group.bits <= 4 ? group.bits : 0];
+            slot[side][j].step = group.step, slot[side][j].by_step = group.by_step;
         }
+    }
+    __device__ static int first_of_wide(const RowFormat& format) {
+        return int(format.count[1]) / ROW_GROUP;
     }
 };
 
