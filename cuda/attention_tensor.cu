@@ -19,19 +19,15 @@ struct HeadShared {
 
     // By the whole block; a barrier must follow.
     __device__ __forceinline__ void fill(const CacheView& cache, int g, int h0, int heads) {
-        copy(&k, &cache.k(g)), copy(&v, &cache.v(g)), copy(&seen, &cache.seen(g));
-        if (threadIdx.x == 0) first = cache.H / cache.G * g + h0, R = heads;
-    }
-    template <class T>
-    __device__ static __forceinline__ void copy(T* to, const T* from) {
-        static_assert(sizeof(T) % sizeof(uint32_t) == 0 && alignof(T) >= sizeof(uint32_t));
-        for (int i = int(threadIdx.x); i < int(sizeof(T) / sizeof(uint32_t)); i += TENSOR_BLOCK)
-            reinterpret_cast<uint32_t*>(to)[i] = reinterpret_cast<const uint32_t*>(from)[i];
+        int i = int(threadIdx.x);
+        copy_words(&k, &cache.k(g), i, TENSOR_BLOCK), copy_words(&v, &cache.v(g), i, TENSOR_BLOCK);
+        copy_words(&seen, &cache.seen(g), i, TENSOR_BLOCK);
+        if (i == 0) first = cache.H / cache.G * g + h0, R = heads;
     }
 };
 
-// Where a block keeps what: its head, queries, tables, each warp's memory and in its place the merging
-// of warps after it, the basis.
+// Where a block keeps what: its head, queries, tables, how the rows of each stretch lie, each warp's
+// memory and in its place the merging of warps after it, the basis.
 template <class E, int D, int Q, bool ROTATED>
 struct TensorShared {
     using One = Warp<E, D, Q, ROTATED>;
@@ -58,6 +54,7 @@ struct TensorShared {
         int rows = 0;  // of D
         for (const Stretch& one : seen) rows = std::max(rows, basis_rows(k.store[one.k].format));
         return HEAD + QUERIES + sizeof(BlockTables<E, D, Q>) + warps_bytes(warp) +
+               size_t(seen.count) * sizeof(StretchRows<D>) +
                (ROTATED ? 0 : Rebuild<E, D>::shared_bytes(rows));
     }
 };
@@ -140,6 +137,7 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     attend_one_tensor(Partial partials, CacheView cache, const float* q, const float* rotation,
                       const int* pos, int chunks, int warp_bytes) {
     using Shared = TensorShared<E, D, Q, ROTATED>;
+    using One = typename Shared::One;
     constexpr int ROWS = Shared::ROWS;
     int g = int(blockIdx.x) / chunks, h0 = int(blockIdx.x) % chunks * ROWS;
     HeadShared& head = *reinterpret_cast<HeadShared*>(dynamic_shared());
@@ -150,10 +148,20 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     char* memory = dynamic_shared() + Shared::HEAD + Shared::QUERIES;
     BlockTables<E, D, Q>& tables = *reinterpret_cast<BlockTables<E, D, Q>*>(memory);
     memory += sizeof(BlockTables<E, D, Q>);
+    const Seen& seen = head.seen;
+    StretchRows<D>* lying = reinterpret_cast<StretchRows<D>*>(memory);  // of each stretch
+    memory += seen.count * int(sizeof(StretchRows<D>));
     Rebuild<E, D> basis = {};
     if constexpr (!ROTATED)
         basis.fill_angles(memory + Shared::warps_bytes(size_t(warp_bytes)), cache, k, rotation);
-    tables.rows.levels.fill(int(threadIdx.x), TENSOR_BLOCK);
+    for (int i = 0; i < seen.count; i++) lying[i].rows.levels.fill(int(threadIdx.x), TENSOR_BLOCK);
+    __syncthreads();  // the levels are there
+    for (int i = 0; i < seen.count; i++) {
+        const RowStore &keys = k.store[seen.stretch[i].k], &values = v.store[seen.stretch[i].v];
+        lying[i].rows.template fill<typename One::Tiles>(keys, values, WARP, int(sizeof(E)),
+                                                         One::step_of(keys, values));
+        lying[i].slots.fill(keys, values, lying[i].rows.levels, int(sizeof(E)));
+    }
     let_next_begin();
     await_kernels();
 
@@ -166,13 +174,11 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
         }
         return;
     }
-    // The first barrier of a stretch orders them.
+    // The first barrier of a stretch orders them, and how rows lie.
     load_queries<D>(queries, Shared::One::Q_STRIDE, tables.queries.largest,
                     q + size_t(head.first) * D, ROWS, head.R);
 
-    Warp<E, D, Q, ROTATED> one(rotation, queries, basis, tables,
-                               memory + int(threadIdx.x) / WARP * warp_bytes);
-    const Seen& seen = head.seen;
+    One one(rotation, queries, basis, tables, memory + int(threadIdx.x) / WARP * warp_bytes);
     for (int i = 0; i < seen.count; i++) {
         const Stretch& stretch = seen.stretch[i];
         int s = max(share.first, stretch.begin_for(S - 1));
@@ -180,10 +186,7 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
         if (s >= end) continue;
         const RowStore &keys = k.store[stretch.k], &values = v.store[stretch.v];
         __syncthreads();  // what the last stretch had was read; the queries are there
-        using One = typename Shared::One;
-        tables.rows.template fill<typename One::Tiles>(keys, values, WARP, int(sizeof(E)),
-                                                       One::step_of(keys, values));
-        tables.slots.fill(keys, values, tables.rows.levels, int(sizeof(E)));
+        copy_words(static_cast<StretchRows<D>*>(&tables), lying + i, int(threadIdx.x), TENSOR_BLOCK);
         __syncthreads();  // the tables are there
         const RowShape& shape = one.k.shape;
         if (!ROTATED && shape.groups)

@@ -216,11 +216,15 @@ __device__ __forceinline__ void add_codes(float (&acc)[Q][D / 16][4],
     }
 }
 
-// What a block knows of a stretch, in shared memory.
-template <class E, int D, int Q>
-struct BlockTables {
+// How the rows of a stretch lie, in shared memory.
+template <int D>
+struct StretchRows {
     StretchTables<D> rows;
     CodeSlots<D> slots;
+};
+// What a block knows of the stretch at hand.
+template <class E, int D, int Q>
+struct BlockTables : StretchRows<D> {
     StretchQueries<E, D, Q> queries;
 };
 
