@@ -13,6 +13,7 @@ namespace stief {
 // ---- kernels -----------------------------------------------------------------------------------
 
 constexpr int PRODUCT_BLOCK = 256;
+constexpr int PLAIN_TOKENS = 32;
 
 // What a step's heads are on their way into the cache and attention.
 struct HeadsIn {
@@ -28,6 +29,7 @@ struct HeadsIn {
 __device__ __forceinline__ void load_heads(float* x, const float* from, float* in_place,
                                            size_t stride, int count, int d, const float* angle) {
     int half = d / 2;
+#pragma unroll 4
     for (int i = int(threadIdx.x); i < count * half; i += int(blockDim.x)) {
         int t = i / half, j = i % half;
         float a = from[size_t(t) * stride + size_t(j)], b = from[size_t(t) * stride + size_t(j + half)];
@@ -72,7 +74,7 @@ struct alignas(16) EncoderTables {
 
 // c (count, d) into the stores of a head, at positions from s on; by the whole block. Codes by a warp a
 // row.
-template <class E>
+template <class E, bool CODES>
 __device__ __forceinline__ void store_heads(const EncoderTables& tables, const float* c, int s,
                                             int count, int d) {
     const CacheRows& head = tables.head;
@@ -85,7 +87,7 @@ __device__ __forceinline__ void store_heads(const EncoderTables& tables, const f
                 to_element<E>(c[i / width * d + i % width]);
     }
     int warps = int(blockDim.x) / WARP;
-    for (int i = int(threadIdx.x) / WARP; i < count * MOST_STORES; i += warps) {
+    for (int i = int(threadIdx.x) / WARP; CODES && i < count * MOST_STORES; i += warps) {
         int n = i % MOST_STORES, t = i / MOST_STORES;
         if (tables.kinds[n] == EncoderTables::CODES)
             RowEncoder(tables.levels, tables.widths[n], head.store[n].format, c + t * d,
@@ -98,23 +100,25 @@ __device__ __forceinline__ void store_heads(const EncoderTables& tables, const f
 // kept, c = k E, and c into all of the head's stores, coordinates rounded, codes packed by a warp a row.
 // grid (tiles of TOKENS tokens, queries + 2G), block 256. Shared: the tile of x, of c, and the slices' sums; with codes the encoder's tables; and where `staged` the basis, which
 // has come before the kernels before this one are through. Reads E or Dᵀ once for each tile: with one
-// token the bytes are theirs, d²·4 a head.
+// token the bytes are theirs, d²·4 a head. Tiles of PLAIN_TOKENS are for whole
+// rows that meet no basis.
 template <class E, int TOKENS>
-__global__ void __launch_bounds__(PRODUCT_BLOCK, 2)
+__global__ void __launch_bounds__(PRODUCT_BLOCK, TOKENS == PLAIN_TOKENS ? 6 : 2)
     append_kernel(CacheView cache, HeadsIn in, const int* pos, int T, bool staged) {
     int h = int(blockIdx.y), d = cache.d, first = int(blockIdx.x) * TOKENS;
     int count = min(TOKENS, T - first), side = h < in.queries ? 0 : (h - in.queries) / cache.G;
     bool query = h < in.queries;
     int g = query ? h / (cache.H / cache.G) : (h - in.queries) % cache.G;
     const CacheRows& head = side ? cache.v(g) : cache.k(g);
+    constexpr bool PLAIN = TOKENS == PLAIN_TOKENS;
     float* x = reinterpret_cast<float*>(dynamic_shared());  // (TOKENS, d)
-    float *c = x + TOKENS * d, *partial = c + TOKENS * d;
+    float *c = PLAIN ? x : x + TOKENS * d, *partial = c + TOKENS * d;
     size_t heads = size_t(query ? cache.H : cache.G), stride = heads * size_t(d);
     size_t at = size_t(first) * stride + size_t(query ? h : g) * size_t(d);
     const float* from = query ? in.q : side ? in.v : in.k;
-    const float* M = query ? (in.latent ? head.decode_t : nullptr) : head.encode;
+    const float* M = PLAIN ? nullptr : !query ? head.encode : in.latent ? head.decode_t : nullptr;
     EncoderTables& tables =
-        *reinterpret_cast<EncoderTables*>(partial + TOKENS * int(blockDim.x));
+        *reinterpret_cast<EncoderTables*>(PLAIN ? partial : partial + TOKENS * PRODUCT_BLOCK);
     float* basis = reinterpret_cast<float*>(&tables + 1);  // (d, d)
     for (int i = int(threadIdx.x); M && staged && i < d * d / 4; i += int(blockDim.x))
         copy_async_16(basis + 4 * i, M + 4 * i, true);
@@ -130,16 +134,18 @@ __global__ void __launch_bounds__(PRODUCT_BLOCK, 2)
     copy_async_wait<0>();
     __syncthreads();  // x is there, the tables, and the basis
     int n = head.width;
-    if (M && staged)
-        block_product<TOKENS>(c, d, x, d, basis, size_t(d), count, d, n, partial);
-    else if (M)
-        block_product<TOKENS>(c, d, x, d, M, size_t(d), count, d, n, partial);
+    if constexpr (!PLAIN) {
+        if (M && staged)
+            block_product<TOKENS>(c, d, x, d, basis, size_t(d), count, d, n, partial);
+        else if (M)
+            block_product<TOKENS>(c, d, x, d, M, size_t(d), count, d, n, partial);
+    }
     if (query) {
         for (int i = int(threadIdx.x); i < count * d; i += int(blockDim.x))
             in.latent[at + size_t(i / d) * stride + size_t(i % d)] = i % d < n ? c[i] : 0;
         return;
     }
-    store_heads<E>(tables, M ? c : x, *pos + first, count, d);
+    store_heads<E, !PLAIN>(tables, M ? c : x, *pos + first, count, d);
 }
 
 // out (T, H, d) ← x (T, H, d) D of each head's group: values out of their coordinates.
@@ -171,12 +177,15 @@ static void launch_append(CudaBackend& gpu, const CacheLayer& cache, const Heads
     for_dtype(cache.dtype, [&]<class E>(E) {
         auto run = [&]<int TOKENS>() {
             dim3 grid(unsigned((T + TOKENS - 1) / TOKENS), unsigned(heads));
-            size_t floats = size_t(TOKENS) * size_t(2 * cache.d + PRODUCT_BLOCK);
+            bool plain = TOKENS == PLAIN_TOKENS;
+            size_t floats = size_t(TOKENS) * size_t(plain ? cache.d : 2 * cache.d + PRODUCT_BLOCK);
             size_t bytes = floats * sizeof(float) + sizeof(EncoderTables) + (staged ? square : 0);
             launch_ahead(append_kernel<E, TOKENS>, grid, PRODUCT_BLOCK, bytes, gpu.queue,
                          CacheView(cache), in, gpu.pos, T, staged);
         };
-        T == 1 ? run.template operator()<1>() : run.template operator()<8>();
+        T == 1                         ? run.template operator()<1>()
+        : bases || !whole_rows(cache) ? run.template operator()<8>()
+                                      : run.template operator()<PLAIN_TOKENS>();
     });
 }
 
