@@ -36,7 +36,7 @@ Floats rotations(int S, int d) {
 
 // ---- operations of one token or a few ----------------------------------------------------------
 
-// N: so few rows that a warp takes one, or so many that it takes two. K odd: rows are not aligned.
+// K odd: rows are not aligned. N: so many rows, of two warps or more, that a block sums them in two passes.
 Floats products(DType dtype, int N, int K) {
     Lab lab(PLAYED);
     Weights a(lab, dtype, N, K, 1), b(lab, dtype, 9, K, 2), c(lab, dtype, 17, K, 3);
@@ -107,10 +107,11 @@ struct Shape {
     bool codes = false;  // rows of mixed widths, whatever the rank
     int batch = 170;     // tokens appended together: rings have so many rows more, and come round
     int age = 0;         // tokens that are seen in a format of their own; 0: all are alike
+    bool plain = false;  // without bases
     std::string name() const {
         return format("d %d, %d heads of %d, rank %d%s, keys %s rotation, window %d, age %d, by %d", d,
-                      H, G, rank, codes ? " in codes" : "", rotated ? "after" : "before", recent, age,
-                      batch);
+                      H, G, rank, plain ? ", plain" : codes ? " in codes" : "",
+                      rotated ? "after" : "before", recent, age, batch);
     }
 };
 
@@ -138,7 +139,7 @@ Floats attention(const Shape& shape, DType dtype, bool ladder) {
     Config config;
     config.L = 1, config.H = shape.H, config.G = shape.G, config.d = shape.d;
     Bases bases = bases_of(config, shape);
-    KvCache cache(*lab.backend, config, S + 1, dtype, &bases, shape.batch);
+    KvCache cache(*lab.backend, config, S + 1, dtype, shape.plain ? nullptr : &bases, shape.batch);
     const CacheLayer& layer = cache.layer[0];
     size_t d = size_t(shape.d), kv = size_t(shape.G) * d, q = size_t(shape.H) * d;
     const float* k = lab.in(normals((S + 1) * kv, 1));
@@ -243,9 +244,11 @@ std::vector<Scene> all_scenes() {
     std::vector<Scene> all;
     const DType dtypes[] = {DType::BF16, DType::F16, DType::F32};
     for (DType dtype : dtypes)
-        for (auto [N, K] : {std::pair{40, 256}, {40, 77}, {140, 256}, {140, 77}})
+        for (auto [N, K] : {std::pair{40, 256}, {40, 77}, {140, 512}, {140, 77}})
             all.push_back({format("products %s, N %d, K %d", name_of(dtype), N, K),
                            [=] { return products(dtype, N, K); }});
+    all.push_back({"products bf16, N 4500, K 512",
+                   [] { return products(DType::BF16, 4500, 512); }});
     for (DType dtype : dtypes)
         for (int D : {256, 515, 2048, 4096})
             all.push_back({format("norm and embed %s, D %d", name_of(dtype), D),
@@ -276,6 +279,8 @@ std::vector<Scene> all_scenes() {
         add(DType::F16, {8, 8, 64, 44, rotated, 0, true, 40, 110});
         add(DType::F16, {8, 8, 64, 44, rotated, 0, false, 20, 110});  // a ring in several stages
     }
+    add(DType::F16, {8, 2, 128, 128, true, 0, false, 170, 0, true});
+    add(DType::BF16, {8, 8, 64, 64, true, 0, false, 170, 0, true});
     return all;
 }
 
