@@ -155,7 +155,7 @@ $(BUILD)/run_tests: $(LIB_OBJ) $(TEST_OBJ) $(CUDA_OBJ)
 
 # The CUDA code played on the CPU: the harness, the .cu files and select.cpp compiled against it, and
 # those of the tests that take a Backend.
-SIMT_TESTS := main backends test_ops test_inputs test_score test_attention test_cache test_cache_rows \
+SIMT_TESTS := main scratch backends test_ops test_inputs test_score test_attention test_cache test_cache_rows \
               test_forward test_backward test_backward_sums test_model_backward test_model_descent \
               test_layer_loss test_calibrate_backends test_watch test_audit
 SIMT     := $(FLAGS) $(CXXFLAGS) -Wno-unknown-pragmas -Itests/simt -Icuda -Itests $(DOCTEST_DIR:%=-I%)
@@ -190,7 +190,7 @@ WATCH_FLAGS := -O1 -g -fsanitize=thread $(if $(findstring clang,$(CXX)),,-fno-tr
 WATCHED  := $(BUILD)/watch/tests/simt/watch/scenes.o $(CUDA_SRC:%.cu=$(BUILD)/watch/%.o) \
             $(patsubst %,$(BUILD)/tests/simt/watch/%.o,counts names races tsan) \
             $(patsubst %,$(BUILD)/tests/simt/%.o,async cublas fiber memory runtime simt stream warp) \
-            $(BUILD)/simt/src/backend/select.o $(BUILD)/tests/backends.o \
+            $(BUILD)/simt/src/backend/select.o $(BUILD)/tests/backends.o $(BUILD)/tests/scratch.o \
             $(BUILD)/tests/simt/variants.o $(filter-out $(BUILD)/src/backend/select.o,$(LIB_OBJ))
 
 $(BUILD)/watch/cuda/%.o: cuda/%.cu $(BUILD)/flags
@@ -213,14 +213,14 @@ $(BUILD)/counts: $(BUILD)/tests/simt/watch/counts_table.o $(WATCHED)
 	$(Q)$(CXX) $^ $(LINK) -no-pie -o $@
 
 race: found $(BUILD)/run_race    ## no kernel has a race, and each of its barriers is needed
-	$(BUILD)/run_race $(filter-out --gpu,$(TESTFLAGS))
+	$(BUILD)/run_race $(filter-out --gpu --gpu=only,$(TESTFLAGS))
 
 counts: found $(BUILD)/counts    ## how kernels meet memory: conflicts of banks, sectors a request
 	$(BUILD)/counts
 
 test: found stief $(BUILD)/run_tests $(BUILD)/run_simt   ## every test (TESTFLAGS=... goes to both programs)
 	$(RUNNER) $(BUILD)/run_tests $(TESTFLAGS)
-	$(RUNNER) $(BUILD)/run_simt $(filter-out --gpu,$(TESTFLAGS))
+	$(RUNNER) $(BUILD)/run_simt $(filter-out --gpu --gpu=only,$(TESTFLAGS))
 
 # What nvcc makes of the kernels. Without cuobjdump only what ptxas says of them.
 SASS_ARCH := 80 90
@@ -244,8 +244,8 @@ sass: $(CUBINS)                  ## registers, spills, loads in flight of every 
 GPU_SUITES := backend,cache
 gpu: found $(BUILD)/run_tests    ## every test on a GPU, then under compute-sanitizer
 	$(BUILD)/run_tests --gpu
-	compute-sanitizer --tool memcheck --error-exitcode 1 $(BUILD)/run_tests -ts=$(GPU_SUITES)
-	compute-sanitizer --tool racecheck --error-exitcode 1 $(BUILD)/run_tests -ts=$(GPU_SUITES)
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(BUILD)/run_tests --gpu=only -ts=$(GPU_SUITES)
+	compute-sanitizer --tool racecheck --error-exitcode 1 $(BUILD)/run_tests --gpu=only -ts=$(GPU_SUITES)
 
 floors:
 	@tools/floors.sh
@@ -254,7 +254,7 @@ check: floors core test race $(if $(NVCC),sass)   ## floors, tests, races, tests
 	$(MAKE) CONFIG=sanitize build/sanitize/stief build/sanitize/run_tests \
 	    build/sanitize/run_simt
 	build/sanitize/run_tests $(TESTFLAGS)
-	build/sanitize/run_simt $(filter-out --gpu,$(TESTFLAGS))
+	build/sanitize/run_simt $(filter-out --gpu --gpu=only,$(TESTFLAGS))
 
 # Each fuzzer runs FUZZ_SECONDS over what it can think of; what it finds becomes a test.
 FUZZ_SECONDS ?= 60

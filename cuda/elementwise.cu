@@ -27,28 +27,35 @@ __global__ void __launch_bounds__(EMBED_BLOCK)
         *to = to_float(*from);
 }
 
+__device__ __forceinline__ float silu_times(float gate, float up) {
+    return gate / (1.0f + expf(-gate)) * up;
+}
+
 // One thread an element.
 __global__ void swiglu_kernel(float* gate, const float* up, size_t n) {
     size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < n) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+    if (i < n) gate[i] = silu_times(gate[i], up[i]);
 }
 
 // The same, rounded to bf16, which take the place of the row's first floats. grid T, block 1024.
-// A turn of the block reads 4,096 elements and then writes them where all has been read before.
+// A turn of the block reads as many elements as it has threads, or WHOLE four times as many, and then
+// writes them where all has been read before. WHOLE: F is a multiple of 4, rows are aligned to 16 bytes.
+template <bool WHOLE>
 __global__ void __launch_bounds__(1024) swiglu_rounded_kernel(float* gate, const float* up, int F) {
+    constexpr int EACH = WHOLE ? 4 : 1;
     size_t row = size_t(blockIdx.x) * size_t(F);
     gate += row, up += row;
     bf16* to = reinterpret_cast<bf16*>(gate);
-    for (int first = 0; first < F; first += 4 * int(blockDim.x)) {
-        int i = first + 4 * int(threadIdx.x);
-        float h[4];
-#pragma unroll
-        for (int n = 0; n < 4; n++)
-            if (i + n < F) h[n] = gate[i + n] / (1.0f + expf(-gate[i + n])) * up[i + n];
+    for (int first = 0; first < F; first += EACH * int(blockDim.x)) {
+        int i = first + EACH * int(threadIdx.x);
+        float4 g = make_float4(0, 0, 0, 0), u = g;
+        if (WHOLE && i < F) g = load_4(gate + i), u = load_4(up + i);
+        if (!WHOLE && i < F) g.x = gate[i], u.x = up[i];
         __syncthreads();  // what lies under the bf16 of this turn was read
-#pragma unroll
-        for (int n = 0; n < 4; n++)
-            if (i + n < F) to[i + n] = to_bf16(h[n]);
+        if (WHOLE && i < F)
+            store_4(to + i, make_float4(silu_times(g.x, u.x), silu_times(g.y, u.y),
+                                        silu_times(g.z, u.z), silu_times(g.w, u.w)));
+        if (!WHOLE && i < F) to[i] = to_bf16(silu_times(g.x, u.x));
     }
 }
 
@@ -123,7 +130,9 @@ void CudaBackend::swiglu(float* gate, const float* up, int T, int F) {
 }
 
 void CudaBackend::swiglu_rounded(float* gate, const float* up, int T, int F) {
-    launch(swiglu_rounded_kernel, dim3(unsigned(T)), 1024, 0, queue, gate, up, F);
+    bool whole = F % 4 == 0 && whole_4(gate) && whole_4(up);
+    launch(whole ? swiglu_rounded_kernel<true> : swiglu_rounded_kernel<false>, dim3(unsigned(T)), 1024,
+           0, queue, gate, up, F);
 }
 
 void CudaBackend::argmax(int32_t* out, const float* x, int T, int V) {

@@ -113,7 +113,7 @@ TEST_CASE("attention is softmax(q Kᵀ / √d) V over the positions up to the to
     for (const Shapes& c : cases)
         for (DType dtype : {DType::F32, DType::F16, DType::BF16}) {
             CAPTURE(c.why);
-            CAPTURE(name_of(dtype));
+            CAPTURE(std::string(name_of(dtype)));
             TestCache cache(c, dtype, 140);
             Floats q = normals(size_t(c.T * c.H * c.d), 60);
             Doubles want = reference_attend(c, cache, q);
@@ -152,7 +152,7 @@ TEST_CASE("append stores the first r coordinates at their positions, rounded, an
     Floats k = normals(size_t(c.T * c.G * c.d), 62), v = normals(size_t(c.T * c.G * c.d), 63);
     for (DType dtype : {DType::F32, DType::F16, DType::BF16})
         for (const Variant& variant : groups()) {
-            CAPTURE(name_of(dtype));
+            CAPTURE(std::string(name_of(dtype)));
             CAPTURE(variant.group);
             TestCache cache(c, dtype, 2), want(c, dtype, 2);
             for (int t = 0; t < c.T; t++)

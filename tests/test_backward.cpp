@@ -134,7 +134,7 @@ TEST_CASE("swiglu's way back is its central difference") {
 TEST_CASE("the norm's way back is its central difference, added to what is there") {
     for (DType dtype : {DType::F32, DType::F16, DType::BF16})
         for (int D : {7, 300}) {
-            CAPTURE(name_of(dtype));
+            CAPTURE(std::string(name_of(dtype)));
             CAPTURE(D);
             size_t T = 3, n = size_t(D);
             Floats x = normals(T * n, 1), upstream = normals(T * n, 3), before(T * n, 1.0f);

@@ -185,7 +185,7 @@ TEST_CASE("rows are rounded to what a cache of their format would give back") {
         for (DType dtype : {DType::F16, DType::BF16, DType::F32})
             for (bool weighted : {false, true}) {
                 CAPTURE(c.why);
-                CAPTURE(name_of(dtype));
+                CAPTURE(std::string(name_of(dtype)));
                 RowFormat format;
                 format.count = c.count;
                 size_t d = size_t(c.d), kept = size_t(format.kept());

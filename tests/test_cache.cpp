@@ -153,7 +153,7 @@ double tolerance(const Lab& lab, DType dtype, bool exact, int piece) {
 void check_case(const Case& c, const std::vector<int>& ranks, DType dtype, bool exact,
                 std::initializer_list<int> pieces) {
     CAPTURE(std::string(c.why));
-    CAPTURE(name_of(dtype));
+    CAPTURE(std::string(name_of(dtype)));
     CAPTURE(exact);
     Config config = config_of(c);
     Bases bases = random_bases(config, ranks, c.rotated);

@@ -147,7 +147,7 @@ bool small_enough(const Case& c, DType dtype, bool exact, int piece) {
 
 void check_case(const Case& c, DType dtype, bool exact, std::initializer_list<int> pieces) {
     CAPTURE(std::string(c.why));
-    CAPTURE(name_of(dtype));
+    CAPTURE(std::string(name_of(dtype)));
     CAPTURE(exact);
     Config config;
     config.L = 1, config.H = c.H, config.G = c.G, config.d = c.d;

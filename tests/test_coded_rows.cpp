@@ -106,7 +106,7 @@ void for_all(const Function& f) {
                 if (one.count[0] == 0 && dtype != DType::F16) continue;  // no elements to differ
                 CAPTURE(kernels->name);
                 CAPTURE(one.why);
-                CAPTURE(name_of(dtype));
+                CAPTURE(std::string(name_of(dtype)));
                 f(*kernels, one, dtype);
             }
 }

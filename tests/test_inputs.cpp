@@ -12,7 +12,7 @@ TEST_CASE("a product takes the norm of x on its way, whatever the types and addr
         for (DType dtype : DTYPES)
             for (DType norm_dtype : {dtype, DType::F32})
                 for (int K : {128, 130, 8200}) {
-                    CAPTURE(name_of(dtype));
+                    CAPTURE(std::string(name_of(dtype)));
                     CAPTURE(name_of(norm_dtype));
                     CAPTURE(K);
                     constexpr int N = 21;
@@ -55,7 +55,7 @@ TEST_CASE("what only products read may be kept as they take it, and is the same 
     for (int T : {1, 3})
         for (int F : {24, 5000})   // the second is longer than a block's turn
             for (DType dtype : DTYPES) {
-                CAPTURE(name_of(dtype));
+                CAPTURE(std::string(name_of(dtype)));
                 CAPTURE(F);
                 Floats x = normals(size_t(T * K), 26);
                 for (float& one : x) one *= 0.2f;

@@ -65,7 +65,7 @@ TEST_CASE("conversions from and to 16 bits agree with bf16.h for all values") {
     for (const Kernels* kernels : all_kernels())
         for (DType dtype : {DType::F16, DType::BF16}) {
             CAPTURE(kernels->name);
-            CAPTURE(name_of(dtype));
+            CAPTURE(std::string(name_of(dtype)));
             std::vector<uint16_t> bits(65536), back(65536);
             for (size_t i = 0; i < bits.size(); i++) bits[i] = uint16_t(i);
             Floats wide(bits.size());
@@ -96,7 +96,7 @@ TEST_CASE("rounding to 16 bits agrees with bf16.h between its values") {
     for (const Kernels* kernels : all_kernels())
         for (DType dtype : {DType::F16, DType::BF16}) {
             CAPTURE(kernels->name);
-            CAPTURE(name_of(dtype));
+            CAPTURE(std::string(name_of(dtype)));
             std::vector<uint16_t> got(x.size());
             kernels->narrow[int(dtype)](got.data(), x.data(), x.size());
             int wrong = 0;

@@ -30,7 +30,7 @@ TEST_CASE("matmul is x wᵀ for every shape, dtype and instruction set, exact an
             for (bool exact : {true, false})
                 for (bool add : {false, true}) {
                     CAPTURE(c.why);
-                    CAPTURE(name_of(dtype));
+                    CAPTURE(std::string(name_of(dtype)));
                     CAPTURE(exact);
                     CAPTURE(add);
                     size_t T = size_t(c.T), N = size_t(c.N), K = size_t(c.K);
@@ -82,7 +82,7 @@ TEST_CASE("matmul_transposed is x w, exact and fast") {
         for (DType dtype : DTYPES)
             for (bool exact : {true, false}) {
                 CAPTURE(c.why);
-                CAPTURE(name_of(dtype));
+                CAPTURE(std::string(name_of(dtype)));
                 CAPTURE(exact);
                 size_t N = size_t(c.N), K = size_t(c.K);
                 Floats x = normals(size_t(c.T) * N, 15);
@@ -104,7 +104,7 @@ TEST_CASE("embed copies rows of a table in any dtype") {
     std::vector<int32_t> ids = {49, 0, 7, 7};
     for (auto [dtype, D] : {std::pair{DType::F32, 37}, {DType::F16, 37}, {DType::BF16, 37},
                             {DType::F32, 1036}, {DType::F16, 1036}, {DType::BF16, 1036}}) {
-        CAPTURE(name_of(dtype));
+        CAPTURE(std::string(name_of(dtype)));
         CAPTURE(D);
         Elements table(normals(size_t(V * D), 6), dtype);
         Doubles want;
@@ -124,7 +124,7 @@ TEST_CASE("rmsnorm divides by the root of the mean square") {
         for (DType dtype : DTYPES)
             for (int T : {1, 13}) {
                 CAPTURE(D);
-                CAPTURE(name_of(dtype));
+                CAPTURE(std::string(name_of(dtype)));
                 Floats x = normals(size_t(T * D), 7);
                 Elements w(normals(size_t(D), 8), dtype);
                 double eps = double(1e-5f);
@@ -214,7 +214,7 @@ TEST_CASE("gated is silu(x w_gateᵀ) ⊙ x w_upᵀ, one product after the other
     for (int T : {1, 5})
         for (DType dtype : DTYPES)
             for (int F : {3, 70}) {
-                CAPTURE(name_of(dtype));
+                CAPTURE(std::string(name_of(dtype)));
                 CAPTURE(F);
                 int K = 130;
                 Floats x = normals(size_t(T * K), 17);
@@ -238,7 +238,7 @@ TEST_CASE("several products of one x are what each alone is") {
     int K = 96, N[] = {40, 7, 300};
     for (int T : {1, 3})
         for (DType dtype : DTYPES) {
-            CAPTURE(name_of(dtype));
+            CAPTURE(std::string(name_of(dtype)));
             Floats x = normals(size_t(T * K), 20);
             std::vector<Elements> w;
             for (int n : N) w.emplace_back(normals(size_t(n * K), uint64_t(n)), dtype);

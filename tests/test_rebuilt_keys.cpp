@@ -67,7 +67,7 @@ TEST_CASE("a row split in two bf16 is the row, to the last bit, for every finite
             auto split = kernels->split[int(dtype)];
             if (!split) continue;
             CAPTURE(kernels->name);
-            CAPTURE(name_of(dtype));
+            CAPTURE(std::string(name_of(dtype)));
             constexpr size_t r = 20, count = 65536 / r, stride = 64;
             std::vector<uint16_t> rows(r * count), parts(stride * count, 0x1234);
             for (size_t i = 0; i < rows.size(); i++) rows[i] = uint16_t(i);
@@ -151,7 +151,7 @@ TEST_CASE("rebuilt keys are c[:r] D[:r], to what two bf16 hold or to f32") {
         for (DType dtype : {DType::F32, DType::F16, DType::BF16})
             for (bool exact : {true, false}) {
                 CAPTURE(c.why);
-                CAPTURE(name_of(dtype));
+                CAPTURE(std::string(name_of(dtype)));
                 CAPTURE(exact);
                 size_t d = size_t(c.d), r = size_t(c.r), count = size_t(c.count);
                 Floats decode = normals(d * d + 64, 86);
@@ -190,7 +190,7 @@ TEST_CASE("keys rebuilt from rows of codes are products with what the codes stan
     for (DType dtype : {DType::F16, DType::BF16})
         for (size_t one : {1, 2})
             for (bool exact : {true, false}) {
-                CAPTURE(name_of(dtype));
+                CAPTURE(std::string(name_of(dtype)));
                 CAPTURE(one);
                 CAPTURE(exact);
                 std::vector<std::vector<char>> bytes;
@@ -237,7 +237,7 @@ TEST_CASE("attention over rebuilt keys is the exact one to what two bf16 hold") 
     for (float& one : decode) one /= 8;
     for (DType dtype : {DType::F16, DType::BF16})
         for (int T : {1, 9}) {
-            CAPTURE(name_of(dtype));
+            CAPTURE(std::string(name_of(dtype)));
             CAPTURE(T);
             CacheLayer layer{.dtype = dtype, .capacity = S, .H = H, .G = G, .d = d,
                              .k = {}, .v = {}, .seen = {}, .rotated = false};

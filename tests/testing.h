@@ -40,6 +40,8 @@ double nmse(const std::vector<A>& got, const std::vector<B>& want) {
 std::string shared(const std::string& path);
 // The folder of SmolLM2-135M-Instruct: --smollm2=FOLDER, or ../shared/models/smollm2/built; or "".
 std::string smollm2();
+// Whether variants() are of a device alone: --gpu=only.
+bool only_gpu();
 // Counts and prints a skipped test:
 //     if (shared("data").empty()) return skip("needs ../shared/data");
 void skip(const std::string& why);

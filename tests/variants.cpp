@@ -15,8 +15,9 @@ static bool gpu_present() {
 std::vector<Variant> variants() {
     static const bool gpu = gpu_present();
     std::vector<Variant> all;
-    for (const std::string& isa : cpu_isas())
-        for (int threads : {1, 2, 3}) all.push_back({isa, {"cpu", isa}, threads, {}});
+    if (!(gpu && only_gpu()))
+        for (const std::string& isa : cpu_isas())
+            for (int threads : {1, 2, 3}) all.push_back({isa, {"cpu", isa}, threads, {}});
     if (gpu) all.push_back({"cuda", {"cuda", "auto"}, 2, {}});
     return all;
 }
