@@ -88,6 +88,60 @@ constexpr bool takes_norm(int C) {
     return C <= 2;
 }
 
+// A lane's part of every row, C times 16 bytes: of x in registers, of the rows of w in its ring.
+template <class E, int C>
+struct LanePart {
+    static constexpr int EACH = 16 / sizeof(E), CHUNK = WARP * EACH;
+    static constexpr int AHEAD = SLOTS / C;  // rows
+    const int K, column;
+    const E* anywhere;  // of w: where a copy points that copies nothing
+    char* ring;         // shared (SLOTS, lanes, 16)
+    float x[C][EACH];
+
+    __device__ __forceinline__ LanePart(int width, const E* w)
+        : K(width),
+          column(int(threadIdx.x) / WARP * C * CHUNK + int(threadIdx.x) % WARP * EACH),
+          anywhere(w),
+          ring(dynamic_shared() + (threadIdx.x / WARP * SLOTS * WARP + threadIdx.x % WARP) * 16) {}
+
+    __device__ __forceinline__ bool there(int c) const { return column + c * CHUNK < K; }
+    // Chunk c of a row begins to come to a slot; zeros of no row, and beyond its end.
+    __device__ __forceinline__ void ask(const E* row, int slot, int c) const {
+        bool copies = row && there(c);
+        copy_async_16(ring + slot * WARP * 16, copies ? row + column + c * CHUNK : anywhere, copies);
+        copy_async_commit();
+    }
+    // sum + x · the chunk c that came first of those on their way. A lane reads only what it asked for.
+    __device__ __forceinline__ float take(float sum, int slot, int c) const {
+        float right[EACH];
+        copy_async_wait<SLOTS - 1>();
+        unpack<E>(right, *reinterpret_cast<const uint4*>(ring + slot * WARP * 16));
+        for (int e = 0; e < EACH; e++) sum = fmaf(x[c][e], right[e], sum);
+        return sum;
+    }
+    __device__ __forceinline__ void load(const float* from) {
+#pragma unroll
+        for (int c = 0; c < C; c++)
+            for (int e = 0; e < EACH; e += 4) {
+                float4 four = make_float4(0, 0, 0, 0);
+                if (there(c)) four = load_4(from + column + c * CHUNK + e);
+                x[c][e] = four.x, x[c][e + 1] = four.y, x[c][e + 2] = four.z, x[c][e + 3] = four.w;
+            }
+    }
+    // x ← x ⊙ weight. Returns Σ x² of what it was.
+    __device__ __forceinline__ float weigh(const uint4 (&weight)[C]) {
+        float square = 0;
+#pragma unroll
+        for (int c = 0; c < C; c++) {
+            float by[EACH];
+            unpack<E>(by, weight[c]);
+            for (int e = 0; e < EACH; e++)
+                square = fmaf(x[c][e], x[c][e], square), x[c][e] *= by[e];
+        }
+        return square;
+    }
+};
+
 // ---- kernels -----------------------------------------------------------------------------------
 
 // out_i (+)= w_i · x for every row, or w_i · RMSNorm(x). GATED: of two matrices alike,
@@ -97,55 +151,34 @@ constexpr bool takes_norm(int C) {
 template <class E, int C, bool NORM, bool GATED>
 __global__ void __launch_bounds__(most_warps(C) * WARP, 1)
     matvec_kernel(Matrices<E> all, const float* x, NormOf<E> norm, int K, bool add) {
-    constexpr int EACH = 16 / sizeof(E), CHUNK = WARP * EACH, UNIT = GATED ? 2 : 1;
-    constexpr int AHEAD = SLOTS / C;          // rows
+    using Part = LanePart<E, C>;
+    constexpr int UNIT = GATED ? 2 : 1, AHEAD = Part::AHEAD;
     constexpr int TOGETHER = AHEAD > 4 ? AHEAD : 4;  // rows whose sums over the lanes are made at once
     static_assert(SLOTS % C == 0 && TOGETHER % AHEAD == 0 && PASS % TOGETHER == 0);
     int lane = int(threadIdx.x) % WARP, warp = int(threadIdx.x) / WARP;
     int warps = int(blockDim.x) / WARP, stride = warps | 1;  // rows of sums in different banks
-    char* ring = dynamic_shared() + (warp * SLOTS * WARP + lane) * 16;
     float* sums = reinterpret_cast<float*>(dynamic_shared() + warps * SLOTS * WARP * 16);
-    float* scratch = sums + PASS * stride;  // (warps)
-    int column = warp * C * CHUNK + lane * EACH;
     long units = all.rows / UNIT;
     int first = int(units * blockIdx.x / gridDim.x) * UNIT;
     int end = int(units * (blockIdx.x + 1) / gridDim.x) * UNIT;
 
-    auto ask = [&](const E* row, int slot, int c) {
-        bool there = row && column + c * CHUNK < K;
-        copy_async_16(ring + slot * WARP * 16, there ? row + column + c * CHUNK : all.w[0], there);
-        copy_async_commit();
-    };
+    Part part(K, all.w[0]);
     auto row_at = [&](int r) { return r < end ? all.template row<GATED>(r, K) : nullptr; };
 #pragma unroll
     for (int n = 0; n < AHEAD; n++) {
         const E* row = row_at(first + n);
-        for (int c = 0; c < C; c++) ask(row, n * C + c, c);
+        for (int c = 0; c < C; c++) part.ask(row, n * C + c, c);
     }
     uint4 weight[C] = {};
     for (int c = 0; NORM && c < C; c++)
-        if (column + c * CHUNK < K) weight[c] = load_16(norm.w + column + c * CHUNK);
+        if (part.there(c)) weight[c] = load_16(norm.w + part.column + c * Part::CHUNK);
     let_next_begin();
     await_kernels();
-
-    float left[C][EACH], square = 0, factor = 1;  // this lane's part of x
-#pragma unroll
-    for (int c = 0; c < C; c++)
-        for (int e = 0; e < EACH; e += 4) {
-            float4 four = make_float4(0, 0, 0, 0);
-            if (column + c * CHUNK < K) four = load_4(x + column + c * CHUNK + e);
-            left[c][e] = four.x, left[c][e + 1] = four.y;
-            left[c][e + 2] = four.z, left[c][e + 3] = four.w;
-        }
+    part.load(x);
+    float factor = 1;
     if constexpr (NORM) {
-#pragma unroll
-        for (int c = 0; c < C; c++) {
-            float by[EACH];
-            unpack<E>(by, weight[c]);
-            for (int e = 0; e < EACH; e++)
-                square = fmaf(left[c][e], left[c][e], square), left[c][e] *= by[e];
-        }
-        factor = 1.0f / sqrtf(block_sum(square, scratch) / float(K) + norm.eps);
+        float square = block_sum(part.weigh(weight), sums + PASS * stride);
+        factor = 1.0f / sqrtf(square / float(K) + norm.eps);
     }
 
     for (int pass = first; pass < end; pass += PASS) {
@@ -159,11 +192,8 @@ __global__ void __launch_bounds__(most_warps(C) * WARP, 1)
 #pragma unroll
                 for (int c = 0; c < C; c++) {
                     int slot = n % AHEAD * C + c;
-                    float right[EACH];
-                    copy_async_wait<SLOTS - 1>();  // a lane reads only what it asked for itself
-                    unpack<E>(right, *reinterpret_cast<const uint4*>(ring + slot * WARP * 16));
-                    for (int e = 0; e < EACH; e++) sum[n] = fmaf(left[c][e], right[e], sum[n]);
-                    ask(next, slot, c);
+                    sum[n] = part.take(sum[n], slot, c);
+                    part.ask(next, slot, c);
                 }
             }
             float one = sum_over_lanes(sum);
