@@ -142,9 +142,11 @@ Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotati
 
 void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const CacheLayer& cache) {
     dim3 grid(unsigned(cache.H), unsigned((cache.d + MERGE_PIECE - 1) / MERGE_PIECE));
-    bool staged = cache.v[0].decode && cache.d % 4 == 0;
     size_t floats = size_t(cache.d + MERGE_PIECE + MERGE_BLOCK + MERGE_BLOCK / WARP * splits.count);
-    if (staged) floats += size_t(cache.d * MERGE_PIECE);
+    size_t basis = size_t(cache.d * MERGE_PIECE);
+    bool staged = cache.v[0].decode && cache.d % 4 == 0 &&
+                  (floats + basis) * sizeof(float) <= gpu.shared_limit;
+    if (staged) floats += basis;
     launch_ahead(merge_kernel, grid, MERGE_BLOCK, floats * sizeof(float), gpu.queue, out,
                  splits.partials, CacheView(cache), splits.count, staged);
 }

@@ -173,7 +173,9 @@ static void launch_append(CudaBackend& gpu, const CacheLayer& cache, const Heads
     constexpr size_t MOST_STAGED = 64 << 10;  // leaves room for a block of the product before
     bool bases = cache.k[0].encode || cache.v[0].encode || cache.k[0].decode_t;
     size_t square = size_t(cache.d) * size_t(cache.d) * sizeof(float);
-    bool staged = bases && T == 1 && square <= MOST_STAGED && cache.d % 4 == 0;
+    size_t one = size_t(2 * cache.d + PRODUCT_BLOCK) * sizeof(float) + sizeof(EncoderTables);
+    bool staged = bases && T == 1 && square <= MOST_STAGED && cache.d % 4 == 0 &&
+                  square + one <= gpu.shared_limit;
     for_dtype(cache.dtype, [&]<class E>(E) {
         auto run = [&]<int TOKENS>() {
             dim3 grid(unsigned((T + TOKENS - 1) / TOKENS), unsigned(heads));

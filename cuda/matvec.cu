@@ -245,37 +245,51 @@ static bool whole_loads(const void* x, const E* w, int K) {
            reinterpret_cast<uintptr_t>(x) % 16 == 0 && reinterpret_cast<uintptr_t>(w) % 16 == 0;
 }
 
+// The block that takes rows of K elements on this device: C chunks of a lane, so many warps. C = 0: none.
+struct StreamShape {
+    int C = 0, warps = 0;
+    size_t bytes = 0;  // shared
+
+    StreamShape(const CudaBackend& gpu, int K, size_t element) {
+        int chunks = int((size_t(K) * element + WARP * 16 - 1) / (WARP * 16));
+        for (int each : {1, 2, 8}) {
+            warps = (chunks + each - 1) / each;
+            bytes = size_t(warps * SLOTS * WARP * 16) +
+                    size_t(PASS * (warps | 1) + warps) * sizeof(float);
+            if (warps > most_warps(each) || bytes > gpu.shared_limit) continue;
+            C = each;
+            return;
+        }
+    }
+    // A multiprocessor has; shared memory beyond a block's own is 1 KB each.
+    int blocks(const CudaBackend& gpu) const {
+        int room = int((gpu.shared_limit + 1024) / (bytes + 1024));
+        return std::clamp(most_warps(C) / warps, 1, std::max(1, room));
+    }
+};
+
 template <class E, bool GATED>
 static void matvec_streamed(CudaBackend& gpu, const Matrices<E>& all, const float* x,
-                        const NormOf<E>& norm, int K, bool add) {
-    constexpr int CHUNK = WARP * 16 / sizeof(E);
-    int chunks = (K + CHUNK - 1) / CHUNK;
+                            const NormOf<E>& norm, int K, bool add) {
+    StreamShape shape(gpu, K, sizeof(E));
     auto run = [&]<int C>() {
-        int warps = (chunks + C - 1) / C, units = all.rows / (GATED ? 2 : 1);
-        int blocks = std::min(units, gpu.multiprocessors * std::max(1, most_warps(C) / warps));
-        size_t bytes = size_t(warps * SLOTS * WARP * 16) +
-                       size_t(PASS * (warps | 1) + warps) * sizeof(float);
+        int units = all.rows / (GATED ? 2 : 1);
+        int blocks = std::min(units, gpu.multiprocessors * shape.blocks(gpu));
         auto kernel = matvec_kernel<E, C, false, GATED>;
         if constexpr (takes_norm(C))
             if (norm.w) kernel = matvec_kernel<E, C, true, GATED>;
-        launch_ahead(kernel, dim3(unsigned(blocks)), warps * WARP, bytes, gpu.queue, all, x, norm, K,
-                     add);
+        launch_ahead(kernel, dim3(unsigned(blocks)), shape.warps * WARP, shape.bytes, gpu.queue, all,
+                     x, norm, K, add);
     };
-    chunks <= most_warps(1)       ? run.template operator()<1>()
-    : chunks <= 2 * most_warps(2) ? run.template operator()<2>()
-                                  : run.template operator()<8>();
+    shape.C == 1   ? run.template operator()<1>()
+    : shape.C == 2 ? run.template operator()<2>()
+                   : run.template operator()<8>();
 }
 
-// The widest row that a block's warps take, with C chunks of a lane each: elements.
+// Whether the rows can stream: whole copies, and a block that takes them.
 template <class E>
-constexpr int widest(int C) {
-    return C * most_warps(C) * WARP * 16 / int(sizeof(E));
-}
-
-// Whether the rows can stream: whole copies, and no more of them than a block's warps take.
-template <class E>
-static bool can_stream(const Matrices<E>& all, const float* x, int K) {
-    bool whole = K <= widest<E>(8);
+static bool can_stream(const CudaBackend& gpu, const Matrices<E>& all, const float* x, int K) {
+    bool whole = StreamShape(gpu, K, sizeof(E)).C > 0;
     for (int i = 0; i < all.count; i++) whole = whole && whole_loads(x, all.w[i], K);
     return whole;
 }
@@ -288,7 +302,8 @@ static const float* without_norm(CudaBackend& gpu, const Input& x, NormOf<E>& no
     norm = {};
     if (!x.norm) return x.x;
     const E* w = static_cast<const E*>(x.norm->data);
-    if (streams && K <= widest<E>(2) && x.norm->dtype == DTYPE_OF<E> && whole_loads(x.x, w, K)) {
+    bool takes = streams && takes_norm(StreamShape(gpu, K, sizeof(E)).C);
+    if (takes && x.norm->dtype == DTYPE_OF<E> && whole_loads(x.x, w, K)) {
         norm = {w, x.eps};
         return x.x;
     }
@@ -298,10 +313,10 @@ static const float* without_norm(CudaBackend& gpu, const Input& x, NormOf<E>& no
 
 template <class E>
 static void matvec(CudaBackend& gpu, const Matrices<E>& all, const Input& input, int K, bool add) {
-    bool streams = can_stream(all, input.x, K);
+    bool streams = can_stream(gpu, all, input.x, K);
     NormOf<E> norm;
     const float* x = without_norm(gpu, input, norm, streams, K);
-    if (streams && can_stream(all, x, K)) return matvec_streamed<E, false>(gpu, all, x, norm, K, add);
+    if (streams && can_stream(gpu, all, x, K)) return matvec_streamed<E, false>(gpu, all, x, norm, K, add);
     launch_ahead(plain_matvec_kernel<E>, dim3(unsigned((all.rows + 7) / 8)), 256, 0, gpu.queue, all, x, K,
                  add);
 }
@@ -331,9 +346,9 @@ void gated_one(CudaBackend& gpu, float* gate, float* up, const Input& x, const W
         int N = w_gate.N, K = w_gate.K;
         Matrices<E> both = {{gate, up}, {g, u}, {N, N}, 2, 2 * N};
         NormOf<E> norm;
-        bool streams = can_stream(both, x.x, K);
+        bool streams = can_stream(gpu, both, x.x, K);
         const float* from = without_norm(gpu, x, norm, streams, K);
-        if (streams && can_stream(both, from, K))
+        if (streams && can_stream(gpu, both, from, K))
             return matvec_streamed<E, true>(gpu, both, from, norm, K, false);
         matvec(gpu, both, from, K, false);
         gpu.swiglu(gate, up, 1, N);
