@@ -93,4 +93,26 @@ TEST_CASE("attention fits what shared memory a block of the device has") {
     }
 }
 
+TEST_CASE("a token's product fits it too, however wide the rows") {
+    simt::Restore restore;
+    constexpr int N = 11;
+    for (int K : {512, 8192, 14336, 40000}) {
+        Floats x = normals(size_t(K), 1), w = normals(size_t(N) * size_t(K), 2);
+        Elements rows(w, DType::BF16);
+        Doubles want(N, 0.0);
+        for (size_t i = 0; i < N * size_t(K); i++)
+            want[i / size_t(K)] += double(x[i % size_t(K)]) * double(rows.values[i]);
+        for (size_t kilobytes : {227, 99, 48}) {
+            CAPTURE(K);
+            CAPTURE(kilobytes);
+            simt::machine.shared_bytes = kilobytes << 10;
+            Lab lab(variants()[0]);
+            Output out(lab, N);
+            lab.backend->matmul(out.data(), lab.in(x), lab.weight(rows, N, K), 1, false);
+            CHECK(nmse(out.values(), want) <= TOL_F32);
+            CHECK(out.guarded());
+        }
+    }
+}
+
 TEST_SUITE_END();
