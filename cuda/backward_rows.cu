@@ -10,8 +10,7 @@ namespace stief {
 
 constexpr int BLOCK = 256, ROWS = BLOCK / WARP;  // threads; rows a block, a warp each
 
-// grid rows / ROWS, block 256. Shared: RowWidths. Reads and writes a row
-// once.
+// grid rows / ROWS, block 256. Shared: RowWidths. Reads and writes a row once.
 template <class E>
 __global__ void __launch_bounds__(BLOCK, 1)
     round_rows_kernel(float* c, const float* weight, RowFormat format, int rows, int d, int kept) {

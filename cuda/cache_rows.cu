@@ -98,10 +98,11 @@ __device__ __forceinline__ void store_heads(const EncoderTables& tables, const f
 
 // Of a query head: q rotated, and q Dᵀ. Of a kv head's keys and of its values: rotated where that is
 // kept, c = k E, and c into all of the head's stores, coordinates rounded, codes packed by a warp a row.
-// grid (tiles of TOKENS tokens, queries + 2G), block 256. Shared: the tile of x, of c, and the slices' sums; with codes the encoder's tables; and where `staged` the basis, which
-// has come before the kernels before this one are through. Reads E or Dᵀ once for each tile: with one
-// token the bytes are theirs, d²·4 a head. Tiles of PLAIN_TOKENS are for whole
-// rows that meet no basis.
+// grid (tiles of TOKENS tokens, queries + 2G), block 256. Shared: the tile of x, of c, and the slices'
+// sums; how a head's rows are stored, with codes the encoder's tables; and where `staged` the basis,
+// which has come before the kernels before this one are through. Reads E or Dᵀ once for each tile: with
+// one token the bytes are theirs, d²·4 a head. Tiles of PLAIN_TOKENS are for whole rows that meet no
+// basis.
 template <class E, int TOKENS>
 __global__ void __launch_bounds__(PRODUCT_BLOCK, TOKENS == PLAIN_TOKENS ? 6 : 2)
     append_kernel(CacheView cache, HeadsIn in, const int* pos, int T, bool staged) {
