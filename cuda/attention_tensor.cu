@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "attention_merge.cuh"
 #include "attention_warp.cuh"
 #include "dispatch.cuh"
 
@@ -77,44 +78,6 @@ __device__ void load_queries(float* to, int stride, float* largest, const float*
     }
 }
 
-// The block's partial ← those of its warps. memory: shared (4, ROWS, D + 2), free once all are
-// here.
-template <class E, int D, int Q, bool ROTATED>
-__device__ void merge_warps(const Partial& partials, const Warp<E, D, Q, ROTATED>& one,
-                            float* memory, const HeadShared& head) {
-    constexpr int ROWS = 8 * Q, EACH = D + 2;
-    int warp = int(threadIdx.x) / WARP;
-    __syncthreads();  // every warp has read its last step
-    float* mine = memory + warp * ROWS * EACH;
-#pragma unroll
-    for (int n = 0; n < Q; n++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            float sum = one.sum[n][i], *to = mine + (8 * n + 2 * one.t + i) * EACH;
-            for (int mask = 4; mask < WARP; mask *= 2) sum += __shfl_xor_sync(~0u, sum, mask);
-            if (one.g == 0) to[0] = one.max[n][i], to[1] = sum;
-#pragma unroll
-            for (int f = 0; f < D / 16; f++) {
-                to[2 + 16 * f + one.g] = one.acc[n][f][i];
-                to[2 + 16 * f + 8 + one.g] = one.acc[n][f][2 + i];
-            }
-        }
-    __syncthreads();  // all warps' are there
-    for (int i = int(threadIdx.x); i < head.R * D; i += TENSOR_BLOCK) {
-        int row = i / D, j = i % D;
-        const float* from = memory + row * EACH;
-        float most = from[0], sum = 0, value = 0;
-        for (int w = 1; w < TENSOR_WARPS; w++) most = fmaxf(most, from[w * ROWS * EACH]);
-        for (int w = 0; w < TENSOR_WARPS; w++, from += ROWS * EACH) {
-            float weight = exp2f(from[0] - most);
-            sum += weight * from[1], value += weight * from[2 + j];
-        }
-        float* to = partials.of(int(blockIdx.y), head.first + row);
-        if (j == 0) to[0] = most, to[1] = sum;
-        if (j < head.v.width) to[2 + j] = value;
-    }
-}
-
 // Blocks that the registers of a multiprocessor hold: fewer where keys are rebuilt, and with two tiles of
 // query heads.
 constexpr int most_blocks(int Q, bool rotated) {
@@ -167,13 +130,7 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
 
     int S = *pos + 1;
     Share share(S, int(blockIdx.y), int(gridDim.y), SHARE);
-    if (share.first >= share.end) {
-        for (int i = int(threadIdx.x); i < head.R; i += TENSOR_BLOCK) {
-            float* to = partials.of(int(blockIdx.y), head.first + i);
-            to[0] = -INFINITY, to[1] = 0;
-        }
-        return;
-    }
+    if (share.first >= share.end) return merge_nothing(partials, head.first, head.R);
     // The first barrier of a stretch orders them, and how rows lie.
     load_queries<D>(queries, Shared::One::Q_STRIDE, tables.queries.largest,
                     q + size_t(head.first) * D, ROWS, head.R);
@@ -207,7 +164,14 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
         }
         one.leave();
     }
-    merge_warps(partials, one, reinterpret_cast<float*>(memory), head);
+    __syncthreads();  // every warp has read its last step
+    float* merging = reinterpret_cast<float*>(memory);  // (4, ROWS, D + 2)
+#pragma unroll
+    for (int n = 0; n < Q; n++)
+        put_tile<D>(merging + (int(threadIdx.x) / WARP * ROWS + 8 * n) * (D + 2), one.max[n],
+                    one.sum[n], one.acc[n]);
+    __syncthreads();  // all warps' are there
+    merge_warps<TENSOR_WARPS, ROWS, D>(partials, merging, head.first, head.R, v.width);
 }
 
 // ---- launchers ---------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 // all else.
 #include <algorithm>
 
+#include "attention_merge.cuh"
 #include "attention_tensor.cuh"
 #include "dispatch.cuh"
 
@@ -144,7 +145,6 @@ template <class E, int D>
 __global__ void __launch_bounds__(WHOLE_BLOCK, WHOLE_BLOCKS)
     attend_one_whole(Partial partials, CacheView cache, const float* q, const int* pos) {
     using One = WholeWarp<E, D>;
-    constexpr int EACH = D + 2;
     int g = int(blockIdx.x), m = cache.H / cache.G, h0 = g * m, warp = int(threadIdx.x) / WARP;
     E* stages = reinterpret_cast<E*>(dynamic_shared());
     One one(cache.k(g).store[0].data, cache.v(g).store[0].data,
@@ -153,43 +153,14 @@ __global__ void __launch_bounds__(WHOLE_BLOCK, WHOLE_BLOCKS)
     await_kernels();
 
     Share share(*pos + 1, int(blockIdx.y), int(gridDim.y), STEP);
-    if (share.first >= share.end) {
-        for (int i = int(threadIdx.x); i < m; i += WHOLE_BLOCK) {
-            float* to = partials.of(int(blockIdx.y), h0 + i);
-            to[0] = -INFINITY, to[1] = 0;
-        }
-        return;
-    }
+    if (share.first >= share.end) return merge_nothing(partials, h0, m);
     one.run(share.first, share.end, [&] { one.load_queries(q + size_t(h0) * D, m); });
 
     __syncthreads();  // every warp has read its last step
     float* memory = reinterpret_cast<float*>(dynamic_shared());  // (4, 8, D + 2)
-    float* mine = memory + warp * WHOLE_HEADS * EACH;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        float sum = one.sum[i], *to = mine + (2 * one.t + i) * EACH;
-        for (int mask = 4; mask < WARP; mask *= 2) sum += __shfl_xor_sync(~0u, sum, mask);
-        if (one.g == 0) to[0] = one.max[i], to[1] = sum;
-#pragma unroll
-        for (int f = 0; f < One::FRAGMENTS; f++) {
-            to[2 + 16 * f + one.g] = one.acc[f][i];
-            to[2 + 16 * f + 8 + one.g] = one.acc[f][2 + i];
-        }
-    }
+    put_tile<D>(memory + warp * WHOLE_HEADS * (D + 2), one.max, one.sum, one.acc);
     __syncthreads();  // all warps' are there
-    for (int i = int(threadIdx.x); i < m * D; i += WHOLE_BLOCK) {
-        int row = i / D, j = i % D;
-        const float* from = memory + row * EACH;
-        float most = from[0], sum = 0, value = 0;
-        for (int w = 1; w < WHOLE_WARPS; w++) most = fmaxf(most, from[w * WHOLE_HEADS * EACH]);
-        for (int w = 0; w < WHOLE_WARPS; w++, from += WHOLE_HEADS * EACH) {
-            float weight = exp2f(from[0] - most);
-            sum += weight * from[1], value += weight * from[2 + j];
-        }
-        float* to = partials.of(int(blockIdx.y), h0 + row);
-        if (j == 0) to[0] = most, to[1] = sum;
-        to[2 + j] = value;
-    }
+    merge_warps<WHOLE_WARPS, WHOLE_HEADS, D>(partials, memory, h0, m, D);
 }
 
 // ---- launchers ---------------------------------------------------------------------------------

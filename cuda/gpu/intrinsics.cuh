@@ -73,10 +73,6 @@ __device__ __forceinline__ void let_next_begin() {
     asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
-// The line of that address is asked for, for whoever reads it from the second cache. 128 bytes.
-__device__ __forceinline__ void prefetch_line(const void* global) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(global)));
-}
 
 // The block's dynamic shared memory.
 __device__ __forceinline__ char* dynamic_shared() {

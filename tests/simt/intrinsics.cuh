@@ -141,9 +141,6 @@ inline void await_kernels() {
     simt::await_kernels();
 }
 inline void let_next_begin() {}
-inline void prefetch_line(const void* global) {
-    if (!simt::fits(global, 1)) fail("%s: prefetch outside of memory", simt::where().c_str());
-}
 
 inline char* dynamic_shared() {
     return simt::shared_memory();

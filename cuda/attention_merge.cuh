@@ -1,0 +1,54 @@
+// From the warps of a block of decode attention to the block's partial: each warp has met other keys, with
+// its own running max and sum.
+#pragma once
+#include "attention.cuh"
+
+namespace stief {
+
+// What a warp has of 8 query heads, in the fragments of its products: lane (g, t) the coordinates g, g + 8
+// of each 16, of heads 2t, 2t + 1; sum: of this lane's keys. to: (8, D + 2), its own.
+template <int D>
+__device__ __forceinline__ void put_tile(float* to, const float (&max)[2], const float (&sum)[2],
+                                         const float (&acc)[D / 16][4]) {
+    int lane = int(threadIdx.x) % WARP, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float all = sum[i], *head = to + (2 * t + i) * (D + 2);
+        for (int mask = 4; mask < WARP; mask *= 2) all += __shfl_xor_sync(~0u, all, mask);
+        if (g == 0) head[0] = max[i], head[1] = all;
+#pragma unroll
+        for (int f = 0; f < D / 16; f++)
+            head[2 + 16 * f + g] = acc[f][i], head[2 + 16 * f + 8 + g] = acc[f][2 + i];
+    }
+}
+
+// The block's partial of R query heads from h0 on ← what its warps have put: memory (WARPS, ROWS, D + 2),
+// shared. All of it is there; `width` coordinates are wanted.
+template <int WARPS, int ROWS, int D>
+__device__ __forceinline__ void merge_warps(const Partial& partials, const float* memory, int h0,
+                                            int R, int width) {
+    constexpr int EACH = ROWS * (D + 2);
+    for (int i = int(threadIdx.x); i < R * D; i += WARPS * WARP) {
+        int row = i / D, j = i % D;
+        const float* from = memory + row * (D + 2);
+        float most = from[0], sum = 0, value = 0;
+        for (int w = 1; w < WARPS; w++) most = fmaxf(most, from[w * EACH]);
+        for (int w = 0; w < WARPS; w++, from += EACH) {
+            float weight = exp2f(from[0] - most);
+            sum += weight * from[1], value += weight * from[2 + j];
+        }
+        float* to = partials.of(int(blockIdx.y), h0 + row);
+        if (j == 0) to[0] = most, to[1] = sum;
+        if (j < width) to[2 + j] = value;
+    }
+}
+
+// The same of a block without keys.
+__device__ __forceinline__ void merge_nothing(const Partial& partials, int h0, int R) {
+    for (int i = int(threadIdx.x); i < R; i += int(blockDim.x)) {
+        float* to = partials.of(int(blockIdx.y), h0 + i);
+        to[0] = -INFINITY, to[1] = 0;
+    }
+}
+
+}  // namespace stief
