@@ -118,10 +118,8 @@ __global__ void __launch_bounds__(MERGE_BLOCK, 1)
     }
     if (!decode) return;
     __syncthreads();  // merged is whole
-    if (staged)
-        block_product<1>(decoded, 0, merged, 0, basis, MERGE_PIECE, 1, width, n, sums);
-    else
-        block_product<1>(decoded, 0, merged, 0, decode, size_t(d), 1, width, n, sums);
+    row_product(decoded, merged, staged ? basis : decode, size_t(staged ? MERGE_PIECE : d), width, n,
+                sums);
     for (int i = tid; i < n; i += MERGE_BLOCK)
         out[size_t(h) * size_t(d) + size_t(column + i)] = decoded[i];
 }

@@ -76,6 +76,7 @@ struct Splits {
 // The share of positions 0 … S − 1 that a split has: whole tiles, the same for every block.
 struct Share {
     int first, end;
+    __device__ Share(int from, int to) : first(from), end(to) {}
     __device__ Share(int S, int split, int splits, int tile) {
         int each = ((S + splits - 1) / splits + tile - 1) / tile * tile;
         first = min(S, split * each), end = min(S, first + each);

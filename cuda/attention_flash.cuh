@@ -22,6 +22,7 @@ struct Flash : FlashRows<E, D> {
     // What a block shares but for its rows.
     struct Shared {
         StretchTables<D> tables;
+        LevelTables levels;
         float rho[2][FLASH_KEYS];  // scales of a tile's keys, of its values
     };
     Shared& shared;
@@ -135,7 +136,7 @@ struct Flash : FlashRows<E, D> {
         if (!rows.shape.groups) return;
         int i = int(threadIdx.x);
         rows.unpack(reinterpret_cast<E*>(memory + (side ? k.shape.tile : 0)), from, first, count,
-                    shared.tables.levels, i, FLASH_BLOCK);
+                    shared.levels, i, FLASH_BLOCK);
         if (i < FLASH_KEYS)
             shared.rho[side][i] = i < count ? rows.scale(from, first, i) : 1;
     }

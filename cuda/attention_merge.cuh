@@ -34,7 +34,7 @@ __device__ __forceinline__ void merge_warps(const Partial& partials, const float
         float most = from[0], sum = 0, value = 0;
         for (int w = 1; w < WARPS; w++) most = fmaxf(most, from[w * EACH]);
         for (int w = 0; w < WARPS; w++, from += EACH) {
-            float weight = exp2f(from[0] - most);
+            float weight = from[0] > -INFINITY ? exp2f(from[0] - most) : 0;  // a warp without keys
             sum += weight * from[1], value += weight * from[2 + j];
         }
         float* to = partials.of(int(blockIdx.y), h0 + row);

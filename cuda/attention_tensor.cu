@@ -84,6 +84,44 @@ constexpr int most_blocks(int Q, bool rotated) {
     return Q == 2 ? 2 : rotated ? 4 : 3;
 }
 
+// Which stretches a block has. Where there are windows of exact rows beside codes, they are the first
+// split's, which has nothing else: beginning a stretch costs as much time as hundreds of its positions,
+// and so no block waits for one that has three.
+struct Task {
+    uint32_t windows = 0;  // by stretch
+    bool apart, mine;      // windows are apart; this block has them
+
+    template <int D>
+    __device__ __forceinline__ Task(const Seen& seen, const StretchRows<D>* lying) {
+        auto codes = [&](int i) {
+            return lying[i].rows.shape[0].groups || lying[i].rows.shape[1].groups;
+        };
+        bool beside = codes(int(&seen.oldest() - seen.stretch));
+        for (int i = 0; beside && i < seen.count; i++) windows |= uint32_t(!codes(i)) << i;
+        apart = windows && gridDim.y > 1, mine = apart && blockIdx.y == 0;
+    }
+    __device__ __forceinline__ bool has(int i) const {
+        return !apart || (windows >> i & 1) == uint32_t(mine);
+    }
+    // The stretch that this block is most likely to begin with.
+    __device__ __forceinline__ int likely(const Seen& seen) const {
+        if (mine) return windows & 1 ? 0 : seen.count - 1;
+        return int(&seen.oldest() - seen.stretch);
+    }
+    // The positions of its stretches; of others', too.
+    __device__ __forceinline__ Share share(const Seen& seen, int S) const {
+        int first = S, end = 0;
+#pragma unroll 1
+        for (int i = 0; i < seen.count; i++) {
+            int from = seen.stretch[i].begin_for(S - 1), to = seen.stretch[i].end_for(S - 1);
+            if (from < to && has(i)) first = min(first, from), end = max(end, to);
+        }
+        if (mine) return Share(first, end);
+        Share share(max(end - first, 0), int(blockIdx.y) - apart, int(gridDim.y) - apart, SHARE);
+        return Share(share.first + first, share.end + first);
+    }
+};
+
 // ---- kernels -----------------------------------------------------------------------------------
 
 // grid (G · chunks of 8 Q query heads, splits), block 128. Reads K and V once for each chunk,
@@ -104,48 +142,42 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     constexpr int ROWS = Shared::ROWS;
     int g = int(blockIdx.x) / chunks, h0 = int(blockIdx.x) % chunks * ROWS;
     HeadShared& head = *reinterpret_cast<HeadShared*>(dynamic_shared());
-    head.fill(cache, g, h0, min(ROWS, cache.H / cache.G - h0));
-    __syncthreads();  // the head's description is there
-    const CacheRows &k = head.k, &v = head.v;
     float* queries = reinterpret_cast<float*>(dynamic_shared() + Shared::HEAD);
     char* memory = dynamic_shared() + Shared::HEAD + Shared::QUERIES;
     BlockTables<E, D, Q>& tables = *reinterpret_cast<BlockTables<E, D, Q>*>(memory);
     memory += sizeof(BlockTables<E, D, Q>);
+    int warp = int(threadIdx.x) / WARP;
+    tables.levels.fill(int(threadIdx.x), TENSOR_BLOCK);
+    head.fill(cache, g, h0, min(ROWS, cache.H / cache.G - h0));
+    __syncthreads();  // the head's description is there, and the levels
+    const CacheRows &k = head.k, &v = head.v;
     const Seen& seen = head.seen;
     StretchRows<D>* lying = reinterpret_cast<StretchRows<D>*>(memory);  // of each stretch
     memory += seen.count * int(sizeof(StretchRows<D>));
     Rebuild<E, D> basis = {};
     if constexpr (!ROTATED)
         basis.fill_angles(memory + Shared::warps_bytes(size_t(warp_bytes)), cache, k, rotation);
-    for (int i = 0; i < seen.count; i++) lying[i].rows.levels.fill(int(threadIdx.x), TENSOR_BLOCK);
-    __syncthreads();  // the levels are there
-    for (int i = 0; i < seen.count; i++) {
-        const RowStore &keys = k.store[seen.stretch[i].k], &values = v.store[seen.stretch[i].v];
-        lying[i].rows.template fill<typename One::Tiles>(keys, values, WARP, int(sizeof(E)),
-                                                         One::step_of(keys, values));
-        lying[i].slots.fill(keys, values, lying[i].rows.levels, int(sizeof(E)));
+    for (int i = 0; i < 2 * seen.count; i++) {  // half a stretch a warp
+        if (i % TENSOR_WARPS != warp) continue;
+        const Stretch& one = seen.stretch[i / 2];
+        const RowStore &keys = k.store[one.k], &values = v.store[one.v];
+        StretchRows<D>& to = lying[i / 2];
+        if (i % 2)
+            to.slots.fill(keys, values, tables.levels, int(sizeof(E)));
+        else
+            to.rows.template fill<typename One::Tiles>(keys, values, WARP, int(sizeof(E)),
+                                                       One::step_of(keys, values),
+                                                       int(threadIdx.x) % WARP, WARP);
     }
     let_next_begin();
-    await_kernels();
-
-    int S = *pos + 1;
-    Share share(S, int(blockIdx.y), int(gridDim.y), SHARE);
-    if (share.first >= share.end) return merge_nothing(partials, head.first, head.R);
-    // The first barrier of a stretch orders them, and how rows lie.
-    load_queries<D>(queries, Shared::One::Q_STRIDE, tables.queries.largest,
-                    q + size_t(head.first) * D, ROWS, head.R);
-
-    One one(rotation, queries, basis, tables, memory + int(threadIdx.x) / WARP * warp_bytes);
-    for (int i = 0; i < seen.count; i++) {
-        const Stretch& stretch = seen.stretch[i];
-        int s = max(share.first, stretch.begin_for(S - 1));
-        int end = min(share.end, stretch.end_for(S - 1));
-        if (s >= end) continue;
-        const RowStore &keys = k.store[stretch.k], &values = v.store[stretch.v];
-        __syncthreads();  // what the last stretch had was read; the queries are there
+    __syncthreads();  // how rows lie is there
+    Task task(seen, lying);
+    One one(rotation, queries, basis, tables, memory + warp * warp_bytes);
+    int prepared = -1;  // the stretch whose tables, and basis or fragments, are there
+    auto prepare = [&](int i) {
+        const RowShape& shape = one.k.shape;
         copy_words(static_cast<StretchRows<D>*>(&tables), lying + i, int(threadIdx.x), TENSOR_BLOCK);
         __syncthreads();  // the tables are there
-        const RowShape& shape = one.k.shape;
         if (!ROTATED && shape.groups)
             fill_coded_basis(basis, k, shape.elements, shape.groups, tables.slots.slot[0]);
         else if (!ROTATED)
@@ -156,13 +188,37 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
         else
             tables.queries.fill(queries, One::Q_STRIDE, shape.columns);
         __syncthreads();  // the basis is there, or the queries' fragments are
-        one.enter(keys, values, warp_bytes);
+        prepared = i;
+    };
+    if (!ROTATED) prepare(task.likely(seen));  // a basis waits for no kernel
+    await_kernels();
+
+    int S = *pos + 1;
+    Share share = task.share(seen, S);
+    if (share.first >= share.end) return merge_nothing(partials, head.first, head.R);
+    load_queries<D>(queries, Shared::One::Q_STRIDE, tables.queries.largest,
+                    q + size_t(head.first) * D, ROWS, head.R);
+    __syncthreads();  // the queries are there
+    for (int i = 0; i < seen.count; i++) {
+        const Stretch& stretch = seen.stretch[i];
+        int s = max(share.first, stretch.begin_for(S - 1));
+        int end = min(share.end, stretch.end_for(S - 1));
+        if (s >= end || !task.has(i)) continue;
+        const RowStore &keys = k.store[stretch.k], &values = v.store[stretch.v];
+        if (prepared < 0 || !seen.stretch[prepared].lies_like(stretch)) {
+            __syncthreads();  // what the last stretch had was read
+            prepare(i);
+        }
+        bool entered = false;
         for (int until; s < end; s = until) {
             until = min(end, min(run_end(keys, s), run_end(values, s)));
+            if (s + warp * one.step_keys() >= until) continue;  // no step is this warp's
+            if (!entered) one.enter(warp_bytes);
+            entered = true;
             one.k.enter_run(keys, s), one.v.enter_run(values, s);
             one.run(s, until, warp_bytes);
         }
-        one.leave();
+        if (entered) one.leave();
     }
     __syncthreads();  // every warp has read its last step
     float* merging = reinterpret_cast<float*>(memory);  // (4, ROWS, D + 2)

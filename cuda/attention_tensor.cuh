@@ -182,15 +182,15 @@ struct RowTiles {
 // What a block knows of the rows of a stretch, in shared memory.
 template <int D>
 struct StretchTables {
-    LevelTables levels;
     CodeGroup group[2][D / ROW_GROUP];  // of keys, of values
     RowShape shape[2];
 
-    // By the whole block, for copies by so many threads of as many rows; a barrier must follow.
+    // For copies by so many threads of as many rows. By `by` threads of which this is number i; a
+    // barrier must follow.
     template <class Tiles>
     __device__ void fill(const RowStore& keys, const RowStore& values, int threads, int element,
-                         int rows) {
-        for (int i = int(threadIdx.x); i < 2 * D / ROW_GROUP; i += int(blockDim.x)) {
+                         int rows, int i, int by) {
+        for (; i < 2 * D / ROW_GROUP; i += by) {
             int side = i / (D / ROW_GROUP), one = i % (D / ROW_GROUP);
             const RowStore& store = side ? values : keys;
             if (one < groups_of(store.format))

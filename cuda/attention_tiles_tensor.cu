@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(FLASH_BLOCK, 2)
     char* memory = dynamic_shared() + sizeof(shared);
     Rebuild<E, D> basis = {};
     if constexpr (!ROTATED) memory = basis.fill_angles(memory, cache, k, rotation);
-    shared.tables.levels.fill(int(threadIdx.x), FLASH_BLOCK);
+    shared.levels.fill(int(threadIdx.x), FLASH_BLOCK);
     One one(shared, rotation, basis, memory);
     auto row_of = [&](int i) { return one.warp * 16 + one.g + 8 * i; };
     auto at = [&](int i) {  // where the row's query is, and its output
@@ -51,7 +51,8 @@ __global__ void __launch_bounds__(FLASH_BLOCK, 2)
         const RowStore &keys = k.store[stretch.k], &values = v.store[stretch.v];
         __syncthreads();  // what the last stretch had in shared memory was read
         shared.tables.template fill<typename One::Tiles>(keys, values, FLASH_BLOCK,
-                                                         int(sizeof(E)), FLASH_KEYS);
+                                                         int(sizeof(E)), FLASH_KEYS,
+                                                         int(threadIdx.x), FLASH_BLOCK);
         one.clear(keys, values, row_bytes);
         __syncthreads();  // the tables are there
         if constexpr (!ROTATED) basis.fill(k, one.k);  // run()'s first barrier orders it

@@ -49,7 +49,7 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
     __device__ __forceinline__ void widen(const CodeRows& rows, const CodeGroup* group, int side) {
         if (int count = tables.slots.wide[side])
             rows.template widen<T>(memory + rows.wide, group + tables.slots.first_wide[side], count,
-                                   tables.rows.levels, lane);
+                                   tables.levels, lane);
     }
 
     // ---- stretches
@@ -60,6 +60,10 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
     // rotation, which turn by their distance from the step's first.
     static __host__ __device__ int step_of(const RowStore& keys, const RowStore& values) {
         return ROTATED && (coded(keys.format) || coded(values.format)) ? CODED_STEP : STEP;
+    }
+    __device__ __forceinline__ bool codes() const { return k.shape.groups || v.shape.groups; }
+    __device__ __forceinline__ int step_keys() const {
+        return ROTATED && codes() ? CODED_STEP : STEP;
     }
     // What a warp needs for a stretch: what lies ahead of the stages, and stages.
     static __host__ __device__ size_t stage_bytes(const RowStore& keys, const RowStore& values) {
@@ -79,14 +83,13 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
                 unsigned(side ? tables.slots.wide[0] * WIDENED : 0), unsigned(one.shape.bytes)};
     }
 
-    // A stretch begins, the tables and the queries' fragments are there.
-    __device__ __forceinline__ void enter(const RowStore& keys, const RowStore& values, int bytes) {
+    // A stretch of which this warp has a step begins, the tables and the queries' fragments are there.
+    __device__ __forceinline__ void enter(int bytes) {
         if (ROTATED && k.shape.groups) this->enter_queries();
-        if (v.shape.groups) this->count_in(true);
+        if (v.shape.groups && this->any_keys()) this->count_in(true);
         // Columns that nobody writes are zero, and rows of codes that are not there: a product must
         // not meet what is no number.
-        bool zero = coded(keys.format) || coded(values.format) || elements_of(keys) % 16 ||
-                    elements_of(values) % 16;
+        bool zero = codes() || k.shape.width % 16 || v.shape.width % 16;
 #pragma unroll 1
         for (int i = lane; zero && i < bytes / 16; i += WARP)
             reinterpret_cast<uint4*>(memory)[i] = make_uint4(0, 0, 0, 0);
@@ -99,7 +102,7 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
     // This warp's steps of positions first … end − 1, which lie one behind the other, with as many
     // of its stages on their way as its memory holds.
     __device__ __forceinline__ void run(int first, int end, int bytes) {
-        if (ROTATED && (k.shape.groups || v.shape.groups))
+        if (ROTATED && codes())
             run_steps<CODED_STEP / STEP>(first, end, bytes);
         else
             run_steps<1>(first, end, bytes);

@@ -164,6 +164,10 @@ struct WarpValues : WarpKeys<E, D, Q, ROTATED> {
         int j = v.shape.elements + ROW_GROUP * (f / 4 * 8 + row) + 2 * (f % 4) + eight;
         return j < D ? j : j - D;
     }
+    // Whether this warp has met a key. Before that acc is zero, in any order.
+    __device__ __forceinline__ bool any_keys() const {
+        return __shfl_sync(~0u, max[0][0], 0) > -INFINITY;
+    }
     // acc as codes want it, in their order and in steps; or again in its own and in ones.
     __device__ __forceinline__ void count_in(bool steps) {
         float* order = reinterpret_cast<float*>(memory);  // (8, D), of a tile of heads

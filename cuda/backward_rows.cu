@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(BLOCK, 1)
     c += size_t(row) * size_t(d);
     int whole = int(format.count[0]);
     if (kept > whole) {
-        RowEncoder encoder(DEVICE_LEVELS, widths, format, c, weight);
+        RowEncoder<RowWidths::MOST / WARP> encoder(DEVICE_LEVELS, widths, format, c, weight);
         float rho = scale_of(encoder.search());
         encoder.each([&](int i, int j) {
             float step = rho * widths.step[encoder.w[i]];

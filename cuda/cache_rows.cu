@@ -4,9 +4,9 @@
 
 #include <utility>
 
+#include "append.cuh"
 #include "attention.cuh"
 #include "dispatch.cuh"
-#include "row_encoder.cuh"
 
 namespace stief {
 
@@ -14,63 +14,6 @@ namespace stief {
 
 constexpr int PRODUCT_BLOCK = 256;
 constexpr int PLAIN_TOKENS = 32;
-
-// What a step's heads are on their way into the cache and attention.
-struct HeadsIn {
-    float* q;               // (T, H, d)  null: no queries
-    float* latent;          // (T, H, d)  q in the keys' coordinates; null: not wanted
-    const float *k, *v;     // (T, G, d)
-    const float* rotation;  // null: nothing is rotated
-    int queries;            // heads of q: H, or 0
-};
-
-// x (count, d) of shared memory ← rows `stride` apart, rotated where there is an angle (2, d/2) for the
-// first of them; and back to where they were where `in_place`.
-__device__ __forceinline__ void load_heads(float* x, const float* from, float* in_place,
-                                           size_t stride, int count, int d, const float* angle) {
-    int half = d / 2;
-#pragma unroll 4
-    for (int i = int(threadIdx.x); i < count * half; i += int(blockDim.x)) {
-        int t = i / half, j = i % half;
-        float a = from[size_t(t) * stride + size_t(j)], b = from[size_t(t) * stride + size_t(j + half)];
-        if (angle) {
-            float cos = angle[size_t(t) * size_t(d) + size_t(j)];
-            float sin = angle[size_t(t) * size_t(d) + size_t(j + half)], low = a;
-            a = low * cos - b * sin, b = b * cos + low * sin;
-        }
-        x[t * d + j] = a, x[t * d + j + half] = b;
-        if (in_place)
-            in_place[size_t(t) * stride + size_t(j)] = a,
-            in_place[size_t(t) * stride + size_t(j + half)] = b;
-    }
-}
-
-// What storing a head's rows reads again and again.
-struct alignas(16) EncoderTables {
-    CacheRows head;
-    int kinds[MOST_STORES];  // NONE, WHOLE or CODES
-    float weight[RowWidths::MOST];
-    Levels levels;
-    RowWidths widths[MOST_STORES];
-    enum { NONE, WHOLE, CODES };
-
-    // By the whole block, and waits for no kernel; a barrier must follow.
-    __device__ void fill(const CacheRows& from) {
-        int tid = int(threadIdx.x), threads = int(blockDim.x);
-        copy_words(&head, &from, tid, threads);
-        bool any = false;
-        for (int i = 0; i < MOST_STORES; i++) {
-            const RowStore& store = from.store[i];
-            int kind = !store.data ? NONE : coded(store.format) ? CODES : WHOLE;
-            if (tid == 0) kinds[i] = kind;
-            if (kind == CODES) widths[i].fill(store.format, tid, threads);
-            any |= kind == CODES;
-        }
-        if (!any) return;
-        copy_words(&levels, &DEVICE_LEVELS, tid, threads);
-        for (int i = tid; i < from.width; i += threads) weight[i] = from.weight ? from.weight[i] : 1;
-    }
-};
 
 // c (count, d) into the stores of a head, at positions from s on; by the whole block. Codes by a warp a
 // row.
@@ -90,7 +33,7 @@ __device__ __forceinline__ void store_heads(const EncoderTables& tables, const f
     for (int i = int(threadIdx.x) / WARP; CODES && i < count * MOST_STORES; i += warps) {
         int n = i % MOST_STORES, t = i / MOST_STORES;
         if (tables.kinds[n] == EncoderTables::CODES)
-            RowEncoder(tables.levels, tables.widths[n], head.store[n].format, c + t * d,
+            RowEncoder<RowWidths::MOST / WARP>(tables.levels, tables.widths[n], head.store[n].format, c + t * d,
                        tables.weight)
                 .template pack<E>(row_at(head.store[n], s + t), head.store[n].bytes);
     }
@@ -99,13 +42,11 @@ __device__ __forceinline__ void store_heads(const EncoderTables& tables, const f
 // Of a query head: q rotated, and q Dᵀ. Of a kv head's keys and of its values: rotated where that is
 // kept, c = k E, and c into all of the head's stores, coordinates rounded, codes packed by a warp a row.
 // grid (tiles of TOKENS tokens, queries + 2G), block 256. Shared: the tile of x, of c, and the slices'
-// sums; how a head's rows are stored, with codes the encoder's tables; and where `staged` the basis,
-// which has come before the kernels before this one are through. Reads E or Dᵀ once for each tile: with
-// one token the bytes are theirs, d²·4 a head. Tiles of PLAIN_TOKENS are for whole rows that meet no
-// basis.
+// sums; how a head's rows are stored, with codes the encoder's tables. Reads E or Dᵀ once for each tile.
+// Tiles of PLAIN_TOKENS are for whole rows that meet no basis.
 template <class E, int TOKENS>
 __global__ void __launch_bounds__(PRODUCT_BLOCK, TOKENS == PLAIN_TOKENS ? 6 : 2)
-    append_kernel(CacheView cache, HeadsIn in, const int* pos, int T, bool staged) {
+    append_kernel(CacheView cache, HeadsIn in, const int* pos, int T) {
     int h = int(blockIdx.y), d = cache.d, first = int(blockIdx.x) * TOKENS;
     int count = min(TOKENS, T - first), side = h < in.queries ? 0 : (h - in.queries) / cache.G;
     bool query = h < in.queries;
@@ -120,11 +61,10 @@ __global__ void __launch_bounds__(PRODUCT_BLOCK, TOKENS == PLAIN_TOKENS ? 6 : 2)
     const float* M = PLAIN ? nullptr : !query ? head.encode : in.latent ? head.decode_t : nullptr;
     EncoderTables& tables =
         *reinterpret_cast<EncoderTables*>(PLAIN ? partial : partial + TOKENS * PRODUCT_BLOCK);
-    float* basis = reinterpret_cast<float*>(&tables + 1);  // (d, d)
-    for (int i = int(threadIdx.x); M && staged && i < d * d / 4; i += int(blockDim.x))
-        copy_async_16(basis + 4 * i, M + 4 * i, true);
+    if (!query) tables.fetch(head, !PLAIN);
     copy_async_commit();
-    if (!query) tables.fill(head);
+    __syncthreads();  // the head's description is there
+    if (!query) tables.describe(!PLAIN);
     let_next_begin();
     await_kernels();
     bool turns = in.rotation && (query || (side == 0 && cache.rotated));
@@ -133,14 +73,9 @@ __global__ void __launch_bounds__(PRODUCT_BLOCK, TOKENS == PLAIN_TOKENS ? 6 : 2)
 
     if (query && !M) return;
     copy_async_wait<0>();
-    __syncthreads();  // x is there, the tables, and the basis
+    __syncthreads();  // x is there, and the tables
     int n = head.width;
-    if constexpr (!PLAIN) {
-        if (M && staged)
-            block_product<TOKENS>(c, d, x, d, basis, size_t(d), count, d, n, partial);
-        else if (M)
-            block_product<TOKENS>(c, d, x, d, M, size_t(d), count, d, n, partial);
-    }
+    if (!PLAIN && M) block_product<TOKENS>(c, d, x, d, M, size_t(d), count, d, n, partial);
     if (query) {
         for (int i = int(threadIdx.x); i < count * d; i += int(blockDim.x))
             in.latent[at + size_t(i / d) * stride + size_t(i % d)] = i % d < n ? c[i] : 0;
@@ -168,27 +103,21 @@ __global__ void decode_kernel(HeadsOut out, const float* in, CacheView cache, in
 
 // ---- launchers ---------------------------------------------------------------------------------
 
-// One token: the basis comes ahead where a block has room for it.
 static void launch_append(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, int heads,
                           int T) {
-    constexpr size_t MOST_STAGED = 64 << 10;  // leaves room for a block of the product before
+    if (T == 1) return append_one(gpu, cache, in, heads);
     bool bases = cache.k[0].encode || cache.v[0].encode || cache.k[0].decode_t;
-    size_t square = size_t(cache.d) * size_t(cache.d) * sizeof(float);
-    size_t one = size_t(2 * cache.d + PRODUCT_BLOCK) * sizeof(float) + sizeof(EncoderTables);
-    bool staged = bases && T == 1 && square <= MOST_STAGED && cache.d % 4 == 0 &&
-                  square + one <= gpu.shared_limit;
     for_dtype(cache.dtype, [&]<class E>(E) {
         auto run = [&]<int TOKENS>() {
             dim3 grid(unsigned((T + TOKENS - 1) / TOKENS), unsigned(heads));
             bool plain = TOKENS == PLAIN_TOKENS;
             size_t floats = size_t(TOKENS) * size_t(plain ? cache.d : 2 * cache.d + PRODUCT_BLOCK);
-            size_t bytes = floats * sizeof(float) + sizeof(EncoderTables) + (staged ? square : 0);
+            size_t bytes = floats * sizeof(float) + sizeof(EncoderTables);
             launch_ahead(append_kernel<E, TOKENS>, grid, PRODUCT_BLOCK, bytes, gpu.queue,
-                         CacheView(cache), in, gpu.pos, T, staged);
+                         CacheView(cache), in, gpu.pos, T);
         };
-        T == 1                         ? run.template operator()<1>()
-        : bases || !whole_rows(cache) ? run.template operator()<8>()
-                                      : run.template operator()<PLAIN_TOKENS>();
+        bases || !whole_rows(cache) ? run.template operator()<8>()
+                                    : run.template operator()<PLAIN_TOKENS>();
     });
 }
 

@@ -122,4 +122,34 @@ __device__ void block_product(float* to, int to_stride, const float* x, int x_st
     __syncthreads();  // to is whole
 }
 
+// The same of one row, in little code, which is met once: to (n) ← x (K) M, n ≤ blockDim. M in shared
+// memory or not. x, to, partial (blockDim): shared, x aligned to 16 bytes.
+__device__ __forceinline__ void row_product(float* to, const float* x, const float* M,
+                                            size_t M_stride, int K, int n, float* partial) {
+    int threads = int(blockDim.x), tid = int(threadIdx.x);
+    int columns = (n + WARP - 1) / WARP * WARP, slices = threads / max(columns, WARP);
+    int slice = tid / max(columns, WARP), column = tid % max(columns, WARP);
+    int each = (K + 4 * slices - 1) / (4 * slices) * 4, i = slice * each;
+    int end = slice < slices && column < n ? min(K, i + each) : 0;
+    float sum = 0;
+    const float* from = M + column;
+#pragma unroll 2
+    for (; i + 4 <= end; i += 4) {
+        float4 y = *reinterpret_cast<const float4*>(x + i);
+        const float* at = from + size_t(i) * M_stride;
+        float w[4] = {at[0], at[M_stride], at[2 * M_stride], at[3 * M_stride]};
+        sum = fmaf(y.x, w[0], fmaf(y.y, w[1], fmaf(y.z, w[2], fmaf(y.w, w[3], sum))));
+    }
+#pragma unroll 1
+    for (; i < end; i++) sum = fmaf(x[i], from[size_t(i) * M_stride], sum);
+    partial[tid] = sum;
+    __syncthreads();  // all slices are there
+    if (tid < n) {
+        float total = 0;
+        for (int s = 0; s < slices; s++) total += partial[s * columns + tid];
+        to[tid] = total;
+    }
+    __syncthreads();  // to is whole
+}
+
 }  // namespace stief

@@ -225,6 +225,7 @@ struct StretchRows {
 // What a block knows of the stretch at hand.
 template <class E, int D, int Q>
 struct BlockTables : StretchRows<D> {
+    LevelTables levels;
     StretchQueries<E, D, Q> queries;
 };
 

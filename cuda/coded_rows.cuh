@@ -1,8 +1,8 @@
 // Rows of codes on CUDA cores, as plainly as row_format.h says them: a coordinate at a time out of
 // its group. Twin: src/backend/row_format.cpp; row_encoder.cuh has the way there.
 #pragma once
-#include <array>
 #include <cstring>
+#include <utility>
 
 #include "backend/levels.h"
 #include "cache_rows.cuh"
@@ -10,23 +10,27 @@
 namespace stief {
 
 // BITS and STEP of RowFormat, and LEVELS: device code sees no static arrays of the host, and an array
-// of its own that is indexed as it runs would lie on the stack.
+// of its own that is indexed as it runs would lie on the stack. Steps are a choice among immediates:
+// one in memory is far away when a kernel begins.
 __device__ __forceinline__ int bits_of(int w) {
     return w == 0 ? 16 : w == 1 ? 8 : 8 - w;
 }
-static __device__ const std::array<float, RowFormat::WIDTHS> DEVICE_STEP = RowFormat::STEP;
+template <bool BY, size_t... W>
+__device__ __forceinline__ float step_among(int w, std::index_sequence<W...>) {
+    float x = 0;
+    auto meet = [&]<size_t ONE>() {
+        constexpr float step = RowFormat::STEP[ONE + 1], one = BY ? 1 / step : step;
+        x = w == int(ONE) + 1 ? one : x;
+    };
+    (meet.template operator()<W>(), ...);
+    return x;
+}
+// Δ of a width's number, of elements 0; and 1 / Δ, without a division's many instructions.
 __device__ __forceinline__ float step_of(int w) {
-    return DEVICE_STEP[size_t(w)];
+    return step_among<false>(w, std::make_index_sequence<RowFormat::WIDTHS - 1>());
 }
-// 1 / step_of, without a division's many instructions.
-constexpr std::array<float, RowFormat::WIDTHS> inverse_steps() {
-    std::array<float, RowFormat::WIDTHS> by{};
-    for (size_t w = 1; w < by.size(); w++) by[w] = 1 / RowFormat::STEP[w];
-    return by;
-}
-static __device__ const std::array<float, RowFormat::WIDTHS> DEVICE_BY_STEP = inverse_steps();
 __device__ __forceinline__ float by_step_of(int w) {
-    return DEVICE_BY_STEP[size_t(w)];
+    return step_among<true>(w, std::make_index_sequence<RowFormat::WIDTHS - 1>());
 }
 alignas(16) static __device__ const Levels DEVICE_LEVELS = LEVELS;
 static_assert(RowFormat::BITS[2] == 6 && RowFormat::BITS[7] == 1);

@@ -49,15 +49,15 @@ struct CodeSlots {
     Widths keys[SLOTS / 4], values[SLOTS / 8];
     int wide[2], first_wide[2];  // groups to be widened, and the first of them
 
-    // By the whole block, which sees the tables; a barrier must follow.
+    // By a warp, which sees the tables; a barrier must follow.
     __device__ void fill(const RowStore& k, const RowStore& v, const LevelTables& levels,
                          int element) {
-        int i = int(threadIdx.x);
+        int i = int(threadIdx.x) % WARP;
         if (i < 2) {
             const RowFormat& format = i ? v.format : k.format;
             wide[i] = groups_to_widen(format), first_wide[i] = first_of_wide(format);
         }
-        for (; i < 2 * SLOTS; i += int(blockDim.x)) {
+        for (; i < 2 * SLOTS; i += WARP) {
             int side = i / SLOTS, j = i % SLOTS;
             const RowFormat& format = side ? v.format : k.format;
             CodeGroup group = {0, 0, 1, 1};

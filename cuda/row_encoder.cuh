@@ -47,8 +47,8 @@ __device__ __forceinline__ void store_bytes(char* to, float x) {
 
 // A row's coordinates in registers: lane i has those of codes i, i + 32, …, up to EACH. All 32 lanes
 // together.
+template <int EACH>
 struct RowEncoder {
-    static constexpr int EACH = RowWidths::MOST / WARP;
     const Levels& levels;
     const RowWidths& widths;
     const float* c;  // (kept)
@@ -140,6 +140,33 @@ struct RowEncoder {
         for (int near = 2; near > 0; near--) offer({best - near, best + near});
         return best;
     }
+    // The same by a block of at least 7 warps, which all have the row: a warp tries one scale.
+    //   tried: shared, the scales' costs; both barriers are the block's
+    __device__ int search_by_block(float (&tried)[2][7]) const {
+        int warp = int(threadIdx.x) / WARP, s = first_scale(), best = s;
+        float least = INFINITY;
+        auto offer = [&](int scale, float sum) {
+            if (scale >= 0 && scale <= 255 && sum < least) least = sum, best = scale;
+        };
+        auto try_one = [&](float* to, int scale) {
+            float sum[1];
+            const int one[1] = {scale};
+            costs(sum, one);
+            if (lane == 0) *to = sum[0];
+        };
+        auto far = [&](int i) { return i == 0 ? s : s + 4 * i - (i < 3 ? 12 : 8); };
+        if (warp < 7) try_one(&tried[0][warp], far(warp));
+        __syncthreads();  // the scales around the first were tried
+        for (int i = 0; i < 7; i++) offer(far(i), tried[0][i]);
+        int middle = best;  // what is two away, and one away from the best of these three
+        if (warp < 6) try_one(&tried[1][warp], middle - 3 + warp + (warp >= 3));
+        __syncthreads();  // all that may be wanted around the best was tried
+        for (int near = 2, by = 0; near > 0; near--, by = best - middle)
+            for (int i = by - near; i <= by + near; i += 2 * near)
+                offer(middle + i, tried[1][i + 3 - (i > 0)]);
+        return best;
+    }
+
     // This lane's code i under ρ.
     __device__ __forceinline__ int code(int i, float rho) const {
         return code_of(x[i] / (rho * widths.step[w[i]]), w[i]);
@@ -160,6 +187,23 @@ struct RowEncoder {
             if (j < codes && n < bits) to[widths.byte[j / ROW_GROUP] + n] = char(word >> (8 * n));
         });
         if (lane == 0) row[bytes - 1] = char(scale);
+    }
+
+    // The same by a block of at least 7 warps and as many threads as codes.
+    template <class E>
+    __device__ void pack_by_block(char* row, int bytes, float (&tried)[2][7]) const {
+        int j = int(threadIdx.x), n = j % ROW_GROUP;
+        if (j < whole) store_bytes<E>(row + size_t(j) * sizeof(E), c[j]);
+        if (!codes) return;
+        int scale = search_by_block(tried), width = j < codes ? widths.of[whole + j] : 1;
+        if (j == 0) row[bytes - 1] = char(scale);
+        if (j - lane >= codes) return;  // the whole warp
+        float steps = (j < codes ? c[whole + j] : 0) / (scale_of(scale) * widths.step[width]);
+        int bits = bits_of(width);
+        uint64_t word = uint64_t(code_of(steps, width)) << (n * bits);
+        for (int mask = 1; mask < ROW_GROUP; mask *= 2) word |= __shfl_xor_sync(~0u, word, mask);
+        char* to = row + size_t(whole) * sizeof(E) + n;
+        if (j < codes && n < bits) to[widths.byte[j / ROW_GROUP]] = char(word >> (8 * n));
     }
 };
 

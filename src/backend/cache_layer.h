@@ -45,6 +45,7 @@ struct Stretch {
     // The positions that any of the tokens at pos … last sees.
     constexpr int begin_for(int pos) const { return first > pos - hi + 1 ? first : pos - hi + 1; }
     constexpr int end_for(int last) const { return end < last - lo + 1 ? end : last - lo + 1; }
+    constexpr bool lies_like(const Stretch& other) const { return k == other.k && v == other.v; }
 };
 
 // All that the query heads of one kv head see: every position s ≤ p once. For one token the

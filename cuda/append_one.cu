@@ -1,0 +1,104 @@
+// Append of one token, a head a block: rotated, into latent coordinates, stored. What it costs is waiting:
+// for memory, and for code that each multiprocessor meets once, so that there is little of it. A row's
+// scale is searched by all warps of the block, each with one. cache_rows.cu has several tokens.
+#include "append.cuh"
+#include "dispatch.cuh"
+
+namespace stief {
+
+// ---- kernels -----------------------------------------------------------------------------------
+
+constexpr int ONE_BLOCK = 256;
+
+// What a block shares besides x, c, the product's sums, and the basis.
+struct OneShared {
+    EncoderTables tables;
+    float tried[2][7];
+};
+
+// A query head: q rotated, and q Dᵀ. A kv head's keys or its values: rotated where that is kept, c = k E,
+// and c into all of the head's stores.
+// grid queries + 2G, block 256. Shared: OneShared, x, c, sums, and where `staged` the basis, which like all
+// that waits for no other kernel comes before they are through. Bound by the basis' bytes, d²·4 a head.
+template <class E, int EACH>
+__global__ void __launch_bounds__(ONE_BLOCK, 2)
+    append_one_kernel(CacheView cache, HeadsIn in, const int* pos, bool staged, bool codes) {
+    int h = int(blockIdx.x), d = cache.d, tid = int(threadIdx.x);
+    bool query = h < in.queries;
+    int side = query ? 0 : (h - in.queries) / cache.G;
+    int g = query ? h / (cache.H / cache.G) : (h - in.queries) % cache.G;
+    const CacheRows& rows = side ? cache.v(g) : cache.k(g);
+    OneShared& shared = *reinterpret_cast<OneShared*>(dynamic_shared());
+    float* x = reinterpret_cast<float*>(&shared + 1);  // (d)
+    float *c = x + d, *partial = c + d, *basis = partial + ONE_BLOCK;
+    if (!query) shared.tables.fetch(rows, codes);
+    const float* M = !query ? rows.encode : in.latent ? rows.decode_t : nullptr;
+    int n = rows.width;
+    for (int i = tid; M && staged && i < d * d / 4; i += ONE_BLOCK)
+        copy_async_16(basis + 4 * i, M + 4 * i, true);
+    copy_async_commit();
+    __syncthreads();  // the head's description is there
+    if (!query) shared.tables.describe(codes);
+    let_next_begin();
+    await_kernels();
+
+    int s = *pos, half = d / 2;
+    bool turns = in.rotation && (query || (side == 0 && cache.rotated));
+    if (tid < half) {
+        const float* from = (query ? in.q : side ? in.v : in.k) + size_t(query ? h : g) * size_t(d);
+        float a = from[tid], b = from[tid + half];
+        if (turns) {
+            const float* angle = in.rotation + size_t(s) * size_t(d);
+            float cos = angle[tid], sin = angle[tid + half], low = a;
+            a = low * cos - b * sin, b = b * cos + low * sin;
+        }
+        x[tid] = a, x[tid + half] = b;
+        float* back = in.q + size_t(h) * size_t(d);
+        if (query && turns) back[tid] = a, back[tid + half] = b;
+    }
+    if (query && !M) return;
+    copy_async_wait<0>();
+    __syncthreads();  // x is there, and all that came ahead
+    if (M) row_product(c, x, staged ? basis : M, size_t(d), d, n, partial);
+    if (query) {
+        if (tid < d) in.latent[size_t(h) * size_t(d) + size_t(tid)] = tid < n ? c[tid] : 0;
+        return;
+    }
+    if (!M) c = x;
+#pragma unroll 1
+    for (int i = 0; i < MOST_STORES; i++) {
+        int kind = shared.tables.kinds[i];
+        if (kind == EncoderTables::NONE) continue;
+        const RowStore& store = shared.tables.head.store[i];
+        if (kind == EncoderTables::CODES)
+            RowEncoder<EACH>(shared.tables.levels, shared.tables.widths[i], store.format, c,
+                             shared.tables.weight)
+                .template pack_by_block<E>(row_at(store, s), store.bytes, shared.tried);
+        else if (tid < elements_of(store))
+            elements_at<E>(store, s)[tid] = to_element<E>(c[tid]);
+    }
+}
+
+// ---- launchers ---------------------------------------------------------------------------------
+
+void append_one(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, int heads) {
+    constexpr size_t MOST_STAGED = 64 << 10;  // leaves room for a block of the product before
+    int d = cache.d;
+    check(d <= ONE_BLOCK, "--backend cuda: heads of %d coordinates, expected at most %d", d, ONE_BLOCK);
+    size_t square = size_t(d) * size_t(d) * sizeof(float);
+    size_t bytes = sizeof(OneShared) + size_t(2 * d + ONE_BLOCK) * sizeof(float);
+    bool bases = cache.k[0].encode || cache.v[0].encode || cache.k[0].decode_t;
+    bool staged = bases && square <= MOST_STAGED && d % 4 == 0 && square + bytes <= gpu.shared_limit;
+    auto run = [&]<class E, int EACH>() {
+        launch_ahead(append_one_kernel<E, EACH>, dim3(unsigned(heads)), ONE_BLOCK,
+                     bytes + (staged ? square : 0), gpu.queue, CacheView(cache), in, gpu.pos, staged,
+                     !whole_rows(cache));
+    };
+    for_dtype(cache.dtype, [&]<class E>(E) {
+        d <= 2 * WARP   ? run.template operator()<E, 2>()
+        : d <= 4 * WARP ? run.template operator()<E, 4>()
+                        : run.template operator()<E, RowWidths::MOST / WARP>();
+    });
+}
+
+}  // namespace stief
