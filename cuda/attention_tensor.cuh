@@ -258,8 +258,9 @@ struct Rebuild {
         mma_half<E>(hi, latents, b, 1);
     }
     // The same of a warp's 16 keys, which begin at row r of latents, columns from … end − 1 of them,
-    // and of columns of D twice: lo[n] and hi[n] from 8n on.
-    __device__ __forceinline__ void product(float (&lo)[2][4], float (&hi)[2][4], const E* latents,
+    // and of columns of D N times: lo[n] and hi[n] from 8n on.
+    template <int N>
+    __device__ __forceinline__ void product(float (&lo)[N][4], float (&hi)[N][4], const E* latents,
                                             int stride, int r, int c, int from, int end) const {
         int t = int(threadIdx.x) % 4;
         for (int k = from / 16 * 16; k < end; k += 16) {
@@ -268,7 +269,7 @@ struct Rebuild {
             if (k < from || k + 16 > end)
 #pragma unroll
                 for (int i = 0; i < 4; i++) a[i] = within(a[i], k + i / 2 * 8 + 2 * t, from, end);
-            for (int n = 0; n < 2; n++) add(lo[n], hi[n], a, k, c + 8 * n);
+            for (int n = 0; n < N; n++) add(lo[n], hi[n], a, k, c + 8 * n);
         }
     }
     // The 16 keys of a tile in whole, ρ (2): scales of keys g, g + 8.

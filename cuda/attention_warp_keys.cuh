@@ -18,6 +18,8 @@ template <class E, int D, int Q, bool ROTATED>
 struct WarpKeys {
     using Tiles = RowTiles<E, D, STEP>;
     static constexpr int Q_STRIDE = D + 8, FRAGMENTS = D / 16;
+    static constexpr int AT_ONCE = 4;  // eights of columns that are rebuilt: products that wait for none
+                                       // of the others
     const float *rotation, *q;  // q: shared (8 Q, Q_STRIDE), scaled by log₂ e / √d
     const Rebuild<E, D>& basis;
     const BlockTables<E, D, Q>& tables;
@@ -118,57 +120,65 @@ struct WarpKeys {
         }
         for (float& one : rho) one = power_of_two(one);
 #pragma unroll 1
-        for (int c = 0; c < HALF; c += 16) {
-            float lo[2][4] = {}, hi[2][4] = {};
+        for (int c = 0; c < HALF; c += 8 * AT_ONCE) {
+            float lo[AT_ONCE][4] = {}, hi[AT_ONCE][4] = {};
             if (groups) {
                 rebuild(lo, hi, latents, 0, coded, c);
 #pragma unroll
-                for (int n = 0; n < 2; n++)
+                for (int n = 0; n < AT_ONCE; n++)
                     for (int i = 0; i < 4; i++) lo[n][i] *= rho[i / 2], hi[n][i] *= rho[i / 2];
                 rebuild(lo, hi, latents, coded, coded + k.shape.elements, c);
             } else {
                 basis.product(lo, hi, keys, k.stride(), 0, c, 0, k.shape.columns);
             }
-            uint32_t a[2][4];  // keys, columns from c and from D/2 + c
 #pragma unroll
-            for (int n = 0; n < 2; n++)
+            for (int two = 0; two < AT_ONCE; two += 2)
+                score_sixteen(s, lo + two, hi + two, angle, c + 8 * two);
+        }
+    }
+    // s += the scores of 16 keys' columns c … c + 15 and D/2 + c …, rebuilt and still to be rotated.
+    __device__ __forceinline__ void score_sixteen(float (&s)[Q][4], const float (*lo)[4],
+                                                  const float (*hi)[4], const float* angle, int c) {
+        constexpr int HALF = D / 2;
+        uint32_t a[2][4];  // keys, columns from c and from D/2 + c
 #pragma unroll
-                for (int i = 0; i < 2; i++) {  // keys g, g + 8
-                    const float* by = basis.angles + (g + 8 * i) * basis.STRIDE + c + 8 * n + 2 * t;
-                    float2 cos = load_pair(by), sin = load_pair(by + HALF);
-                    float *x = lo[n] + 2 * i, *y = hi[n] + 2 * i;
-                    a[0][2 * n + i] =
-                        pack2<E>(x[0] * cos.x - y[0] * sin.x, x[1] * cos.y - y[1] * sin.y);
-                    a[1][2 * n + i] =
-                        pack2<E>(y[0] * cos.x + x[0] * sin.x, y[1] * cos.y + x[1] * sin.y);
-                }
+        for (int n = 0; n < 2; n++)
 #pragma unroll
-            for (int n = 0; n < Q; n++) {
-                uint32_t b[2][2];
-#pragma unroll
-                for (int i = 0; i < 2; i++) {  // R_pᵀ q
-                    int column = c + 8 * i + 2 * t;
-                    const float* one = q + (8 * n + g) * Q_STRIDE + column;
-                    float2 x = load_pair(one), y = load_pair(one + HALF);
-                    float2 cos = load_pair(angle + column), sin = load_pair(angle + HALF + column);
-                    b[0][i] = pack2<E>(x.x * cos.x + y.x * sin.x, x.y * cos.y + y.y * sin.y);
-                    b[1][i] = pack2<E>(y.x * cos.x - x.x * sin.x, y.y * cos.y - x.y * sin.y);
-                }
-                mma_16x8x16<E>(s[n], a[0], b[0]);
-                mma_16x8x16<E>(s[n], a[1], b[1]);
+            for (int i = 0; i < 2; i++) {  // keys g, g + 8
+                const float* by = basis.angles + (g + 8 * i) * basis.STRIDE + c + 8 * n + 2 * t;
+                float2 cos = load_pair(by), sin = load_pair(by + HALF);
+                const float *x = lo[n] + 2 * i, *y = hi[n] + 2 * i;
+                a[0][2 * n + i] =
+                    pack2<E>(x[0] * cos.x - y[0] * sin.x, x[1] * cos.y - y[1] * sin.y);
+                a[1][2 * n + i] =
+                    pack2<E>(y[0] * cos.x + x[0] * sin.x, y[1] * cos.y + x[1] * sin.y);
             }
+#pragma unroll
+        for (int n = 0; n < Q; n++) {
+            uint32_t b[2][2];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {  // R_pᵀ q
+                int column = c + 8 * i + 2 * t;
+                const float* one = q + (8 * n + g) * Q_STRIDE + column;
+                float2 x = load_pair(one), y = load_pair(one + HALF);
+                float2 cos = load_pair(angle + column), sin = load_pair(angle + HALF + column);
+                b[0][i] = pack2<E>(x.x * cos.x + y.x * sin.x, x.y * cos.y + y.y * sin.y);
+                b[1][i] = pack2<E>(y.x * cos.x - x.x * sin.x, y.y * cos.y - x.y * sin.y);
+            }
+            mma_16x8x16<E>(s[n], a[0], b[0]);
+            mma_16x8x16<E>(s[n], a[1], b[1]);
         }
     }
 
     // lo[n], hi[n] (16 keys, 8) += columns c + 8n … and D/2 + c + 8n … of the keys with such
     // latents, columns from … end − 1 of them.
-    __device__ __forceinline__ void rebuild(float (&lo)[2][4], float (&hi)[2][4],
+    __device__ __forceinline__ void rebuild(float (&lo)[AT_ONCE][4], float (&hi)[AT_ONCE][4],
                                             const uint4* latents, int from, int end, int c) {
 #pragma unroll 2
         for (int j = from; j < end; j += 16) {
             uint4 one = latents[j / 16 * WARP];
             const uint32_t a[4] = {one.x, one.y, one.z, one.w};
-            for (int n = 0; n < 2; n++) basis.add(lo[n], hi[n], a, j, c + 8 * n);
+            for (int n = 0; n < AT_ONCE; n++) basis.add(lo[n], hi[n], a, j, c + 8 * n);
         }
     }
     // A fragment (16 keys, 16) of elements ahead of codes, from column j on.
