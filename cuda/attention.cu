@@ -46,13 +46,25 @@ constexpr int MERGE_LOADS = 20;                     // of a thread, on their way
 // block. weight: shared (splits), this warp's.
 __device__ __forceinline__ void split_weights(float* weight, const Partial& partials, int splits,
                                               int h) {
+    constexpr int LOADS = 4;  // of a lane, on their way at once: nothing is stored between them
     int lane = int(threadIdx.x) % WARP;
     float most = -INFINITY, sum = 0;
-    for (int i = lane; i < splits; i += WARP) {
-        const float* one = partials.of(i, h);
-        float old = most;
-        weight[i] = one[0], most = fmaxf(most, one[0]);
-        if (one[0] > -INFINITY) sum = sum * exp2f(old - most) + one[1] * exp2f(one[0] - most);
+#pragma unroll 1
+    for (int first = lane; first < splits; first += LOADS * WARP) {
+        float max[LOADS], part[LOADS];
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) {
+            bool there = first + i * WARP < splits;
+            const float* one = partials.of(there ? first + i * WARP : 0, h);
+            max[i] = there ? one[0] : -INFINITY, part[i] = there ? one[1] : 0;
+        }
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) {
+            float old = most;
+            if (first + i * WARP < splits) weight[first + i * WARP] = max[i];
+            most = fmaxf(most, max[i]);
+            if (max[i] > -INFINITY) sum = sum * exp2f(old - most) + part[i] * exp2f(max[i] - most);
+        }
     }
     float all = warp_max(most);
     sum = warp_sum(most == -INFINITY ? 0 : sum * exp2f(most - all));
