@@ -302,11 +302,13 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Parti
     }
     run.ticker.phase = "what it costs";
     run.ticker(0);
-    measure_sizes(run, priced, result);
-    clock.phase("sizes", true);
-    compare(run, eigen_layers(run, units_of(run), priced.unit),
-            [&](const auto& ways) { return measure_caches(run, ways); }, result);
-    clock.phase("other methods", true);
+    if (o.compares) {
+        measure_sizes(run, priced, result);
+        clock.phase("sizes", true);
+        compare(run, eigen_layers(run, units_of(run), priced.unit),
+                [&](const auto& ways) { return measure_caches(run, ways); }, result);
+        clock.phase("other methods", true);
+    }
 
     result.bases = bases_of(run, priced, formats);
     result.bytes_per_token = formats.bytes.back();
