@@ -202,10 +202,13 @@ TEST_CASE("a planted rank is found, by every metric, with and without descent") 
 }
 
 TEST_CASE("a perplexity budget is met, measured through the cache") {
-    for (const char* method : {"stiefel", "eigen"}) {
+    for (auto [objective, method] :
+         {std::pair{"layer", "stiefel"}, {"layer", "eigen"}, {"model", "stiefel"}}) {
+        CAPTURE(objective);
         CAPTURE(method);
         Tried tried;
-        tried.options.keep = 0, tried.options.ppl_budget = 2, tried.options.method = method;
+        tried.options.keep = 0, tried.options.ppl_budget = 2;
+        tried.options.objective = objective, tried.options.method = method;
         Measured measured = tried.run().measured;
         CHECK(measured.loss.perplexity <= measured.reference.perplexity * 1.02);
     }
@@ -240,7 +243,11 @@ TEST_CASE("the shortest sequences of a perplexity budget read a quarter of the c
 TEST_CASE("a budget that lets every head go to rank 0 is refused") {
     Tried tried;
     tried.options.keep = 0, tried.options.ppl_budget = 1e6;
-    CHECK_THROWS_WITH_AS(tried.run(), doctest::Contains("--ppl-budget 1e+06"), Error);
+    for (const char* objective : {"layer", "model"}) {
+        tried.options.objective = objective;
+        CHECK_THROWS_WITH_AS(tried.run(), doctest::Contains("--ppl-budget 1e+06"), Error);
+    }
+    tried.options.objective = "layer";
     tried.options.ppl_budget = 0, tried.options.error_budget = 100;
     CHECK_THROWS_WITH_AS(tried.run(), doctest::Contains("--error-budget 100"), Error);
 }

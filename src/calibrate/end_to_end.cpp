@@ -42,22 +42,27 @@ void EndToEnd::to_logits(Buffer& to, const float* from, size_t rows) {
     model.backend->matmul(to.f32(), xn.f32(), model.classifier, int(rows), false);
 }
 
-// Of logits against logits_full, which are of the tokens from `at` on.
-void EndToEnd::add_scores(size_t s, size_t at, size_t rows, Tally& tally) {
-    pass.model.backend->score(scores.data(), logits.f32(), logits_full.f32(),
-                              sequences.ids[s].data() + at + 1, int(rows), pass.c.V);
-    for (size_t i = 0; i < rows; i++) tally.add(scores[i], true);
+// Way w of outputs (ways, T, D) ← x.
+void EndToEnd::keep(std::vector<float>& outputs, size_t w) {
+    pass.model.backend->download(outputs.data() + w * each, x.f32(), each * sizeof(float));
 }
 
-// Of x against the full model's output of the same sequence; the last token predicts nothing known.
-void EndToEnd::score(size_t s, Tally& tally) {
+// What sequence s has become by several ways, against the full model's, whose
+// logits are made once for all. The last token predicts nothing known.
+void EndToEnd::score(size_t s, const std::vector<float>& outputs, std::vector<Tally>& tally) {
+    Backend& ops = *pass.model.backend;
     size_t D = size_t(pass.c.D), scored = size_t(sequences.T) - 1;
     const float* theirs = reference.read(full.data() + s * each, each);
     for (size_t at = 0; at < scored; at += piece) {
         size_t rows = std::min(piece, scored - at);
-        to_logits(logits, x.f32() + at * D, rows);
         to_logits(logits_full, theirs + at * D, rows);
-        add_scores(s, at, rows, tally);
+        for (size_t w = 0; w < tally.size(); w++) {
+            ops.upload(x.f32(), outputs.data() + w * each + at * D, rows * D * sizeof(float));
+            to_logits(logits, x.f32(), rows);
+            ops.score(scores.data(), logits.f32(), logits_full.f32(),
+                      sequences.ids[s].data() + at + 1, int(rows), pass.c.V);
+            for (size_t i = 0; i < rows; i++) tally[w].add(scores[i], true);
+        }
     }
 }
 
@@ -66,26 +71,15 @@ Measured EndToEnd::measure(const std::vector<LayerCuts>& cuts) {
 }
 
 std::vector<Measured> EndToEnd::measure(std::span<const std::vector<LayerCuts>> ways) {
-    Backend& ops = *pass.model.backend;
-    size_t D = size_t(pass.c.D), scored = size_t(sequences.T) - 1;
     std::vector<Tally> tally(ways.size());
-    std::vector<float> outputs(ways.size() * each);  // of the last layer, on the host
+    std::vector<float> outputs(ways.size() * each);
     for (size_t s = 0; s < count; s++) {
         for (size_t w = 0; w < ways.size(); w++) {
             embed_sequence(pass.model, x.f32(), sequences.ids[s]);
             run(s, 0, pass.c.L, &ways[w]);
-            ops.download(outputs.data() + w * each, x.f32(), each * sizeof(float));
+            keep(outputs, w);
         }
-        const float* theirs = reference.read(full.data() + s * each, each);
-        for (size_t at = 0; at < scored; at += piece) {
-            size_t rows = std::min(piece, scored - at);
-            to_logits(logits_full, theirs + at * D, rows);
-            for (size_t w = 0; w < ways.size(); w++) {
-                ops.upload(x.f32(), outputs.data() + w * each + at * D, rows * D * sizeof(float));
-                to_logits(logits, x.f32(), rows);
-                add_scores(s, at, rows, tally[w]);
-            }
-        }
+        score(s, outputs, tally);
     }
     std::vector<Measured> all;
     for (Tally& one : tally) all.push_back(one.result()), all.back().compressed_share = 1;
@@ -95,7 +89,8 @@ std::vector<Measured> EndToEnd::measure(std::span<const std::vector<LayerCuts>> 
 std::vector<std::array<double, 2>> EndToEnd::each_alone(const std::vector<LayerCuts>& cuts,
                                                         const std::vector<int>& ends) {
     Backend& ops = *pass.model.backend;
-    std::vector<std::array<double, 2>> all(ends.size());
+    std::vector<Tally> tally(2 * ends.size());  // of a group's keys, of its values
+    std::vector<float> outputs(tally.size() * each);
     std::vector<float> input(each);  // of the group at hand, nothing cut before it
     for (size_t s = 0; s < count; s++) {
         embed_sequence(pass.model, x.f32(), sequences.ids[s]);
@@ -109,20 +104,23 @@ std::vector<std::array<double, 2>> EndToEnd::each_alone(const std::vector<LayerC
                     for (Cut& other : values ? alone[size_t(l)].k : alone[size_t(l)].v) other = {};
                 }
                 run(s, first, pass.c.L, &alone);
-                Tally tally;
-                score(s, tally);
-                all[i][values] += tally.result().divergence.mean / double(count);
+                keep(outputs, 2 * i + values);
                 ops.upload(x.f32(), input.data(), each * sizeof(float));
             }
             run(s, first, ends[i], nullptr);
             first = ends[i];
         }
+        score(s, outputs, tally);
     }
+    std::vector<std::array<double, 2>> all(ends.size());
+    for (size_t i = 0; i < tally.size(); i++)
+        all[i / 2][i % 2] = tally[i].result().divergence.mean;
     return all;
 }
 
 double EndToEnd::sensitivity(const LayerInputs& inputs, int l, const LayerCuts& cuts) {
-    Tally tally;
+    std::vector<Tally> tally(1);
+    std::vector<float> output(each);
     double error = 0, energy = 0;
     for (size_t s = 0; s < count; s++) {
         pass.begin(l, inputs.held_x(s), sequences.step(s));
@@ -131,10 +129,11 @@ double EndToEnd::sensitivity(const LayerInputs& inputs, int l, const LayerCuts& 
         energy += inputs.held_energy(s);
         pass.ops_back->copy(x.f32(), pass.out, each);
         run(s, l + 1, pass.c.L, nullptr);
-        score(s, tally);
+        keep(output, 0);
+        score(s, output, tally);
     }
     double delta = error / energy;
-    return delta > 0 ? tally.result().divergence.mean / delta : 0;
+    return delta > 0 ? tally[0].result().divergence.mean / delta : 0;
 }
 
 }  // namespace stief

@@ -38,8 +38,8 @@ struct EndToEnd {
 
     void run(size_t s, int first, int end, const std::vector<LayerCuts>* cuts);
     void to_logits(Buffer& to, const float* from, size_t rows);
-    void score(size_t s, Tally& tally);
-    void add_scores(size_t s, size_t at, size_t rows, Tally& tally);
+    void keep(std::vector<float>& outputs, size_t w);
+    void score(size_t s, const std::vector<float>& outputs, std::vector<Tally>& tally);
 };
 
 }  // namespace stief

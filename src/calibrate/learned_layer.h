@@ -30,6 +30,7 @@ struct CalibrationOptions {
     double tau = 0.1;
     uint64_t seed = 1;
     bool resume = false;
+    bool compares = true;         // measures other sizes and other methods beside the result
     DType cache = DType::F16;
 };
 

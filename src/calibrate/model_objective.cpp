@@ -183,16 +183,41 @@ void correct(const Units& units, EndToEnd& learnt, const std::vector<LayerCuts>&
         }
 }
 
-// The least share whose measured perplexity rises by at most that many per cent: bisection.
-double within_perplexity(CalibrationRun& run, const CalibrationResult& result,
-                         const Priced& priced) {
+// The least share of which that holds: bisection.
+double least_share(const std::function<bool(double keep)>& holds) {
     constexpr size_t STEPS = 256;
     auto keep = [&](size_t n) { return double(std::max<size_t>(n, 1)) / STEPS; };
-    return keep(first_that_holds(STEPS, [&](size_t n) {
-        Formats formats = priced.within(budgets(run, result, keep(n)));
+    return keep(first_that_holds(STEPS, [&](size_t n) { return holds(keep(n)); }));
+}
+
+// The least share whose perplexity rises by at most that many per cent: as prices foretell it, by as
+// many nats as the divergence; and as it is measured.
+double share_foretold(const CalibrationRun& run, const CalibrationResult& result,
+                      const Priced& priced) {
+    return least_share([&](double keep) {
+        return priced.within(budgets(run, result, keep)).predicted <=
+               std::log1p(run.options.ppl_budget / 100);
+    });
+}
+double share_measured(CalibrationRun& run, const CalibrationResult& result, const Priced& priced) {
+    return least_share([&](double keep) {
+        Formats formats = priced.within(budgets(run, result, keep));
         Measured m = measure_cache(run, bases_of(run, priced, formats));
         return m.loss.perplexity <= m.reference.perplexity * (1 + run.options.ppl_budget / 100);
-    }));
+    });
+}
+
+// That something is kept.
+void check_budget(const CalibrationOptions& o, const Priced& priced,
+                  const std::vector<size_t>& budget) {
+    if (priced.within(budget).bytes.back() > 0) return;
+    if (o.ppl_budget > 0)
+        fail("the budget (--ppl-budget %g) lets every head go down to rank 0: a cache of nothing but "
+             "its exact window; use a smaller one",
+             o.ppl_budget);
+    fail("--keep %g is %zu bytes a token, too few for the smallest format of one head; use a larger "
+         "one",
+         o.keep, budget.back());
 }
 
 // Other sizes of the last age, each with the formats that these prices give it.
@@ -274,14 +299,11 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Parti
     std::vector<size_t>& budget = kept.state.budget;
     if (!kept.done) {
         budget = budgets(run, result,
-                         o.ppl_budget > 0 ? within_perplexity(run, result, priced) : o.keep);
+                         o.ppl_budget > 0 ? share_foretold(run, result, priced) : o.keep);
         kept.save(1, priced);
     }
     clock.phase("prices");
-    check(priced.within(budget).bytes.back() > 0,
-          "--keep %g is %zu bytes a token, too few for the smallest format of one head; use a "
-          "larger one",
-          o.keep, budget.back());
+    check_budget(o, priced, budget);
     EndToEnd held_out(run.pass, run.held_out, run.compared_windows());
     MeasuredKl divergence = [&](const Priced& by, const Formats& of) {
         return held_out.measure(cuts_of(run, by, of)).divergence.mean;
@@ -290,6 +312,8 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Parti
     run.ticker(0);
     if (kept.done < 2) {
         correct_by_groups(run, budget, divergence, priced, result);
+        if (o.ppl_budget > 0) budget = budgets(run, result, share_measured(run, result, priced));
+        check_budget(o, priced, budget);
         kept.save(2, priced);
     }
     clock.phase("groups of layers");
@@ -302,11 +326,13 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Parti
     }
     run.ticker.phase = "what it costs";
     run.ticker(0);
-    measure_sizes(run, priced, result);
-    clock.phase("sizes", true);
-    compare(run, eigen_layers(run, units_of(run), priced.unit),
-            [&](const auto& ways) { return measure_caches(run, ways); }, result);
-    clock.phase("other methods", true);
+    if (o.compares) {
+        measure_sizes(run, priced, result);
+        clock.phase("sizes", true);
+        compare(run, eigen_layers(run, units_of(run), priced.unit),
+                [&](const auto& ways) { return measure_caches(run, ways); }, result);
+        clock.phase("other methods", true);
+    }
 
     result.bases = bases_of(run, priced, formats);
     result.bytes_per_token = formats.bytes.back();

@@ -194,11 +194,13 @@ void calibrate_star(CalibrationRun& run, CalibrationResult& result, const Partia
     result.thresholds = star.alpha;
     run.ticker.phase = "what it costs";
     run.ticker(0);
-    measure_sizes(run, star, result);
-    clock.phase("sizes", true);
-    compare(run, eigen_layers(run, units, star.unit),
-            [&](const auto& ways) { return measure_caches(run, ways); }, result);
-    clock.phase("other methods", true);
+    if (o.compares) {
+        measure_sizes(run, star, result);
+        clock.phase("sizes", true);
+        compare(run, eigen_layers(run, units, star.unit),
+                [&](const auto& ways) { return measure_caches(run, ways); }, result);
+        clock.phase("other methods", true);
+    }
     result.measured = measure_cache(run, result.bases);
     clock.phase("measure", true);
 }

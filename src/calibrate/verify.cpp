@@ -132,15 +132,17 @@ static void foretell(const Config& c, CalibrationResult& result) {
 void verify(CalibrationRun& run, const std::vector<LearnedLayer>& eigen, CalibrationResult& result) {
     verify_layers(run, result);
     foretell(run.model.config, result);
-    EndToEnd windows(run.pass, run.windows, run.compared_windows());
-    measure_sizes(run, windows, result);
-    auto without_window = [&](const std::vector<Bases>& bases) {
-        std::vector<std::vector<LayerCuts>> ways;
-        for (const Bases& one : bases)
-            ways.push_back(cuts_of(one, run.model.config, 0, run.options.cache));
-        return windows.measure(ways);
-    };
-    compare(run, eigen, without_window, result);
+    if (run.options.compares) {
+        EndToEnd windows(run.pass, run.windows, run.compared_windows());
+        measure_sizes(run, windows, result);
+        auto without_window = [&](const std::vector<Bases>& bases) {
+            std::vector<std::vector<LayerCuts>> ways;
+            for (const Bases& one : bases)
+                ways.push_back(cuts_of(one, run.model.config, 0, run.options.cache));
+            return windows.measure(ways);
+        };
+        compare(run, eigen, without_window, result);
+    }
     result.measured = measure_cache(run, bases_at(run, result, result.ranks));
 }
 

@@ -102,6 +102,7 @@ static CalibrationOptions options_of(const Args& args, const Config& config) {
         status(args, format("seed %llu", static_cast<unsigned long long>(o.seed)));
     }
     o.resume = args.resume;
+    o.compares = args.json || !args.report.empty();
     if (!args.cache.empty()) o.cache = parse_cache_dtype(args.cache);
     return o;
 }

@@ -149,11 +149,18 @@ static std::string prices_as_text(const CalibrationResult& r) {
         for (int n : {2048, 8192})
             text += format("read by the last of %d tokens: %.2f bits an element\n", n,
                            r.bases.bits_read(n, r.options.cache));
-    text += format(
+    return text;
+}
+
+// Other sizes and other methods, where they were measured.
+static std::string comparison_as_text(const CalibrationResult& r) {
+    if (r.sizes.empty()) return "other sizes and methods: with --report PAGE.html or --json\n";
+    bool window = r.options.objective == "model";
+    std::string text = format(
         "KL divergence, first %d and last %d tokens exact (the window)%s:\n"
         "bits an element   predicted   measured   perplexity (full %.4f)\n",
-        r.options.sinks, r.options.recent, r.bases.ages.empty() ? "" : ", sizes of the last age",
-        r.perplexity_full);
+        window ? r.options.sinks : 0, window ? r.options.recent : 0,
+        r.bases.ages.empty() ? "" : ", sizes of the last age", r.perplexity_full);
     for (const CalibrationResult::Point& p : r.sizes)
         text += format("%15.2f   %9s   %8.4g   %.4f\n", bits_per_element(r, p.bytes_per_token),
                        p.predicted > 0 ? format("%.4g", p.predicted).c_str() : "-", p.divergence,
@@ -181,6 +188,7 @@ static std::string ranks_as_text(const CalibrationResult& r) {
 
 std::string calibration_as_text(const CalibrationResult& r, const std::string& output) {
     std::string text = r.options.objective == "model" ? prices_as_text(r) : ranks_as_text(r);
+    text += comparison_as_text(r);
     double kept = double(r.bytes_per_token) / double(r.full_bytes_per_token);
     text += format("cache       %zu bytes a token of %zu (%.1f%%, %.2f bits an element)\n",
                    r.bytes_per_token, r.full_bytes_per_token, 100 * kept,
