@@ -7,6 +7,7 @@
 #include "attention.cuh"
 #include "dispatch.cuh"
 #include "row_encoder.cuh"
+#include "tile_product.cuh"
 
 namespace stief {
 
@@ -149,30 +150,209 @@ __global__ void __launch_bounds__(PRODUCT_BLOCK, TOKENS == PLAIN_TOKENS ? 6 : 2)
     store_heads<E, !PLAIN>(tables, M ? c : x, *pos + first, count, d);
 }
 
-// out (T, H, d) ← x (T, H, d) D of each head's group: values out of their coordinates.
-// grid (tiles of TOKENS tokens, H), block 256. Reads D once for each tile.
-template <int TOKENS>
-__global__ void decode_kernel(HeadsOut out, const float* in, CacheView cache, int T) {
+// row[j …] ← four numbers, as far as they are of d, an even number.
+__device__ __forceinline__ void put_4(float* row, int j, int d, const float (&x)[4]) {
+    if (d % 4 == 0) {
+        store_4(row + j, make_float4(x[0], x[1], x[2], x[3]));
+    } else {
+        *reinterpret_cast<float2*>(row + j) = make_float2(x[0], x[1]);
+        if (j + 2 < d) *reinterpret_cast<float2*>(row + j + 2) = make_float2(x[2], x[3]);
+    }
+}
+
+// x (count, d) of a tile ← heads' rows, as load_heads.
+template <int WIDEST>
+__device__ __forceinline__ void load_tile(const TileProduct<WIDEST>& tile, const float* from,
+                                          float* in_place, size_t stride, int count, int d,
+                                          const float* angle) {
+    constexpr int PAIRS = WIDEST / 2, TOGETHER = TileProduct<WIDEST>::THREADS / PAIRS;
+    int half = d / 2, j = tile.tid % PAIRS;
+    if (j >= half) {
+        for (int t = tile.tid / PAIRS; 2 * j < tile.whole_pieces() && t < count; t += TOGETHER)
+            tile.x[t * tile.STRIDE + 2 * j] = tile.x[t * tile.STRIDE + 2 * j + 1] = 0;
+        return;
+    }
+#pragma unroll 4
+    for (int t = tile.tid / PAIRS; t < count; t += TOGETHER) {
+        const float* row = from + size_t(t) * stride + size_t(j);
+        float a = row[0], b = row[half];
+        if (angle) {
+            const float* turn = angle + size_t(t) * size_t(d) + size_t(j);
+            float cos = turn[0], sin = turn[half], low = a;
+            a = low * cos - b * sin, b = b * cos + low * sin;
+        }
+        float* x = tile.x + t * tile.STRIDE + j;
+        x[0] = a, x[half] = b;
+        if (!in_place) continue;
+        float* back = in_place + size_t(t) * stride + size_t(j);
+        back[0] = a, back[half] = b;
+    }
+}
+
+// c (count, ·) of a tile into the stores of a head, as store_heads; a warp a row.
+template <class E, int EACH>
+__device__ __forceinline__ void store_tile(const EncoderTables& tables, const float* c, int stride,
+                                           int s, int count) {
+    const CacheRows& head = tables.head;
+    constexpr int WARPS = PRODUCT_BLOCK / WARP;
+    int warp = __shfl_sync(~0u, int(threadIdx.x) / WARP, 0), lane = int(threadIdx.x) % WARP;
+#pragma unroll 1
+    for (int n = 0; n < MOST_STORES; n++) {
+        const RowStore& store = head.store[n];
+        if (tables.kinds[n] == EncoderTables::WHOLE)
+            for (int t = warp; t < count; t += WARPS)
+                for (int j = lane; j < elements_of(store); j += WARP)
+                    elements_at<E>(store, s + t)[j] = to_element<E>(c[t * stride + j]);
+        if (tables.kinds[n] != EncoderTables::CODES || warp >= count) continue;
+        RowEncoder<EACH> encoder(tables.levels, tables.widths[n], store.format, c + warp * stride,
+                                 tables.weight);
+#pragma unroll 1
+        for (int t = warp; t < count; t += WARPS) {
+            encoder.take(c + t * stride);
+            encoder.template pack<E>(row_at(store, s + t), store.bytes);
+        }
+    }
+}
+
+// append_kernel for several tokens, with bases or codes: of kv heads, a tile's product at once.
+// grid (tiles, 2G), block 256. Shared: the tile and the encoder's tables. Reads E once for each tile; its
+// first piece and the tables come before the kernels before this one are through.
+template <class E, int WIDEST>
+__global__ void __launch_bounds__(PRODUCT_BLOCK, WIDEST == 128 ? 3 : 2)
+    append_tiles_kernel(CacheView cache, HeadsIn in, const int* pos, int T) {
+    using Tile = TileProduct<WIDEST>;
+    int side = int(blockIdx.y) / cache.G, g = int(blockIdx.y) % cache.G, d = cache.d;
+    int first = int(blockIdx.x) * Tile::TOKENS, count = min(Tile::TOKENS, T - first);
+    const CacheRows& head = side ? cache.v(g) : cache.k(g);
+    Tile tile(reinterpret_cast<float*>(dynamic_shared()), head.encode, d, d);
+    EncoderTables& tables = *reinterpret_cast<EncoderTables*>(tile.x + Tile::FLOATS);
+    if (tile.M) tile.fetch(0);
+    tables.fill(head);
+    let_next_begin();
+    await_kernels();
+    size_t stride = size_t(cache.G) * size_t(d), at = size_t(first) * stride + size_t(g * d);
+    bool turns = in.rotation && side == 0 && cache.rotated;
+    load_tile(tile, (side ? in.v : in.k) + at, nullptr, stride, count, d,
+              turns ? in.rotation + size_t(*pos + first) * size_t(d) : nullptr);
+    auto multiply = [&]<int R>() {
+        float sum[R][4] = {};
+        tile.sums(sum);
+        __syncthreads();  // x has been read, c takes its place
+#pragma unroll
+        for (int r = 0; r < R; r++)
+            if (tile.token(r) < count)
+                store_4(tile.x + tile.token(r) * Tile::STRIDE + tile.column,
+                        make_float4(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
+    };
+    if (tile.M && count > Tile::FEW) multiply.template operator()<Tile::MOST>();
+    else if (tile.M) multiply.template operator()<2>();
+    __syncthreads();  // c is there, and the tables
+    store_tile<E, WIDEST / WARP>(tables, tile.x, Tile::STRIDE, *pos + first, count);
+}
+
+// The same of query heads: q rotated, and q Dᵀ. grid (tiles, H), block 256. Shared: the tile.
+template <int WIDEST>
+__global__ void __launch_bounds__(PRODUCT_BLOCK, 2)
+    turn_tiles_kernel(CacheView cache, HeadsIn in, const int* pos, int T) {
+    using Tile = TileProduct<WIDEST>;
     int h = int(blockIdx.y), d = cache.d;
+    int first = int(blockIdx.x) * Tile::TOKENS, count = min(Tile::TOKENS, T - first);
+    const CacheRows& head = cache.k(h / (cache.H / cache.G));
+    Tile tile(reinterpret_cast<float*>(dynamic_shared()), in.latent ? head.decode_t : nullptr, d, d);
+    if (tile.M) tile.fetch(0);
+    int width = head.width;
+    let_next_begin();
+    await_kernels();
+    size_t stride = size_t(cache.H) * size_t(d), at = size_t(first) * stride + size_t(h * d);
+    load_tile(tile, in.q + at, in.rotation ? in.q + at : nullptr, stride, count, d,
+              in.rotation ? in.rotation + size_t(*pos + first) * size_t(d) : nullptr);
+    if (!tile.M) return;
+    auto multiply = [&]<int R>() {
+        float sum[R][4] = {};
+        tile.sums(sum);
+        float* to = in.latent + at + size_t(tile.group) * stride;
+#pragma unroll
+        for (int r = 0; r < R; r++, to += Tile::GROUPS * stride) {
+            if (tile.token(r) >= count || tile.column >= d) continue;
+            for (int j = 0; j < 4; j++)
+                if (tile.column + j >= width) sum[r][j] = 0;
+            put_4(to, tile.column, d, sum[r]);
+        }
+    };
+    if (count > Tile::FEW) multiply.template operator()<Tile::MOST>();
+    else multiply.template operator()<2>();
+}
+
+// out (T, H, d) ← x (T, H, d) D of each head's group: values out of their coordinates.
+// grid (tiles, H), block 256. Shared: the tile. Reads D once for each tile.
+template <int WIDEST>
+__global__ void __launch_bounds__(PRODUCT_BLOCK, 2)
+    decode_tiles_kernel(HeadsOut out, const float* in, CacheView cache, int T) {
+    using Tile = TileProduct<WIDEST>;
+    int h = int(blockIdx.y), d = cache.d;
+    int first = int(blockIdx.x) * Tile::TOKENS, count = min(Tile::TOKENS, T - first);
     const CacheRows& head = cache.v(h / (cache.H / cache.G));
-    int first = int(blockIdx.x) * TOKENS, count = min(TOKENS, T - first);
-    float* x = reinterpret_cast<float*>(dynamic_shared());  // (TOKENS, d)
-    float *to = x + TOKENS * d, *partial = to + TOKENS * d;
-    for (int i = int(threadIdx.x); i < count * d; i += int(blockDim.x))
-        x[i] = in[(size_t(first + i / d) * size_t(cache.H) + size_t(h)) * size_t(d) + size_t(i % d)];
-    __syncthreads();  // x is there
-    block_product<TOKENS>(to, d, x, d, head.decode, size_t(d), count, head.width, d, partial);
-    for (int i = int(threadIdx.x); i < count * d; i += int(blockDim.x))
-        out.put(size_t(first + i / d), h * d + i % d, to[i]);
+    int width = head.width;
+    Tile tile(reinterpret_cast<float*>(dynamic_shared()), head.decode, width, d);
+    if (width > 0) tile.fetch(0);
+    constexpr int TOGETHER = Tile::THREADS / WIDEST;
+    int j = tile.tid % WIDEST, whole = tile.whole_pieces();
+#pragma unroll 8
+    for (int t = tile.tid / WIDEST; j < whole && t < count; t += TOGETHER) {
+        size_t row = size_t(first + t) * size_t(cache.H) + size_t(h);
+        tile.x[t * Tile::STRIDE + j] = j < width ? in[row * size_t(d) + size_t(j)] : 0;
+    }
+    auto multiply = [&]<int R>() {
+        float sum[R][4] = {};
+        tile.sums(sum);
+#pragma unroll
+        for (int r = 0; r < R; r++) {
+            int t = tile.token(r), left = d - tile.column;
+            if (t >= count || left <= 0) continue;
+            size_t to = size_t(first + t);
+            out.put_pair(to, h * d + tile.column, sum[r][0], sum[r][1]);
+            if (left > 2) out.put_pair(to, h * d + tile.column + 2, sum[r][2], sum[r][3]);
+        }
+    };
+    if (count > Tile::FEW) multiply.template operator()<Tile::MOST>();
+    else multiply.template operator()<2>();
 }
 
 // ---- launchers ---------------------------------------------------------------------------------
+
+// Calls f.operator()<WIDEST>() for the width of tiles that heads of d coordinates take.
+template <class F>
+static void for_tiles(int d, const F& f) {
+    if (d <= 64) f.template operator()<64>();
+    else if (d <= 128) f.template operator()<128>();
+    else f.template operator()<CudaBackend::WIDEST_HEAD>();
+}
+
+// Several tokens, bases or codes.
+static void launch_append_tiles(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, int T) {
+    for_tiles(cache.d, [&]<int WIDEST>() {
+        using Tile = TileProduct<WIDEST>;
+        unsigned tiles = unsigned((T + Tile::TOKENS - 1) / Tile::TOKENS);
+        size_t bytes = Tile::FLOATS * sizeof(float);
+        if (in.k)
+            for_dtype(cache.dtype, [&]<class E>(E) {
+                launch_ahead(append_tiles_kernel<E, WIDEST>, dim3(tiles, unsigned(2 * cache.G)),
+                             Tile::THREADS, bytes + sizeof(EncoderTables), gpu.queue, CacheView(cache),
+                             in, gpu.pos, T);
+            });
+        if (in.queries)
+            launch_ahead(turn_tiles_kernel<WIDEST>, dim3(tiles, unsigned(in.queries)), Tile::THREADS,
+                         bytes, gpu.queue, CacheView(cache), in, gpu.pos, T);
+    });
+}
 
 // One token: the basis comes ahead where a block has room for it.
 static void launch_append(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, int heads,
                           int T) {
     constexpr size_t MOST_STAGED = 64 << 10;  // leaves room for a block of the product before
     bool bases = cache.k[0].encode || cache.v[0].encode || cache.k[0].decode_t;
+    if (T > 1 && (bases || !whole_rows(cache)))
+        return launch_append_tiles(gpu, cache, in, T);
     size_t square = size_t(cache.d) * size_t(cache.d) * sizeof(float);
     size_t one = size_t(2 * cache.d + PRODUCT_BLOCK) * sizeof(float) + sizeof(EncoderTables);
     bool staged = bases && T == 1 && square <= MOST_STAGED && cache.d % 4 == 0 &&
@@ -186,9 +366,7 @@ static void launch_append(CudaBackend& gpu, const CacheLayer& cache, const Heads
             launch_ahead(append_kernel<E, TOKENS>, grid, PRODUCT_BLOCK, bytes, gpu.queue,
                          CacheView(cache), in, gpu.pos, T, staged);
         };
-        T == 1                         ? run.template operator()<1>()
-        : bases || !whole_rows(cache) ? run.template operator()<8>()
-                                      : run.template operator()<PLAIN_TOKENS>();
+        T == 1 ? run.template operator()<1>() : run.template operator()<PLAIN_TOKENS>();
     });
 }
 
@@ -221,11 +399,12 @@ const float* latent_queries(CudaBackend& gpu, const float* q, const CacheLayer& 
 
 static void decode_values(CudaBackend& gpu, const HeadsOut& out, const float* in,
                           const CacheLayer& cache, int T) {
-    constexpr int TOKENS = 8;
-    dim3 grid(unsigned((T + TOKENS - 1) / TOKENS), unsigned(cache.H));
-    size_t floats = size_t(TOKENS) * size_t(2 * cache.d + PRODUCT_BLOCK);
-    launch(decode_kernel<TOKENS>, grid, PRODUCT_BLOCK, floats * sizeof(float), gpu.queue, out, in,
-           CacheView(cache), T);
+    for_tiles(cache.d, [&]<int WIDEST>() {
+        using Tile = TileProduct<WIDEST>;
+        dim3 grid(unsigned((T + Tile::TOKENS - 1) / Tile::TOKENS), unsigned(cache.H));
+        launch(decode_tiles_kernel<WIDEST>, grid, Tile::THREADS, Tile::FLOATS * sizeof(float), gpu.queue,
+               out, in, CacheView(cache), T);
+    });
 }
 
 std::string CudaBackend::plain_attention(const CacheLayer& cache) const {
