@@ -72,8 +72,9 @@ struct RowEncoder {
     const RowWidths& widths;
     const float* c;  // (kept)
     int whole, codes, lane;
-    float y[EACH], cost[EACH];  // a coordinate in steps of its width; what an error of a step in it costs
-    int w[EACH];                // its width's number
+    float x[EACH], y[EACH];  // a coordinate, and in steps of its width
+    float cost[EACH];        // what an error of a step in it costs
+    int w[EACH];             // its width's number
     float by_weight;            // 1 / Σ weight
 
     // weight (kept): the costs; null: 1
@@ -98,7 +99,9 @@ struct RowEncoder {
     // Goes on to another row (kept) of the same format.
     __device__ __forceinline__ void take(const float* row) {
         c = row;
-        each([&](int i, int j) { y[i] = j < codes ? c[whole + j] * widths.per_step[w[i]] : 0; });
+        each([&](int i, int j) {
+            x[i] = j < codes ? c[whole + j] : 0, y[i] = x[i] * widths.per_step[w[i]];
+        });
     }
 
     // f(i, j) for this lane's number i and code j, also where j is beyond the last: half of the numbers
@@ -195,9 +198,8 @@ struct RowEncoder {
     // This lane's code i under ρ: of x / (ρ Δ) as it is rounded, a product with the inverse and what that
     // misses.
     __device__ __forceinline__ int code(int i, float rho, float per) const {
-        float x = c[whole + i * WARP + lane], step = rho * widths.step[w[i]];
-        float by = per * widths.per_step[w[i]], q = x * by;
-        if (fabsf(q) < Levels::HALVES) q = fmaf(fmaf(-q, step, x), by, q);  // else it is clipped anyway
+        float step = rho * widths.step[w[i]], by = per * widths.per_step[w[i]], q = x[i] * by;
+        if (fabsf(q) < Levels::HALVES) q = fmaf(fmaf(-q, step, x[i]), by, q);  // else it is clipped
         return code_of(q, w[i]);
     }
 
@@ -209,15 +211,14 @@ struct RowEncoder {
         int scale = search(), n = lane % ROW_GROUP;
         float rho = scale_of(scale), per = scale_of(256 - scale);
         char* to = row + size_t(whole) * sizeof(E);
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            int j = i * WARP + lane, bits = j < codes ? bits_of(w[i]) : 0;
-            uint32_t half = j < codes ? uint32_t(code(i, rho, per)) << (n % 4 * bits) : 0;
+        each([&](int i, int j) {
+            int bits = bits_of(w[i]);
+            uint32_t half = uint32_t(code(i, rho, per)) << (n % 4 * bits);
             half |= __shfl_xor_sync(~0u, half, 1), half |= __shfl_xor_sync(~0u, half, 2);
             uint32_t other = __shfl_xor_sync(~0u, half, 4);  // the group's codes 4 … 7, or 0 … 3
             uint64_t word = uint64_t(n < 4 ? other : half) << (4 * bits) | (n < 4 ? half : other);
-            if (n < bits) to[widths.byte[j / ROW_GROUP] + n] = char(word >> (8 * n));
-        }
+            if (j < codes && n < bits) to[widths.byte[j / ROW_GROUP] + n] = char(word >> (8 * n));
+        });
         if (lane == 0) row[bytes - 1] = char(scale);
     }
 };
