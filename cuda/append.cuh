@@ -1,4 +1,4 @@
-// What appending one token (append_one.cu) and several (cache_rows.cu) have in common: heads on their way
+// What appending one token (append_one.cu) and several (append_tiles.cu) have in common: heads on their way
 // into the cache, and how a head's rows are stored.
 #pragma once
 #include "row_encoder.cuh"
@@ -14,29 +14,10 @@ struct HeadsIn {
     int queries;            // heads of q: H, or 0
 };
 
-// The queries' heads and, where there are any, the keys' and the values' of a step of one token.
-void append_one(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, int heads);
-
-// x (count, d) of shared memory ← rows `stride` apart, rotated where there is an angle (2, d/2) for the
-// first of them; and back to where they were where `in_place`.
-__device__ __forceinline__ void load_heads(float* x, const float* from, float* in_place,
-                                           size_t stride, int count, int d, const float* angle) {
-    int half = d / 2;
-#pragma unroll 4
-    for (int i = int(threadIdx.x); i < count * half; i += int(blockDim.x)) {
-        int t = i / half, j = i % half;
-        float a = from[size_t(t) * stride + size_t(j)], b = from[size_t(t) * stride + size_t(j + half)];
-        if (angle) {
-            float cos = angle[size_t(t) * size_t(d) + size_t(j)];
-            float sin = angle[size_t(t) * size_t(d) + size_t(j + half)], low = a;
-            a = low * cos - b * sin, b = b * cos + low * sin;
-        }
-        x[t * d + j] = a, x[t * d + j + half] = b;
-        if (in_place)
-            in_place[size_t(t) * stride + size_t(j)] = a,
-            in_place[size_t(t) * stride + size_t(j + half)] = b;
-    }
-}
+// Of a step of one token, and of several: the queries' heads, where there are any, and the keys' and the
+// values', where there are any.
+void append_one(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in);
+void append_tiles(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, int T);
 
 // What storing a head's rows reads again and again.
 struct alignas(16) EncoderTables {

@@ -1,6 +1,6 @@
 // Append of one token, a head a block: rotated, into latent coordinates, stored. What it costs is waiting:
 // for memory, and for code that each multiprocessor meets once, so that there is little of it. A row's
-// scale is searched by all warps of the block, each with one. cache_rows.cu has several tokens.
+// scale is searched by all warps of the block, each with one. append_tiles.cu has several tokens.
 #include "append.cuh"
 #include "dispatch.cuh"
 
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
 
 // ---- launchers ---------------------------------------------------------------------------------
 
-void append_one(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, int heads) {
+void append_one(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in) {
     constexpr size_t MOST_STAGED = 64 << 10;  // leaves room for a block of the product before
     int d = cache.d;
     check(d <= ONE_BLOCK, "--backend cuda: heads of %d coordinates, expected at most %d", d, ONE_BLOCK);
@@ -90,7 +90,7 @@ void append_one(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, in
     bool bases = cache.k[0].encode || cache.v[0].encode || cache.k[0].decode_t;
     bool staged = bases && square <= MOST_STAGED && d % 4 == 0 && square + bytes <= gpu.shared_limit;
     auto run = [&]<class E, int EACH>() {
-        launch_ahead(append_one_kernel<E, EACH>, dim3(unsigned(heads)), ONE_BLOCK,
+        launch_ahead(append_one_kernel<E, EACH>, dim3(unsigned(in.queries + (in.k ? 2 * cache.G : 0))), ONE_BLOCK,
                      bytes + (staged ? square : 0), gpu.queue, CacheView(cache), in, gpu.pos, staged,
                      !whole_rows(cache));
     };

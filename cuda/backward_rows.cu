@@ -22,11 +22,13 @@ __global__ void __launch_bounds__(BLOCK, 1)
     c += size_t(row) * size_t(d);
     int whole = int(format.count[0]);
     if (kept > whole) {
-        RowEncoder<RowWidths::MOST / WARP> encoder(DEVICE_LEVELS, widths, format, c, weight);
-        float rho = scale_of(encoder.search());
+        RowEncoder encoder(DEVICE_LEVELS, widths, format, c, weight);
+        int scale = encoder.search();
+        float rho = scale_of(scale), per = scale_of(256 - scale);
         encoder.each([&](int i, int j) {
             float step = rho * widths.step[encoder.w[i]];
-            if (whole + j < kept) c[whole + j] = step * encoder.level(encoder.code(i, rho), encoder.w[i]);
+            if (whole + j < kept)
+                c[whole + j] = step * encoder.level(encoder.code(i, rho, per), encoder.w[i]);
         });
     }
     for (int j = lane; j < whole; j += WARP) c[j] = to_float(to_element<E>(c[j]));

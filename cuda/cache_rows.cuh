@@ -68,62 +68,10 @@ __host__ __device__ inline int elements_of(const RowStore& store) {
     return int(store.format.count[0]);
 }
 
-// sum_r += Σ_i x_r,i M_i for rows first … end − 1 of one column of M, R ≤ ROWS rows of x. BATCH
-// loads of M are in flight: the basis comes from far away and is read once. Where x's stride is a
-// multiple of 4, x is aligned to 16 bytes.
-template <int ROWS>
-__device__ __forceinline__ void sum_column(float (&sum)[ROWS], const float* x, int x_stride,
-                                           const float* M, size_t M_stride, int R, int first,
-                                           int end) {
-    constexpr int BATCH = ROWS > 1 ? 8 : 16;
-    int i = first;
-    for (; x_stride % 4 == 0 && i + BATCH <= end; i += BATCH) {
-        float w[BATCH];
-        for (int b = 0; b < BATCH; b++) w[b] = M[size_t(i + b) * M_stride];
-#pragma unroll
-        for (int r = 0; r < ROWS; r++)
-            for (int b = 0; r < R && b < BATCH; b += 4) {
-                float4 y = *reinterpret_cast<const float4*>(x + r * x_stride + i + b);
-                sum[r] = fmaf(y.x, w[b], fmaf(y.y, w[b + 1], sum[r]));
-                sum[r] = fmaf(y.z, w[b + 2], fmaf(y.w, w[b + 3], sum[r]));
-            }
-    }
-    for (; i < end; i++)
-#pragma unroll
-        for (int r = 0; r < ROWS; r++)
-            if (r < R) sum[r] = fmaf(x[r * x_stride + i], M[size_t(i) * M_stride], sum[r]);
-}
-
-// to (R, n) ← x (R, K) M for the first n columns of M (K, ·), by the whole block: R ≤ ROWS and n ≤
-// blockDim. Threads are columns times slices of K, whose sums meet in partial.
-//   x, to, partial: shared, free when all threads come here but for x, which is there; to does not
-//   overlap x
-template <int ROWS>
-__device__ void block_product(float* to, int to_stride, const float* x, int x_stride,
-                              const float* M, size_t M_stride, int R, int K, int n,
-                              float* partial) {  // (ROWS, blockDim)
-    int threads = int(blockDim.x), tid = int(threadIdx.x);
-    int columns = min(max(n + WARP - 1, WARP) / WARP * WARP, threads), slices = threads / columns;
-    int slice = tid / columns, column = tid % columns;
-    int each = (K + 4 * slices - 1) / (4 * slices) * 4, first = min(K, slice * each);
-    int end = slice < slices ? min(K, first + each) : first;
-    float sum[ROWS] = {};
-    if (column < n) sum_column<ROWS>(sum, x, x_stride, M + column, M_stride, R, first, end);
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) partial[r * threads + tid] = sum[r];
-    __syncthreads();  // all slices are there
-    for (int i = tid; i < ROWS * columns; i += threads) {
-        int r = i / columns, j = i % columns;
-        if (r >= R || j >= n) continue;
-        float total = 0;
-        for (int s = 0; s < slices; s++) total += partial[r * threads + s * columns + j];
-        to[r * to_stride + j] = total;
-    }
-    __syncthreads();  // to is whole
-}
-
-// The same of one row, in little code, which is met once: to (n) ← x (K) M, n ≤ blockDim. M in shared
-// memory or not. x, to, partial (blockDim): shared, x aligned to 16 bytes.
+// to (n) ← x (K) M for the first n columns of M (K, ·), by the whole block, n ≤ blockDim; in little code,
+// which is met once. Threads are columns times slices of K, whose sums meet in partial. M in shared memory
+// or not; x, to, partial (blockDim) are, x aligned to 16 bytes. x is there; the others are free when all
+// threads come here.
 __device__ __forceinline__ void row_product(float* to, const float* x, const float* M,
                                             size_t M_stride, int K, int n, float* partial) {
     int threads = int(blockDim.x), tid = int(threadIdx.x);

@@ -38,7 +38,7 @@ __device__ __forceinline__ float log2_scale_of(int scale) {
     return float(scale) / 8 - 16;
 }
 __device__ __forceinline__ float scale_of(int scale) {
-    return exp2f(log2_scale_of(scale));
+    return power_of_two(log2_scale_of(scale));
 }
 
 // Where a coordinate's code is: its width, the group's first byte, its place in the group.

@@ -45,39 +45,72 @@ __device__ __forceinline__ void store_bytes(char* to, float x) {
     for (size_t b = 0; b < sizeof(E); b++) to[b] = char(bits >> (8 * b));
 }
 
+// Σ over the lanes of a warp of each of N numbers, N a power of two, transposed on the way: lane l has the
+// sum of number l / (32 / N). One exchange a halving, N + 4 − log2 N in all instead of 5 N.
+template <int N>
+__device__ __forceinline__ float warp_sums(float (&x)[N]) {
+    int lane = int(threadIdx.x) % WARP, mask = WARP / 2;
+#pragma unroll
+    for (int n = N / 2; n > 0; n /= 2, mask /= 2) {
+        bool upper = lane & mask;
+#pragma unroll
+        for (int i = 0; i < n; i++) {
+            float other = __shfl_xor_sync(~0u, upper ? x[i] : x[i + n], mask);
+            x[i] = (upper ? x[i + n] : x[i]) + other;
+        }
+    }
+#pragma unroll
+    for (; mask > 0; mask /= 2) x[0] += __shfl_xor_sync(~0u, x[0], mask);
+    return x[0];
+}
+
 // A row's coordinates in registers: lane i has those of codes i, i + 32, …, up to EACH. All 32 lanes
 // together.
-template <int EACH>
+template <int EACH = RowWidths::MOST / WARP>
 struct RowEncoder {
     const Levels& levels;
     const RowWidths& widths;
     const float* c;  // (kept)
     int whole, codes, lane;
-    float x[EACH], cost[EACH];  // a coordinate; what an error in it costs
-    int w[EACH];                // its width's number
+    float x[EACH], y[EACH];  // a coordinate, and in steps of its width
+    float cost[EACH];        // what an error of a step in it costs
+    int w[EACH];             // its width's number
+    float by_weight;            // 1 / Σ weight
 
     // weight (kept): the costs; null: 1
     __device__ RowEncoder(const Levels& table, const RowWidths& by, const RowFormat& format,
                           const float* row, const float* weight)
         : levels(table),
           widths(by),
-          c(row),
           whole(int(format.count[0])),
-          codes(ROW_GROUP * groups_of(format)),
+          codes(__shfl_sync(~0u, ROW_GROUP * groups_of(format), 0)),  // known to be the warp's
           lane(int(threadIdx.x) % WARP) {
+        float sum = 0;
         each([&](int i, int j) {
             bool there = j < codes;
-            x[i] = there ? c[whole + j] : 0, w[i] = there ? widths.of[whole + j] : 1;
-            cost[i] = !there ? 0 : weight ? weight[whole + j] : 1;
+            float one = !there ? 0 : weight ? weight[whole + j] : 1;
+            w[i] = there ? widths.of[whole + j] : 1, sum += one;
+            cost[i] = one * widths.step[w[i]] * widths.step[w[i]];
+        });
+        by_weight = 1 / warp_sum(sum);
+        take(row);
+    }
+
+    // Goes on to another row (kept) of the same format.
+    __device__ __forceinline__ void take(const float* row) {
+        c = row;
+        each([&](int i, int j) {
+            x[i] = j < codes ? c[whole + j] : 0, y[i] = x[i] * widths.per_step[w[i]];
         });
     }
 
-    // f(i, j) for this lane's number i and code j, also where j is beyond the last.
+    // f(i, j) for this lane's number i and code j, also where j is beyond the last: half of the numbers
+    // whatever there is, so that they are worked on at once.
     template <class F>
     __device__ __forceinline__ void each(const F& f) const {
 #pragma unroll
         for (int i = 0; i < EACH; i++)
-            if (i * WARP < codes) f(i, i * WARP + lane);
+            if (i < EACH / 2 || i * WARP < codes) f(i, i * WARP + lane);
     }
 
     // The code of the level nearest to so many steps of width number `width`.
@@ -90,54 +123,76 @@ struct RowEncoder {
         return float(levels.of[width][code]);
     }
 
-    // sum_n ← Σ cost (ẑ − z)² under scale n, the same for all lanes. By 1 / ρΔ instead of a division: a
-    // coordinate that so falls to the other side of a cell's edge costs the same there.
+    // sum_n ← Σ cost (ẑ − z)² over this lane's coordinates under ρ_n, of which per_n is the inverse. By it
+    // instead of a division, and in steps: a coordinate that so falls to the other side of a cell's edge
+    // costs the same there.
+    template <int N>
+    __device__ __forceinline__ void lane_costs(float* sum, const float (&rho)[N],
+                                               const float (&per)[N]) const {
+        constexpr uint32_t ROW = sizeof(levels.rounded[0]);
+        const int8_t* rounded = levels.rounded[0];
+        float part[N];
+#pragma unroll
+        for (int n = 0; n < N; n++) sum[n] = 0, part[n] = per[n] * (2.0f / Levels::HALVES);
+        each([&](int i, int) {
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                uint32_t at = place_of(y[i], part[n], Levels::HALVES, uint32_t(w[i]) * ROW);
+                float error = rho[n] * float_of(rounded[at]) - y[i];
+                sum[n] += cost[i] * error * error;
+            }
+        });
+    }
+    // sum_n ← Σ cost (ẑ − z)² under scale n, the same for all lanes.
     template <int N>
     __device__ __forceinline__ void costs(float (&sum)[N], const int (&scale)[N]) const {
         float rho[N], per[N];
 #pragma unroll
-        for (int n = 0; n < N; n++)
-            sum[n] = 0, rho[n] = scale_of(scale[n]), per[n] = scale_of(256 - scale[n]);
-        each([&](int i, int) {
-            float step = widths.step[w[i]], steps = x[i] * widths.per_step[w[i]];
-#pragma unroll
-            for (int n = 0; n < N; n++) {
-                float error = rho[n] * step * level(code_of(steps * per[n], w[i]), w[i]) - x[i];
-                sum[n] += cost[i] * error * error;
-            }
-        });
+        for (int n = 0; n < N; n++) rho[n] = scale_of(scale[n]), per[n] = scale_of(256 - scale[n]);
+        lane_costs(sum, rho, per);
 #pragma unroll
         for (int n = 0; n < N; n++) sum[n] = warp_sum(sum[n]);
     }
 
-    // The scale nearest to the root of the codes' weighted mean square.
+    // The scale nearest to the root of the codes' weighted mean square. In floats: their sums move it by
+    // less than its own rounding to a float does.
     __device__ int first_scale() const {
-        double square = 0, all = 0;  // as the twin's: few rows lie near a rounding's edge
-        each([&](int i, int) {
-            double by = double(cost[i]);
-            square += by * double(x[i]) * double(x[i]), all += by;
-        });
-        square = warp_sum(square), all = warp_sum(all);
-        float mean = float(square / all), exponent = mean > 0 ? 255 : 0;
+        float square = 0;
+        each([&](int i, int) { square += cost[i] * y[i] * y[i]; });
+        float mean = warp_sum(square) * by_weight, exponent = mean > 0 ? 255 : 0;
         if (mean > 0 && mean < 1e38f) exponent = fminf(fmaxf(4 * log2f(mean) + 128, 0.0f), 255.0f);
-        return int(lroundf(exponent));
+        return int(exponent + 0.5f);
     }
 
+    // best and least ← where it is less the first least of the costs of lanes' scales; which is NaN or of
+    // no scale counts for nothing.
+    __device__ __forceinline__ void offer(int& best, float& least, float sum, int scale) const {
+        const uint32_t none = __float_as_uint(INFINITY);  // of numbers ≥ 0 the bits are in their order
+        uint32_t mine = scale >= 0 && scale <= 255 && sum < least ? __float_as_uint(sum) : none;
+        uint32_t all = warp_least(mine);
+        int first = __shfl_sync(~0u, scale, lowest_bit(__ballot_sync(~0u, mine == all)));
+        if (all != none) least = __uint_as_float(all), best = first;
+    }
+
+    // First seven scales, 2^(1/8) ^ {0, −8, −4, 4, 8, 12, 16} of the first one, then two and two.
     __device__ int search() const {
-        int best = 0;
-        float least = INFINITY;
-        auto offer = [&]<int N>(const int (&scale)[N]) {
-            float sum[N];
-            costs(sum, scale);
-#pragma unroll
-            for (int n = 0; n < N; n++)
-                if (scale[n] >= 0 && scale[n] <= 255 && sum[n] < least)
-                    least = sum[n], best = scale[n];
-        };
-        int s = first_scale();
-        best = s;  // where no cost is a number
-        offer({s, s - 8, s - 4, s + 4, s + 8, s + 12, s + 16});
-        for (int near = 2; near > 0; near--) offer({best - near, best + near});
+        constexpr float ROOT = 1.41421356f, HALF_ROOT = 0.70710678f;
+        int s = first_scale(), best = s;  // where no cost is a number
+        float least = INFINITY, r = scale_of(s), p = scale_of(256 - s);
+        const float rho[] = {r, r / 2, r * HALF_ROOT, r * ROOT, r * 2, r * (2 * ROOT), r * 4};
+        const float per[] = {p, p * 2, p * ROOT, p * HALF_ROOT, p / 2, p * (HALF_ROOT / 2), p / 4};
+        float sums[8];
+        lane_costs(sums, rho, per);
+        sums[7] = INFINITY;
+        int n = lane / 4;
+        offer(best, least, warp_sums(sums), n == 0 ? s : n < 3 ? s + 4 * (n - 3) : s + 4 * (n - 2));
+        for (int near = 2; near > 0; near--) {
+            const float two_rho[] = {scale_of(best - near), scale_of(best + near)};
+            const float two_per[] = {scale_of(256 - best + near), scale_of(256 - best - near)};
+            float two[2];
+            lane_costs(two, two_rho, two_per);
+            offer(best, least, warp_sums(two), lane < WARP / 2 ? best - near : best + near);
+        }
         return best;
     }
     // The same by a block of at least 7 warps, which all have the row: a warp tries one scale.
@@ -167,9 +222,12 @@ struct RowEncoder {
         return best;
     }
 
-    // This lane's code i under ρ.
-    __device__ __forceinline__ int code(int i, float rho) const {
-        return code_of(x[i] / (rho * widths.step[w[i]]), w[i]);
+    // This lane's code i under ρ: of x / (ρ Δ) as it is rounded, a product with the inverse and what that
+    // misses.
+    __device__ __forceinline__ int code(int i, float rho, float per) const {
+        float step = rho * widths.step[w[i]], by = per * widths.per_step[w[i]], q = x[i] * by;
+        if (fabsf(q) < Levels::HALVES) q = fmaf(fmaf(-q, step, x[i]), by, q);  // else it is clipped
+        return code_of(q, w[i]);
     }
 
     // row ← the codes and the scale, and elements E before them.
@@ -178,12 +236,14 @@ struct RowEncoder {
         for (int j = lane; j < whole; j += WARP) store_bytes<E>(row + size_t(j) * sizeof(E), c[j]);
         if (!codes) return;
         int scale = search(), n = lane % ROW_GROUP;
-        float rho = scale_of(scale);
+        float rho = scale_of(scale), per = scale_of(256 - scale);
         char* to = row + size_t(whole) * sizeof(E);
         each([&](int i, int j) {
             int bits = bits_of(w[i]);
-            uint64_t word = uint64_t(code(i, rho)) << (n * bits);
-            for (int mask = 1; mask < ROW_GROUP; mask *= 2) word |= __shfl_xor_sync(~0u, word, mask);
+            uint32_t half = uint32_t(code(i, rho, per)) << (n % 4 * bits);
+            half |= __shfl_xor_sync(~0u, half, 1), half |= __shfl_xor_sync(~0u, half, 2);
+            uint32_t other = __shfl_xor_sync(~0u, half, 4);  // the group's codes 4 … 7, or 0 … 3
+            uint64_t word = uint64_t(n < 4 ? other : half) << (4 * bits) | (n < 4 ? half : other);
             if (j < codes && n < bits) to[widths.byte[j / ROW_GROUP] + n] = char(word >> (8 * n));
         });
         if (lane == 0) row[bytes - 1] = char(scale);

@@ -165,6 +165,31 @@ __device__ __forceinline__ float power_of_two(float x) {
     return y;
 }
 
+// first + ⌊count · min(max(x y + 1/2, 0), 1)⌋, NaN as 0; below 2^23. In two instructions: the bits of a
+// subnormal float are its number of units 2^-149, and a sum that is rounded down to one is ⌊ ⌋.
+__device__ __forceinline__ uint32_t place_of(float x, float y, uint32_t count, uint32_t first) {
+    float part, place;
+    asm("fma.rn.sat.f32 %0, %1, %2, 0f3f000000;" : "=f"(part) : "f"(x), "f"(y));
+    asm("fma.rm.f32 %0, %1, %2, %3;"
+        : "=f"(place)
+        : "f"(part), "f"(__uint_as_float(count)), "f"(__uint_as_float(first)));
+    return __float_as_uint(place);
+}
+// A number of 32 bits: of 8 or 16 bits, as nvcc would have it, a conversion takes eight times as long.
+__device__ __forceinline__ float float_of(int x) {
+    float y;
+    asm("cvt.rn.f32.s32 %0, %1;" : "=f"(y) : "r"(x));
+    return y;
+}
+// The least of a warp's x, the same to all.
+__device__ __forceinline__ uint32_t warp_least(uint32_t x) {
+    return __reduce_min_sync(~0u, x);
+}
+// The number of the lowest bit of x that is one; −1 of 0.
+__device__ __forceinline__ int lowest_bit(uint32_t x) {
+    return __ffs(int(x)) - 1;
+}
+
 // A float rounded to TF32 (10 bits of mantissa), ties away from zero, as mma_16x8x8_tf32 takes it.
 __device__ __forceinline__ uint32_t to_tf32(float x) {
     uint32_t bits;

@@ -23,6 +23,8 @@ struct Levels {
     int8_t of[RowFormat::WIDTHS][256] = {};
     // code of the nearest level by ⌊2x⌋ + 256, x in steps; two as near: the upper one
     uint8_t nearest[RowFormat::WIDTHS][HALVES] = {};
+    // and that level itself; behind the last the same once more, and padding
+    int8_t rounded[RowFormat::WIDTHS][HALVES + 4] = {};
     // level + BIAS of each code of 6 bits, then of 5, …, 1: of b bits from biased_at(b) on
     uint8_t biased[128] = {};
 
@@ -52,6 +54,7 @@ struct Levels {
                 int last = (1 << RowFormat::BITS[w]) - 1;
                 while (code < last && of[w][code] + of[w][code + 1] <= i - HALVES / 2) code++;
                 nearest[w][i] = uint8_t(code);
+                rounded[w][i] = rounded[w][i + 1] = of[w][code];
             }
     }
 };

@@ -179,6 +179,21 @@ inline float power_of_two(float x) {
     float y = std::exp2(x);
     return std::fpclassify(y) == FP_SUBNORMAL ? 0.0f : y;
 }
+inline uint32_t place_of(float x, float y, uint32_t count, uint32_t first) {
+    float part = std::fma(x, y, 0.5f);
+    part = part > 0 ? std::min(part, 1.0f) : 0.0f;  // NaN: 0
+    return first + uint32_t(double(count) * double(part));
+}
+inline float float_of(int x) {
+    return float(x);
+}
+inline uint32_t warp_least(uint32_t x, simt::Site site = simt::Site::current()) {
+    for (int mask = 16; mask > 0; mask /= 2) x = std::min(x, __shfl_xor_sync(~0u, x, mask, site));
+    return x;
+}
+inline int lowest_bit(uint32_t x) {
+    return x ? std::countr_zero(x) : -1;
+}
 inline uint32_t to_tf32(float x) {
     return (std::bit_cast<uint32_t>(x) + 0x1000u) & ~0x1fffu;
 }

@@ -132,7 +132,8 @@ Bases bases_of(const Config& config, const Shape& shape) {
     return bases;
 }
 
-// Appends S tokens, `batch` together; attends from the last 20; appends and attends from one more.
+// Appends S tokens, `batch` together; attends from the last 20, and once more as they are appended
+// again; appends and attends from one more.
 Floats attention(const Shape& shape, DType dtype, bool ladder) {
     constexpr int S = 170, LAST = 20;
     Lab lab(PLAYED);
@@ -160,6 +161,9 @@ Floats attention(const Shape& shape, DType dtype, bool ladder) {
     Operand heads(out.data(), DType::BF16);
     lab.backend->attend(heads, queries.data(), rotation, layer, last);
     lab.backend->matmul(projected.data(), heads, wo.weight, LAST, false);
+    size_t from = size_t(last.pos) * kv;  // once more, their queries on the way
+    lab.backend->append(layer, queries.data(), const_cast<float*>(k) + from, v + from, rotation, last);
+    lab.backend->attend(out.data(), queries.data(), rotation, layer, last);
     lab.step(one);
     lab.backend->append(layer, queries.data(), keys.data(), v + S * kv, rotation, one);
     lab.backend->attend(out.data(), queries.data(), rotation, layer, one);

@@ -1,0 +1,234 @@
+// Append of several tokens, by tiles: rotated, into latent coordinates, stored. append_one.cu has one token.
+#include "append.cuh"
+#include "dispatch.cuh"
+#include "tile_product.cuh"
+
+namespace stief {
+
+// ---- kernels -----------------------------------------------------------------------------------
+
+constexpr int TILE_BLOCK = 256, PLAIN_TOKENS = 32;
+constexpr size_t PLAIN_HEAD = (sizeof(CacheRows) + 15) / 16 * 16;
+
+// x (count, d) of shared memory ← rows `stride` apart, rotated where there is an angle (2, d/2) for the
+// first of them; and back to where they were where `in_place`.
+__device__ __forceinline__ void load_heads(float* x, const float* from, float* in_place,
+                                           size_t stride, int count, int d, const float* angle) {
+    int half = d / 2;
+#pragma unroll 4
+    for (int i = int(threadIdx.x); i < count * half; i += int(blockDim.x)) {
+        int t = i / half, j = i % half;
+        float a = from[size_t(t) * stride + size_t(j)], b = from[size_t(t) * stride + size_t(j + half)];
+        if (angle) {
+            float cos = angle[size_t(t) * size_t(d) + size_t(j)];
+            float sin = angle[size_t(t) * size_t(d) + size_t(j + half)], low = a;
+            a = low * cos - b * sin, b = b * cos + low * sin;
+        }
+        x[t * d + j] = a, x[t * d + j + half] = b;
+        if (in_place)
+            in_place[size_t(t) * stride + size_t(j)] = a,
+            in_place[size_t(t) * stride + size_t(j + half)] = b;
+    }
+}
+
+// Of a query head: q rotated. Of a kv head's keys and of its values: rotated where that is kept, and into all
+// of the head's stores, which are whole rows and meet no basis.
+// grid (tiles of PLAIN_TOKENS tokens, queries + 2G), block 256. Shared: the tile, the head's description.
+template <class E>
+__global__ void __launch_bounds__(TILE_BLOCK, 6)
+    append_plain_kernel(CacheView cache, HeadsIn in, const int* pos, int T) {
+    int h = int(blockIdx.y), d = cache.d, first = int(blockIdx.x) * PLAIN_TOKENS;
+    int count = min(PLAIN_TOKENS, T - first), side = h < in.queries ? 0 : (h - in.queries) / cache.G;
+    bool query = h < in.queries;
+    int g = query ? h : (h - in.queries) % cache.G;
+    CacheRows& head = *reinterpret_cast<CacheRows*>(dynamic_shared());
+    float* x = reinterpret_cast<float*>(dynamic_shared() + PLAIN_HEAD);  // (PLAIN_TOKENS, d)
+    if (!query) copy_words(&head, side ? &cache.v(g) : &cache.k(g), int(threadIdx.x), TILE_BLOCK);
+    let_next_begin();
+    await_kernels();
+    size_t stride = size_t(query ? cache.H : cache.G) * size_t(d);
+    size_t at = size_t(first) * stride + size_t(g) * size_t(d);
+    bool turns = in.rotation && (query || (side == 0 && cache.rotated));
+    load_heads(x, (query ? in.q : side ? in.v : in.k) + at, query && turns ? in.q + at : nullptr, stride,
+               count, d, turns ? in.rotation + size_t(*pos + first) * size_t(d) : nullptr);
+    if (query) return;
+    __syncthreads();  // x is there, and the description
+    for (int n = 0; n < MOST_STORES; n++) {
+        const RowStore& store = head.store[n];
+        int width = store.data ? elements_of(store) : 0;
+        for (int i = int(threadIdx.x); i < count * width; i += TILE_BLOCK)
+            elements_at<E>(store, *pos + first + i / width)[i % width] =
+                to_element<E>(x[i / width * d + i % width]);
+    }
+}
+
+// row[j …] ← four numbers, as far as they are of d, an even number.
+__device__ __forceinline__ void put_4(float* row, int j, int d, const float (&x)[4]) {
+    if (d % 4 == 0) {
+        store_4(row + j, make_float4(x[0], x[1], x[2], x[3]));
+    } else {
+        *reinterpret_cast<float2*>(row + j) = make_float2(x[0], x[1]);
+        if (j + 2 < d) *reinterpret_cast<float2*>(row + j + 2) = make_float2(x[2], x[3]);
+    }
+}
+
+// x (count, d) of a tile ← heads' rows, as load_heads.
+template <int WIDEST>
+__device__ __forceinline__ void load_tile(const TileProduct<WIDEST>& tile, const float* from,
+                                          float* in_place, size_t stride, int count, int d,
+                                          const float* angle) {
+    constexpr int PAIRS = WIDEST / 2, TOGETHER = TileProduct<WIDEST>::THREADS / PAIRS;
+    int half = d / 2, j = tile.tid % PAIRS;
+    if (j >= half) {
+        for (int t = tile.tid / PAIRS; 2 * j < tile.whole_pieces() && t < count; t += TOGETHER)
+            tile.x[t * tile.STRIDE + 2 * j] = tile.x[t * tile.STRIDE + 2 * j + 1] = 0;
+        return;
+    }
+#pragma unroll 4
+    for (int t = tile.tid / PAIRS; t < count; t += TOGETHER) {
+        const float* row = from + size_t(t) * stride + size_t(j);
+        float a = row[0], b = row[half];
+        if (angle) {
+            const float* turn = angle + size_t(t) * size_t(d) + size_t(j);
+            float cos = turn[0], sin = turn[half], low = a;
+            a = low * cos - b * sin, b = b * cos + low * sin;
+        }
+        float* x = tile.x + t * tile.STRIDE + j;
+        x[0] = a, x[half] = b;
+        if (!in_place) continue;
+        float* back = in_place + size_t(t) * stride + size_t(j);
+        back[0] = a, back[half] = b;
+    }
+}
+
+// c (count, ·) of a tile into the stores of a head, a warp a row.
+template <class E, int EACH>
+__device__ __forceinline__ void store_tile(const EncoderTables& tables, const float* c, int stride,
+                                           int s, int count) {
+    const CacheRows& head = tables.head;
+    constexpr int WARPS = TILE_BLOCK / WARP;
+    int warp = __shfl_sync(~0u, int(threadIdx.x) / WARP, 0), lane = int(threadIdx.x) % WARP;
+#pragma unroll 1
+    for (int n = 0; n < MOST_STORES; n++) {
+        const RowStore& store = head.store[n];
+        if (tables.kinds[n] == EncoderTables::WHOLE)
+            for (int t = warp; t < count; t += WARPS)
+                for (int j = lane; j < elements_of(store); j += WARP)
+                    elements_at<E>(store, s + t)[j] = to_element<E>(c[t * stride + j]);
+        if (tables.kinds[n] != EncoderTables::CODES || warp >= count) continue;
+        RowEncoder<EACH> encoder(tables.levels, tables.widths[n], store.format, c + warp * stride,
+                                 tables.weight);
+#pragma unroll 1
+        for (int t = warp; t < count; t += WARPS) {
+            encoder.take(c + t * stride);
+            encoder.template pack<E>(row_at(store, s + t), store.bytes);
+        }
+    }
+}
+
+// Of kv heads, with bases or codes: keys rotated where that is kept, c = x E, a tile's product at once, and
+// c into all of the head's stores.
+// grid (tiles, 2G), block 256. Shared: the tile and the encoder's tables. Reads E once for each tile; its
+// first piece and the tables come before the kernels before this one are through.
+template <class E, int WIDEST>
+__global__ void __launch_bounds__(TILE_BLOCK, WIDEST == 128 ? 3 : 2)
+    append_tiles_kernel(CacheView cache, HeadsIn in, const int* pos, int T) {
+    using Tile = TileProduct<WIDEST>;
+    int side = int(blockIdx.y) / cache.G, g = int(blockIdx.y) % cache.G, d = cache.d;
+    int first = int(blockIdx.x) * Tile::TOKENS, count = min(Tile::TOKENS, T - first);
+    const CacheRows& head = side ? cache.v(g) : cache.k(g);
+    Tile tile(reinterpret_cast<float*>(dynamic_shared()), head.encode, d, d);
+    EncoderTables& tables = *reinterpret_cast<EncoderTables*>(tile.x + Tile::FLOATS);
+    if (tile.M) tile.fetch(0);
+    tables.fetch(head, true);
+    copy_async_commit();
+    __syncthreads();  // the head's description is there
+    tables.describe(true);
+    let_next_begin();
+    await_kernels();
+    size_t stride = size_t(cache.G) * size_t(d), at = size_t(first) * stride + size_t(g * d);
+    bool turns = in.rotation && side == 0 && cache.rotated;
+    load_tile(tile, (side ? in.v : in.k) + at, nullptr, stride, count, d,
+              turns ? in.rotation + size_t(*pos + first) * size_t(d) : nullptr);
+    auto multiply = [&]<int R>() {
+        float sum[R][4] = {};
+        tile.sums(sum);
+        __syncthreads();  // x has been read, c takes its place
+#pragma unroll
+        for (int r = 0; r < R; r++)
+            if (tile.token(r) < count)
+                store_4(tile.x + tile.token(r) * Tile::STRIDE + tile.column,
+                        make_float4(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
+    };
+    if (tile.M && count > Tile::FEW) multiply.template operator()<Tile::MOST>();
+    else if (tile.M) multiply.template operator()<2>();
+    copy_async_wait<0>();
+    __syncthreads();  // c is there, and the tables
+    store_tile<E, WIDEST / WARP>(tables, tile.x, Tile::STRIDE, *pos + first, count);
+}
+
+// The same of query heads: q rotated, and q Dᵀ. grid (tiles, H), block 256. Shared: the tile.
+template <int WIDEST>
+__global__ void __launch_bounds__(TILE_BLOCK, 2)
+    turn_tiles_kernel(CacheView cache, HeadsIn in, const int* pos, int T) {
+    using Tile = TileProduct<WIDEST>;
+    int h = int(blockIdx.y), d = cache.d;
+    int first = int(blockIdx.x) * Tile::TOKENS, count = min(Tile::TOKENS, T - first);
+    const CacheRows& head = cache.k(h / (cache.H / cache.G));
+    Tile tile(reinterpret_cast<float*>(dynamic_shared()), in.latent ? head.decode_t : nullptr, d, d);
+    if (tile.M) tile.fetch(0);
+    int width = head.width;
+    let_next_begin();
+    await_kernels();
+    size_t stride = size_t(cache.H) * size_t(d), at = size_t(first) * stride + size_t(h * d);
+    load_tile(tile, in.q + at, in.rotation ? in.q + at : nullptr, stride, count, d,
+              in.rotation ? in.rotation + size_t(*pos + first) * size_t(d) : nullptr);
+    if (!tile.M) return;
+    auto multiply = [&]<int R>() {
+        float sum[R][4] = {};
+        tile.sums(sum);
+        float* to = in.latent + at + size_t(tile.group) * stride;
+#pragma unroll
+        for (int r = 0; r < R; r++, to += Tile::GROUPS * stride) {
+            if (tile.token(r) >= count || tile.column >= d) continue;
+            for (int j = 0; j < 4; j++)
+                if (tile.column + j >= width) sum[r][j] = 0;
+            put_4(to, tile.column, d, sum[r]);
+        }
+    };
+    if (count > Tile::FEW) multiply.template operator()<Tile::MOST>();
+    else multiply.template operator()<2>();
+}
+
+// ---- launchers ---------------------------------------------------------------------------------
+
+static void append_plain(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, int T) {
+    dim3 grid(unsigned((T + PLAIN_TOKENS - 1) / PLAIN_TOKENS),
+              unsigned(in.queries + (in.k ? 2 * cache.G : 0)));
+    size_t bytes = PLAIN_HEAD + size_t(PLAIN_TOKENS * cache.d) * sizeof(float);
+    for_dtype(cache.dtype, [&]<class E>(E) {
+        launch_ahead(append_plain_kernel<E>, grid, TILE_BLOCK, bytes, gpu.queue, CacheView(cache), in,
+                     gpu.pos, T);
+    });
+}
+
+void append_tiles(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, int T) {
+    bool bases = cache.k[0].encode || cache.v[0].encode || cache.k[0].decode_t;
+    if (!bases && whole_rows(cache)) return append_plain(gpu, cache, in, T);
+    for_tiles(cache.d, [&]<int WIDEST>() {
+        using Tile = TileProduct<WIDEST>;
+        unsigned tiles = unsigned((T + Tile::TOKENS - 1) / Tile::TOKENS);
+        size_t bytes = Tile::FLOATS * sizeof(float);
+        if (in.k)
+            for_dtype(cache.dtype, [&]<class E>(E) {
+                launch_ahead(append_tiles_kernel<E, WIDEST>, dim3(tiles, unsigned(2 * cache.G)),
+                             Tile::THREADS, bytes + sizeof(EncoderTables), gpu.queue, CacheView(cache),
+                             in, gpu.pos, T);
+            });
+        if (in.queries)
+            launch_ahead(turn_tiles_kernel<WIDEST>, dim3(tiles, unsigned(in.queries)), Tile::THREADS,
+                         bytes, gpu.queue, CacheView(cache), in, gpu.pos, T);
+    });
+}
+
+}  // namespace stief
