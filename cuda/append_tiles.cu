@@ -84,20 +84,29 @@ __device__ __forceinline__ void load_tile(const TileProduct<WIDEST>& tile, const
             tile.x[t * tile.STRIDE + 2 * j] = tile.x[t * tile.STRIDE + 2 * j + 1] = 0;
         return;
     }
-#pragma unroll 4
-    for (int t = tile.tid / PAIRS; t < count; t += TOGETHER) {
-        const float* row = from + size_t(t) * stride + size_t(j);
-        float a = row[0], b = row[half];
-        if (angle) {
+    constexpr int BATCH = 4;  // tokens read before any is written: `in_place` may be where they are
+    for (int first = tile.tid / PAIRS; first < count; first += BATCH * TOGETHER) {
+        float a[BATCH], b[BATCH], cos[BATCH], sin[BATCH];
+#pragma unroll
+        for (int n = 0; n < BATCH; n++) {
+            int t = min(first + n * TOGETHER, count - 1);
+            const float* row = from + size_t(t) * stride + size_t(j);
+            a[n] = row[0], b[n] = row[half], cos[n] = 1, sin[n] = 0;
+            if (!angle) continue;
             const float* turn = angle + size_t(t) * size_t(d) + size_t(j);
-            float cos = turn[0], sin = turn[half], low = a;
-            a = low * cos - b * sin, b = b * cos + low * sin;
+            cos[n] = turn[0], sin[n] = turn[half];
         }
-        float* x = tile.x + t * tile.STRIDE + j;
-        x[0] = a, x[half] = b;
-        if (!in_place) continue;
-        float* back = in_place + size_t(t) * stride + size_t(j);
-        back[0] = a, back[half] = b;
+#pragma unroll
+        for (int n = 0; n < BATCH && first + n * TOGETHER < count; n++) {
+            int t = first + n * TOGETHER;
+            float* x = tile.x + t * tile.STRIDE + j;
+            float low = angle ? a[n] * cos[n] - b[n] * sin[n] : a[n];
+            float high = angle ? b[n] * cos[n] + a[n] * sin[n] : b[n];
+            x[0] = low, x[half] = high;
+            if (!in_place) continue;
+            float* back = in_place + size_t(t) * stride + size_t(j);
+            back[0] = low, back[half] = high;
+        }
     }
 }
 

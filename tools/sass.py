@@ -33,13 +33,16 @@ WITHIN = [
     (r"matvec_kernel<", r"LDGSTS\.E\.BYPASS\.128", 8),  # each copy is asked for as one is used
     (r"attend_one_whole<", r"LDGSTS\.E\.BYPASS\.128", 8),
 ]
+# kernel, what share of its hottest loop that is, at least: else loads, not arithmetic, are its limit
+SHARE = [(rf"{kernel}_tiles_kernel<", r"FFMA", 0.8) for kernel in ("turn", "decode")]
 # A half number converted to bytes: what ptxas 13.0 makes of a 16-bit register that is stored by bytes.
 PUNNED = r"F2I\.[US]8\.(B?F16)"
 INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
 # kernels of launch_ahead: on sm_90 they wait for those before them (griddepcontrol.wait)
-EARLY = r"^(matvec|plain_matvec|append|merge|embed|argmax)_kernel|^attend_one_\w+<"
+EARLY = (r"^(matvec|plain_matvec|append_\w+|turn_tiles|merge|embed|argmax)_kernel"
+         r"|^attend_one_\w+<")
 # kernels that read all they need of a row before they write any of it
-ROUND_TRIP = r"^(rmsnorm|rope|embed|swiglu)_kernel"
+ROUND_TRIP = r"^(rmsnorm|rope|embed|swiglu|turn_tiles)_kernel"
 
 
 def run(*command):
@@ -167,6 +170,11 @@ def complaints(name, one):
             got = count(one["hot"], what)
             if got < least:
                 yield f"{got} of {what} in its hottest loop, expected {least}"
+    for kernel, what, least in SHARE:
+        if re.match(kernel, name):
+            got = count(one["hot"], what) / len(one["hot"])
+            if got < least:
+                yield f"{got:.0%} of its hottest loop are {what}, expected {least:.0%}"
     if one["punned"]:
         yield f"{one['punned']} half numbers converted to bytes, expected none"
     if one["arch"] >= 90 and re.match(EARLY, name) and not one["awaits"]:
@@ -199,7 +207,7 @@ def main():
                       f"{one['bars']:>6}{one['stack']:>7}{one.get('local', ''):>7}  "
                       f"{one.get('loop', ''):<32}{one.get('behind', ''):>6}")
                 failures += [f"{name}, sm_{arch}: {text}" for text in complaints(name, one)]
-    for kernel, *_ in AHEAD + WITHIN:
+    for kernel, *_ in AHEAD + WITHIN + SHARE:
         if not any(re.match(kernel, name) for name in seen):
             failures.append(f"no kernel is called {kernel}")
     if not cuobjdump:
