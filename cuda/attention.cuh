@@ -42,6 +42,9 @@ void attend_tiles(CudaBackend& gpu, const HeadsOut& out, const float* q, const f
                   const CacheLayer& cache, const Step& step);
 
 constexpr float LOG2_E = 1.44269504088896341f;  // queries are scaled by it: e^s = 2^(s log₂ e)
+// A larger score than the largest so far by no more than this leaves the accumulators as they are: a
+// weight may be up to 2^8.
+constexpr float SLACK = 8;
 
 // Tensor cores serve rows of 16 bits and of codes and heads of 64 and 128, unless all is to be exact.
 inline bool tensor_cores(const CudaBackend& gpu, const CacheLayer& cache) {
@@ -95,9 +98,51 @@ Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotati
                            const CacheLayer& cache, int most = ANY_SPLITS);
 void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const CacheLayer& cache);
 
-// attend_tiles where tensor_cores (attention_tiles_tensor.cu).
+// attend_tiles where tensor_cores, of rows that are whole (attention_tiles_whole.cu) and of any
+// (attention_tiles_tensor.cu).
+bool whole_tiles(const CudaBackend& gpu, const CacheLayer& cache, const Step& step);
+void attend_tiles_whole(CudaBackend& gpu, const HeadsOut& out, const float* q, const CacheLayer& cache,
+                        const Step& step);
 void attend_tiles_tensor(CudaBackend& gpu, const HeadsOut& out, const float* q, const float* rotation,
                          const CacheLayer& cache, int T);
+
+// f<E, D>() of the kernel for such rows of 16 bits and such heads.
+template <class F>
+void for_tensor_rows(const CacheLayer& cache, const F& f) {
+    auto width = [&]<class E>() {
+        cache.d == 128 ? f.template operator()<E, 128>() : f.template operator()<E, 64>();
+    };
+    cache.dtype == DType::F16 ? width.template operator()<f16>() : width.template operator()<bf16>();
+}
+
+// Rows that attend_tiles_whole does not read where they lie, made whole (expand_rows.cu): of kv heads
+// g0 … g0 + heads − 1 each `each` rows of d elements, stretch by stretch, keys and then values, of all
+// positions that the step's tokens see.
+struct ExpandedRows {
+    void* memory = nullptr;
+    int g0 = 0, heads = 0;
+    size_t each = 0;
+};
+__host__ __device__ inline bool lies_whole(const RowStore& store, int d) {
+    return elements_of(store) == d && !coded(store.format);
+}
+// How many of a head's such rows, for tokens at pos … last, are ahead of those of a stretch's keys or
+// values (side 1).
+__host__ __device__ inline size_t expanded_ahead(const Seen& seen, const CacheRows& k,
+                                                 const CacheRows& v, int d, int pos, int last,
+                                                 int stretch, int side) {
+    size_t rows = 0;
+    for (int i = 0; i < 2 * stretch + side; i++) {
+        const Stretch& one = seen.stretch[i / 2];
+        int n = one.end_for(last) - one.begin_for(pos);
+        if (n > 0 && !lies_whole(i % 2 ? v.store[one.v] : k.store[one.k], d)) rows += size_t(n);
+    }
+    return rows;
+}
+// How many a head has, and of how many heads there is room for at once: 0 where not even of one.
+ExpandedRows expanded_rows(const CudaBackend& gpu, const CacheLayer& cache, const Step& step);
+// Those of heads g0 on, in scratch memory.
+void expand_rows(CudaBackend& gpu, ExpandedRows& rows, const CacheLayer& cache, const Step& step);
 
 // Whether a block of this device has the shared memory for them; else decode, or prefill, is plain.
 bool tensor_splits_fit(const CudaBackend& gpu, const CacheLayer& cache);

@@ -47,7 +47,10 @@ __global__ void __launch_bounds__(PLAIN_BLOCK)
 
 void attend_tiles(CudaBackend& gpu, const HeadsOut& out, const float* q, const float* rotation,
                   const CacheLayer& cache, const Step& step) {
-    if (tensor_cores(gpu, cache) && tensor_tiles_fit(gpu, cache))
+    bool tensor = tensor_cores(gpu, cache);
+    if (tensor && whole_tiles(gpu, cache, step))
+        return attend_tiles_whole(gpu, out, q, cache, step);
+    if (tensor && tensor_tiles_fit(gpu, cache))
         return attend_tiles_tensor(gpu, out, q, rotation, cache, step.T);
     int m = cache.H / cache.G, heads = std::min(m, PLAIN_ROWS), chunks = (m + heads - 1) / heads;
     int tokens = PLAIN_ROWS / heads;

@@ -14,9 +14,6 @@ namespace stief {
 
 constexpr int WHOLE_WARPS = 4, WHOLE_BLOCK = WHOLE_WARPS * WARP, WHOLE_HEADS = 8;
 constexpr int WHOLE_BLOCKS = 2;  // a multiprocessor has
-// A larger score than the largest so far by no more than this leaves the accumulators as they are: a
-// weight may be up to 2^8.
-constexpr float SLACK = 8;
 
 // One warp's work on 16 keys at a time, as attention_warp.cuh says it for rows of any kind.
 template <class E, int D>

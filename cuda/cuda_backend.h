@@ -19,6 +19,7 @@ struct CudaBackend final : Backend {
     cublasHandle_t cublas = nullptr;
     int multiprocessors = 0;
     size_t shared_limit = 0;       // bytes of shared memory that a block may ask for
+    size_t most_expanded = size_t(64) << 20;  // bytes of packed rows that prefill makes whole at once
     const int* pos = nullptr;      // device: position of the step's first token
     const int32_t* ids = nullptr;  // device: its tokens, up to MOST_IDS
     const float* turned = nullptr;  // the q whose latent form append has left in Scratch::Queries
@@ -70,7 +71,7 @@ struct CudaBackend final : Backend {
 
     // Device memory that operations use within one call: a block for each purpose, which grows and
     // is not moved under a captured graph (outgrown blocks live as long as the backend).
-    enum class Scratch { Activations, Weights, Partials, Queries, Reduction, Count };
+    enum class Scratch { Activations, Weights, Partials, Queries, Rows, Reduction, Count };
     void* scratch(Scratch purpose, size_t bytes);
 
   private:

@@ -27,11 +27,13 @@ AHEAD = [
     (r"attend_one_whole<", r"LDSM", 1),
     (r"attend_one_tensor<", r"LDS", 1),  # codes without ldmatrix
     (r"attend_tiles_tensor_kernel<", r"LDSM", 1),
+    (r"attend_tiles_whole_kernel<", r"LDGSTS\.E\.BYPASS\.128", 8),  # the next tile is asked for first
 ]
 # kernel, what its hottest loop has in all, at least how many of them
 WITHIN = [
     (r"matvec_kernel<", r"LDGSTS\.E\.BYPASS\.128", 8),  # each copy is asked for as one is used
     (r"attend_one_whole<", r"LDGSTS\.E\.BYPASS\.128", 8),
+    (r"attend_tiles_whole_kernel<", r"HMMA", 128),
 ]
 # kernel, what share of its hottest loop that is, at least: else loads, not arithmetic, are its limit
 SHARE = [(rf"{kernel}_tiles_kernel<", r"FFMA", 0.8) for kernel in ("turn", "decode")]

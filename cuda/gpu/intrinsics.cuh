@@ -80,6 +80,14 @@ __device__ __forceinline__ char* dynamic_shared() {
     return memory;
 }
 
+// threadIdx.x, read where it stands: what follows from it is found out again there, and fills no
+// registers from a loop's beginning on.
+__device__ __forceinline__ unsigned thread_again() {
+    unsigned x;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+    return x;
+}
+
 // ---- conversions -------------------------------------------------------------------------------
 // On the host those of base/bf16.h; on the device its own, NaN made canonical.
 

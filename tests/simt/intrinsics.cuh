@@ -145,6 +145,9 @@ inline void let_next_begin() {}
 inline char* dynamic_shared() {
     return simt::shared_memory();
 }
+inline unsigned thread_again() {
+    return threadIdx.x;
+}
 
 // ---- registers, tensor cores, asynchronous copies ---------------------------------------------
 

@@ -205,11 +205,13 @@ HeadBasis basis_of(int d, const std::vector<RowFormat>& formats, Random& random)
 
 // The last T of S tokens, attended at once; the others were appended by 24 at a time.
 // shared: bytes that a block may have; 0: what the machine has. why_plain: what the backend says of it.
+// expanded: bytes of rows that are made whole at once; 0: as ever.
 Floats attended(const Attended& c, DType dtype, const Variant& variant, bool exact, size_t shared = 0,
-                std::string* why_plain = nullptr) {
+                std::string* why_plain = nullptr, size_t expanded = 0) {
     Lab lab(variant);
     lab.backend->exact = exact;
     if (shared) static_cast<CudaBackend&>(*lab.backend).shared_limit = shared;
+    if (expanded) static_cast<CudaBackend&>(*lab.backend).most_expanded = expanded;
     Config config;
     config.L = 1, config.H = c.H, config.G = c.G, config.d = c.d;
     Random random(9);
@@ -254,8 +256,9 @@ void check_attention(const Attended& c) {
     CAPTURE(c.rotated);
     for (DType dtype : {DType::F16, DType::BF16}) {
         Floats want = attended(c, dtype, {"cpu", {"cpu", "auto"}, 1, {}}, true);
-        // queries in steps and weights in scales are rounded to the rows' type, and D where keys are
-        // rebuilt, as are those
+        // Queries in steps and weights in scales are rounded to the rows' type, and D where keys are
+        // rebuilt, as are those; or packed rows that are made whole, keys and values: four errors that
+        // know nothing of each other, each of at most one unit.
         double unit = dtype == DType::F16 ? TOL_F16 : TOL_BF16;
         for (const Variant& variant : variants()) {
             CAPTURE(variant.group);
@@ -334,6 +337,24 @@ TEST_CASE("attention over codes on tensor cores is the CPU's, ragged, by any hea
             check_attention({4, 2, 128, 150, T, rotated, {wide, mixed}, {mixed, thin}, {33}, 0, 17,
                              "wide ages"});
         }
+    }
+}
+
+TEST_CASE("packed rows are expanded for several tiles of queries, and in pieces they give the same") {
+    RowFormat all = counts({4, 8, 8, 8, 8, 8, 8, 8}), two = counts({0, 8, 0, 0, 16, 0, 24, 0});
+    RowFormat wide = counts({0, 0, 16, 8, 32, 24, 40, 8}), mixed = counts({20, 0, 0, 0, 16, 0, 64, 0});
+    RowFormat whole = RowFormat::whole(64), some = RowFormat::whole(20);
+    Attended ages{4, 2, 64, 150, 70, true, {all, two, some}, {whole, two, all}, {20, 70}, 3, 9, "ages"};
+    Attended heads{28, 2, 128, 60, 11, true, {wide, mixed}, {mixed, wide}, {17}, 2, 5, "wide ages"};
+    for (auto [c, rows] : {std::pair{ages, 800}, {heads, 200}}) {  // of one kv head, not of two
+        check_attention(c);
+        Floats want = attended(c, DType::F16, groups()[0], false);
+        // A head at a time. And of none: then rows are unpacked by every tile of queries.
+        size_t one = size_t(rows * c.d) * 2;
+        CHECK(attended(c, DType::F16, groups()[0], false, 0, nullptr, one) == want);
+        Floats unpacked = attended(c, DType::F16, groups()[0], false, 0, nullptr, 1);
+        CHECK(unpacked != want);
+        CHECK(nmse(unpacked, want) <= 4 * TOL_F16);
     }
 }
 

@@ -285,6 +285,9 @@ std::vector<Scene> all_scenes() {
     }
     add(DType::F16, {8, 2, 128, 128, true, 0, false, 170, 0, true});
     add(DType::BF16, {8, 8, 64, 64, true, 0, false, 170, 0, true});
+    // Two tiles of queries: packed rows are expanded, of two ages, beside a window's ring.
+    add(DType::BF16, {20, 2, 128, 44, true, 70, true, 40});
+    add(DType::F16, {20, 2, 64, 44, true, 40, true, 40, 110});
     return all;
 }
 

@@ -1,0 +1,105 @@
+// Packed rows made whole, once for all tiles of queries that meet them: attention_tiles_whole.cu reads
+// them as it reads whole ones. A coordinate is scale · step · level, rounded to the cache's own type,
+// or an element, or zero beyond a row's own.
+#include <algorithm>
+
+#include "attention.cuh"
+#include "coded_tile.cuh"
+
+namespace stief {
+
+constexpr int EXPAND_BLOCK = 256, EXPAND_ROWS = 64;
+
+// ---- kernels -----------------------------------------------------------------------------------
+
+// Eight levels + 128, a byte each, by what they count in, as elements that are all finite.
+template <class E>
+__device__ __forceinline__ void put_levels(E* to, uint2 levels, float by) {
+    constexpr float MOST = std::is_same_v<E, f16> ? 65504 : 3e38f;
+    uint32_t pair[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        uint32_t two = (i < 2 ? levels.x : levels.y) >> i % 2 * 16;
+        float x = by * float(int(two & 255) - 128), y = by * float(int(two >> 8 & 255) - 128);
+        pair[i] = pack2<E>(fminf(fmaxf(x, -MOST), MOST), fminf(fmaxf(y, -MOST), MOST));
+    }
+    reinterpret_cast<uint2*>(to)[0] = make_uint2(pair[0], pair[1]);  // at a multiple of 4
+    reinterpret_cast<uint2*>(to)[1] = make_uint2(pair[2], pair[3]);
+}
+
+// What a block knows of its rows' format.
+template <int D>
+struct ExpandTables {
+    LevelTables levels;
+    CodeGroup group[D / ROW_GROUP];
+};
+
+// grid (tiles of 64 positions, keys and values of each stretch, kv heads), block 256: a thread has a
+// group of codes. Reads each row once and writes 2 D bytes for it, which is the bound. Shared: 1 KB.
+template <class E, int D>
+__global__ void __launch_bounds__(EXPAND_BLOCK)
+    expand_rows_kernel(ExpandedRows to, CacheView cache, const int* pos, int T) {
+    constexpr int PER = D / ROW_GROUP;
+    int head = int(blockIdx.z), g = to.g0 + head, n = int(blockIdx.y) / 2, side = int(blockIdx.y) % 2;
+    const Seen& seen = cache.seen(g);
+    if (n >= seen.count) return;
+    const Stretch& one = seen.stretch[n];
+    const RowStore& store = side ? cache.v(g).store[one.v] : cache.k(g).store[one.k];
+    int pos0 = *pos, last = pos0 + T - 1, tid = int(threadIdx.x);
+    int from = int(blockIdx.x) * EXPAND_ROWS, s = one.begin_for(pos0) + from;
+    int count = min(EXPAND_ROWS, one.end_for(last) - s);
+    if (lies_whole(store, D) || count <= 0) return;
+
+    auto& tables = *reinterpret_cast<ExpandTables<D>*>(dynamic_shared());
+    int groups = groups_of(store.format), elements = elements_of(store);
+    tables.levels.fill(tid, EXPAND_BLOCK);
+    if (tid < groups) tables.group[tid] = CodeGroup::of(store.format, int(sizeof(E)), tid);
+    __syncthreads();  // the tables are there
+    size_t ahead = to.each * size_t(head) + size_t(from) +
+                   expanded_ahead(seen, cache.k(g), cache.v(g), D, pos0, last, n, side);
+    E* rows = static_cast<E*>(to.memory) + ahead * D;
+    int lane = tid % PER;
+    for (int row = tid / PER; row < count; row += EXPAND_BLOCK / PER) {
+        const char* packed = row_at(store, s + row);
+        E* whole = rows + row * D;
+        if (lane < groups) {
+            const CodeGroup group = tables.group[lane];
+            float by = group.step * scale_of(uint8_t(packed[store.bytes - 1]));
+            put_levels(whole + elements + ROW_GROUP * lane,
+                       levels_of(tables.levels, group, packed + group.byte), by);
+        }
+        for (int j = lane; j < elements; j += PER)  // at any address
+            memcpy(whole + j, packed + size_t(j) * sizeof(E), sizeof(E));
+        for (int j = elements + ROW_GROUP * groups + 4 * lane; j < D; j += 4 * PER)
+            *reinterpret_cast<uint2*>(whole + j) = make_uint2(0, 0);
+    }
+}
+
+// ---- launchers ---------------------------------------------------------------------------------
+
+ExpandedRows expanded_rows(const CudaBackend& gpu, const CacheLayer& cache, const Step& step) {
+    ExpandedRows rows;
+    int last = step.pos + step.T - 1;
+    for (size_t g = 0; g < size_t(cache.G); g++)
+        rows.each = std::max(rows.each,
+                             expanded_ahead(cache.seen[g], cache.k[g], cache.v[g], cache.d, step.pos,
+                                            last, cache.seen[g].count, 0));
+    size_t bytes = rows.each * size_t(cache.d) * size_of(cache.dtype);
+    rows.heads = bytes ? int(std::min(size_t(cache.G), gpu.most_expanded / bytes)) : cache.G;
+    return rows;
+}
+
+void expand_rows(CudaBackend& gpu, ExpandedRows& rows, const CacheLayer& cache, const Step& step) {
+    int stretches = 0, heads = std::min(rows.heads, cache.G - rows.g0);
+    for (const Seen& seen : cache.seen) stretches = std::max(stretches, seen.count);
+    size_t bytes = rows.each * size_t(cache.d) * size_of(cache.dtype);
+    rows.memory = gpu.scratch(CudaBackend::Scratch::Rows, size_t(rows.heads) * bytes);
+    int tiles = (step.pos + step.T + EXPAND_ROWS - 1) / EXPAND_ROWS;
+    dim3 grid(unsigned(tiles), unsigned(2 * stretches), unsigned(heads));
+    for_tensor_rows(cache, [&]<class E, int D>() {
+        launch(expand_rows_kernel<E, D>, grid, EXPAND_BLOCK, sizeof(ExpandTables<D>), gpu.queue, rows,
+               CacheView(cache), gpu.pos, step.T);
+    });
+}
+
+}  // namespace stief
