@@ -101,8 +101,8 @@ void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const Cach
 // attend_tiles where tensor_cores, of rows that are whole (attention_tiles_whole.cu) and of any
 // (attention_tiles_tensor.cu).
 bool whole_tiles(const CudaBackend& gpu, const CacheLayer& cache, const Step& step);
-void attend_tiles_whole(CudaBackend& gpu, const HeadsOut& out, const float* q, const CacheLayer& cache,
-                        const Step& step);
+void attend_tiles_whole(CudaBackend& gpu, const HeadsOut& out, const float* q, const float* rotation,
+                        const CacheLayer& cache, const Step& step);
 void attend_tiles_tensor(CudaBackend& gpu, const HeadsOut& out, const float* q, const float* rotation,
                          const CacheLayer& cache, int T);
 
@@ -115,9 +115,9 @@ void for_tensor_rows(const CacheLayer& cache, const F& f) {
     cache.dtype == DType::F16 ? width.template operator()<f16>() : width.template operator()<bf16>();
 }
 
-// Rows that attend_tiles_whole does not read where they lie, made whole (expand_rows.cu): of kv heads
-// g0 … g0 + heads − 1 each `each` rows of d elements, stretch by stretch, keys and then values, of all
-// positions that the step's tokens see.
+// Rows that attend_tiles_whole does not read where they lie, made whole (expand_rows.cu): packed ones, and
+// keys before rotation. Of kv heads g0 … g0 + heads − 1 each `each` rows of d elements, stretch by stretch,
+// keys and then values, of all positions that the step's tokens see.
 struct ExpandedRows {
     void* memory = nullptr;
     int g0 = 0, heads = 0;
@@ -126,23 +126,29 @@ struct ExpandedRows {
 __host__ __device__ inline bool lies_whole(const RowStore& store, int d) {
     return elements_of(store) == d && !coded(store.format);
 }
+// Of a cache whose keys are rotated; side 1: values.
+__host__ __device__ inline bool read_in_place(const RowStore& store, int d, bool rotated, int side) {
+    return (side || rotated) && lies_whole(store, d);
+}
 // How many of a head's such rows, for tokens at pos … last, are ahead of those of a stretch's keys or
 // values (side 1).
 __host__ __device__ inline size_t expanded_ahead(const Seen& seen, const CacheRows& k,
-                                                 const CacheRows& v, int d, int pos, int last,
-                                                 int stretch, int side) {
+                                                 const CacheRows& v, int d, bool rotated, int pos,
+                                                 int last, int stretch, int side) {
     size_t rows = 0;
     for (int i = 0; i < 2 * stretch + side; i++) {
         const Stretch& one = seen.stretch[i / 2];
         int n = one.end_for(last) - one.begin_for(pos);
-        if (n > 0 && !lies_whole(i % 2 ? v.store[one.v] : k.store[one.k], d)) rows += size_t(n);
+        const RowStore& store = i % 2 ? v.store[one.v] : k.store[one.k];
+        if (n > 0 && !read_in_place(store, d, rotated, i % 2)) rows += size_t(n);
     }
     return rows;
 }
 // How many a head has, and of how many heads there is room for at once: 0 where not even of one.
 ExpandedRows expanded_rows(const CudaBackend& gpu, const CacheLayer& cache, const Step& step);
 // Those of heads g0 on, in scratch memory.
-void expand_rows(CudaBackend& gpu, ExpandedRows& rows, const CacheLayer& cache, const Step& step);
+void expand_rows(CudaBackend& gpu, ExpandedRows& rows, const float* rotation, const CacheLayer& cache,
+                 const Step& step);
 
 // Whether a block of this device has the shared memory for them; else decode, or prefill, is plain.
 bool tensor_splits_fit(const CudaBackend& gpu, const CacheLayer& cache);

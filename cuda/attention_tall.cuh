@@ -46,9 +46,11 @@ struct alignas(16) TallBlock {
                                                 int g, int pos, int T, int stretch, int side) {
         const CacheRows &keys = cache.k(g), &values = cache.v(g);
         const Stretch& one = cache.seen(g).stretch[stretch];
-        if (lies_whole(side ? values.store[one.v] : keys.store[one.k], D)) return nullptr;
+        const RowStore& store = side ? values.store[one.v] : keys.store[one.k];
+        if (read_in_place(store, D, cache.rotated, side)) return nullptr;
         size_t ahead = rows.each * size_t(g - rows.g0) +
-                       expanded_ahead(cache.seen(g), keys, values, D, pos, pos + T - 1, stretch, side);
+                       expanded_ahead(cache.seen(g), keys, values, D, cache.rotated, pos, pos + T - 1,
+                                      stretch, side);
         return static_cast<const char*>(rows.memory) +
                (ptrdiff_t(ahead) - one.begin_for(pos)) * ptrdiff_t(D * sizeof(E));
     }

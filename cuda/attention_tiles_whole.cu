@@ -1,5 +1,5 @@
 // Prefill attention over whole rows: keys after rotation, 16 bits, a row as wide as a head and right
-// behind the one before it; packed rows are made such for it (expand_rows.cu). Bound by the tensor
+// behind the one before it; packed rows and keys before rotation are made such for it (expand_rows.cu). Bound by the tensor
 // cores: a warp has two other instructions beside each product, none of which finds out an address or
 // asks what is there. attention_tall.cuh says what a block does; attention_tiles_tensor.cu does all else.
 #include <algorithm>
@@ -46,26 +46,27 @@ bool whole_tiles(const CudaBackend& gpu, const CacheLayer& cache, const Step& st
     bool fits = false, whole = true, codes = false;
     for_tensor_rows(cache,
                     [&]<class E, int D>() { fits = TallRows<E, D>::BYTES <= gpu.shared_limit; });
-    if (!fits || !cache.rotated) return false;
+    if (!fits) return false;
     for (size_t g = 0; g < size_t(cache.G); g++)
         for (const Stretch& one : cache.seen[g])
             for (const RowStore* store : {&cache.k[g].store[one.k], &cache.v[g].store[one.v]}) {
                 if (!store->data) return false;
                 whole = whole && lies_whole(*store, cache.d), codes = codes || coded(store->format);
             }
-    // Where one tile of queries meets them, packed rows are no sooner expanded than read; rows that
-    // are narrow, and no more than that, have fewer products as they are.
-    return whole ||
-           (codes && step.T > tokens_of(cache) && expanded_rows(gpu, cache, step).heads > 0);
+    if (whole && cache.rotated) return true;
+    // Where one tile of queries meets them, packed rows and keys before rotation are no sooner expanded
+    // than read; rows that are narrow, and no more than that, have fewer products as they are.
+    return (codes || !cache.rotated) && step.T > tokens_of(cache) &&
+           expanded_rows(gpu, cache, step).heads > 0;
 }
 
-void attend_tiles_whole(CudaBackend& gpu, const HeadsOut& out, const float* q, const CacheLayer& cache,
-                        const Step& step) {
+void attend_tiles_whole(CudaBackend& gpu, const HeadsOut& out, const float* q, const float* rotation,
+                        const CacheLayer& cache, const Step& step) {
     int m = cache.H / cache.G, heads = std::min(m, TALL_ROWS), chunks = (m + heads - 1) / heads;
     int tokens = tokens_of(cache), tiles = (step.T + tokens - 1) / tokens;
     ExpandedRows rows = expanded_rows(gpu, cache, step);
     for (; rows.g0 < cache.G; rows.g0 += rows.heads) {
-        if (rows.each) expand_rows(gpu, rows, cache, step);
+        if (rows.each) expand_rows(gpu, rows, rotation, cache, step);
         dim3 grid(unsigned(tiles * std::min(rows.heads, cache.G - rows.g0) * chunks));
         for_tensor_rows(cache, [&]<class E, int D>() {
             launch(attend_tiles_whole_kernel<E, D>, grid, TALL_BLOCK, TallRows<E, D>::BYTES, gpu.queue,

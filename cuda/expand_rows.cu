@@ -1,10 +1,12 @@
-// Packed rows made whole, once for all tiles of queries that meet them: attention_tiles_whole.cu reads
-// them as it reads whole ones. A coordinate is scale · step · level, rounded to the cache's own type,
-// or an element, or zero beyond a row's own.
+// Packed rows made whole, and keys rebuilt and rotated, once for all tiles of queries that meet them:
+// attention_tiles_whole.cu reads them as it reads whole ones. A coordinate is scale · step · level or an
+// element, zero beyond a row's own; it, or the rotated key that comes of them, is rounded to the cache's own
+// type.
 #include <algorithm>
 
 #include "attention.cuh"
 #include "coded_tile.cuh"
+#include "tile_product.cuh"
 
 namespace stief {
 
@@ -48,7 +50,7 @@ __global__ void __launch_bounds__(EXPAND_BLOCK)
     int pos0 = *pos, last = pos0 + T - 1, tid = int(threadIdx.x);
     int from = int(blockIdx.x) * EXPAND_ROWS, s = one.begin_for(pos0) + from;
     int count = min(EXPAND_ROWS, one.end_for(last) - s);
-    if (lies_whole(store, D) || count <= 0) return;
+    if ((side == 0 && !cache.rotated) || lies_whole(store, D) || count <= 0) return;
 
     auto& tables = *reinterpret_cast<ExpandTables<D>*>(dynamic_shared());
     int groups = groups_of(store.format), elements = elements_of(store);
@@ -56,7 +58,7 @@ __global__ void __launch_bounds__(EXPAND_BLOCK)
     if (tid < groups) tables.group[tid] = CodeGroup::of(store.format, int(sizeof(E)), tid);
     __syncthreads();  // the tables are there
     size_t ahead = to.each * size_t(head) + size_t(from) +
-                   expanded_ahead(seen, cache.k(g), cache.v(g), D, pos0, last, n, side);
+                   expanded_ahead(seen, cache.k(g), cache.v(g), D, cache.rotated, pos0, last, n, side);
     E* rows = static_cast<E*>(to.memory) + ahead * D;
     int lane = tid % PER;
     for (int row = tid / PER; row < count; row += EXPAND_BLOCK / PER) {
@@ -75,6 +77,88 @@ __global__ void __launch_bounds__(EXPAND_BLOCK)
     }
 }
 
+// The coordinates of `count` rows of keys from position s on to a tile's x, zero beyond a row's own.
+template <class E, int D>
+__device__ __forceinline__ void unpack_keys(const TileProduct<D>& tile, const ExpandTables<D>& tables,
+                                            const RowStore& store, int s, int count) {
+    constexpr int PER = D / ROW_GROUP;
+    int groups = groups_of(store.format), elements = elements_of(store), lane = tile.tid % PER;
+    for (int row = tile.tid / PER; row < count; row += EXPAND_BLOCK / PER) {
+        const char* packed = row_at(store, s + row);
+        float* x = tile.x + row * tile.STRIDE;
+        if (lane < groups) {
+            const CodeGroup group = tables.group[lane];
+            float by = group.step * scale_of(uint8_t(packed[store.bytes - 1]));
+            uint2 levels = levels_of(tables.levels, group, packed + group.byte);
+#pragma unroll
+            for (int i = 0; i < ROW_GROUP; i++) {
+                uint32_t four = i < 4 ? levels.x : levels.y;
+                x[elements + ROW_GROUP * lane + i] = by * float(int(four >> i % 4 * 8 & 255) - 128);
+            }
+        }
+        for (int j = lane; j < elements; j += PER) {  // at any address
+            E one;
+            memcpy(&one, packed + size_t(j) * sizeof(E), sizeof(E));
+            x[j] = to_float(one);
+        }
+        for (int j = elements + ROW_GROUP * groups + lane; j < D; j += PER) x[j] = 0;
+    }
+}
+
+// Keys before rotation: c D, rotated to their positions.
+// grid (tiles of positions, stretches, kv heads), block 256. Shared: a tile, 1 KB of tables. Reads D once
+// for a tile of 64 positions, or of 128 where heads have 64; in f32 on CUDA cores, 2 D² flops a key.
+template <class E, int D>
+__global__ void __launch_bounds__(EXPAND_BLOCK, 2)
+    rebuild_keys_kernel(ExpandedRows to, CacheView cache, const float* rotation, const int* pos, int T) {
+    using Tile = TileProduct<D>;
+    constexpr int HALF = D / 2, PAIRS = HALF / 2;
+    static_assert(Tile::THREADS == EXPAND_BLOCK);
+    int head = int(blockIdx.z), g = to.g0 + head, n = int(blockIdx.y);
+    const Seen& seen = cache.seen(g);
+    if (n >= seen.count) return;
+    const Stretch& one = seen.stretch[n];
+    const CacheRows& keys = cache.k(g);
+    const RowStore& store = keys.store[one.k];
+    int pos0 = *pos, last = pos0 + T - 1, from = int(blockIdx.x) * Tile::TOKENS;
+    int s = one.begin_for(pos0) + from, count = min(Tile::TOKENS, one.end_for(last) - s);
+    if (count <= 0) return;
+
+    Tile tile(reinterpret_cast<float*>(dynamic_shared()), keys.decode, keys.width, D);
+    if (tile.M && tile.K > 0) tile.fetch(0);
+    auto& tables = *reinterpret_cast<ExpandTables<D>*>(tile.x + Tile::FLOATS);
+    tables.levels.fill(tile.tid, EXPAND_BLOCK);
+    if (tile.tid < groups_of(store.format))
+        tables.group[tile.tid] = CodeGroup::of(store.format, int(sizeof(E)), tile.tid);
+    __syncthreads();  // the tables are there
+    unpack_keys<E>(tile, tables, store, s, count);
+    if (tile.M) {
+        float sum[Tile::MOST][4] = {};
+        tile.sums(sum);
+        __syncthreads();  // the coordinates have been read, keys take their place
+#pragma unroll
+        for (int r = 0; r < Tile::MOST; r++)
+            if (tile.token(r) < count)
+                store_4(tile.x + tile.token(r) * Tile::STRIDE + tile.column,
+                        make_float4(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
+    }
+    __syncthreads();  // the keys are there
+    E* rows = static_cast<E*>(to.memory);
+    rows += (to.each * size_t(head) + size_t(from) +
+             expanded_ahead(seen, keys, cache.v(g), D, cache.rotated, pos0, last, n, 0)) * D;
+    for (int i = tile.tid; i < count * PAIRS; i += EXPAND_BLOCK) {
+        int row = i / PAIRS, j = i % PAIRS * 2;
+        const float* x = tile.x + row * Tile::STRIDE + j;
+        const float* angle = rotation + size_t(s + row) * D + j;
+        float2 a = *reinterpret_cast<const float2*>(x), b = *reinterpret_cast<const float2*>(x + HALF);
+        float2 cos = *reinterpret_cast<const float2*>(angle);
+        float2 sin = *reinterpret_cast<const float2*>(angle + HALF);
+        uint32_t* key = reinterpret_cast<uint32_t*>(rows + size_t(row) * D + j);
+        key[0] = pack2<E>(a.x * cos.x - b.x * sin.x, a.y * cos.y - b.y * sin.y);
+        key[HALF / 2] = pack2<E>(b.x * cos.x + a.x * sin.x, b.y * cos.y + a.y * sin.y);
+    }
+}
+
 // ---- launchers ---------------------------------------------------------------------------------
 
 ExpandedRows expanded_rows(const CudaBackend& gpu, const CacheLayer& cache, const Step& step) {
@@ -82,23 +166,30 @@ ExpandedRows expanded_rows(const CudaBackend& gpu, const CacheLayer& cache, cons
     int last = step.pos + step.T - 1;
     for (size_t g = 0; g < size_t(cache.G); g++)
         rows.each = std::max(rows.each,
-                             expanded_ahead(cache.seen[g], cache.k[g], cache.v[g], cache.d, step.pos,
-                                            last, cache.seen[g].count, 0));
+                             expanded_ahead(cache.seen[g], cache.k[g], cache.v[g], cache.d,
+                                            cache.rotated, step.pos, last, cache.seen[g].count, 0));
     size_t bytes = rows.each * size_t(cache.d) * size_of(cache.dtype);
     rows.heads = bytes ? int(std::min(size_t(cache.G), gpu.most_expanded / bytes)) : cache.G;
     return rows;
 }
 
-void expand_rows(CudaBackend& gpu, ExpandedRows& rows, const CacheLayer& cache, const Step& step) {
+void expand_rows(CudaBackend& gpu, ExpandedRows& rows, const float* rotation, const CacheLayer& cache,
+                 const Step& step) {
     int stretches = 0, heads = std::min(rows.heads, cache.G - rows.g0);
     for (const Seen& seen : cache.seen) stretches = std::max(stretches, seen.count);
     size_t bytes = rows.each * size_t(cache.d) * size_of(cache.dtype);
     rows.memory = gpu.scratch(CudaBackend::Scratch::Rows, size_t(rows.heads) * bytes);
-    int tiles = (step.pos + step.T + EXPAND_ROWS - 1) / EXPAND_ROWS;
-    dim3 grid(unsigned(tiles), unsigned(2 * stretches), unsigned(heads));
+    auto grid = [&](int tile, int count) {
+        return dim3(unsigned((step.pos + step.T + tile - 1) / tile), unsigned(count), unsigned(heads));
+    };
     for_tensor_rows(cache, [&]<class E, int D>() {
-        launch(expand_rows_kernel<E, D>, grid, EXPAND_BLOCK, sizeof(ExpandTables<D>), gpu.queue, rows,
-               CacheView(cache), gpu.pos, step.T);
+        launch(expand_rows_kernel<E, D>, grid(EXPAND_ROWS, 2 * stretches), EXPAND_BLOCK,
+               sizeof(ExpandTables<D>), gpu.queue, rows, CacheView(cache), gpu.pos, step.T);
+        using Tile = TileProduct<D>;
+        if (!cache.rotated)
+            launch(rebuild_keys_kernel<E, D>, grid(Tile::TOKENS, stretches), EXPAND_BLOCK,
+                   Tile::FLOATS * sizeof(float) + sizeof(ExpandTables<D>), gpu.queue, rows,
+                   CacheView(cache), rotation, gpu.pos, step.T);
     });
 }
 

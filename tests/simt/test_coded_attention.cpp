@@ -340,21 +340,25 @@ TEST_CASE("attention over codes on tensor cores is the CPU's, ragged, by any hea
     }
 }
 
-TEST_CASE("packed rows are expanded for several tiles of queries, and in pieces they give the same") {
+TEST_CASE("rows are made whole for several tiles of queries, and in pieces they give the same") {
     RowFormat all = counts({4, 8, 8, 8, 8, 8, 8, 8}), two = counts({0, 8, 0, 0, 16, 0, 24, 0});
     RowFormat wide = counts({0, 0, 16, 8, 32, 24, 40, 8}), mixed = counts({20, 0, 0, 0, 16, 0, 64, 0});
     RowFormat whole = RowFormat::whole(64), some = RowFormat::whole(20);
-    Attended ages{4, 2, 64, 150, 70, true, {all, two, some}, {whole, two, all}, {20, 70}, 3, 9, "ages"};
-    Attended heads{28, 2, 128, 60, 11, true, {wide, mixed}, {mixed, wide}, {17}, 2, 5, "wide ages"};
-    for (auto [c, rows] : {std::pair{ages, 800}, {heads, 200}}) {  // of one kv head, not of two
-        check_attention(c);
-        Floats want = attended(c, DType::F16, groups()[0], false);
-        // A head at a time. And of none: then rows are unpacked by every tile of queries.
-        size_t one = size_t(rows * c.d) * 2;
-        CHECK(attended(c, DType::F16, groups()[0], false, 0, nullptr, one) == want);
-        Floats unpacked = attended(c, DType::F16, groups()[0], false, 0, nullptr, 1);
-        CHECK(unpacked != want);
-        CHECK(nmse(unpacked, want) <= 4 * TOL_F16);
+    for (bool rotated : {true, false}) {
+        Attended ages{4, 2, 64, 150, 70, rotated, {all, two, some}, {whole, two, all}, {20, 70}, 3, 9,
+                      "ages"};
+        Attended heads{28, 2, 128, 60, 11, rotated, {wide, mixed}, {mixed, wide}, {17}, 2, 5,
+                       "wide ages"};
+        for (auto [c, rows] : {std::pair{ages, 800}, {heads, 200}}) {  // of one kv head, not of two
+            check_attention(c);
+            Floats want = attended(c, DType::F16, groups()[0], false);
+            // A head at a time. And of none: then each tile of queries unpacks and rebuilds.
+            size_t one = size_t(rows * c.d) * 2;
+            CHECK(attended(c, DType::F16, groups()[0], false, 0, nullptr, one) == want);
+            Floats unpacked = attended(c, DType::F16, groups()[0], false, 0, nullptr, 1);
+            CHECK(unpacked != want);
+            CHECK(nmse(unpacked, want) <= 4 * TOL_F16);
+        }
     }
 }
 
