@@ -89,9 +89,11 @@ __device__ __forceinline__ void load_tile(const TileProduct<WIDEST>& tile, const
         float a[BATCH], b[BATCH], cos[BATCH], sin[BATCH];
 #pragma unroll
         for (int n = 0; n < BATCH; n++) {
-            int t = min(first + n * TOGETHER, count - 1);
+            int t = first + n * TOGETHER;
+            a[n] = b[n] = sin[n] = 0, cos[n] = 1;
+            if (t >= count) continue;
             const float* row = from + size_t(t) * stride + size_t(j);
-            a[n] = row[0], b[n] = row[half], cos[n] = 1, sin[n] = 0;
+            a[n] = row[0], b[n] = row[half];
             if (!angle) continue;
             const float* turn = angle + size_t(t) * size_t(d) + size_t(j);
             cos[n] = turn[0], sin[n] = turn[half];

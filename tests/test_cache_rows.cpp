@@ -252,6 +252,26 @@ const Case cases[] = {
      "a width of no vector"},
     {2,
      1,
+     26,
+     2,
+     5,
+     60,
+     true,
+     {20},
+     {{counts({4, 8, 0, 0, 8, 0, 0, 0}), counts({0, 0, 0, 0, 0, 0, 16, 8})}},
+     "a width of no four"},
+    {2,
+     1,
+     160,
+     2,
+     5,
+     45,
+     true,
+     {20},
+     {{counts({4, 0, 32, 0, 96}), counts({0, 0, 0, 0, 16, 16, 40, 56})}},
+     "the widest tiles"},
+    {2,
+     1,
      128,
      4,
      33,
@@ -285,7 +305,7 @@ TEST_CASE(
 TEST_CASE(
     "attention over codes and ages is its definition to 16 bits, whatever was appended together") {
     for (const Case& c : cases)
-        for (DType dtype : {DType::F16, DType::BF16}) check_case(c, dtype, false, {1, 31, c.S});
+        for (DType dtype : {DType::F16, DType::BF16}) check_case(c, dtype, false, {1, 37, c.S});
 }
 
 TEST_CASE("a packed cache takes what its formats say, every age counted") {
