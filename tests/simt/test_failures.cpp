@@ -162,7 +162,10 @@ TEST_CASE("a layer is so many launches, and no product of several tokens waits f
         {1, true, true, 7, 0, "with a basis: queries are turned where rows are appended"},
         {1, true, false, 7, 0, "keys before rotation"},
         {8, false, true, 5, 7, "norm, append, attention, norm, SwiGLU"},
-        {8, true, true, 6, 7, "and values out of their coordinates"},
+        {8, true, true, 7, 7, "queries into coordinates, and values out of them"},
+        {8, true, false, 7, 7, "keys before rotation, few tokens"},
+        {200, true, true, 8, 7, "packed rows made whole"},
+        {200, true, false, 9, 7, "and keys rebuilt"},
     };
     for (const auto& c : cases) {
         CAPTURE(std::string(c.why));
@@ -180,8 +183,8 @@ TEST_CASE("a layer is so many launches, and no product of several tokens waits f
                     for (HeadBasis& head : *side)
                         head.encode = head.decode = Q, head.format = {{{4, 8, 0, 0, 8, 0, 16, 8}}};
             }
-            KvCache cache(*model.backend, model.config, 32, DType::F16, c.bases ? &bases : nullptr);
-            Transformer transformer(model, 32);
+            KvCache cache(*model.backend, model.config, 256, DType::F16, c.bases ? &bases : nullptr);
+            Transformer transformer(model, 256);
             std::vector<Token> ids(size_t(c.T), 1);
             kernels[more] = simt::statistics.launches, products[more] = simt::statistics.gemms;
             transformer.forward(cache, ids, nullptr, 0);
