@@ -122,6 +122,60 @@ struct Task {
     }
 };
 
+// How the rows of each stretch lie, half of that a warp; a barrier must follow.
+template <class One, int D>
+__device__ __forceinline__ void describe_rows(StretchRows<D>* lying, const HeadShared& head,
+                                              const LevelTables& levels) {
+    int warp = int(threadIdx.x) / WARP, lane = int(threadIdx.x) % WARP, element = One::ELEMENT;
+    for (int i = 0; i < 2 * head.seen.count; i++) {
+        if (i % TENSOR_WARPS != warp) continue;
+        const Stretch& one = head.seen.stretch[i / 2];
+        const RowStore &keys = head.k.store[one.k], &values = head.v.store[one.v];
+        if (i % 2)
+            lying[i / 2].slots.fill(keys, values, levels, element);
+        else
+            lying[i / 2].rows.template fill<typename One::Tiles>(
+                keys, values, WARP, element, One::step_of(keys, values), lane, WARP);
+    }
+}
+
+// What a stretch with such rows wants of the block: its tables, and D or the queries' fragments.
+template <bool ROTATED, class One, class E, int D, int Q>
+__device__ __forceinline__ void prepare_stretch(const One& one, BlockTables<E, D, Q>& tables,
+                                                const Rebuild<E, D>& basis, const CacheRows& k,
+                                                const float* queries, const StretchRows<D>& rows) {
+    const RowShape& shape = one.k.shape;
+    copy_words(static_cast<StretchRows<D>*>(&tables), &rows, int(threadIdx.x), TENSOR_BLOCK);
+    __syncthreads();  // the tables are there
+    if (!ROTATED && shape.groups)
+        fill_coded_basis(basis, k, shape.elements, shape.groups, tables.slots.slot[0]);
+    else if (!ROTATED)
+        basis.fill(k, one.k);
+    else if (shape.groups)
+        tables.queries.fill_coded(queries, One::Q_STRIDE, shape.elements, shape.groups,
+                                  tables.slots.slot[0]);
+    else
+        tables.queries.fill(queries, One::Q_STRIDE, shape.columns);
+    __syncthreads();  // the basis is there, or the queries' fragments are
+}
+
+// A warp's part of positions s … end − 1 of a stretch.
+template <class One>
+__device__ __forceinline__ void attend_stretch(One& one, const RowStore& keys, const RowStore& values,
+                                               int s, int end, int warp_bytes) {
+    int ahead = int(threadIdx.x) / WARP * one.step_keys();
+    bool entered = false;
+    for (int until; s < end; s = until) {
+        until = min(end, min(run_end(keys, s), run_end(values, s)));
+        if (s + ahead >= until) continue;  // no step is this warp's
+        if (!entered) one.enter(warp_bytes);
+        entered = true;
+        one.k.enter_run(keys, s), one.v.enter_run(values, s);
+        one.run(s, until, warp_bytes);
+    }
+    if (entered) one.leave();
+}
+
 // ---- kernels -----------------------------------------------------------------------------------
 
 // grid (G · chunks of 8 Q query heads, splits), block 128. Reads K and V once for each chunk,
@@ -157,38 +211,14 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     Rebuild<E, D> basis = {};
     if constexpr (!ROTATED)
         basis.fill_angles(memory + Shared::warps_bytes(size_t(warp_bytes)), cache, k, rotation);
-    for (int i = 0; i < 2 * seen.count; i++) {  // half a stretch a warp
-        if (i % TENSOR_WARPS != warp) continue;
-        const Stretch& one = seen.stretch[i / 2];
-        const RowStore &keys = k.store[one.k], &values = v.store[one.v];
-        StretchRows<D>& to = lying[i / 2];
-        if (i % 2)
-            to.slots.fill(keys, values, tables.levels, int(sizeof(E)));
-        else
-            to.rows.template fill<typename One::Tiles>(keys, values, WARP, int(sizeof(E)),
-                                                       One::step_of(keys, values),
-                                                       int(threadIdx.x) % WARP, WARP);
-    }
+    describe_rows<One>(lying, head, tables.levels);
     let_next_begin();
     __syncthreads();  // how rows lie is there
     Task task(seen, lying);
     One one(rotation, queries, basis, tables, memory + warp * warp_bytes);
     int prepared = -1;  // the stretch whose tables, and basis or fragments, are there
     auto prepare = [&](int i) {
-        const RowShape& shape = one.k.shape;
-        copy_words(static_cast<StretchRows<D>*>(&tables), lying + i, int(threadIdx.x), TENSOR_BLOCK);
-        __syncthreads();  // the tables are there
-        if (!ROTATED && shape.groups)
-            fill_coded_basis(basis, k, shape.elements, shape.groups, tables.slots.slot[0]);
-        else if (!ROTATED)
-            basis.fill(k, one.k);
-        else if (shape.groups)
-            tables.queries.fill_coded(queries, One::Q_STRIDE, shape.elements, shape.groups,
-                                      tables.slots.slot[0]);
-        else
-            tables.queries.fill(queries, One::Q_STRIDE, shape.columns);
-        __syncthreads();  // the basis is there, or the queries' fragments are
-        prepared = i;
+        prepared = i, prepare_stretch<ROTATED>(one, tables, basis, k, queries, lying[i]);
     };
     if (!ROTATED) prepare(task.likely(seen));  // a basis waits for no kernel
     await_kernels();
@@ -204,28 +234,17 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
         int s = max(share.first, stretch.begin_for(S - 1));
         int end = min(share.end, stretch.end_for(S - 1));
         if (s >= end || !task.has(i)) continue;
-        const RowStore &keys = k.store[stretch.k], &values = v.store[stretch.v];
         if (prepared < 0 || !seen.stretch[prepared].lies_like(stretch)) {
             __syncthreads();  // what the last stretch had was read
             prepare(i);
         }
-        bool entered = false;
-        for (int until; s < end; s = until) {
-            until = min(end, min(run_end(keys, s), run_end(values, s)));
-            if (s + warp * one.step_keys() >= until) continue;  // no step is this warp's
-            if (!entered) one.enter(warp_bytes);
-            entered = true;
-            one.k.enter_run(keys, s), one.v.enter_run(values, s);
-            one.run(s, until, warp_bytes);
-        }
-        if (entered) one.leave();
+        attend_stretch(one, k.store[stretch.k], v.store[stretch.v], s, end, warp_bytes);
     }
     __syncthreads();  // every warp has read its last step
     float* merging = reinterpret_cast<float*>(memory);  // (4, ROWS, D + 2)
 #pragma unroll
     for (int n = 0; n < Q; n++)
-        put_tile<D>(merging + (int(threadIdx.x) / WARP * ROWS + 8 * n) * (D + 2), one.max[n],
-                    one.sum[n], one.acc[n]);
+        put_tile<D>(merging + (warp * ROWS + 8 * n) * (D + 2), one.max[n], one.sum[n], one.acc[n]);
     __syncthreads();  // all warps' are there
     merge_warps<TENSOR_WARPS, ROWS, D>(partials, merging, head.first, head.R, v.width);
 }

@@ -231,7 +231,7 @@ struct Rebuild {
         return memory + shared_bytes(k.width);
     }
     template <class Tiles>
-    __device__ void fill(const CacheRows& k, const Tiles& rows) {
+    __device__ void fill(const CacheRows& k, const Tiles& rows) const {
         constexpr int FOUR = D / 4;  // loads of a row
         int width = rows.shape.groups ? rows.shape.columns : rows.shape.width;
         int all = (rows.shape.columns + 15) / 16 * 16 * FOUR;

@@ -17,7 +17,7 @@ namespace stief {
 template <class E, int D, int Q, bool ROTATED>
 struct WarpKeys {
     using Tiles = RowTiles<E, D, STEP>;
-    static constexpr int Q_STRIDE = D + 8, FRAGMENTS = D / 16;
+    static constexpr int Q_STRIDE = D + 8, FRAGMENTS = D / 16, ELEMENT = int(sizeof(E));
     static constexpr int AT_ONCE = 4;  // eights of columns that are rebuilt: products that wait for none
                                        // of the others
     const float *rotation, *q;  // q: shared (8 Q, Q_STRIDE), scaled by log₂ e / √d
