@@ -14,133 +14,9 @@
 #include "matvec.cuh"
 
 #include "dispatch.cuh"
+#include "matvec_stream.cuh"
 
 namespace stief {
-
-// ---- device helpers ----------------------------------------------------------------------------
-
-constexpr int MOST_PROJECTIONS = 3;
-constexpr int SLOTS = 8;     // copies of a lane on their way: of 32 warps 128 KB a multiprocessor
-constexpr int PASS = 128;    // rows whose sums over the warps are made at once
-
-// A norm on the way: the row's weight and ε. The factor 1 / √(mean(x²) + ε) is of all sums alike.
-template <class E>
-struct NormOf {
-    const E* w;
-    float eps;
-};
-
-// Up to three matrices (N_i, K) that meet the same x, one below the other.
-template <class E>
-struct Matrices {
-    float* out[MOST_PROJECTIONS];
-    const E* w[MOST_PROJECTIONS];
-    int N[MOST_PROJECTIONS];
-    int count, rows;  // rows: Σ N
-
-    // f(w, out, row of it) of row i; without an index that only the device knows, which would put the
-    // struct into local memory.
-    template <class F>
-    __device__ __forceinline__ void at(int i, const F& f) const {
-        const E* from = w[0];
-        float* to = out[0];
-        int above = N[0];
-#pragma unroll
-        for (int n = 1; n < MOST_PROJECTIONS; n++) {
-            if (n >= count || i < above) break;
-            i -= above, from = w[n], to = out[n], above = N[n];
-        }
-        f(from, to, i);
-    }
-    // Row i, GATED: those of w[0] and w[1] in turn.
-    template <bool GATED>
-    __device__ __forceinline__ const E* row(int i, int K) const {
-        if constexpr (GATED) return (i % 2 ? w[1] : w[0]) + size_t(i / 2) * size_t(K);
-        const E* found = nullptr;
-        at(i, [&](const E* from, float*, int j) { found = from + size_t(j) * size_t(K); });
-        return found;
-    }
-};
-
-// Σ over the lanes of each of N sums: sum_n in lanes 32 n / N and following.
-template <int N>
-__device__ __forceinline__ float sum_over_lanes(float (&sum)[N]) {
-    int lane = int(threadIdx.x) % WARP;
-    constexpr int LANES = WARP / N;
-#pragma unroll
-    for (int half = N / 2; half > 0; half /= 2) {
-        bool upper = lane & LANES * half;
-        for (int i = 0; i < half; i++) {
-            float give = upper ? sum[i] : sum[i + half], keep = upper ? sum[i + half] : sum[i];
-            sum[i] = keep + __shfl_xor_sync(~0u, give, LANES * half);
-        }
-    }
-    for (int mask = LANES / 2; mask > 0; mask /= 2) sum[0] += __shfl_xor_sync(~0u, sum[0], mask);
-    return sum[0];
-}
-
-// Warps of a block: as many as registers hold with C chunks of x each.
-constexpr int most_warps(int C) {
-    return C <= 2 ? 32 : 16;
-}
-// Of the widest rows the norm is made before.
-constexpr bool takes_norm(int C) {
-    return C <= 2;
-}
-
-// A lane's part of every row, C times 16 bytes: of x in registers, of the rows of w in its ring.
-template <class E, int C>
-struct LanePart {
-    static constexpr int EACH = 16 / sizeof(E), CHUNK = WARP * EACH;
-    static constexpr int AHEAD = SLOTS / C;  // rows
-    const int K, column;
-    const E* anywhere;  // of w: where a copy points that copies nothing
-    char* ring;         // shared (SLOTS, lanes, 16)
-    float x[C][EACH];
-
-    __device__ __forceinline__ LanePart(int width, const E* w)
-        : K(width),
-          column(int(threadIdx.x) / WARP * C * CHUNK + int(threadIdx.x) % WARP * EACH),
-          anywhere(w),
-          ring(dynamic_shared() + (threadIdx.x / WARP * SLOTS * WARP + threadIdx.x % WARP) * 16) {}
-
-    __device__ __forceinline__ bool there(int c) const { return column + c * CHUNK < K; }
-    // Chunk c of a row begins to come to a slot; zeros of no row, and beyond its end.
-    __device__ __forceinline__ void ask(const E* row, int slot, int c) const {
-        bool copies = row && there(c);
-        copy_async_16(ring + slot * WARP * 16, copies ? row + column + c * CHUNK : anywhere, copies);
-        copy_async_commit();
-    }
-    // sum + x · the chunk c that came first of those on their way. A lane reads only what it asked for.
-    __device__ __forceinline__ float take(float sum, int slot, int c) const {
-        float right[EACH];
-        copy_async_wait<SLOTS - 1>();
-        unpack<E>(right, *reinterpret_cast<const uint4*>(ring + slot * WARP * 16));
-        for (int e = 0; e < EACH; e++) sum = fmaf(x[c][e], right[e], sum);
-        return sum;
-    }
-    __device__ __forceinline__ void load(const float* from) {
-#pragma unroll
-        for (int c = 0; c < C; c++)
-            for (int e = 0; e < EACH; e += 4) {
-                float4 four = make_float4(0, 0, 0, 0);
-                if (there(c)) four = load_4(from + column + c * CHUNK + e);
-                x[c][e] = four.x, x[c][e + 1] = four.y, x[c][e + 2] = four.z, x[c][e + 3] = four.w;
-            }
-    }
-    // x ← x ⊙ weight. Returns Σ x² of what it was.
-    __device__ __forceinline__ float weigh(const uint4 (&weight)[C]) {
-        float square = 0;
-#pragma unroll
-        for (int c = 0; c < C; c++) {
-            float by[EACH];
-            unpack<E>(by, weight[c]);
-            for (int e = 0; e < EACH; e++)
-                square = fmaf(x[c][e], x[c][e], square), x[c][e] *= by[e];
-        }
-        return square;
-    }
-};
 
 // ---- kernels -----------------------------------------------------------------------------------
 
@@ -196,7 +72,7 @@ __global__ void __launch_bounds__(most_warps(C) * WARP, 1)
                     part.ask(next, slot, c);
                 }
             }
-            float one = sum_over_lanes(sum);
+            float one = warp_sums(sum);
             constexpr int LANES = WARP / TOGETHER;
             if (lane % LANES == 0) sums[(r - pass + lane / LANES) * stride + warp] = one;
         }

@@ -45,25 +45,6 @@ __device__ __forceinline__ void store_bytes(char* to, float x) {
     for (size_t b = 0; b < sizeof(E); b++) to[b] = char(bits >> (8 * b));
 }
 
-// Σ over the lanes of a warp of each of N numbers, N a power of two, transposed on the way: lane l has the
-// sum of number l / (32 / N). One exchange a halving, N + 4 − log2 N in all instead of 5 N.
-template <int N>
-__device__ __forceinline__ float warp_sums(float (&x)[N]) {
-    int lane = int(threadIdx.x) % WARP, mask = WARP / 2;
-#pragma unroll
-    for (int n = N / 2; n > 0; n /= 2, mask /= 2) {
-        bool upper = lane & mask;
-#pragma unroll
-        for (int i = 0; i < n; i++) {
-            float other = __shfl_xor_sync(~0u, upper ? x[i] : x[i + n], mask);
-            x[i] = (upper ? x[i + n] : x[i]) + other;
-        }
-    }
-#pragma unroll
-    for (; mask > 0; mask /= 2) x[0] += __shfl_xor_sync(~0u, x[0], mask);
-    return x[0];
-}
-
 // A row's coordinates in registers: lane i has those of codes i, i + 32, …, up to EACH. All 32 lanes
 // together.
 template <int EACH = RowWidths::MOST / WARP>

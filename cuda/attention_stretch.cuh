@@ -1,0 +1,116 @@
+// The stretches of positions that a block of decode attention meets (attention_tensor.cu): what it knows of
+// its kv head, which of the stretches are its own, and how it goes from one to the next.
+#pragma once
+#include "attention_warp.cuh"
+
+namespace stief {
+
+// What describes a kv head. Which rows a stretch has and where they lie are reads that depend on each
+// other: in shared memory they are no round trips, and the copy waits for no kernel.
+struct HeadShared {
+    CacheRows k, v;
+    Seen seen;
+    int first, R;  // the block's query heads: kept here, as registers are few
+
+    // By the whole block; a barrier must follow.
+    __device__ __forceinline__ void fill(const CacheView& cache, int g, int h0, int heads) {
+        int i = int(threadIdx.x);
+        copy_words(&k, &cache.k(g), i, TENSOR_BLOCK), copy_words(&v, &cache.v(g), i, TENSOR_BLOCK);
+        copy_words(&seen, &cache.seen(g), i, TENSOR_BLOCK);
+        if (i == 0) first = cache.H / cache.G * g + h0, R = heads;
+    }
+};
+
+// Which stretches a block has. Where there are windows of exact rows beside codes, they are the first
+// split's, which has nothing else: beginning a stretch costs as much time as hundreds of its positions,
+// and so no block waits for one that has three.
+struct Task {
+    uint32_t windows = 0;  // by stretch
+    bool apart, mine;      // windows are apart; this block has them
+
+    template <int D>
+    __device__ __forceinline__ Task(const Seen& seen, const StretchRows<D>* lying) {
+        auto codes = [&](int i) {
+            return lying[i].rows.shape[0].groups || lying[i].rows.shape[1].groups;
+        };
+        bool beside = codes(int(&seen.oldest() - seen.stretch));
+        for (int i = 0; beside && i < seen.count; i++) windows |= uint32_t(!codes(i)) << i;
+        apart = windows && gridDim.y > 1, mine = apart && blockIdx.y == 0;
+    }
+    __device__ __forceinline__ bool has(int i) const {
+        return !apart || (windows >> i & 1) == uint32_t(mine);
+    }
+    // The stretch that this block is most likely to begin with.
+    __device__ __forceinline__ int likely(const Seen& seen) const {
+        if (mine) return windows & 1 ? 0 : seen.count - 1;
+        return int(&seen.oldest() - seen.stretch);
+    }
+    // The positions of its stretches; of others', too.
+    __device__ __forceinline__ Share share(const Seen& seen, int S) const {
+        int first = S, end = 0;
+#pragma unroll 1
+        for (int i = 0; i < seen.count; i++) {
+            int from = seen.stretch[i].begin_for(S - 1), to = seen.stretch[i].end_for(S - 1);
+            if (from < to && has(i)) first = min(first, from), end = max(end, to);
+        }
+        if (mine) return Share(first, end);
+        Share share(max(end - first, 0), int(blockIdx.y) - apart, int(gridDim.y) - apart, SHARE);
+        return Share(share.first + first, share.end + first);
+    }
+};
+
+// How the rows of each stretch lie, half of that a warp; a barrier must follow.
+template <class One, int D>
+__device__ __forceinline__ void describe_rows(StretchRows<D>* lying, const HeadShared& head,
+                                              const LevelTables& levels) {
+    int warp = int(threadIdx.x) / WARP, lane = int(threadIdx.x) % WARP, element = One::ELEMENT;
+    for (int i = 0; i < 2 * head.seen.count; i++) {
+        if (i % TENSOR_WARPS != warp) continue;
+        const Stretch& one = head.seen.stretch[i / 2];
+        const RowStore &keys = head.k.store[one.k], &values = head.v.store[one.v];
+        if (i % 2)
+            lying[i / 2].slots.fill(keys, values, levels, element);
+        else
+            lying[i / 2].rows.template fill<typename One::Tiles>(
+                keys, values, WARP, element, One::step_of(keys, values), lane, WARP);
+    }
+}
+
+// What a stretch with such rows wants of the block: its tables, and D or the queries' fragments.
+template <bool ROTATED, class One, class E, int D, int Q>
+__device__ __forceinline__ void prepare_stretch(const One& one, BlockTables<E, D, Q>& tables,
+                                                const Rebuild<E, D>& basis, const CacheRows& k,
+                                                const float* queries, const StretchRows<D>& rows) {
+    const RowShape& shape = one.k.shape;
+    copy_words(static_cast<StretchRows<D>*>(&tables), &rows, int(threadIdx.x), TENSOR_BLOCK);
+    __syncthreads();  // the tables are there
+    if (!ROTATED && shape.groups)
+        fill_coded_basis(basis, k, shape.elements, shape.groups, tables.slots.slot[0]);
+    else if (!ROTATED)
+        basis.fill(k, one.k);
+    else if (shape.groups)
+        tables.queries.fill_coded(queries, One::Q_STRIDE, shape.elements, shape.groups,
+                                  tables.slots.slot[0]);
+    else
+        tables.queries.fill(queries, One::Q_STRIDE, shape.columns);
+    __syncthreads();  // the basis is there, or the queries' fragments are
+}
+
+// A warp's part of positions s … end − 1 of a stretch.
+template <class One>
+__device__ __forceinline__ void attend_stretch(One& one, const RowStore& keys, const RowStore& values,
+                                               int s, int end, int warp_bytes) {
+    int ahead = int(threadIdx.x) / WARP * one.step_keys();
+    bool entered = false;
+    for (int until; s < end; s = until) {
+        until = min(end, min(run_end(keys, s), run_end(values, s)));
+        if (s + ahead >= until) continue;  // no step is this warp's
+        if (!entered) one.enter(warp_bytes);
+        entered = true;
+        one.k.enter_run(keys, s), one.v.enter_run(values, s);
+        one.run(s, until, warp_bytes);
+    }
+    if (entered) one.leave();
+}
+
+}  // namespace stief
