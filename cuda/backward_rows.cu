@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(BLOCK, 1)
         int scale = encoder.search();
         float rho = scale_of(scale), per = scale_of(256 - scale);
         encoder.each([&](int i, int j) {
-            float step = rho * widths.step[encoder.w[i]];
+            float step = rho * step_of(encoder.w[i]);
             if (whole + j < kept)
                 c[whole + j] = step * encoder.level(encoder.code(i, rho, per), encoder.w[i]);
         });

@@ -9,28 +9,33 @@
 
 namespace stief {
 
-// BITS and STEP of RowFormat, and LEVELS: device code sees no static arrays of the host, and an array
-// of its own that is indexed as it runs would lie on the stack. Steps are a choice among immediates:
+// BITS, CELL and STEP of RowFormat, and LEVELS: device code sees no static arrays of the host, and an array
+// of its own that is indexed as it runs would lie on the stack. Units are a choice among immediates:
 // one in memory is far away when a kernel begins.
 __device__ __forceinline__ int bits_of(int w) {
     return w == 0 ? 16 : w == 1 ? 8 : 8 - w;
 }
-template <bool BY, size_t... W>
-__device__ __forceinline__ float step_among(int w, std::index_sequence<W...>) {
+enum class Unit { Cell, PerCell, Step, PerStep };
+template <Unit UNIT, size_t... W>
+__device__ __forceinline__ float unit_among(int w, std::index_sequence<W...>) {
     float x = 0;
     auto meet = [&]<size_t ONE>() {
-        constexpr float step = RowFormat::STEP[ONE + 1], one = BY ? 1 / step : step;
+        constexpr bool cells = UNIT == Unit::Cell || UNIT == Unit::PerCell;
+        constexpr bool inverse = UNIT == Unit::PerCell || UNIT == Unit::PerStep;
+        constexpr float unit = cells ? RowFormat::CELL[ONE + 1] : RowFormat::STEP[ONE + 1];
+        constexpr float one = inverse ? 1 / unit : unit;
         x = w == int(ONE) + 1 ? one : x;
     };
     (meet.template operator()<W>(), ...);
     return x;
 }
-// Δ of a width's number, of elements 0; and 1 / Δ, without a division's many instructions.
-__device__ __forceinline__ float step_of(int w) {
-    return step_among<false>(w, std::make_index_sequence<RowFormat::WIDTHS - 1>());
+// δ, 1 / δ, Δ or 1 / Δ of a width's number, of elements 0; without a division's many instructions.
+template <Unit UNIT>
+__device__ __forceinline__ float unit_of(int w) {
+    return unit_among<UNIT>(w, std::make_index_sequence<RowFormat::WIDTHS - 1>());
 }
-__device__ __forceinline__ float by_step_of(int w) {
-    return step_among<true>(w, std::make_index_sequence<RowFormat::WIDTHS - 1>());
+__device__ __forceinline__ float step_of(int w) {
+    return unit_of<Unit::Step>(w);
 }
 alignas(16) static __device__ const Levels DEVICE_LEVELS = LEVELS;
 static_assert(RowFormat::BITS[2] == 6 && RowFormat::BITS[7] == 1);

@@ -13,7 +13,7 @@ struct alignas(16) CodeGroup {
 
     __device__ static CodeGroup of(const RowFormat& format, int element, int group) {
         CodePlace at(format, element, int(format.count[0]) + ROW_GROUP * group);
-        return {at.byte, bits_of(at.w), step_of(at.w), by_step_of(at.w)};
+        return {at.byte, bits_of(at.w), step_of(at.w), unit_of<Unit::PerStep>(at.w)};
     }
 };
 

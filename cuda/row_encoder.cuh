@@ -11,14 +11,14 @@ namespace stief {
 // from that of the first group. Shared memory.
 struct RowWidths {
     static constexpr int MOST = CudaBackend::WIDEST_HEAD;
-    float step[RowFormat::WIDTHS], per_step[RowFormat::WIDTHS];  // Δ_b, 1 / Δ_b
+    float cell[RowFormat::WIDTHS], per_cell[RowFormat::WIDTHS];  // δ_b, 1 / δ_b
     uint16_t byte[MOST / ROW_GROUP];
     uint8_t of[MOST];
 
     // By so many threads of which this is number i; a barrier must follow.
     __device__ void fill(const RowFormat& format, int i, int threads) {
         for (int w = i; w < RowFormat::WIDTHS; w += threads)
-            step[w] = step_of(w), per_step[w] = by_step_of(w);
+            cell[w] = unit_of<Unit::Cell>(w), per_cell[w] = unit_of<Unit::PerCell>(w);
         for (; i < MOST; i += threads) {
             int w = 0, first = int(format.count[0]), behind = first, bytes = 0;
 #pragma unroll
@@ -71,7 +71,7 @@ struct RowEncoder {
             bool there = j < codes;
             float one = !there ? 0 : weight ? weight[whole + j] : 1;
             w[i] = there ? widths.of[whole + j] : 1, sum += one;
-            cost[i] = one * widths.step[w[i]] * widths.step[w[i]];
+            cost[i] = one * widths.cell[w[i]] * widths.cell[w[i]];
         });
         by_weight = 1 / warp_sum(sum);
         take(row);
@@ -81,7 +81,7 @@ struct RowEncoder {
     __device__ __forceinline__ void take(const float* row) {
         c = row;
         each([&](int i, int j) {
-            x[i] = j < codes ? c[whole + j] : 0, y[i] = x[i] * widths.per_step[w[i]];
+            x[i] = j < codes ? c[whole + j] : 0, y[i] = x[i] * widths.per_cell[w[i]];
         });
     }
 
@@ -203,10 +203,10 @@ struct RowEncoder {
         return best;
     }
 
-    // This lane's code i under ρ: of x / (ρ Δ) as it is rounded, a product with the inverse and what that
+    // This lane's code i under ρ: of x / (ρ δ) as it is rounded, a product with the inverse and what that
     // misses.
     __device__ __forceinline__ int code(int i, float rho, float per) const {
-        float step = rho * widths.step[w[i]], by = per * widths.per_step[w[i]], q = x[i] * by;
+        float step = rho * widths.cell[w[i]], by = per * widths.per_cell[w[i]], q = x[i] * by;
         if (fabsf(q) < Levels::HALVES) q = fmaf(fmaf(-q, step, x[i]), by, q);  // else it is clipped
         return code_of(q, w[i]);
     }
@@ -239,7 +239,7 @@ struct RowEncoder {
         int scale = search_by_block(tried), width = j < codes ? widths.of[whole + j] : 1;
         if (j == 0) row[bytes - 1] = char(scale);
         if (j - lane >= codes) return;  // the whole warp
-        float steps = (j < codes ? c[whole + j] : 0) / (scale_of(scale) * widths.step[width]);
+        float steps = (j < codes ? c[whole + j] : 0) / (scale_of(scale) * widths.cell[width]);
         int bits = bits_of(width);
         uint64_t word = uint64_t(code_of(steps, width)) << (n * bits);
         for (int mask = 1; mask < ROW_GROUP; mask *= 2) word |= __shfl_xor_sync(~0u, word, mask);

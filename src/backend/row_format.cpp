@@ -42,7 +42,7 @@ float row_scale(uint8_t scale) {
 
 namespace {
 
-// The code of the level nearest to x / (ρ Δ), of width number w.
+// The code of the level nearest to x, c / (ρ δ), of width number w.
 int code_of(float x, size_t w) {
     constexpr float edge = Levels::HALVES / 2;
     // fmax and fmin: NaN, of damaged weights, takes some code
@@ -56,7 +56,7 @@ float cost_of(const float* c, const float* weight, const RowFormat& format, uint
     size_t i = format.count[0];
     for (size_t w = 1; w < RowFormat::WIDTHS; w++)
         for (int n = 0; n < format.count[w]; n++, i++) {
-            float step = rho * RowFormat::STEP[w];
+            float step = rho * RowFormat::CELL[w];
             float error = step * float(LEVELS.of[w][code_of(c[i] / step, w)]) - c[i];
             sum += (weight ? weight[i] : 1) * error * error;
         }
@@ -113,7 +113,7 @@ void pack_row(void* row, const float* c, const float* weight, const RowFormat& f
             int bits = RowFormat::BITS[w];
             uint64_t word = 0;
             for (int n = 0; n < ROW_GROUP; n++, i++)
-                word |= uint64_t(code_of(c[i] / (rho * RowFormat::STEP[w]), w)) << (n * bits);
+                word |= uint64_t(code_of(c[i] / (rho * RowFormat::CELL[w]), w)) << (n * bits);
             std::memcpy(to, &word, size_t(bits));  // little-endian, as all of the project's files
             to += bits;
         }

@@ -136,12 +136,12 @@ void scale_costs(float* cost, const CodedRow& row, const int* scale) {
     });
     for (size_t i = 0; i < size_t(row.filled); i += V::W) {
         auto at = [&](const float* p) { return load<V, DType::F32>(p, i, V::W); };
-        auto x = at(row.x), w = at(row.weight), step = at(layout.step);
+        auto x = at(row.x), w = at(row.weight), cell = at(layout.cell);
         auto in_halves = V::mul(x, at(layout.halves)), middle = at(layout.middle);
         unroll<N>([&]<int k>() {
             auto place = place_of<V>(V::mul(in_halves, V::set1(inverse_rho[k])), middle);
             auto level = V::lookup(layout.nearest, place);
-            auto error = V::sub(V::mul(V::mul(V::set1(rho[k]), step), level), x);
+            auto error = V::sub(V::mul(V::mul(V::set1(rho[k]), cell), level), x);
             sum[k] = V::fma(V::mul(w, error), error, sum[k]);
         });
     }

@@ -44,9 +44,9 @@ RowLayout::RowLayout(const RowFormat& form, DType type)
       nearest(float_levels().nearest[0]), nearest_code(LEVELS.nearest[0]), rho(all_scales()) {
     check(kept <= MOST, "a row of %d coordinates; at most %d can be kept", kept, MOST);
     size_t filled = size_t(codes + FILL - 1) / FILL * FILL;
-    coordinates.assign(3 * filled, 1.0f);
-    step = coordinates.data(), halves = step + filled, middle = halves + filled;
-    std::fill_n(coordinates.data() + 2 * filled, filled, float(Levels::HALVES / 2));
+    coordinates.assign(4 * filled, 1.0f);
+    step = coordinates.data(), cell = step + filled, halves = cell + filled, middle = halves + filled;
+    std::fill_n(coordinates.data() + 3 * filled, filled, float(Levels::HALVES / 2));
     uint32_t offset = uint32_t(size_t(whole) * size_of(dtype));
     size_t i = 0;
     for (size_t w = 1; w < RowFormat::WIDTHS; w++)
@@ -56,8 +56,9 @@ RowLayout::RowLayout(const RowFormat& form, DType type)
             offset += uint32_t(bits);
             for (int j = 0; j < ROW_GROUP; j++, i++) {
                 coordinates[i] = RowFormat::STEP[w];
-                coordinates[filled + i] = 2 / RowFormat::STEP[w];
-                coordinates[2 * filled + i] = float(Levels::HALVES * w + Levels::HALVES / 2);
+                coordinates[filled + i] = RowFormat::CELL[w];
+                coordinates[2 * filled + i] = 2 / RowFormat::CELL[w];
+                coordinates[3 * filled + i] = float(Levels::HALVES * w + Levels::HALVES / 2);
             }
         }
     group = all_groups.data();

@@ -64,9 +64,10 @@ struct RowLayout {
     const Block* block;                      // (blocks)
     // (codes, filled to FILL with steps of 1)
     const float* step;                       // Δ_b
-    const float* halves;                     // 2 / Δ_b
+    const float* cell;                       // δ_b
+    const float* halves;                     // 2 / δ_b
     const float* middle;                     // where nearest has what is next above zero
-    // Nearest levels of x by middle + ⌊2x / Δ_b⌋, and their codes; −256 ≤ ⌊ ⌋ < 256
+    // Nearest levels of x by middle + ⌊2x / δ_b⌋, and their codes; −256 ≤ ⌊ ⌋ < 256
     const float* nearest;
     const uint8_t* nearest_code;
     const float* rho;                        // (257): ρ(s) = 2^((s − 128) / 8) = 1 / ρ(256 − s)
@@ -79,7 +80,7 @@ struct RowLayout {
     std::vector<Window> all_windows;
     std::vector<WindowGroup> window_groups;
     std::vector<Block> all_blocks;
-    std::vector<float> coordinates;          // step, halves, middle
+    std::vector<float> coordinates;          // step, cell, halves, middle
 
     void make_windows();
     void make_blocks();
