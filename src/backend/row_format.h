@@ -37,7 +37,7 @@ struct RowFormat {
     static constexpr std::array<float, WIDTHS> CELL = {
         0, 0.03077f, 0.0352311f, 0.0272935f, 0.0262219f, 0.018888f, 0.0137337f, 0.0064346f};
     static constexpr std::array<float, WIDTHS> DISTORTION = {
-        0, 0.0000789f, 0.00065669f, 0.0025207f, 0.0095062f, 0.034549f, 0.11748f, 0.36338f};
+        0, 0.000088f, 0.00065669f, 0.0025207f, 0.0095062f, 0.034549f, 0.11748f, 0.36338f};
     static constexpr float RESTORED = 0.6f;
     static constexpr std::array<float, WIDTHS> STEP = [] {  // Δ_b
         std::array<float, WIDTHS> step{};
