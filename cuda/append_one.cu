@@ -89,10 +89,10 @@ void append_one(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in) {
     size_t bytes = sizeof(OneShared) + size_t(2 * d + ONE_BLOCK) * sizeof(float);
     bool bases = cache.k[0].encode || cache.v[0].encode || cache.k[0].decode_t;
     bool staged = bases && square <= MOST_STAGED && d % 4 == 0 && square + bytes <= gpu.shared_limit;
+    dim3 grid(unsigned(in.queries + (in.k ? 2 * cache.G : 0)));
     auto run = [&]<class E, int EACH>() {
-        launch_ahead(append_one_kernel<E, EACH>, dim3(unsigned(in.queries + (in.k ? 2 * cache.G : 0))), ONE_BLOCK,
-                     bytes + (staged ? square : 0), gpu.queue, CacheView(cache), in, gpu.pos, staged,
-                     !whole_rows(cache));
+        launch_ahead(append_one_kernel<E, EACH>, grid, ONE_BLOCK, bytes + (staged ? square : 0),
+                     gpu.queue, CacheView(cache), in, gpu.pos, staged, !whole_rows(cache));
     };
     for_dtype(cache.dtype, [&]<class E>(E) {
         d <= 2 * WARP   ? run.template operator()<E, 2>()

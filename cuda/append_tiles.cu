@@ -8,6 +8,7 @@ namespace stief {
 // ---- kernels -----------------------------------------------------------------------------------
 
 constexpr int TILE_BLOCK = 256, PLAIN_TOKENS = 32;
+static_assert(CudaBackend::WIDEST_HEAD == 256);  // for_tiles has no wider one
 constexpr size_t PLAIN_HEAD = (sizeof(CacheRows) + 15) / 16 * 16;
 
 // x (count, d) of shared memory ← rows `stride` apart, rotated where there is an angle (2, d/2) for the

@@ -1,4 +1,4 @@
-// How coordinates become codes: a row by a warp, its scale searched. What a row waits for is the chain of
+// How coordinates become codes: a row by a warp or by a block, its scale searched. What a row waits for is the chain of
 // its reads and sums, so scales are tried seven, two and two at a time, a lane has its coordinates in
 // registers, whatever their widths, and tables lie in shared memory. Twin: src/backend/row_format.cpp.
 #pragma once
@@ -56,7 +56,7 @@ struct RowEncoder {
     float x[EACH], y[EACH];  // a coordinate, and in steps of its width
     float cost[EACH];        // what an error of a step in it costs
     int w[EACH];             // its width's number
-    float by_weight;            // 1 / Σ weight
+    float by_weight;         // 1 / Σ weight
 
     // weight (kept): the costs; null: 1
     __device__ RowEncoder(const Levels& table, const RowWidths& by, const RowFormat& format,
@@ -124,15 +124,12 @@ struct RowEncoder {
             }
         });
     }
-    // sum_n ← Σ cost (ẑ − z)² under scale n, the same for all lanes.
-    template <int N>
-    __device__ __forceinline__ void costs(float (&sum)[N], const int (&scale)[N]) const {
-        float rho[N], per[N];
-#pragma unroll
-        for (int n = 0; n < N; n++) rho[n] = scale_of(scale[n]), per[n] = scale_of(256 - scale[n]);
+    // Σ cost (ẑ − z)² of the row under a scale, the same for all lanes.
+    __device__ __forceinline__ float cost_under(int scale) const {
+        const float rho[] = {scale_of(scale)}, per[] = {scale_of(256 - scale)};
+        float sum[1];
         lane_costs(sum, rho, per);
-#pragma unroll
-        for (int n = 0; n < N; n++) sum[n] = warp_sum(sum[n]);
+        return warp_sum(sum[0]);
     }
 
     // The scale nearest to the root of the codes' weighted mean square. In floats: their sums move it by
@@ -185,10 +182,8 @@ struct RowEncoder {
             if (scale >= 0 && scale <= 255 && sum < least) least = sum, best = scale;
         };
         auto try_one = [&](float* to, int scale) {
-            float sum[1];
-            const int one[1] = {scale};
-            costs(sum, one);
-            if (lane == 0) *to = sum[0];
+            float sum = cost_under(scale);
+            if (lane == 0) *to = sum;
         };
         auto far = [&](int i) { return i == 0 ? s : s + 4 * i - (i < 3 ? 12 : 8); };
         if (warp < 7) try_one(&tried[0][warp], far(warp));

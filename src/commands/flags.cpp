@@ -129,7 +129,7 @@ void add_calibrate(Table& table, Args& a) {
          &a.seed},
     });
     table.of("calibrate risk", {
-        {"--report", "R.html", "the picture, one self-contained page", &a.report},
+        {"--report", "R.html", "the picture, one self-contained page; measures other sizes and methods", &a.report},
     });
 }
 

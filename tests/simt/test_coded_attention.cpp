@@ -345,10 +345,8 @@ TEST_CASE("rows are made whole for several tiles of queries, and in pieces they 
     RowFormat wide = counts({0, 0, 16, 8, 32, 24, 40, 8}), mixed = counts({20, 0, 0, 0, 16, 0, 64, 0});
     RowFormat whole = RowFormat::whole(64), some = RowFormat::whole(20);
     for (bool rotated : {true, false}) {
-        Attended ages{4, 2, 64, 150, 70, rotated, {all, two, some}, {whole, two, all}, {20, 70}, 3, 9,
-                      "ages"};
-        Attended heads{28, 2, 128, 60, 11, rotated, {wide, mixed}, {mixed, wide}, {17}, 2, 5,
-                       "wide ages"};
+        Attended ages{4, 2, 64, 150, 70, rotated, {all, two, some}, {whole, two, all}, {20, 70}, 3, 9, ""};
+        Attended heads{28, 2, 128, 60, 11, rotated, {wide, mixed}, {mixed, wide}, {17}, 2, 5, "wide"};
         for (auto [c, rows] : {std::pair{ages, 800}, {heads, 200}}) {  // of one kv head, not of two
             check_attention(c);
             Floats want = attended(c, DType::F16, groups()[0], false);
