@@ -23,7 +23,7 @@ void append_tiles(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, 
 struct alignas(16) EncoderTables {
     CacheRows head;
     int kinds[MOST_STORES];  // NONE, WHOLE or CODES
-    Levels levels;           // where a store has codes, as are the next two
+    alignas(16) Levels levels;  // where a store has codes, as are the next two
     float weight[RowWidths::MOST];
     RowWidths widths[MOST_STORES];
     enum { NONE, WHOLE, CODES };

@@ -16,8 +16,8 @@ struct OneShared {
     float tried[2][7];
 };
 
-// A query head: q rotated, and q Dᵀ. A kv head's keys or its values: rotated where that is kept, c = k E,
-// and c into all of the head's stores.
+// A query head: q rotated, and q Dᵀ. A kv head's keys or its values: rotated where that is kept, less their mean,
+// c = (k − μ) E, and c into all of the head's stores.
 // grid queries + 2G, block 256. Shared: OneShared, x, c, sums, and where `staged` the basis, which like all
 // that waits for no other kernel comes before they are through. Bound by the basis' bytes, d²·4 a head.
 template <class E, int EACH>
@@ -37,12 +37,16 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
     for (int i = tid; M && staged && i < d * d / 4; i += ONE_BLOCK)
         copy_async_16(basis + 4 * i, M + 4 * i, true);
     copy_async_commit();
+    int half = d / 2;
+    float mean_low = 0, mean_high = 0;  // of coordinates tid and tid + half
+    if (const float* mean = query ? nullptr : rows.mean; mean && tid < half)
+        mean_low = mean[tid], mean_high = mean[tid + half];
     __syncthreads();  // the head's description is there
     if (!query) shared.tables.describe(codes);
     let_next_begin();
     await_kernels();
 
-    int s = *pos, half = d / 2;
+    int s = *pos;
     bool turns = in.rotation && (query || (side == 0 && cache.rotated));
     if (tid < half) {
         const float* from = (query ? in.q : side ? in.v : in.k) + size_t(query ? h : g) * size_t(d);
@@ -52,7 +56,7 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
             float cos = angle[tid], sin = angle[tid + half], low = a;
             a = low * cos - b * sin, b = b * cos + low * sin;
         }
-        x[tid] = a, x[tid + half] = b;
+        x[tid] = a - mean_low, x[tid + half] = b - mean_high;
         float* back = in.q + size_t(h) * size_t(d);
         if (query && turns) back[tid] = a, back[tid + half] = b;
     }

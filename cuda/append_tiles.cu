@@ -73,11 +73,11 @@ __device__ __forceinline__ void put_4(float* row, int j, int d, const float (&x)
     }
 }
 
-// x (count, d) of a tile ← heads' rows, as load_heads.
+// x (count, d) of a tile ← heads' rows, as load_heads, less `mean` (d) if there is one.
 template <int WIDEST>
 __device__ __forceinline__ void load_tile(const TileProduct<WIDEST>& tile, const float* from,
                                           float* in_place, size_t stride, int count, int d,
-                                          const float* angle) {
+                                          const float* angle, const float* mean) {
     constexpr int PAIRS = WIDEST / 2, TOGETHER = TileProduct<WIDEST>::THREADS / PAIRS;
     int half = d / 2, j = tile.tid % PAIRS;
     if (j >= half) {
@@ -85,6 +85,7 @@ __device__ __forceinline__ void load_tile(const TileProduct<WIDEST>& tile, const
             tile.x[t * tile.STRIDE + 2 * j] = tile.x[t * tile.STRIDE + 2 * j + 1] = 0;
         return;
     }
+    float mean_low = mean ? mean[j] : 0, mean_high = mean ? mean[j + half] : 0;
     constexpr int BATCH = 4;  // tokens read before any is written: `in_place` may be where they are
     for (int first = tile.tid / PAIRS; first < count; first += BATCH * TOGETHER) {
         float a[BATCH], b[BATCH], cos[BATCH], sin[BATCH];
@@ -105,7 +106,7 @@ __device__ __forceinline__ void load_tile(const TileProduct<WIDEST>& tile, const
             float* x = tile.x + t * tile.STRIDE + j;
             float low = angle ? a[n] * cos[n] - b[n] * sin[n] : a[n];
             float high = angle ? b[n] * cos[n] + a[n] * sin[n] : b[n];
-            x[0] = low, x[half] = high;
+            x[0] = low - mean_low, x[half] = high - mean_high;
             if (!in_place) continue;
             float* back = in_place + size_t(t) * stride + size_t(j);
             back[0] = low, back[half] = high;
@@ -138,7 +139,7 @@ __device__ __forceinline__ void store_tile(const EncoderTables& tables, const fl
     }
 }
 
-// Of kv heads, with bases or codes: keys rotated where that is kept, c = x E, a tile's product at once, and
+// Of kv heads, with bases or codes: keys rotated where that is kept, c = (x − μ) E, a tile's product at once, and
 // c into all of the head's stores.
 // grid (tiles, 2G), block 256. Shared: the tile and the encoder's tables. Reads E once for each tile; its
 // first piece and the tables come before the kernels before this one are through.
@@ -152,6 +153,7 @@ __global__ void __launch_bounds__(TILE_BLOCK, WIDEST == 128 ? 3 : 2)
     Tile tile(reinterpret_cast<float*>(dynamic_shared()), head.encode, d, d);
     EncoderTables& tables = *reinterpret_cast<EncoderTables*>(tile.x + Tile::FLOATS);
     if (tile.M) tile.fetch(0);
+    const float* mean = head.mean;
     tables.fetch(head, true);
     copy_async_commit();
     __syncthreads();  // the head's description is there
@@ -161,7 +163,7 @@ __global__ void __launch_bounds__(TILE_BLOCK, WIDEST == 128 ? 3 : 2)
     size_t stride = size_t(cache.G) * size_t(d), at = size_t(first) * stride + size_t(g * d);
     bool turns = in.rotation && side == 0 && cache.rotated;
     load_tile(tile, (side ? in.v : in.k) + at, nullptr, stride, count, d,
-              turns ? in.rotation + size_t(*pos + first) * size_t(d) : nullptr);
+              turns ? in.rotation + size_t(*pos + first) * size_t(d) : nullptr, mean);
     auto multiply = [&]<int R>() {
         float sum[R][4] = {};
         tile.sums(sum);
@@ -194,7 +196,7 @@ __global__ void __launch_bounds__(TILE_BLOCK, 2)
     await_kernels();
     size_t stride = size_t(cache.H) * size_t(d), at = size_t(first) * stride + size_t(h * d);
     load_tile(tile, in.q + at, in.rotation ? in.q + at : nullptr, stride, count, d,
-              in.rotation ? in.rotation + size_t(*pos + first) * size_t(d) : nullptr);
+              in.rotation ? in.rotation + size_t(*pos + first) * size_t(d) : nullptr, nullptr);
     if (!tile.M) return;
     auto multiply = [&]<int R>() {
         float sum[R][4] = {};

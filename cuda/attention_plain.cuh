@@ -59,13 +59,13 @@ struct PlainTile {
         return width;
     }
 
-    // keys (KEYS, d) ← c[:r] D[:r], rotated to their positions.
+    // keys (KEYS, d) ← μ + c[:r] D[:r], rotated to their positions.
     __device__ void rebuild(int width, int first, int count) {
         int d = cache.d, half = d / 2;
         const float* angle = rotation + size_t(first + min(row, count - 1)) * size_t(d);
         const float* c = latent + row * (d + 1);
         for (int j = lane; j < half; j += 16) {
-            float a = 0, b = 0;
+            float a = k.mean ? k.mean[j] : 0, b = k.mean ? k.mean[j + half] : 0;
             for (int i = 0; i < width; i++) {
                 const float* D = k.decode + size_t(i) * size_t(d) + j;
                 a = fmaf(c[i], D[0], a), b = fmaf(c[i], D[half], b);

@@ -209,22 +209,25 @@ __device__ __forceinline__ uint32_t within(uint32_t x, int column, int from, int
 
 // ---- keys before rotation ----------------------------------------------------------------------
 
-// What a block keeps to rebuild keys: the rotations of 0 … 15 positions and, for the stretch at hand,
-// D as E, its rows multiplied by their columns' steps.
+// What a block keeps to rebuild keys: the rotations of 0 … 15 positions, the keys' mean and, for the
+// stretch at hand, D as E, its rows multiplied by their columns' steps.
 template <class E, int D>
 struct Rebuild {
     static constexpr int STRIDE = D + 8;
     E* decode;      // shared (width, rounded up to 16, STRIDE)
     float* angles;  // shared (STEP, STRIDE)  cosines, sines
+    float* mean;    // shared (D)
 
     static __host__ __device__ size_t shared_bytes(int width) {
-        return size_t((width + 15) / 16 * 16) * STRIDE * sizeof(E) + STEP * STRIDE * sizeof(float);
+        return size_t((width + 15) / 16 * 16) * STRIDE * sizeof(E) + (STEP * STRIDE + D) * sizeof(float);
     }
     // By the whole block; a barrier must follow.
     __device__ char* fill_angles(char* memory, const CacheView& cache, const CacheRows& k,
                                  const float* rotation) {
         angles = reinterpret_cast<float*>(memory);
-        decode = reinterpret_cast<E*>(angles + STEP * STRIDE);
+        mean = angles + STEP * STRIDE;
+        decode = reinterpret_cast<E*>(mean + D);
+        for (int i = int(threadIdx.x); i < D; i += int(blockDim.x)) mean[i] = k.mean ? k.mean[i] : 0;
         for (int i = int(threadIdx.x); i < STEP * D; i += int(blockDim.x))
             angles[i / D * STRIDE + i % D] =
                 rotation[size_t(min(i / D, cache.capacity - 1)) * D + size_t(i % D)];
@@ -257,6 +260,17 @@ struct Rebuild {
         mma_half<E>(lo, latents, b, 0);
         mma_half<E>(hi, latents, b, 1);
     }
+    // lo[n], hi[n] += the mean's columns c + 8n … and D/2 + c + 8n ….
+    template <int N>
+    __device__ __forceinline__ void add_mean(float (&lo)[N][4], float (&hi)[N][4], int c) const {
+        const float* from = mean + c + int(threadIdx.x) % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            float2 a = load_pair(from + 8 * n), b = load_pair(from + D / 2 + 8 * n);
+            lo[n][0] += a.x, lo[n][1] += a.y, lo[n][2] += a.x, lo[n][3] += a.y;
+            hi[n][0] += b.x, hi[n][1] += b.y, hi[n][2] += b.x, hi[n][3] += b.y;
+        }
+    }
     // The same of a warp's 16 keys, which begin at row r of latents, columns from … end − 1 of them,
     // and of columns of D N times: lo[n] and hi[n] from 8n on.
     template <int N>
@@ -285,6 +299,7 @@ struct Rebuild {
                 for (int i = 0; i < 4; i++) lo[n][i] *= rho[i / 2], hi[n][i] *= rho[i / 2];
         }
         product(lo, hi, latents, rows.stride(), r, c, 0, rows.shape.elements);
+        add_mean(lo, hi, c);
     }
 };
 

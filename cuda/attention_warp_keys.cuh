@@ -2,7 +2,7 @@
 // (attention_warp.cuh):
 //   keys after rotation    s = C (q Dᵀ)ᵀ: the latents as they lie are the fragments; where they are
 //                          codes, q Dᵀ has been multiplied by their steps and s is by the scales
-//   keys before rotation   the 16 keys are rebuilt, C D, and rotated by their distance from the
+//   keys before rotation   the 16 keys are rebuilt, μ + C D, and rotated by their distance from the
 //                          step's first position p, 0 … 15 (a table of the block); q is rotated
 //                          back by p:
 //                          q · R_{p+i} k = (R_pᵀ q) · (R_i k), since RoPE's angles are linear in
@@ -131,6 +131,7 @@ struct WarpKeys {
             } else {
                 basis.product(lo, hi, keys, k.stride(), 0, c, 0, k.shape.columns);
             }
+            basis.add_mean(lo, hi, c);
 #pragma unroll
             for (int two = 0; two < AT_ONCE; two += 2)
                 score_sixteen(s, lo + two, hi + two, angle, c + 8 * two);

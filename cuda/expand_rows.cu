@@ -105,7 +105,7 @@ __device__ __forceinline__ void unpack_keys(const TileProduct<D>& tile, const Ex
     }
 }
 
-// Keys before rotation: c D, rotated to their positions.
+// Keys before rotation: μ + c D, rotated to their positions.
 // grid (tiles of positions, stretches, kv heads), block 256. Shared: a tile, 1 KB of tables. Reads D once
 // for a tile of 64 positions, or of 128 where heads have 64; in f32 on CUDA cores, 2 D² flops a key.
 template <class E, int D>
@@ -135,6 +135,10 @@ __global__ void __launch_bounds__(EXPAND_BLOCK, 2)
     if (tile.M) {
         float sum[Tile::MOST][4] = {};
         tile.sums(sum);
+        if (keys.mean && tile.column < D) {
+            float4 mean = *reinterpret_cast<const float4*>(keys.mean + tile.column);
+            for (auto& key : sum) key[0] += mean.x, key[1] += mean.y, key[2] += mean.z, key[3] += mean.w;
+        }
         __syncthreads();  // the coordinates have been read, keys take their place
 #pragma unroll
         for (int r = 0; r < Tile::MOST; r++)

@@ -51,6 +51,7 @@ Bases random_bases(const Config& c, double spread, bool joint = false) {
         for (auto* side : {&layer.k, &layer.v})
             for (int g = 0; g < c.G; g++)
                 side->push_back(random_basis(c.d, formats[next++ % 3], spread, random));
+        layer.k[0].mean.assign(size_t(c.d), float(0.5 + l));  // the other heads have none
         layer.joint = joint && l == 1;
         if (layer.joint) layer.v = {random_basis(c.G * c.d, formats[0], spread, random)};
     }
@@ -69,7 +70,7 @@ bool same(const Bases& a, const Bases& b) {
             for (size_t g = 0; equal && g < x.size(); g++)
                 equal = x[g].format == y[g].format && x[g].weight == y[g].weight &&
                         x[g].q == y[g].q && x[g].encode == y[g].encode &&
-                        x[g].decode == y[g].decode;
+                        x[g].decode == y[g].decode && x[g].mean == y[g].mean;
         }
     }
     return equal;
@@ -127,6 +128,8 @@ TEST_CASE("a bases file comes back as it was, with spreads of four decades as we
         CHECK(again.hash(1) == bases.hash(1));
         bases.layer[0].k[0].format[0].count[0] -= 4;
         CHECK(again.hash(1) != bases.hash(1));
+        bases = again, bases.layer[1].k[0].mean[3] += 1;
+        CHECK(again.hash(1) != bases.hash(1));
     }
     CHECK_THROWS_WITH_AS(Bases::open(saved.path, saved.config, 43),
                          doctest::Contains("another model"), Error);
@@ -149,6 +152,17 @@ TEST_CASE("joint values of a layer come back as one basis; a file that does not 
     CHECK(same(Bases::open(saved.path + "2", saved.config, 42), heads));
 }
 
+TEST_CASE("bases of version 2 have no means") {
+    Saved saved;
+    Bases bases = random_bases(saved.config, 1);
+    bases.save(saved.path, 42);
+    rewrite(saved.path, saved.path + "2", ".mean", {{"version", "2"}});
+    for (Bases::Layer& layer : bases.layer) layer.k[0].mean.clear();
+    CHECK(same(Bases::open(saved.path + "2", saved.config, 42), bases));
+    rewrite(saved.path, saved.path + "2", ".mean", {});
+    CHECK(error_of(saved.path + "2", saved.config).find("layers.0.k.mean") != std::string::npos);
+}
+
 TEST_CASE("bases of version 1 open as whole rows of one age") {
     Saved saved;
     Bases bases = random_bases(saved.config, 1);
@@ -168,7 +182,8 @@ TEST_CASE("bases of version 1 open as whole rows of one age") {
     Bases old = Bases::open(saved.path + "1", saved.config, 42);
     for (Bases::Layer& layer : bases.layer)
         for (auto* side : {&layer.k, &layer.v})
-            for (HeadBasis& head : *side) head.weight.assign(size_t(saved.config.d), 1.0f);
+            for (HeadBasis& head : *side)
+                head.weight.assign(size_t(saved.config.d), 1.0f), head.mean.clear();
     const int ranks[2][4] = {{4, 8, 8, 8}, {0, 8, 0, 4}};
     for (size_t l = 0; l < 2; l++)
         for (size_t g = 0; g < 2; g++) {
@@ -211,6 +226,7 @@ TEST_CASE("every damage of a bases file is one clear error") {
         {"encode that is no inverse", "not the inverse", [&](Bases& b) { first(b).encode[7] = 0; }},
         {"a weight below 0", "a weight is", [&](Bases& b) { first(b).weight[2] = -1; }},
         {"NaN in a weight", "a weight is", [&](Bases& b) { first(b).weight[2] = NaN; }},
+        {"NaN in a mean", "its mean is", [&](Bases& b) { first(b).mean[1] = NaN; }},
         {"more coordinates than there are", "formats_k",
          [&](Bases& b) {
              first(b).format[1].count = {4, 8};
@@ -239,7 +255,7 @@ TEST_CASE("every damage of a bases file is one clear error") {
         CHECK(message.find(damage.says) != message.npos);
     }
     const std::pair<const char*, const char*> texts[] = {
-        {"version", "3"},    {"ages", "[40,90,1,2,3]"}, {"ages", "40"},  {"ages", ""},
+        {"version", "4"},    {"ages", "[40,90,1,2,3]"}, {"ages", "40"},  {"ages", ""},
         {"formats_k", "[]"}, {"formats_v", "{}"},       {"window", "4"}, {"window", "4,-1"}};
     for (auto [key, text] : texts) {
         CAPTURE(std::string(key));

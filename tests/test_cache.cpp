@@ -220,6 +220,7 @@ TEST_CASE("append with a rotation is rope, then append, and attention goes on fr
                 Config config = config_of(c);
                 Bases bases = random_bases(config, {64, 20, 32, 64}, rotated);
                 bases.sinks = c.sinks, bases.recent = c.recent;
+                bases.layer[0].k[1].mean = normals(size_t(c.d), 5);
                 size_t kv = size_t(c.G * c.d), width = size_t(c.H * c.d), n = size_t(c.S);
                 Floats q = normals(n * width, 1), k = normals(n * kv, 2), v = normals(n * kv, 3);
                 Floats rotation = rotations(c.S, c.d);

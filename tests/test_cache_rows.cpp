@@ -54,6 +54,9 @@ Bases bases_of(const Case& c) {
     for (auto* side : {&layer.k, &layer.v})
         for (int g = 0; g < c.G; g++)
             side->push_back(exact_basis(c.d, c.formats[next++ % c.formats.size()], random));
+    // Keys of the first head, and of every other one, have a mean: of the size of a key.
+    for (size_t g = 0; g < layer.k.size(); g += 2)
+        layer.k[g].mean = normals(size_t(c.d), 7 + g);
     return bases;
 }
 
@@ -67,19 +70,22 @@ Floats rotations(int S, int d) {
     return table;
 }
 
-// x as a token reads it that sees its row in this format: unpack(pack(x E)) D, rotated to `angle`.
+// x as a token reads it that sees its row in this format: μ + unpack(pack((x − μ) E)) D, rotated to
+// `angle`. Keys after rotation have their mean here too, which no softmax can tell.
 Doubles through(const float* x, const HeadBasis& head, const RowFormat& format, int d, DType dtype,
                 const float* angle) {
     size_t n = size_t(d), half = n / 2;
     Floats c(n, 0.0f);
     for (size_t i = 0; i < n; i++)
-        for (size_t j = 0; j < n; j++) c[j] += x[i] * head.encode[i * n + j];
+        for (size_t j = 0; j < n; j++)
+            c[j] += (x[i] - (head.mean.empty() ? 0 : head.mean[i])) * head.encode[i * n + j];
     std::vector<char> row(format.bytes(dtype) + 1);
     pack_row(row.data(), c.data(), head.weight.data(), format, dtype);
     unpack_row(c.data(), row.data(), format, dtype);
     Doubles out(n, 0.0);
     for (size_t i = 0; i < size_t(format.kept()); i++)
         for (size_t j = 0; j < n; j++) out[j] += double(c[i]) * double(head.decode[i * n + j]);
+    for (size_t j = 0; j < head.mean.size(); j++) out[j] += double(head.mean[j]);
     for (size_t j = 0; angle && j < half; j++) {
         double a = out[j], b = out[j + half], cos = double(angle[j]), sin = double(angle[half + j]);
         out[j] = a * cos - b * sin, out[j + half] = b * cos + a * sin;

@@ -23,7 +23,7 @@ struct RowStore {
     int slots(int positions) const { return ring ? std::min(positions, fixed + ring) : positions; }
 };
 
-// One kv head's keys or values: latent coordinates c = k E, packed into every store at once. Rows
+// One kv head's keys or values: latent coordinates c = (k − μ) E, packed into every store at once. Rows
 // of all stores come from the same c: packing a row again later would lose more. Where the values of
 // a layer are joint, the stores of all heads are the same rows, of up to G·d coordinates; encode and
 // weight are the first head's, (G·d, G·d) and (G·d), and decode is each head's own, (G·d, d).
@@ -34,6 +34,7 @@ struct CacheRows {
     const float* decode = nullptr;    // (d, d) D = E⁻¹
     const float* decode_t = nullptr;  // (d, d) Dᵀ          (64 floats may be read beyond each)
     const float* weight = nullptr;    // (d)    of pack_row; null: 1
+    const float* mean = nullptr;      // (d)    μ of keys; null: 0. Rows after rotation stay less it
 };
 
 // Tokens at p see the positions s of first … end − 1 with lo ≤ p − s < hi in these stores.

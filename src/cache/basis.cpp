@@ -84,6 +84,7 @@ uint64_t Bases::hash(uint64_t seed) const {
                 for (const RowFormat& format : head.format)
                     for (uint16_t n : format.count) hash.add(uint64_t(n));
                 hash.add_bytes(head.encode.data(), head.encode.size() * sizeof(float));
+                hash.add_bytes(head.mean.data(), head.mean.size() * sizeof(float));
             }
     }
     return hash.value();

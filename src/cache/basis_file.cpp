@@ -1,4 +1,5 @@
 // A file of bases, written and read: basis.h says what it holds. Whatever is read is checked.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -52,13 +53,17 @@ void Bases::save(const std::string& path, uint64_t fingerprint) const {
             size_t G = side.size(), d = G ? side.front().weight.size() : 0;
             auto add = [&](const char* name, std::vector<float> HeadBasis::*field, Shape shape) {
                 std::vector<float>& all = stacked.emplace_back();
-                for (const HeadBasis& head : side)
+                size_t each = shape.size() > 2 ? d * d : d;
+                for (const HeadBasis& head : side) {
                     all.insert(all.end(), (head.*field).begin(), (head.*field).end());
+                    if ((head.*field).empty()) all.resize(all.size() + each);
+                }
                 tensors.push_back({format("layers.%zu.%c.%s", l, of_values ? 'v' : 'k', name),
                                    {nullptr, DType::F32, std::move(shape)}});
             };
             for (auto [name, field] : MATRICES) add(name, field, {G, d, d});
             add("weight", &HeadBasis::weight, {G, d});
+            if (!of_values) add("mean", &HeadBasis::mean, {G, d});
         }
     }
     for (size_t i = 0; i < tensors.size(); i++) tensors[i].tensor.data = stacked[i].data();
@@ -68,7 +73,7 @@ void Bases::save(const std::string& path, uint64_t fingerprint) const {
     std::map<std::string, std::string> all = metadata;
     all.erase("ranks_k"), all.erase("ranks_v");  // of a version 1 that was opened
     all["format"] = "stief-bases";
-    all["version"] = "2";
+    all["version"] = "3";
     all["fingerprint"] = format("%016llx", static_cast<unsigned long long>(fingerprint));
     all["keys"] = keys;
     all["values"] = values;
@@ -95,11 +100,12 @@ struct Metadata {
         return found->second;
     }
 
-    // 1 or 2
+    // 1 to 3
     int version() const {
         const std::string &kind = text("format"), &version = text("version");
-        check(kind == "stief-bases" && (version == "1" || version == "2"),
-              "%s: expected bases of format version 1 or 2, found \"%.40s\" version \"%.40s\"",
+        check(kind == "stief-bases" && version.size() == 1 && version[0] >= '1' &&
+                  version[0] <= '3',
+              "%s: expected bases of format version 1, 2 or 3, found \"%.40s\" version \"%.40s\"",
               path.c_str(), kind.c_str(), version.c_str());
         return version[0] - '0';
     }
@@ -229,6 +235,11 @@ struct Reader {
             floats(prefix + ".weight", {G, d}, [&](size_t g, std::vector<float> values) {
                 heads[g].weight = std::move(values);
             });
+        if (version > 2 && letter == 'k')
+            floats(prefix + ".mean", {G, d}, [&](size_t g, std::vector<float> values) {
+                if (std::any_of(values.begin(), values.end(), [](float x) { return x != 0; }))
+                    heads[g].mean = std::move(values);
+            });
         for (size_t g = 0; g < G; g++)
             verify(heads[g], format("%s: %s head %zu", path.c_str(), prefix.c_str(), g));
     }
@@ -257,6 +268,9 @@ struct Reader {
             check(w >= 0 && std::isfinite(w),
                   "%s: a weight is %g, expected 0 or more: the file is damaged",
                   where.c_str(), double(w));
+        for (float x : head.mean)
+            check(std::isfinite(x), "%s: an element of its mean is %g: the file is damaged",
+                  where.c_str(), double(x));
     }
 };
 

@@ -153,7 +153,7 @@ static size_t matrix_floats(const Config& c, const Bases* bases) {
     size_t d = size_t(c.d), sum = SLACK;
     if (!bases) return 0;
     for (const Bases::Layer& one : bases->layer) {
-        sum += one.k.size() * (3 * d * d + d);
+        sum += one.k.size() * (3 * d * d + 2 * d);
         for (const HeadBasis& head : one.v)
             sum += head.encode.size() + head.decode.size() + head.width();
     }
@@ -170,6 +170,7 @@ struct BasisUpload {
         both(to, from);
         to.decode = upload_floats(backend, memory, from.decode);
         to.decode_t = upload_floats(backend, memory, transposed(from.decode, d));
+        if (!from.mean.empty()) to.mean = upload_floats(backend, memory, from.mean);
     }
     // Joint: head g's part of the one basis.
     void values(std::vector<CacheRows>& to, const std::vector<HeadBasis>& from) const {

@@ -35,6 +35,10 @@ std::vector<LearnedLayer> eigen_layers(const CalibrationRun& run, const Units& u
                 Matrix& own = (values ? v : k).emplace_back(d, d);
                 for (size_t i = 0; i < d; i++)
                     std::copy_n(unit[u].moment.row(at + i) + at, d, own.row(i));
+                const std::vector<float>& mean = unit[u].mean;  // EigenAttention subtracts none
+                for (size_t i = 0; i < mean.size(); i++)
+                    for (size_t j = 0; j < mean.size(); j++)
+                        own(i, j) += double(mean[i]) * double(mean[j]);
             }
         layers[l] = eigen_attention(c, k, v, run.options.keys == "post", run.options.cache);
     });
@@ -50,7 +54,7 @@ std::vector<LayerCuts> cuts_of(const Bases& bases, const Config& c, int sinks, D
             for (size_t g = 0; g < (values ? from.v : from.k).size(); g++) {
                 const HeadBasis& head = (values ? from.v : from.k)[g];
                 (values ? layer.v : layer.k)[g] = {head.encode, head.decode, head.weight,
-                                                   head.format};
+                                                   head.format, head.mean};
             }
     }
     return cuts;

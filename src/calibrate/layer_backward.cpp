@@ -131,6 +131,7 @@ void LayerPass::add_basis_gradient(const LayerCuts& cuts, std::vector<LayerGradi
             asked = part;
         }
         store(dkv, from, cut, cut.format[age], cuts, c.d);
+        if (!cut.mean.empty()) from = centred;  // as store left them
         LayerGradient& sum = gradient[age];
         Gram both[] = {
             {&(values ? sum.v : sum.k)[g], from + skip, asked + skip, T - whole, c.d},

@@ -45,7 +45,7 @@ size_t LayerArrays::place(const Config& c, int most, float* first) {
     take(Hd, {&q, &heads, &att, &datt, &dheads});
     take(Gd, {&k, &v, &k_rotated, &k_cut, &v_cut, &dk, &dv});
     take(2 * Gd, {&dkv});
-    take(t * size_t(c.d), {&latent});
+    take(t * size_t(c.d), {&latent, &centred});
     take(t * D, {&out, &xn, &x1, &dy, &dxn});
     take(t * F, {&gate, &up, &h, &dh, &dgate, &dup});
     take(size_t(c.G) * block_floats(most, m), {&p});
@@ -97,6 +97,7 @@ LayerPass::LayerPass(Model& owner, int tokens, const std::vector<float>& rotatio
     y_staged = Staged(ops, rows, "a layer's outputs");
     cut_staged = Staged(ops, size_t(c.d) * size_t(c.d), "a head's basis");
     decode_staged = Staged(ops, size_t(c.d) * size_t(c.d), "a head's basis");
+    mean_staged = Staged(ops, size_t(c.d), "a head's mean");
     rotation_staged = Staged(ops, rotation.size(), "the rotations of all positions");
     turns = rotation_staged.read(rotation.data(), rotation.size());
 }
@@ -136,19 +137,35 @@ void LayerPass::begin_on_backend(int layer, const float* input, const Step& step
     ops.end_step();
 }
 
-// latents (T, width) ← unpack(pack(from E))
+// from − μ, in `centred`; from itself where there is no mean.
+const float* LayerPass::less_mean(const float* from, const Cut& cut) {
+    if (cut.mean.empty()) return from;
+    size_t d = size_t(c.d), t = size_t(T);
+    ops_back->copy_rows(centred, d, mean_staged.read(cut.mean.data(), d), 0, t, d);
+    ops_back->scaled_difference(centred, from, centred, 1, t * d);
+    return centred;
+}
+
+void LayerPass::add_mean(float* to, const Cut& cut) {
+    if (cut.mean.empty()) return;
+    size_t d = size_t(c.d), t = size_t(T);
+    ops_back->copy_rows(centred, d, mean_staged.read(cut.mean.data(), d), 0, t, d);
+    ops_back->add(to, centred, t * d);
+}
+
+// latents (T, width) ← unpack(pack((from − μ) E))
 void LayerPass::store(float* latents, const float* from, const Cut& cut, const RowFormat& format,
                       const LayerCuts& cuts, int width) {
     size_t d = size_t(width);
     int whole = std::min(T, cuts.sinks);
     Weight E{cut_staged.read(cut.encode.data(), d * d), DType::F32, width, width};
-    model.backend->matmul_transposed(latents, from, E, T);
+    model.backend->matmul_transposed(latents, less_mean(from, cut), E, T);
     ops_back->round_rows(latents, nullptr, RowFormat::whole(width), cuts.dtype, whole, width);
     ops_back->round_rows(latents + size_t(whole) * d, cut.weight.empty() ? nullptr : cut.weight.data(),
                          format, cuts.dtype, T - whole, width);
 }
 
-// to ← unpack(pack(from E)) D
+// to ← μ + unpack(pack((from − μ) E)) D
 void LayerPass::cut_side(float* to, const float* from, const Cut& cut, const RowFormat* format,
                          const LayerCuts& cuts) {
     size_t d = size_t(c.d);
@@ -158,6 +175,7 @@ void LayerPass::cut_side(float* to, const float* from, const Cut& cut, const Row
     store(latent, from, cut, format ? *format : RowFormat::whole(c.d), cuts, c.d);
     Weight D{decode_staged.read(cut.decode.data(), d * d), DType::F32, c.d, c.d};
     ops.matmul_transposed(to, latent, D, T);
+    add_mean(to, cut);
     if (!cut.lossless) ops_back->copy(to, from, size_t(std::min(T, cuts.sinks)) * d);
 }
 

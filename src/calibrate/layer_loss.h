@@ -26,9 +26,10 @@ namespace stief {
 // What storing a row does to it, as the cache does it: k̃ = unpack(pack(k E)) D. All empty: the head
 // is not cut.
 struct Cut {
-    std::vector<float> encode, decode;  // (d, d) ×2  c = k E, in order of the format
+    std::vector<float> encode, decode;  // (d, d) ×2  c = (k − μ) E, in order of the format
     std::vector<float> weight;          // (kept), or none: of pack_row
     std::vector<RowFormat> format;      // of each age, the youngest first; one: of all
+    std::vector<float> mean{};          // (d)  μ, or none: 0
     bool lossless = true;  // E D = I: with all coordinates kept it is the row again
 
     bool nothing() const { return encode.empty(); }
@@ -69,7 +70,7 @@ std::vector<float> rotation_table(const Config& config, int positions);
 struct LayerArrays {
     float *q, *k, *v;                    // (G, T, m, d), (G, T, d) ×2; q rotated, k not
     float *k_rotated, *k_cut, *v_cut;    // (G, T, d) ×3  cut: as attention sees them
-    float* latent;                       // (T, d)  one head's rows in its basis
+    float *latent, *centred;             // (T, d) ×2  one head's rows in its basis; less their mean
     float *heads, *att;                  // (G, T, m, d); (T, H, d)
     float *p, *dp, *part;                // (G) of blocks of rows; one block ×2
     float *x1, *xn, *gate, *up, *h;      // (T, D) ×2; (T, F) ×3
@@ -140,10 +141,12 @@ struct LayerPass : LayerArrays {
     };
     std::vector<Near> near;        // the whole rows, then every age but the last
     Buffer split;                  // (distances, 4, G, T, d)  near, dk_from, dv_from
-    Staged x_staged, y_staged, cut_staged, decode_staged, rotation_staged;
+    Staged x_staged, y_staged, cut_staged, decode_staged, mean_staged, rotation_staged;
     const float *y_host = nullptr, *y = nullptr;  // what y_staged holds since begin(), and where
 
     const float* target(const float* host);
+    const float* less_mean(const float* from, const Cut& cut);
+    void add_mean(float* to, const Cut& cut);
     void store(float* latents, const float* from, const Cut& cut, const RowFormat& format,
                const LayerCuts& cuts, int width);
     void cut_side(float* to, const float* from, const Cut& cut, const RowFormat* format,

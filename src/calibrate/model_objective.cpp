@@ -89,19 +89,6 @@ std::vector<size_t> budgets(const CalibrationRun& run, const CalibrationResult& 
     return all;
 }
 
-std::vector<LayerCuts> cuts_of(const CalibrationRun& run, const Priced& priced,
-                               const Formats& formats) {
-    const Config& c = run.model.config;
-    const CalibrationOptions& o = run.options;
-    std::vector<LayerCuts> cuts(size_t(c.L), LayerCuts(c, o.keys == "post", o.joint_values));
-    for (LayerCuts& one : cuts) one.sinks = o.sinks, one.dtype = o.cache;
-    for_units(units_of(run), [&](int l, int g, bool values, size_t u) {
-        LayerCuts& layer = cuts[size_t(l)];
-        (values ? layer.v : layer.k)[size_t(g)] = cut_of(priced.unit[u], formats.format[u]);
-    });
-    return cuts;
-}
-
 Bases bases_of(const CalibrationRun& run, const Priced& priced, const Formats& formats) {
     const Config& c = run.model.config;
     Bases bases;
@@ -113,9 +100,15 @@ Bases bases_of(const CalibrationRun& run, const Priced& priced, const Formats& f
         Bases::Layer& layer = bases.layer[size_t(l)];
         (values ? layer.v : layer.k)
             .push_back({formats.format[u], weights_of(unit), to_floats(unit.Q), unit.encode,
-                        unit.decode});
+                        unit.decode, unit.mean});
     });
     return bases;
+}
+
+std::vector<LayerCuts> cuts_of(const CalibrationRun& run, const Priced& priced,
+                               const Formats& formats) {
+    const CalibrationOptions& o = run.options;
+    return cuts_of(bases_of(run, priced, formats), run.model.config, o.sinks, o.cache);
 }
 
 // Bases, prices and hulls of all units, by what the full cache is asked for.

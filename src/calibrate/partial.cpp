@@ -7,7 +7,7 @@
 
 namespace stief {
 
-static const std::string MAGIC = "stief-partial 5\n";
+static const std::string MAGIC = "stief-partial 6\n";
 
 namespace {
 
@@ -99,7 +99,7 @@ void units(IO& io, PricedState& s) {
     each(io, s.unit, [&](PricedUnit& u) {
         io(u.coded);
         for (Matrix* of : {&u.metric.S, &u.metric.S_inverse, &u.moment, &u.Q}) matrix(io, *of);
-        numbers(io, u.spread), numbers(io, u.encode), numbers(io, u.decode);
+        numbers(io, u.spread), numbers(io, u.encode), numbers(io, u.decode), numbers(io, u.mean);
         prices(io, u.compressed);
         each(io, u.age, [&](Prices& p) { prices(io, p); });
         each(io, u.distortion, [&](std::vector<double>& d) { numbers(io, d); });

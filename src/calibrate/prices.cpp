@@ -8,7 +8,7 @@ namespace stief {
 
 namespace {
 
-// rows M, in double inside
+// rows M
 std::vector<float> product(const float* rows, size_t n, const Matrix& M) {
     size_t d = M.rows;
     std::vector<float> out(n * d), m = to_floats(M);
@@ -28,14 +28,27 @@ Matrix from_floats(const std::vector<float>& floats, size_t d) {
     return M;
 }
 
-// Σ ‖g‖² kᵀk
-Matrix moment_of(const float* g, const float* k, size_t n, size_t d) {
+std::vector<float> mean_of(const std::vector<float>& k, size_t d) {
+    std::vector<double> sum(d);
+    for (size_t i = 0; i < k.size(); i++) sum[i % d] += double(k[i]);
+    std::vector<float> mean;
+    for (double x : sum) mean.push_back(float(x * double(d) / double(k.size())));
+    return mean;
+}
+
+void subtract(std::vector<float>& rows, const std::vector<float>& mean) {
+    for (size_t i = 0; i < rows.size() && !mean.empty(); i++) rows[i] -= mean[i % mean.size()];
+}
+
+// Σ ‖g‖^power kᵀk
+Matrix moment_of(const float* g, const float* k, size_t n, size_t d, double power) {
     Matrix C(d, d);
     std::vector<float> weighted(n * d);
     for (size_t t = 0; t < n; t++) {
-        double weight = 0;
-        for (size_t i = t * d; i < (t + 1) * d; i++) weight += double(g[i]) * double(g[i]);
-        for (size_t i = t * d; i < (t + 1) * d; i++) weighted[i] = float(weight) * k[i];
+        double square = 0;
+        for (size_t i = t * d; i < (t + 1) * d; i++) square += double(g[i]) * double(g[i]);
+        float weight = float(std::pow(square, power / 2));
+        for (size_t i = t * d; i < (t + 1) * d; i++) weighted[i] = weight * k[i];
     }
     add_gram(C, weighted.data(), d, k, d, n);
     return C;
@@ -85,13 +98,13 @@ void sort_by_price(PricedUnit& unit) {
 
 constexpr size_t ROUNDED = 1024;  // rows that the quantiser is measured on
 
-// Of some of the unit's rows.
-std::vector<std::vector<double>> distortions(const PricedUnit& unit, const PriceSamples& samples,
-                                             size_t index, DType dtype) {
-    size_t d = samples.units.width(index), tokens = samples.tokens, n = std::min(tokens, ROUNDED);
+// Of some of k (tokens, d), the unit's rows less their mean.
+std::vector<std::vector<double>> distortions(const PricedUnit& unit, const float* k, size_t tokens,
+                                             DType dtype) {
+    size_t d = unit.Q.rows, n = std::min(tokens, ROUNDED);
     std::vector<float> rows(n * d);
     for (size_t t = 0; t < n; t++)
-        std::copy_n(samples.k(index) + t * tokens / n * d, d, rows.data() + t * d);
+        std::copy_n(k + t * tokens / n * d, d, rows.data() + t * d);
     std::vector<float> c = product(rows.data(), n, from_floats(unit.encode, d));
     std::vector<float> weight = weights_of(unit), back(d);
     std::vector<std::vector<double>> all(RowFormat::WIDTHS, std::vector<double>(d));
@@ -130,10 +143,10 @@ void PricedUnit::turn_to(const Matrix& to) {
     encode = to_floats(E), decode = to_floats(D);
 }
 
-// In the basis that the unit has.
-static void set_prices(PricedUnit& unit, const PriceSamples& samples, size_t index) {
+// In the basis that the unit has. k: the unit's rows less their mean
+static void set_prices(PricedUnit& unit, const PriceSamples& samples, size_t index, const float* k) {
     size_t n = samples.tokens, d = samples.units.width(index);
-    std::vector<float> c = product(samples.k(index), n, from_floats(unit.encode, d));
+    std::vector<float> c = product(k, n, from_floats(unit.encode, d));
     Matrix Dt = transpose(from_floats(unit.decode, d));
     auto by = [&](const float* g) { return prices_of(c, product(g, n, Dt), n, d); };
     for (size_t age = 0; age < samples.ages; age++)
@@ -144,20 +157,21 @@ static void set_prices(PricedUnit& unit, const PriceSamples& samples, size_t ind
 
 PricedUnit price_unit(const PriceSamples& samples, size_t index, bool coded, DType dtype) {
     size_t n = samples.tokens, d = samples.units.width(index);
-    const float* k = samples.k(index);
-    std::vector<float> g = samples.g_compressed(index);
-    Matrix energy(d, d), moment = moment_of(g.data(), k, n, d);
-    add_gram(energy, g.data(), d, g.data(), d, n);
-    require_finite(moment, "second moments");
     PricedUnit unit;
     unit.coded = coded;
+    std::vector<float> k(samples.k(index), samples.k(index) + n * d), g = samples.g_compressed(index);
+    if (coded && !samples.units.at(index).values) unit.mean = mean_of(k, d);
+    subtract(k, unit.mean);
+    Matrix energy(d, d), moment = moment_of(g.data(), k.data(), n, d, coded ? 1 : 2);
+    add_gram(energy, g.data(), d, g.data(), d, n);
+    require_finite(moment, "second moments");
     unit.metric = metric_of(energy);
     unit.moment = Matrix(d, d);
-    add_gram(unit.moment, k, d, k, d, n);
+    add_gram(unit.moment, k.data(), d, k.data(), d, n);
     for (double& x : unit.moment.data) x /= double(n);
     unit.turn_to(warm_start(moment, unit.metric).vectors);
-    set_prices(unit, samples, index);
-    if (coded) unit.distortion = distortions(unit, samples, index, dtype);
+    set_prices(unit, samples, index, k.data());
+    if (coded) unit.distortion = distortions(unit, k.data(), n, dtype);
     return unit;
 }
 
@@ -238,7 +252,7 @@ Choices formats_of(const PricedUnit& unit, const Prices& prices, DType dtype) {
 }
 
 Cut cut_of(const PricedUnit& unit, const std::vector<RowFormat>& format) {
-    return {unit.encode, unit.decode, weights_of(unit), format};
+    return {unit.encode, unit.decode, weights_of(unit), format, unit.mean};
 }
 
 }  // namespace stief

@@ -27,7 +27,8 @@ struct Prices {
 struct PricedUnit {
     bool coded = true;  // coordinates are rounded to few bits; else stored as elements or dropped
     Metric metric;
-    Matrix moment;                      // (d, d)  mean kᵀk, of which the spread is
+    std::vector<float> mean;            // (d)  μ of keys that are coded; or none: 0
+    Matrix moment;                      // (d, d)  mean (k − μ)ᵀ(k − μ), of which the spread is
     Matrix Q;                           // (d, d)
     std::vector<double> spread;         // (d)  σ
     std::vector<float> encode, decode;  // (d, d)  E = S Q / σ, D = σ Qᵀ S⁻¹
@@ -39,8 +40,8 @@ struct PricedUnit {
     void turn_to(const Matrix& Q);  // spread, encode and decode follow
 };
 
-// The basis: eigenvectors of S C S with S² = Σ gᵀg and C = Σ ‖g‖² kᵀk, g of the queries that find
-// tokens compressed.
+// The basis: eigenvectors of S C S with S² = Σ gᵀg and, of rows less their mean, C = Σ ‖g‖ kᵀk where
+// they are coded, Σ ‖g‖² kᵀk else; g of the queries that find tokens compressed.
 PricedUnit price_unit(const PriceSamples& samples, size_t unit, bool coded, DType dtype);
 
 // Every format on the unit's own greedy path from nothing to whole rows, priced by what the

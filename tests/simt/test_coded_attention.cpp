@@ -221,6 +221,7 @@ Floats attended(const Attended& c, DType dtype, const Variant& variant, bool exa
     layer.rotated = c.rotated;
     for (int g = 0; g < c.G; g++) {
         layer.k.push_back(basis_of(c.d, c.k, random));
+        if (g % 2 == 0) layer.k.back().mean = normals(size_t(c.d), 11 + uint64_t(g));
         layer.v.push_back(basis_of(c.d, c.v, random));
     }
     int batch = std::max(24, c.T);

@@ -51,16 +51,21 @@ void CpuBackend::append(const CacheLayer& cache, float* q, float* k, const float
           "%d tokens at once do not fit the rings of a cache for %d", step.T, cache.batch);
     prepare(cache);
     if (rotation) rope(q, cache.rotated ? k : nullptr, rotation, q ? cache.H : 0, cache.G, cache.d, step);
-    size_t d = size_t(cache.d), width = size_t(cache.G) * d;
+    size_t d = size_t(cache.d), width = size_t(cache.G) * d, values = size_t(cache.values_width());
 
-    // x: of n columns
+    // x: of n columns; latent: (count, values + d)
     auto store = [&](const CacheRows& head, const float* x, int n, int pos, int count,
                      float* latent) {
         size_t stride = width;
+        if (head.mean) {
+            float* centred = latent + size_t(count) * values;
+            for (size_t t = 0; t < size_t(count); t++)
+                for (size_t i = 0; i < d; i++) centred[t * d + i] = x[t * stride + i] - head.mean[i];
+            x = centred, stride = d;
+        }
         if (head.encode) {
-            stride = size_t(n);
-            head_product(kernels, latent, stride, x, width, head.encode, count, n, n);
-            x = latent;
+            head_product(kernels, latent, size_t(n), x, stride, head.encode, count, n, n);
+            x = latent, stride = size_t(n);
         }
         for (const RowStore& one : head.store)
             if (one.data)
@@ -71,14 +76,14 @@ void CpuBackend::append(const CacheLayer& cache, float* q, float* k, const float
     };
 
     bool latent = cache.k[0].encode != nullptr;
-    size_t values = size_t(cache.values_width());
     size_t cost = latent ? 2 * (d * d + values * values) : 2 * d;  // products, search of the scales
     // Joint values are one head more.
     for_heads(size_t(step.T), size_t(cache.G + (cache.joint > 0)), cost,
               [&](size_t first, size_t end, size_t g, size_t g_end) {
         int pos = step.pos + int(first), count = int(end - first);
         float* scratch =
-            latent ? reinterpret_cast<float*>(thread_scratch(size_t(count) * values * 4)) : nullptr;
+            latent ? reinterpret_cast<float*>(thread_scratch(size_t(count) * (values + d) * 4))
+                   : nullptr;
         for (; g < g_end; g++) {
             if (g == size_t(cache.G)) {
                 store(cache.v[0], v + first * width, cache.joint, pos, count, scratch);

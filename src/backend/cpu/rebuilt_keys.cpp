@@ -91,6 +91,14 @@ RebuiltKeys::RebuiltKeys(const CpuBackend& backend, const CacheLayer& layer, con
 
 void RebuiltKeys::rebuild(float* keys, const Run& run) const {
     assert(run.count <= BLOCK);
+    multiply(keys, run);
+    if (!head.mean) return;
+    size_t d = size_t(cache.d);
+    for (float* key = keys; key < keys + size_t(run.count) * d; key += d)
+        for (size_t i = 0; i < d; i++) key[i] += head.mean[i];
+}
+
+void RebuiltKeys::multiply(float* keys, const Run& run) const {
     size_t d = size_t(cache.d), count = size_t(run.count);
     const RowFormat& format = run.store.format;
     int kept = format.kept();

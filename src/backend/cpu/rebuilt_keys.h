@@ -1,4 +1,4 @@
-// Keys that are stored before rotation, rebuilt from their latent coordinates: k̃ = c[:r] D[:r]. A
+// Keys that are stored before rotation, rebuilt from their latent coordinates: k̃ = μ + c[:r] D[:r]. A
 // block of positions is rebuilt once and shared by the query group. The arithmetic is 2 r d a
 // position, which no unit but a matrix unit has to spare beside the bytes of a row.
 //
@@ -36,10 +36,11 @@ struct RebuiltKeys {
                 char* scratch);
     static size_t bytes(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys);
 
-    // keys (count, d) ← c̃ D, count <= BLOCK, not rotated
+    // keys (count, d) ← μ + c̃ D, count <= BLOCK, not rotated
     void rebuild(float* keys, const Run& run) const;
 
   private:
+    void multiply(float* keys, const Run& run) const;  // keys ← c̃ D
     const CpuBackend& cpu;
 };
 
