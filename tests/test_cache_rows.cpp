@@ -164,7 +164,7 @@ void check_case(const Case& c, DType dtype, bool exact, std::initializer_list<in
             [&](Lab& lab, float* out) {
                 Backend& backend = *lab.backend;
                 backend.exact = exact;
-                KvCache cache(backend, config, c.S + 9, dtype, &bases, std::max(pieces));
+                KvCache cache(backend, config, c.S + 9, dtype, &bases, piece);  // rings come round
                 std::vector<char> nan(cache.rows.bytes, char(0xff));  // NaN, and the largest scale
                 backend.upload(cache.rows.data, nan.data(), nan.size());
                 const float *keys = lab.in(k), *values = lab.in(v), *queries = lab.in(q);
@@ -229,6 +229,12 @@ const Case cases[] = {
      {30},
      {{WHOLE, SOME}, {SOME, RowFormat::whole(12)}, {SOME, SOME}},
      "whole rows of several ages, keys before rotation"},
+    {4, 2, 64, 3, 5, 100, true, {8, 20},
+     {{WHOLE, FOUR, TWO}, {TWO, WHOLE, SOME}, {WHOLE, WHOLE, FOUR}, {FOUR, TWO, WHOLE}},
+     "first tokens among the whole rows of a young age"},
+    {4, 2, 64, 3, 0, 100, false, {20},
+     {{WHOLE, FOUR}, {WHOLE, TWO}, {WHOLE, WHOLE}, {FOUR, WHOLE}},
+     "first tokens among the whole rows of a young age, keys before rotation"},
     {2,
      1,
      128,
@@ -306,7 +312,7 @@ TEST_CASE("a packed cache takes what its formats say, every age counted") {
         for (const HeadBasis& head : *side) {
             std::vector<std::pair<RowFormat, int>> stores = {{RowFormat::whole(64), 4 + 0 + 16}};
             for (size_t i = 0; i < 4; i++)
-                stores.push_back({head.format[i], i < 3 ? c.ages[i] + 16 : 200});
+                stores.push_back({head.format[i], i < 3 ? 4 + c.ages[i] + 16 : 200});
             for (size_t i = 0; i < stores.size(); i++) {
                 bool again = false;  // in an older store, where those rows lie as well
                 for (size_t j = i + 1; j < stores.size(); j++)

@@ -59,6 +59,12 @@ struct Plan {
         return store ? head.format[size_t(store - 1)] : RowFormat::whole(int(head.width()));
     }
 
+    // The distance from which on a token sees a row in an older store.
+    int reach(int store) const {
+        if (store == formats()) return INT_MAX;
+        return store ? bases->ages[size_t(store - 1)] : bases->recent;
+    }
+
     // The store in which a head has what others have in `store`: rows of one format are kept once,
     // in the oldest store, which has the younger rows as well.
     int kept_in(const HeadBasis& head, int store) const {
@@ -87,9 +93,9 @@ struct Plan {
             store.format = format(*basis, i);
             one.width = std::max(one.width, store.format.kept());
             if (kept_in(*basis, i) != i) continue;
-            // A ring has what the first token of a batch still sees, and the batch itself.
-            if (i == 0) store.fixed = bases->sinks, store.ring = bases->recent + batch;
-            if (i > 0 && i < formats()) store.ring = bases->ages[size_t(i - 1)] + batch;
+            // A ring has what the first token of a batch still sees, and the batch itself; beside
+            // it the sinks, which lie in any store of their format (kept_in).
+            if (i < formats()) store.fixed = bases->sinks, store.ring = reach(i) + batch;
             place(store);
         }
         return one;
@@ -108,12 +114,8 @@ struct Plan {
                 all.stretch[all.count++] = one;
         };
         add(0, bases->sinks, 0, INT_MAX, 0);
-        for (int i = formats(); i > 0; i--) {
-            int lo = i > 1 ? bases->ages[size_t(i - 2)] : bases->recent;
-            int hi = i < formats() ? bases->ages[size_t(i - 1)] : INT_MAX;
-            add(bases->sinks, INT_MAX, lo, hi, i);
-        }
-        add(bases->sinks, INT_MAX, 0, bases->recent, 0);
+        for (int i = formats(); i > 0; i--) add(bases->sinks, INT_MAX, reach(i - 1), reach(i), i);
+        add(bases->sinks, INT_MAX, 0, reach(0), 0);
         // Sinks in the stores of all the rest are nothing of their own.
         const Stretch &first = all.stretch[0], &rest = all.stretch[1];
         if (all.count == 2 && bases->sinks > 0 && first.k == rest.k && first.v == rest.v)

@@ -2,7 +2,8 @@
 // plain cache has one row a position, all d coordinates. With bases a head has a store for the
 // exact window (the first `sinks` tokens and the most recent ones, whole), one for each age of the
 // bases, and one for all positions, the oldest format. A token is packed into all of them as it
-// comes; the young ages are rings of as many rows as can be seen, and those of one batch.
+// comes; the window and the young ages are rings of as many rows as can be seen and those of one
+// batch, behind the first tokens.
 #pragma once
 #include <vector>
 
