@@ -240,7 +240,8 @@ TEST_CASE("every damage of a bases file is one clear error") {
     }
     const std::pair<const char*, const char*> texts[] = {
         {"version", "3"},    {"ages", "[40,90,1,2,3]"}, {"ages", "40"},  {"ages", ""},
-        {"formats_k", "[]"}, {"formats_v", "{}"},       {"window", "4"}, {"window", "4,-1"}};
+        {"formats_k", "[]"}, {"formats_v", "{}"},       {"window", "4"}, {"window", "4,-1"},
+        {"window", "4,99999999999"}};
     for (auto [key, text] : texts) {
         CAPTURE(std::string(key));
         rewrite(saved.path, saved.path + "bad", "", {{key, text}});

@@ -1,4 +1,5 @@
 // A file of bases, written and read: basis.h says what it holds. Whatever is read is checked.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -124,8 +125,11 @@ struct Metadata {
     void window(BasesFormats& to) const {
         const std::string& text = this->text("window");
         int used = 0;
-        bool ok = std::sscanf(text.c_str(), "%d,%d%n", &to.sinks, &to.recent, &used) == 2 &&
-                  size_t(used) == text.size() && to.sinks >= 0 && to.recent >= 0;
+        long long sinks = 0, recent = 0;
+        bool ok = std::sscanf(text.c_str(), "%18lld,%18lld%n", &sinks, &recent, &used) == 2 &&
+                  size_t(used) == text.size() && std::min(sinks, recent) >= 0 &&
+                  std::max(sinks, recent) <= INT32_MAX;
+        to.sinks = int(sinks), to.recent = int(recent);
         check(ok, "%s: window is \"%.40s\", expected SINKS,RECENT", path.c_str(), text.c_str());
     }
 

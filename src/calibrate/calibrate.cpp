@@ -128,11 +128,11 @@ void require_budget(const CalibrationResult& result, const Config& c) {
 void require_compression(const CalibrationOptions& o) {
     check(o.sequence >= shortest_sequence(o),
           "sequences of %d tokens with an exact window of the first %d and the last %d: %s of the "
-          "cache would be read compressed and measured; give --context %d or more, or a smaller "
+          "cache would be read compressed and measured; give --context %lld or more, or a smaller "
           "--window",
           o.sequence, o.sinks, o.recent,
-          o.sequence < o.sinks + o.recent + 2 ? "nothing" : "less than a quarter",
-          shortest_sequence(o));
+          o.sequence < int64_t(o.sinks) + o.recent + 2 ? "nothing" : "less than a quarter",
+          static_cast<long long>(shortest_sequence(o)));
 }
 
 }  // namespace
