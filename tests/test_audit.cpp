@@ -232,6 +232,12 @@ static void fail_disk(const KvCache& cache, const std::string& path) {
     close(file);
 }
 
+static Floats logits_of(Transformer& transformer, KvCache& cache, const std::vector<Token>& ids) {
+    Floats logits(ids.size() * size_t(transformer.model.config.V), NaN);
+    transformer.forward(cache, ids, logits.data(), int(ids.size()));
+    return logits;
+}
+
 TEST_CASE("a disk that fails beneath cold rows ends the audits, and not the text") {
     install_signal_handlers();
     Scratch folder;
@@ -259,6 +265,13 @@ TEST_CASE("a disk that fails beneath cold rows ends the audits, and not the text
                                  doctest::Contains("rows: the whole rows of --risk are lost"), Error);
         else watch.generate(sampler, prompt, 60, {}, sink);
         CHECK(watch.lost.find("its disk is full or has failed") != std::string::npos);
+
+        // What follows goes in the arithmetic of a session that never had whole rows.
+        KvCache later(*model.backend, model.config, 512, DType::F16, &bases);
+        KvCache fresh(*model.backend, model.config, 512, DType::F16, &bases);
+        Transformer anew(model, 512);
+        std::vector<Token> second = some_ids(90, model.config.V, 2);
+        CHECK(logits_of(transformer, later, second) == logits_of(anew, fresh, second));
 
         // What was written is what is written without a disk: the compressed cache's, all of it, or,
         // exact, the full cache's as far as it was verified.

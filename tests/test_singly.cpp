@@ -23,9 +23,8 @@ Floats logits_after(Transformer& transformer, KvCache& cache, const std::vector<
     std::span<const Token> all = ids;
     Floats logits((n - size_t(first)) * V, NaN);
     cache.used = 0;
-    transformer.singly = false;
     transformer.forward(cache, all.first(size_t(first)), nullptr, 0);
-    transformer.singly = each > 1;
+    Singly singly(transformer, each > 1);
     for (size_t at = size_t(first); at < n; at += size_t(each)) {
         int T = int(std::min(size_t(each), n - at));
         transformer.forward(cache, all.subspan(at, size_t(T)),
