@@ -28,7 +28,8 @@
 
 namespace stief {
 
-constexpr int ROW_GROUP = 8;  // codes of one width come in multiples
+constexpr int ROW_GROUP = 8;     // codes of one width come in multiples
+constexpr int MOST_KEPT = 2048;  // coordinates of a row that has codes
 
 struct RowFormat {
     static constexpr int WIDTHS = 8;

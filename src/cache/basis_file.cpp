@@ -166,6 +166,9 @@ RowFormat format_of(const Json& counts, int d, const std::string& where) {
         one.count[w] = uint16_t(n);
     }
     check(one.kept() <= d, "%s: %d coordinates of heads of %d", where.c_str(), one.kept(), d);
+    check(one.is_whole() || one.kept() <= MOST_KEPT,
+          "%s: a row of codes keeps %d coordinates, expected at most %d", where.c_str(), one.kept(),
+          MOST_KEPT);
     return one;
 }
 
