@@ -6,7 +6,6 @@
 
 namespace stief {
 
-constexpr size_t SLACK = 64;  // floats that a product may read beyond a matrix (CacheRows)
 static_assert(MOST_STORES == MOST_AGES + 2, "the window, the ages, and what is beyond them");
 
 // Hands out a piece of memory from front to back; one that begins at 0 measures.
@@ -160,7 +159,7 @@ static size_t table_bytes(const Config& c) {
 }
 
 static size_t matrix_floats(const Config& c, const Bases* bases) {
-    size_t d = size_t(c.d), sum = SLACK;
+    size_t d = size_t(c.d), sum = MATRIX_SLACK;
     if (!bases) return 0;
     for (const Bases::Layer& one : bases->layer) {
         sum += one.k.size() * (3 * d * d + d);
