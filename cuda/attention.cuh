@@ -44,7 +44,7 @@ void attend_tiles(CudaBackend& gpu, const HeadsOut& out, const float* q, const f
 constexpr float LOG2_E = 1.44269504088896341f;  // queries are scaled by it: e^s = 2^(s log₂ e)
 // A larger score than the largest so far by no more than this leaves the accumulators as they are: a
 // weight may be up to 2^8.
-constexpr float SLACK = 8;
+constexpr float SCORE_SLACK = 8;
 
 // Tensor cores serve rows of 16 bits and of codes and heads of 64 and 128, unless all is to be exact.
 inline bool tensor_cores(const CudaBackend& gpu, const CacheLayer& cache) {

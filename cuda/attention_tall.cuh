@@ -19,7 +19,7 @@ struct alignas(16) TallBlock {
                                                //   null: they are read where they lie
     int place[TALL_ROWS];  // t H + h of a row's query and output; −1: there is none
     int2 sees[TALL_ROWS];  // a row's positions of a stretch: first, end
-    float max[2][2][TALL_BLOCK];  // of each thread's rows: of scores, or more than those less SLACK
+    float max[2][2][TALL_BLOCK];  // of each thread's rows: of scores, or more than those less SCORE_SLACK
 
     // By the whole block; a barrier must follow.
     template <class E, int D>
@@ -82,7 +82,7 @@ static_assert(TALL_ROWS == TALL_BLOCK);
 // One warp's 32 query rows in registers, over tiles of 64 keys in shared memory: each fragment of keys
 // and of values serves two products. Queries come from shared memory, once a tile. Row 16 m + 8 i + g
 // has, after every tile,
-//     max ≥ max s − SLACK,  sum = Σ 2^(s − max) (this lane's keys),  acc = Σ 2^(s − max) c
+//     max ≥ max s − SCORE_SLACK,  sum = Σ 2^(s − max) (this lane's keys),  acc = Σ 2^(s − max) c
 template <class E, int D>
 struct TallRows {
     static constexpr int FRAGMENTS = D / 16, TILES = TALL_KEYS / 8, STRIDE = D + 8;
@@ -191,7 +191,7 @@ struct TallRows {
                 acc[m][n][2 * i] *= keep, acc[m][n][2 * i + 1] *= keep;
         }
     }
-    // max ← the rows', raised where a score is larger by more than SLACK.
+    // max ← the rows', raised where a score is larger by more than SCORE_SLACK.
     __device__ __forceinline__ void check_max(float (&max)[2][2], const float (&s)[2][TILES][4]) {
         unsigned thread = thread_again();
 #pragma unroll
@@ -205,7 +205,7 @@ struct TallRows {
 #pragma unroll
                 for (int n = 1; n < TILES; n++)
                     most[i] = fmaxf(most[i], fmaxf(s[m][n][2 * i], s[m][n][2 * i + 1]));
-                larger = larger || most[i] > max[m][i] + SLACK;
+                larger = larger || most[i] > max[m][i] + SCORE_SLACK;
             }
             if (__ballot_sync(~0u, larger)) raise(max[m], most, m);
         }

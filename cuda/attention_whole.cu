@@ -67,8 +67,8 @@ struct WholeWarp {
 
     // Scores become weights; max and sum take them in.
     __device__ __forceinline__ void softmax(float (&s)[4]) {
-        bool larger = s[0] > max[0] + SLACK || s[2] > max[0] + SLACK || s[1] > max[1] + SLACK ||
-                      s[3] > max[1] + SLACK;
+        bool larger = s[0] > max[0] + SCORE_SLACK || s[2] > max[0] + SCORE_SLACK ||
+                      s[1] > max[1] + SCORE_SLACK || s[3] > max[1] + SCORE_SLACK;
         if (__ballot_sync(~0u, larger)) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {

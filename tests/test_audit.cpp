@@ -101,6 +101,17 @@ TEST_CASE("an audit finds every token that the full cache would not have written
             found += int(got.size()), flagged += watch.log.flagged();
             const Departure* worst = watch.log.worst_flagged(63);
             CHECK((worst == nullptr) == (watch.log.flagged(63) == 0));
+            // Taken back within blocks too, nothing is found in what was not looked at.
+            for (size_t left = watch.ids.size(); left > 20; left -= 5) {
+                watch.hold(std::vector<Token>(watch.ids.begin(), watch.ids.begin() + long(left)));
+                CHECK(int(watch.log.departures.size()) <= watch.log.written());
+                for (const Departure& one : watch.log.departures) {
+                    int in = 0;
+                    for (const AuditedBlock& of : watch.log.blocks)
+                        in += of.first < one.position && one.position <= of.first + of.tokens;
+                    CHECK(in == 1);
+                }
+            }
             watch.hold(std::vector<Token>(watch.ids.begin(), watch.ids.begin() + 20));
             CHECK(watch.log.departures.empty());
             CHECK(watch.log.written() == 0);
@@ -142,6 +153,25 @@ TEST_CASE("a few flagged tokens are usual, and more than chance allows are too m
     CHECK(log.departures.size() == 4);
     metadata["risk_flags"] = "{\"tokens\": 10, \"greedy\": [0.5, 11], \"drawn\": [0.5, 0]}";
     CHECK_THROWS_AS(risk_levels(metadata), Error);
+}
+
+TEST_CASE("what is taken back within a block takes the block's flagged tokens along") {
+    AuditLog log;
+    log.blocks.push_back({0, 40, 0.1, 0.1, 40, 0});
+    for (int i = 1; i <= 40; i++) log.look_at(i, 7, i == 9 ? 8 : 7, 0.9);
+    log.blocks.push_back({40, 8, 0.1, 0.1, 0, 0});
+    for (int i = 41; i <= 48; i++) log.look_at(i, 7, 8, 0.9);
+    CHECK(log.too_many_flagged());
+    log.take_back(45);    // four of the eight are left, and nothing that says out of how many
+    CHECK(log.written() == 40);
+    CHECK(log.flagged() == 1);
+    CHECK(!log.too_many_flagged());
+    log.take_back(40);
+    CHECK(log.written() == 39);
+    CHECK(log.flagged() == 1);
+    log.take_back(39);
+    CHECK(log.written() == 0);
+    CHECK(log.flagged() == 0);
 }
 
 TEST_CASE("a level is the largest of the usual blocks, and a text leaves it by more than chance") {
@@ -202,6 +232,12 @@ static void fail_disk(const KvCache& cache, const std::string& path) {
     close(file);
 }
 
+static Floats logits_of(Transformer& transformer, KvCache& cache, const std::vector<Token>& ids) {
+    Floats logits(ids.size() * size_t(transformer.model.config.V), NaN);
+    transformer.forward(cache, ids, logits.data(), int(ids.size()));
+    return logits;
+}
+
 TEST_CASE("a disk that fails beneath cold rows ends the audits, and not the text") {
     install_signal_handlers();
     Scratch folder;
@@ -229,6 +265,13 @@ TEST_CASE("a disk that fails beneath cold rows ends the audits, and not the text
                                  doctest::Contains("rows: the whole rows of --risk are lost"), Error);
         else watch.generate(sampler, prompt, 60, {}, sink);
         CHECK(watch.lost.find("its disk is full or has failed") != std::string::npos);
+
+        // What follows goes in the arithmetic of a session that never had whole rows.
+        KvCache later(*model.backend, model.config, 512, DType::F16, &bases);
+        KvCache fresh(*model.backend, model.config, 512, DType::F16, &bases);
+        Transformer anew(model, 512);
+        std::vector<Token> second = some_ids(90, model.config.V, 2);
+        CHECK(logits_of(transformer, later, second) == logits_of(anew, fresh, second));
 
         // What was written is what is written without a disk: the compressed cache's, all of it, or,
         // exact, the full cache's as far as it was verified.

@@ -256,12 +256,19 @@ TEST_CASE("every damage of a bases file is one clear error") {
     }
     const std::pair<const char*, const char*> texts[] = {
         {"version", "4"},    {"ages", "[40,90,1,2,3]"}, {"ages", "40"},  {"ages", ""},
-        {"formats_k", "[]"}, {"formats_v", "{}"},       {"window", "4"}, {"window", "4,-1"}};
+        {"formats_k", "[]"}, {"formats_v", "{}"},       {"window", "4"}, {"window", "4,-1"},
+        {"window", "4,99999999999"}};
     for (auto [key, text] : texts) {
         CAPTURE(std::string(key));
         rewrite(saved.path, saved.path + "bad", "", {{key, text}});
         CHECK(error_of(saved.path + "bad", saved.config).find(key) != std::string::npos);
     }
+    rewrite(saved.path, saved.path + "wide", "",
+            {{"window", "4,64"}, {"ages", "[]"}, {"values", "joint"},
+             {"formats_k", "[[[[4,0,0,0,0,0,0,0]]]]"}, {"formats_v", "[[[[16,0,0,0,2048,0,0,0]]]]"}});
+    CHECK_THROWS_WITH_AS(
+        BasesFormats::of(SafeTensors::open_file(saved.path + "wide"), saved.path, 33, 64),
+        doctest::Contains("formats_v: layer 0 head 0: a row of codes keeps 2064 coordinates"), Error);
     rewrite(saved.path, saved.path + "bad", "1.v.weight", {});
     CHECK(error_of(saved.path + "bad", saved.config).find("layers.1.v.weight") !=
           std::string::npos);

@@ -168,7 +168,7 @@ void check_case(const Case& c, const std::vector<int>& ranks, DType dtype, bool 
         check_everywhere(want, allowed, {}, [&](Lab& lab, float* out) {
             Backend& backend = *lab.backend;
             backend.exact = exact;
-            KvCache cache(backend, config, c.S, dtype, &bases, std::max(pieces));
+            KvCache cache(backend, config, c.S, dtype, &bases, piece);  // rings come round
             std::vector<char> nan(cache.rows.bytes, char(0xff));
             backend.upload(cache.rows.data, nan.data(), nan.size());
             const float *keys = lab.in(k), *values = lab.in(v), *queries = lab.in(q);

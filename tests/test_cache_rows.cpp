@@ -1,6 +1,7 @@
 // Rows of codes and of several ages: append and attention are pack_row and unpack_row of every row
 // in the format that each token's distance says, and plain attention over what comes out.
 #include <algorithm>
+#include <climits>
 
 #include "backends.h"
 #include "cache/kv_cache.h"
@@ -170,7 +171,7 @@ void check_case(const Case& c, DType dtype, bool exact, std::initializer_list<in
             [&](Lab& lab, float* out) {
                 Backend& backend = *lab.backend;
                 backend.exact = exact;
-                KvCache cache(backend, config, c.S + 9, dtype, &bases, std::max(pieces));
+                KvCache cache(backend, config, c.S + 9, dtype, &bases, piece);  // rings come round
                 std::vector<char> nan(cache.rows.bytes, char(0xff));  // NaN, and the largest scale
                 backend.upload(cache.rows.data, nan.data(), nan.size());
                 const float *keys = lab.in(k), *values = lab.in(v), *queries = lab.in(q);
@@ -235,6 +236,19 @@ const Case cases[] = {
      {30},
      {{WHOLE, SOME}, {SOME, RowFormat::whole(12)}, {SOME, SOME}},
      "whole rows of several ages, keys before rotation"},
+    {4, 2, 64, 3, 5, 100, true, {8, 20},
+     {{WHOLE, FOUR, TWO}, {TWO, WHOLE, SOME}, {WHOLE, WHOLE, FOUR}, {FOUR, TWO, WHOLE}},
+     "first tokens among the whole rows of a young age"},
+    {4, 2, 64, 3, 0, 100, false, {20},
+     {{WHOLE, FOUR}, {WHOLE, TWO}, {WHOLE, WHOLE}, {FOUR, WHOLE}},
+     "first tokens among the whole rows of a young age, keys before rotation"},
+    {4, 2, 64, 3, INT_MAX, 60, true, {}, {{FOUR}, {TWO}}, "all tokens are recent"},
+    {4, 2, 64, INT_MAX, INT_MAX, 60, false, {}, {{FOUR}, {TWO}}, "all tokens are first and recent"},
+    {4, 2, 64, INT_MAX, 0, 60, true, {}, {{FOUR}, {TWO}}, "all tokens are first ones"},
+    {4, 2, 64, 3, 9, 60, true, {20, INT_MAX}, {{FOUR, TWO, ALL}, {ALL, FOUR, SOME}},
+     "an age without end"},
+    {4, 2, 64, 3, 50, 70, false, {INT_MAX - 1}, {{FOUR, TWO}, {WHOLE, SOME}},
+     "an age beyond the cache, keys before rotation"},
     {2,
      1,
      128,
@@ -312,7 +326,7 @@ TEST_CASE("a packed cache takes what its formats say, every age counted") {
         for (const HeadBasis& head : *side) {
             std::vector<std::pair<RowFormat, int>> stores = {{RowFormat::whole(64), 4 + 0 + 16}};
             for (size_t i = 0; i < 4; i++)
-                stores.push_back({head.format[i], i < 3 ? c.ages[i] + 16 : 200});
+                stores.push_back({head.format[i], i < 3 ? 4 + c.ages[i] + 16 : 200});
             for (size_t i = 0; i < stores.size(); i++) {
                 bool again = false;  // in an older store, where those rows lie as well
                 for (size_t j = i + 1; j < stores.size(); j++)
@@ -323,6 +337,29 @@ TEST_CASE("a packed cache takes what its formats say, every age counted") {
         }
     CHECK(cache.rows.bytes >= rows + 64);
     CHECK(cache.rows.bytes < rows + 64 + 64 * blocks);
+}
+
+TEST_CASE("no window and no age takes more rows than the cache has positions") {
+    Config config;
+    config.L = 2, config.H = 4, config.G = 2, config.d = 64;
+    Bases bases = Bases::uniform(config, {INT_MAX}, {8, 4});
+    const int S = 200;
+    bases.sinks = 0, bases.recent = 0, bases.ages = {};
+    for (Bases::Layer& layer : bases.layer)
+        for (auto* side : {&layer.k, &layer.v})
+            for (HeadBasis& head : *side) head.format.erase(head.format.begin());
+    size_t four = KvCache::bytes_for(config, S, DType::F16, &bases, 16);
+    size_t whole = KvCache::bytes_for(config, S, DType::F16, nullptr, 16);
+    for (auto [sinks, recent] : {std::pair{4, 180}, {4, S}, {4, 1000000}, {4, INT_MAX}, {INT_MAX, 0},
+                                 {INT_MAX, INT_MAX}}) {
+        CAPTURE(sinks);
+        CAPTURE(recent);
+        bases.sinks = sinks, bases.recent = recent;
+        CHECK(KvCache::bytes_for(config, S, DType::F16, &bases, 16) <= four + whole);
+        Lab lab({"cpu", {"cpu", "auto"}, 1, {}});
+        KvCache cache(*lab.backend, config, S, DType::F16, &bases, 16);
+        CHECK(cache.bytes_per_token() == bases.bytes_per_token(DType::F16));
+    }
 }
 
 TEST_CASE("a packed cache that was saved goes on with the same bits, and at another context") {
@@ -349,10 +386,13 @@ TEST_CASE("a packed cache that was saved goes on with the same bits, and at anot
         one.used = stop;
         std::vector<char> saved(one.snapshot_bytes(stop));
         one.save(saved.data());
-        KvCache other(*lab.backend, config, c.S + 100, DType::F16, &bases, 20);
-        REQUIRE(other.snapshot_bytes(stop) == saved.size());
-        other.load(saved.data(), stop);
-        CHECK(same_bits(attend(one, stop, stop + 20), attend(other, stop, stop + 20)));
+        Floats want = attend(one, stop, stop + 20);
+        for (int context : {c.S + 100, stop + 20}) {  // the latter: where 5 are there, without rings
+            KvCache other(*lab.backend, config, context, DType::F16, &bases, 20);
+            REQUIRE(other.snapshot_bytes(stop) == saved.size());
+            other.load(saved.data(), stop);
+            CHECK(same_bits(want, attend(other, stop, stop + 20)));
+        }
     }
 }
 

@@ -36,13 +36,13 @@ struct Rows {
     RowLayout layout;
     int count;
     Floats c;                      // (count, kept)
-    // exactly SLACK bytes beyond the last row belong to it
+    // exactly ROW_SLACK bytes beyond the last row belong to it
     std::unique_ptr<char[]> bytes;
 
     Rows(const Case& from, DType dtype, int n, uint64_t seed)
         : layout(format_of(from.count), dtype), count(n),
           c(normals(size_t(n) * size_t(layout.kept), seed)) {
-        size_t all = size_t(n) * layout.bytes + RowLayout::SLACK;
+        size_t all = size_t(n) * layout.bytes + size_t(ROW_SLACK);
         bytes.reset(new char[all]);
         std::fill(bytes.get(), bytes.get() + all, char(0xa5));
         for (size_t s = 0; s < size_t(n); s++) {
@@ -149,7 +149,7 @@ TEST_CASE("rows pack to the same bytes as pack_row's but at the edges of cells")
             for (size_t i = 0; i < bytes; i++) different += got.bytes[i] != want.bytes[i];
             CHECK(different <= bytes / 500);
             bool slack = true;
-            for (size_t i = 0; i < RowLayout::SLACK; i++)
+            for (size_t i = 0; i < size_t(ROW_SLACK); i++)
                 slack = slack && got.bytes[bytes + i] == char(0xa5);
             CHECK(slack);
             Floats a(kept, NaN), b(kept, NaN);

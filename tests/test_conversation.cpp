@@ -78,6 +78,30 @@ TEST_CASE("a conversation comes back as it was saved, into a cache of any size t
     }
 }
 
+TEST_CASE("a conversation behind a window comes back where its rings never come round, and from there") {
+    Saved saved;
+    Bases bases = Bases::identity(saved.config, 4);
+    bases.sinks = 1, bases.recent = 2;
+    auto cache = [&](int capacity) {
+        return KvCache(*saved.backend, saved.config, capacity, DType::F16, &bases, 4);
+    };
+    for (auto [from, to] : {std::pair{6, 40}, {40, 6}}) {
+        KvCache one = cache(from), other = cache(to);
+        CHECK((one.layer[0].k[0].store[0].ring > 0) == (from > 6));
+        std::vector<char> rows(one.snapshot_bytes(5));
+        for (size_t i = 0; i < rows.size(); i++) rows[i] = char(i * 7);
+        one.load(rows.data(), 5);
+        save_conversation(saved.path, saved.talk, one, MODEL);
+        load_conversation(saved.path, other, MODEL, VOCABULARY, "llama3");
+        CHECK(rows_of(other) == rows);
+        bases.recent = 3;
+        KvCache wider = cache(to);
+        CHECK_THROWS_WITH_AS(load_conversation(saved.path, wider, MODEL, VOCABULARY, "llama3"),
+                             doctest::Contains("another window"), Error);
+        bases.recent = 2;
+    }
+}
+
 TEST_CASE("a saved conversation with any byte changed, missing or added is refused") {
     Saved saved;
     const std::string good = bytes_of(saved.path);

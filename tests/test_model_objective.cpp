@@ -72,6 +72,17 @@ TEST_CASE("calibrate by prices keeps to its bytes, and what it measured is what 
             }
 }
 
+TEST_CASE("values that are joint in rows wider than codes are refused before anything is learned") {
+    CalibrationLab wide({"", 1, 16, 24, 64, 33, 33, 64});
+    wide.options.objective = "model", wide.options.joint_values = true;
+    wide.options.sinks = 4, wide.options.recent = 0;
+    bool begun = false;
+    CHECK_THROWS_WITH_AS(wide.run([&](size_t, size_t, const std::string&) { begun = true; }),
+                         doctest::Contains("rows of 2112 coordinates, rows of codes have at most 2048"),
+                         Error);
+    CHECK(!begun);
+}
+
 TEST_CASE("ages: each keeps to its bytes, and what is written is what was measured") {
     Tried tried;
     CalibrationOptions& o = tried.options;

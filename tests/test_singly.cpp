@@ -1,6 +1,7 @@
 // Several tokens in one step that come out as each alone would: what verifying a draft rests on.
 #include "cache/kv_cache.h"
 #include "forward/transformer.h"
+#include "forward/watch.h"
 #include "reference.h"
 #include "tiny_model.h"
 
@@ -23,9 +24,8 @@ Floats logits_after(Transformer& transformer, KvCache& cache, const std::vector<
     std::span<const Token> all = ids;
     Floats logits((n - size_t(first)) * V, NaN);
     cache.used = 0;
-    transformer.singly = false;
     transformer.forward(cache, all.first(size_t(first)), nullptr, 0);
-    transformer.singly = each > 1;
+    Singly singly(transformer, each > 1);
     for (size_t at = size_t(first); at < n; at += size_t(each)) {
         int T = int(std::min(size_t(each), n - at));
         transformer.forward(cache, all.subspan(at, size_t(T)),
@@ -66,6 +66,7 @@ TEST_CASE("tokens that come together singly have the logits of single steps, to 
                 CAPTURE(std::string(c.model.why));
                 CAPTURE(isa);
                 Model model = Model::open(folder.folder.string(), BackendOptions{"cpu", isa}, threads);
+                CHECK(model.backend->most_singly == Watch::MOST + 1);    // a draft's verification
                 const Config& config = model.config;
                 std::vector<Token> ids = random_ids(c.prompt + c.tokens, config.V, 3);
                 std::optional<Bases> bases;
@@ -75,7 +76,7 @@ TEST_CASE("tokens that come together singly have the logits of single steps, to 
                 Transformer transformer(model, context);
                 Floats one = logits_after(transformer, cache, ids, c.prompt, 1);
                 std::vector<char> rows = rows_of(cache);
-                for (int each : {2, 5, 8, 32}) {
+                for (int each : {2, 5, 8, 33}) {
                     CAPTURE(each);
                     CHECK(logits_after(transformer, cache, ids, c.prompt, each) == one);
                     CHECK(rows_of(cache) == rows);

@@ -9,8 +9,8 @@
 
 namespace stief {
 
-constexpr int MOST_STORES = 6;  // of a head: the exact window and up to five formats by age
-constexpr int ROW_SLACK = 64;   // bytes that a kernel may read beyond a store's last row
+constexpr int MOST_STORES = 6;    // of a head: the exact window and up to five formats by age
+constexpr int MATRIX_SLACK = 64;  // floats that a kernel may read beyond a head's matrix
 
 // Rows of one format, `bytes` apart. The row of position s lies at s, or, where there is a ring,
 // at s for the first `fixed` positions and at fixed + (s − fixed) % ring for the others.
@@ -32,7 +32,7 @@ struct CacheRows {
     int width = 0;                    // coordinates kept by the widest of them
     const float* encode = nullptr;    // (d, d) E; null: the identity, as are decode and decode_t
     const float* decode = nullptr;    // (d, d) D = E⁻¹
-    const float* decode_t = nullptr;  // (d, d) Dᵀ          (64 floats may be read beyond each)
+    const float* decode_t = nullptr;  // (d, d) Dᵀ          (MATRIX_SLACK)
     const float* weight = nullptr;    // (d)    of pack_row; null: 1
     const float* mean = nullptr;      // (d)    μ of keys; null: 0. Rows after rotation stay less it
 };

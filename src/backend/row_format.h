@@ -28,7 +28,9 @@
 
 namespace stief {
 
-constexpr int ROW_GROUP = 8;  // codes of one width come in multiples
+constexpr int ROW_GROUP = 8;     // codes of one width come in multiples
+constexpr int MOST_KEPT = 2048;  // coordinates of a row that has codes
+constexpr int ROW_SLACK = 64;    // bytes that a kernel may read beyond the last row of a store
 
 struct RowFormat {
     static constexpr int WIDTHS = 8;

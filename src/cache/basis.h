@@ -69,7 +69,8 @@ struct Bases {
     // E = D = I and the same rank everywhere: at full rank the plain cache.
     static Bases identity(const Config& config, int rank);
     // Nothing learnt: a fixed rotation of every head, keys after RoPE, and codes of one width, 1 …
-    // 8 bits, for each age (bits.size() == ages.size() + 1). Error where d is no multiple of 8.
+    // 8 bits, for each age (bits.size() == ages.size() + 1). Error where d is no multiple of 8 or beyond
+    // MOST_KEPT.
     static Bases uniform(const Config& config, const std::vector<int>& ages,
                          const std::vector<int>& bits);
     // Error where the file is damaged or belongs to another model (fingerprint).

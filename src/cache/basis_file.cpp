@@ -130,8 +130,11 @@ struct Metadata {
     void window(BasesFormats& to) const {
         const std::string& text = this->text("window");
         int used = 0;
-        bool ok = std::sscanf(text.c_str(), "%d,%d%n", &to.sinks, &to.recent, &used) == 2 &&
-                  size_t(used) == text.size() && to.sinks >= 0 && to.recent >= 0;
+        long long sinks = 0, recent = 0;
+        bool ok = std::sscanf(text.c_str(), "%18lld,%18lld%n", &sinks, &recent, &used) == 2 &&
+                  size_t(used) == text.size() && std::min(sinks, recent) >= 0 &&
+                  std::max(sinks, recent) <= INT32_MAX;
+        to.sinks = int(sinks), to.recent = int(recent);
         check(ok, "%s: window is \"%.40s\", expected SINKS,RECENT", path.c_str(), text.c_str());
     }
 
@@ -168,6 +171,9 @@ RowFormat format_of(const Json& counts, int d, const std::string& where) {
         one.count[w] = uint16_t(n);
     }
     check(one.kept() <= d, "%s: %d coordinates of heads of %d", where.c_str(), one.kept(), d);
+    check(one.is_whole() || one.kept() <= MOST_KEPT,
+          "%s: a row of codes keeps %d coordinates, expected at most %d", where.c_str(), one.kept(),
+          MOST_KEPT);
     return one;
 }
 

@@ -6,7 +6,6 @@
 
 namespace stief {
 
-constexpr size_t SLACK = 64;  // floats that a product may read beyond a matrix (CacheRows)
 static_assert(MOST_STORES == MOST_AGES + 2, "the window, the ages, and what is beyond them");
 
 // Hands out a piece of memory from front to back; one that begins at 0 measures.
@@ -52,11 +51,19 @@ struct Plan {
     DType dtype;
     Carver rows;
 
-    bool window() const { return bases->sinks + bases->recent > 0; }
+    bool window() const { return bases->sinks > 0 || bases->recent > 0; }
     // Store 0 is the window, store i + 1 the bases' format i.
     int formats() const { return int(bases->ages.size()) + 1; }
     RowFormat format(const HeadBasis& head, int store) const {
         return store ? head.format[size_t(store - 1)] : RowFormat::whole(int(head.width()));
+    }
+
+    // Both end with the cache: no row is further, and nothing that is added to them overflows.
+    int sinks() const { return std::min(bases->sinks, capacity); }
+    // The distance from which on a token sees a row in an older store.
+    int reach(int store) const {
+        if (store == formats()) return INT_MAX;
+        return std::min(store ? bases->ages[size_t(store - 1)] : bases->recent, capacity);
     }
 
     // The store in which a head has what others have in `store`: rows of one format are kept once,
@@ -75,6 +82,14 @@ struct Plan {
         store.data = rows.take<void>((slots * size_t(store.bytes) + 63) / 64 * 64);
     }
 
+    // A ring has what the first token of a batch still sees, and the batch itself; beside it the
+    // sinks, which lie in any store of their format (kept_in). One that would never come round is
+    // none: every position has its slot.
+    void make_ring(RowStore& store, int i) const {
+        int64_t ring = int64_t(reach(i)) + batch, slots = sinks() + ring;
+        if (slots < capacity) store.fixed = sinks(), store.ring = int(ring);
+    }
+
     CacheRows head(const HeadBasis* basis) {
         CacheRows one;
         if (!basis) {
@@ -87,9 +102,7 @@ struct Plan {
             store.format = format(*basis, i);
             one.width = std::max(one.width, store.format.kept());
             if (kept_in(*basis, i) != i) continue;
-            // A ring has what the first token of a batch still sees, and the batch itself.
-            if (i == 0) store.fixed = bases->sinks, store.ring = bases->recent + batch;
-            if (i > 0 && i < formats()) store.ring = bases->ages[size_t(i - 1)] + batch;
+            if (i < formats()) make_ring(store, i);
             place(store);
         }
         return one;
@@ -107,16 +120,12 @@ struct Plan {
             else
                 all.stretch[all.count++] = one;
         };
-        add(0, bases->sinks, 0, INT_MAX, 0);
-        for (int i = formats(); i > 0; i--) {
-            int lo = i > 1 ? bases->ages[size_t(i - 2)] : bases->recent;
-            int hi = i < formats() ? bases->ages[size_t(i - 1)] : INT_MAX;
-            add(bases->sinks, INT_MAX, lo, hi, i);
-        }
-        add(bases->sinks, INT_MAX, 0, bases->recent, 0);
+        add(0, sinks(), 0, INT_MAX, 0);
+        for (int i = formats(); i > 0; i--) add(sinks(), INT_MAX, reach(i - 1), reach(i), i);
+        add(sinks(), INT_MAX, 0, reach(0), 0);
         // Sinks in the stores of all the rest are nothing of their own.
         const Stretch &first = all.stretch[0], &rest = all.stretch[1];
-        if (all.count == 2 && bases->sinks > 0 && first.k == rest.k && first.v == rest.v)
+        if (all.count == 2 && sinks() > 0 && first.k == rest.k && first.v == rest.v)
             return Seen{1, {{0, INT_MAX, 0, INT_MAX, rest.k, rest.v}}};
         return all;
     }
@@ -150,7 +159,7 @@ static size_t table_bytes(const Config& c) {
 }
 
 static size_t matrix_floats(const Config& c, const Bases* bases) {
-    size_t d = size_t(c.d), sum = SLACK;
+    size_t d = size_t(c.d), sum = MATRIX_SLACK;
     if (!bases) return 0;
     for (const Bases::Layer& one : bases->layer) {
         sum += one.k.size() * (3 * d * d + 2 * d);
@@ -214,7 +223,7 @@ KvCache::KvCache(Backend& backend, const Config& c, int positions, DType type, c
     rows = cold ? Buffer::cold(backend, row_bytes, what.c_str(), *cold)
                 : Buffer(backend, row_bytes, what.c_str());
     if (bases) matrices = Buffer(backend, floats, "the bases of the KV cache");
-    if (bases) sinks = bases->sinks, recent = bases->recent;
+    if (bases) sinks = bases->sinks, recent = bases->recent, ages = bases->ages;
     Plan plan{c, bases, capacity, batch, dtype, {reinterpret_cast<uintptr_t>(rows.data)}};
     plan.fill(layer);
     Carver basis{reinterpret_cast<uintptr_t>(matrices.data)};
@@ -246,9 +255,12 @@ static void for_each_store(const KvCache& cache, const Visit& visit) {
 
 size_t KvCache::bytes_per_token() const {
     size_t bytes = 0;
-    for_each_store(*this, [&](const RowStore& store) {
-        if (!store.ring) bytes += size_t(store.bytes);
-    });
+    for (const CacheLayer& one : layer)
+        for (size_t g = 0; g < one.k.size(); g++) {
+            const Stretch& old = one.seen[g].oldest();
+            bytes += size_t(one.k[g].store[old.k].bytes);
+            if (!one.shares_rows(g)) bytes += size_t(one.v[g].store[old.v].bytes);
+        }
     return bytes;
 }
 

@@ -35,6 +35,9 @@ Bases Bases::uniform(const Config& config, const std::vector<int>& ages,
           "heads of %d coordinates cannot be stored in codes, which come in groups of %d; use "
           "--cache f16",
           config.d, ROW_GROUP);
+    check(config.d <= MOST_KEPT,
+          "heads of %d coordinates cannot be stored in codes, which go up to %d; use --cache f16",
+          config.d, MOST_KEPT);
     Bases bases;
     bases.ages = ages;
     std::vector<RowFormat> formats;

@@ -125,14 +125,25 @@ void require_budget(const CalibrationResult& result, const Config& c) {
           o.keep, bytes, eigen ? "every head, the least of --method eigen" : "one head", least);
 }
 
+// As long as rows are that may be stored in codes.
+void require_widths(const CalibrationOptions& o, const Config& c) {
+    if (o.objective != "model" || o.bits != "mixed") return;
+    check(c.d <= MOST_KEPT, "heads of %d coordinates: rows of codes have at most %d; give --bits 16",
+          c.d, MOST_KEPT);
+    check(!o.joint_values || c.G * c.d <= MOST_KEPT,
+          "joint values of %d heads of %d are rows of %d coordinates, rows of codes have at most %d; "
+          "give --value-basis head, or --bits 16",
+          c.G, c.d, c.G * c.d, MOST_KEPT);
+}
+
 void require_compression(const CalibrationOptions& o) {
     check(o.sequence >= shortest_sequence(o),
           "sequences of %d tokens with an exact window of the first %d and the last %d: %s of the "
-          "cache would be read compressed and measured; give --context %d or more, or a smaller "
+          "cache would be read compressed and measured; give --context %lld or more, or a smaller "
           "--window",
           o.sequence, o.sinks, o.recent,
-          o.sequence < o.sinks + o.recent + 2 ? "nothing" : "less than a quarter",
-          shortest_sequence(o));
+          o.sequence < int64_t(o.sinks) + o.recent + 2 ? "nothing" : "less than a quarter",
+          static_cast<long long>(shortest_sequence(o)));
 }
 
 }  // namespace
@@ -146,6 +157,7 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
     result.full_bytes_per_token = full_bytes(model.config, options);
     require_budget(result, model.config);
     require_compression(options);
+    require_widths(options, model.config);
     CalibrationRun run(model, text, options, progress);
     partial.begin(run.key(), options.resume);
     result.sequences = run.learn.count(), result.held_out = run.windows.count();

@@ -6,8 +6,8 @@
 
 namespace stief {
 
-int shortest_sequence(const CalibrationOptions& options) {
-    int window = options.sinks + options.recent;
+int64_t shortest_sequence(const CalibrationOptions& options) {
+    int64_t window = int64_t(options.sinks) + options.recent;
     return options.ppl_budget > 0 ? 2 * window + 2 : window + 2;
 }
 
@@ -27,7 +27,7 @@ static void require_texts(const CalibrationText& text, const CalibrationOptions&
     if (!least) return;
     fail("%s: %zu tokens %s, expected at least %zu (sequences of %zu tokens); give more text%s",
          least->name.c_str(), least->ids.size(), held_out ? "held out" : "to learn from", needed, T,
-         int(fits) >= shortest_sequence(how)
+         int64_t(fits) >= shortest_sequence(how)
              ? format(", or shorter sequences with --context %zu", fits).c_str()
              : "");
 }

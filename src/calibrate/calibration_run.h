@@ -50,7 +50,7 @@ struct CalibrationRun {
 
 // Sequences through the cache must leave its exact window, or nothing is measured; of what a budget
 // of perplexity is measured by, a quarter must be read compressed.
-int shortest_sequence(const CalibrationOptions& options);
+int64_t shortest_sequence(const CalibrationOptions& options);
 
 constexpr size_t PASSES_OF_A_CURVE = 24;  // both sides of one head at every rank of its curve
 

@@ -25,25 +25,23 @@ struct Head {
 };
 static_assert(sizeof(Head) == 56, "no padding");
 
-// What says which bytes are which: the stores of every head, and who sees them.
+// What says which bytes are which: the stores of every head, and what decides who sees them. Of
+// rings what they come from: those of a larger cache have the same first rows (RowStore).
 static uint64_t shape_of(const KvCache& cache) {
     Hash hash;
+    for (int number : {cache.sinks, cache.recent}) hash.add(uint64_t(number));
+    for (int age : cache.ages) hash.add(uint64_t(age));
     for (const CacheLayer& layer : cache.layer) {
-        hash.add(uint64_t(layer.d)), hash.add(uint64_t(layer.rotated));
+        for (int number : {layer.d, int(layer.rotated), layer.joint, layer.batch})
+            hash.add(uint64_t(number));
         for (const std::vector<CacheRows>* side : {&layer.k, &layer.v}) {
             hash.add(uint64_t(side->size()));
             for (const CacheRows& head : *side)
                 for (const RowStore& store : head.store) {
-                    hash.add(uint64_t(store.data != nullptr));
-                    for (int number : {store.bytes, store.fixed, store.ring})
-                        hash.add(uint64_t(number));
+                    hash.add(uint64_t(store.data != nullptr)), hash.add(uint64_t(store.bytes));
                     for (uint16_t n : store.format.count) hash.add(uint64_t(n));
                 }
         }
-        for (const Seen& seen : layer.seen)
-            for (const Stretch& one : seen)
-                for (int number : {one.first, one.end, one.lo, one.hi, one.k, one.v})
-                    hash.add(uint64_t(number));
     }
     return hash.value();
 }

@@ -48,11 +48,15 @@ void Dialogue::undo(int used) {
     talk.ids.resize(size_t(used));
     session.hold(talk.ids);
     for (const CacheLayer& layer : cache.layer)
-        if (layer.batch > 0 && undone > layer.batch) {
-            cache.used = 0;
-            return session.transformer->forward(cache, talk.ids, nullptr, 0);
-        }
+        if (layer.batch > 0 && undone > layer.batch) return read_again();
     cache.used = used;
+}
+
+// The cache's rows are of something else: of all that was said they are made anew.
+void Dialogue::read_again() {
+    session.hold(talk.ids);
+    session.cache->used = 0;
+    session.transformer->forward(*session.cache, talk.ids, nullptr, 0);
 }
 
 // ids into the cache. False: stopped, and not all of them are there.
@@ -68,19 +72,25 @@ bool Dialogue::feed(std::span<const Token> ids, bool stoppable) {
 }
 
 void Dialogue::clear() {
-    Conversation before = std::move(talk);
-    int used = session.cache->used;
-    talk = {form.form.name, {}, {}};
-    session.cache->used = 0;
-    session.hold({});
+    Conversation before = std::exchange(talk, {form.form.name, {}, {}});
+    int used = std::exchange(session.cache->used, 0);
+    bool rows_stay = true;    // of what was said before
     try {
-        if (system) set_system(std::string(*system));
+        std::vector<Token> ids;
+        if (system) {
+            ids = form.opening(*system);
+            require_room(ids.size(), LEAST_ANSWER, "system message");
+        }
+        rows_stay = false;
+        session.hold({});
+        feed(ids, false);
     } catch (...) {
         talk = std::move(before);
-        session.cache->used = used;
-        session.hold(talk.ids);
+        if (rows_stay) session.cache->used = used;
+        else read_again();
         throw;
     }
+    if (system) talk.messages.push_back({"system", *system});
 }
 
 void Dialogue::set_system(const std::string& text) {
@@ -165,13 +175,19 @@ void Dialogue::save(const std::string& path) const {
 
 // Of the full cache's rows with --risk exact, as save() writes them; else, and where it has them, of the
 // compressed cache's.
-Conversation Dialogue::loaded(const std::string& path) const {
+Conversation Dialogue::loaded(const std::string& path) {
     auto into = [&](KvCache& cache, uint64_t meaning) {
         return load_conversation(path, cache, meaning, session.model.config.V, form.form.name);
     };
     if (session.exact()) try {
             Conversation found = into(*session.watch->whole, session.meaning_of_model());
-            session.watch->hold_whole(found.ids);
+            try {
+                session.watch->hold_whole(found.ids);
+            } catch (...) {
+                session.watch->whole->used = 0;
+                read_again();
+                throw;
+            }
             return found;
         } catch (const Error& first) {
             try {

@@ -36,18 +36,20 @@ struct Dialogue {
     Dialogue(Session& owner, const Tokenizer& words, const Args& args);
 
     int left() const { return session.context - session.cache->used; }
-    void clear();
+    void clear();    // Error where its system message does not fit
     // At the start of a dialogue its system message; later a further one, that holds from there on.
     void set_system(const std::string& text);
     // Error where the message and a short answer do not fit any more.
     End say(const std::string& text);
 
     void save(const std::string& path) const;
+    // Error where it is no conversation of this model, form and cache: then all is as it was.
     void load(const std::string& path);
 
   private:
-    Conversation loaded(const std::string& path) const;
+    Conversation loaded(const std::string& path);    // the caches hold it then, or what they held
     void undo(int used);
+    void read_again();
     void require_room(size_t tokens, int answer, const char* what) const;
     bool feed(std::span<const Token> ids, bool stoppable);
     End answer(const std::vector<Token>& ids, std::string& text);

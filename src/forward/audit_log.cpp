@@ -147,10 +147,13 @@ std::string AuditLog::line() const {
 
 void AuditLog::take_back(int used) {
     positions = std::min(positions, used);
+    int from = used;    // a block that goes takes what was found in it along, and what it looked at
+    for (const AuditedBlock& one : blocks)
+        if (one.first + one.tokens > used) from = std::min(from, one.first + 1);
     std::erase_if(blocks, [&](const AuditedBlock& one) { return one.first + one.tokens > used; });
     for (AuditedBlock& one : blocks)    // of what lies at `used` the prediction is left, and no token
         if (one.first + one.tokens == used) one.written = std::min(one.written, one.tokens - 1);
-    std::erase_if(departures, [&](const Departure& one) { return one.position >= used; });
+    std::erase_if(departures, [&](const Departure& one) { return one.position >= from; });
 }
 
 std::string risk_levels(std::span<const float> divergence, size_t stretch) {

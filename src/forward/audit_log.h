@@ -80,7 +80,7 @@ struct AuditLog {
     bool too_many_flagged(int from = 0) const;
     Verdict verdict() const;
     std::string line() const;     // all of it, for a person
-    void take_back(int positions);    // forgets what lies behind them
+    void take_back(int positions);    // forgets what lies behind them, and blocks that begin before it
 };
 
 // The levels that a bases file carries in its metadata, under "risk_levels":

@@ -51,7 +51,7 @@ std::vector<Token> Watch::draft(const Sampler& sampler, int most, std::span<cons
     std::vector<float> logits(size_t(transformer.model.config.V));
     std::vector<Token> guesses;
     auto feed_all = [&](std::span<const Token> more) {
-        transformer.singly = int(more.size()) <= transformer.model.backend->most_singly;
+        Singly singly(transformer, int(more.size()) <= transformer.model.backend->most_singly);
         transformer.forward(cache, more, logits.data(), 1);
     };
     for (int i = 0; i < most; i++) {
@@ -69,7 +69,7 @@ std::vector<Token> Watch::draft(const Sampler& sampler, int most, std::span<cons
 void Watch::verify(const std::vector<Token>& guesses) {
     std::vector<Token> tokens = {ids.back()};
     tokens.insert(tokens.end(), guesses.begin(), guesses.end());
-    transformer.singly = true;
+    Singly singly(transformer);
     auto start = std::chrono::steady_clock::now();
     transformer.forward(*whole, tokens, rows.data(), int(tokens.size()));
     expect_rows();
@@ -125,7 +125,7 @@ Generated Watch::generate_exact(Sampler& sampler, std::span<const Token> prompt,
     // All that was given out is in both caches, and nothing else.
     whole->used = std::min(whole->used, int(ids.size()));
     cache.used = std::min(cache.used, int(ids.size()));
-    transformer.singly = true;
+    Singly singly(transformer);
     std::span<const Token> all = ids;
     if (size_t(whole->used) < ids.size())
         transformer.forward(*whole, all.subspan(size_t(whole->used)), nullptr, 0);

@@ -72,9 +72,9 @@ static double compressed_share(std::span<const Window> windows, const KvCache& c
     double share = share_outside(windows, sinks, recent);
     check(share > 0,
           "the windows lie within the exact window of the cache, the first %d and the last %d "
-          "tokens: nothing would be read compressed; use windows of more than %d tokens (--context, "
-          "and a text as long)",
-          sinks, recent, sinks + recent + 1);
+          "tokens: nothing would be read compressed; use windows of more than %lld tokens "
+          "(--context, and a text as long)",
+          sinks, recent, 1LL + sinks + recent);
     return share;
 }
 

@@ -3,6 +3,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "backend/buffer.h"
@@ -46,7 +47,7 @@ struct Transformer : private PassArrays {
     int batch;                // tokens a pass at most; longer prompts go in several
     int context;              // positions at most
     bool exact = false;       // f32 activations in every product (may change between calls)
-    bool singly = false;      // every token as in a pass of its own, to the last bit (likewise)
+    bool singly = false;      // every token as in a pass of its own, to the last bit (Singly)
 
     Transformer(Model& owner, int context_size, int batch_size = 512);
 
@@ -87,6 +88,17 @@ struct Transformer : private PassArrays {
     template <class Last>
     void batches(KvCache& cache, std::span<const Token> ids, int wanted, Then then,
                  const Last& last);
+};
+
+// A transformer goes singly as long as this lives, or not: whatever ends that.
+struct Singly {
+    Transformer& transformer;
+    const bool before;
+
+    explicit Singly(Transformer& pass, bool on = true)
+        : transformer(pass), before(std::exchange(pass.singly, on)) {}
+    ~Singly() { transformer.singly = before; }
+    Singly(const Singly&) = delete;
 };
 
 }  // namespace stief

@@ -69,7 +69,6 @@ size_t Watch::bytes_for(const Config& config, int capacity, DType dtype, const W
 
 // The whole rows of positions up to `until`, in batches as a prompt's.
 void Watch::catch_up(int until) {
-    transformer.singly = false;
     if (whole->used >= until) return;
     std::span<const Token> all = ids;
     transformer.forward(*whole, all.subspan(size_t(whole->used), size_t(until - whole->used)),
@@ -90,12 +89,10 @@ void Watch::hold_whole(std::span<const Token> now) {
     log.take_back(0);
     log.positions = int(ids.size());
     cache.used = 0;
-    transformer.singly = false;
     transformer.forward(cache, ids, nullptr, 0);
 }
 
 void Watch::feed(std::span<const Token> more) {
-    transformer.singly = false;
     if (options.exact) catch_up(int(ids.size()));
     transformer.forward(cache, more, nullptr, 0);
     ids.insert(ids.end(), more.begin(), more.end());
@@ -158,7 +155,6 @@ Generated Watch::generate(Sampler& sampler, std::span<const Token> prompt, int l
           ids.size(), cache.used);
     Generated made = options.exact ? generate_exact(sampler, prompt, limit, ends, sink)
                                    : generate_audited(sampler, prompt, limit, ends, sink);
-    transformer.singly = false;
     log.positions = int(ids.size());
     return made;
 }
@@ -177,7 +173,6 @@ Generated Watch::generate_audited(Sampler& sampler, std::span<const Token> promp
         audit(int(ids.size() - drawn.size()), std::span<const Token>(drawn).first(count));
     };
     auto feed_watched = [&](std::span<const Token> more, int wanted) {
-        transformer.singly = false;
         float* to = drafted.f32() + drawn.size() * V;
         transformer.forward_on_backend(cache, more, to, wanted);
         ids.insert(ids.end(), more.begin(), more.end());

@@ -40,7 +40,9 @@ struct Drafting {                 // of exact
 };
 
 struct Watch {
-    static constexpr int MOST = 32;    // tokens of a draft at most, and of a block without --audit
+    // Tokens of a draft at most, and of a block without --audit. One more are verified, behind the last
+    // that was given: on the CPU in one pass (Backend::most_singly).
+    static constexpr int MOST = 32;
 
     Transformer& transformer;
     KvCache& cache;               // the compressed one

@@ -36,7 +36,7 @@ struct Kernels {
                           const void* rows, int m, int count, int r);
 
     // Rows of mixed widths (row_format.h), `count` of them layout.bytes apart. Up to
-    // RowLayout::SLACK bytes beyond the last one may be read.
+    // ROW_SLACK bytes beyond the last one may be read.
     //
     // The same search as pack_row: the same bytes, but where a coordinate lies on a rounding's edge
     // or two scales cost the same.                        x (count, ·), weight (kept) or null

@@ -21,11 +21,11 @@ static size_t panel_count(const Kernels& kernels, int d) {
     return size_t((d + kernels.lanes - 1) / kernels.lanes);
 }
 
-// Those by position are the oldest and so the most.
+// The last store has the oldest rows and so the most.
 static int rank_of(const CacheRows& keys) {
     int r = 0;
     for (const RowStore& store : keys.store)
-        if (store.data && !store.ring) r = std::max(r, store.format.kept());
+        if (store.data) r = store.format.kept();
     return r;
 }
 

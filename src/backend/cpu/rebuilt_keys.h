@@ -23,7 +23,7 @@ struct RebuiltKeys {
     const Kernels& kernels;
     const CacheLayer& cache;
     const CacheRows& head;
-    int r;                       // coordinates of the rows by position, the most of all
+    int r;                       // coordinates of the oldest rows, the most of all
     bool pairs;                  // on the matrix unit: rows of at most r coordinates
     size_t width;                // 3r, filled to PAIRS_K
     char *split, *panels;        // (BLOCK, width), (d / lanes, width / 2, lanes, 2) bf16

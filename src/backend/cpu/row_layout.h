@@ -18,9 +18,8 @@
 namespace stief {
 
 struct RowLayout {
-    static constexpr int MOST = 2048;        // coordinates kept
+    static constexpr int MOST = MOST_KEPT;   // coordinates kept
     static constexpr int FILL = 16;          // tables of coordinates are filled to multiples
-    static constexpr size_t SLACK = 64;      // bytes beyond the last row that may be read
 
     static constexpr uint8_t N = 0x80;       // a shuffle's index of nothing
 
