@@ -190,6 +190,20 @@ TEST_CASE("logits writes (T, V) floats, in a folder without a tokenizer too") {
     CHECK(read_text(out) == first);
 }
 
+TEST_CASE("perplexity says of every compressed cache how much of what was read was compressed") {
+    const std::string words =
+        "perplexity models/parlour models/parlour/MODEL.md --context 128 --chunks 1 --quiet";
+    const std::string says = "% of what was read of it was compressed";
+    CHECK(run(words + " --cache f32").out.find(says) == std::string::npos);
+    for (const std::string cache : {" --cache q8", " --cache q4"}) {
+        CAPTURE(cache);
+        Ran ran = run(words + cache);
+        CHECK(ran.status == 0);
+        CHECK(ran.out.find(says) != ran.out.npos);
+        CHECK(ran.out.find("against full: ") != ran.out.npos);
+    }
+}
+
 TEST_CASE("perplexity, inspect and bench print one JSON object and nothing else on stdout") {
     Ran ran = run(
         "perplexity models/parlour models/parlour/MODEL.md --context 128 --json --compare exact");

@@ -139,7 +139,7 @@ int needle(const Args& args) {
     check(longest <= context, "--lengths: %d tokens do not fit %d positions (%s)", longest, context,
           args.context ? "--context" : "the model's");
     opened.context = longest;
-    if (!args.bases.empty() || args.cache == "q8" || args.cache == "q4") opened.risk = "exact";
+    if (compresses(args)) opened.risk = "exact";
     Tokenizer tokenizer = Tokenizer::open(args.model);
     std::string novel = args.file.empty() ? "" : read_text(args.file);
     Session session(opened);

@@ -198,7 +198,7 @@ RiskReport measure_risk(const Args& args, Session& session, std::span<const Toke
 }  // namespace
 
 int risk(const Args& args) {
-    if (args.bases.empty() && args.cache != "q8" && args.cache != "q4")
+    if (!compresses(args))
         throw UsageError("risk asks what a compressed cache loses: --bases FILE, --cache q8 or q4");
     check_outputs({{{"--report", args.report}, Output::Page}},
                   {{"the text", args.rest[0]}, {"--bases", args.bases}}, args.model);

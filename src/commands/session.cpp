@@ -45,8 +45,17 @@ std::vector<AgeBits> ages_of(const Args& args) {
     return ages;
 }
 
+// Of a coordinate, where --cache is q8 or q4; 0: it is neither.
+static int uniform_bits(const Args& args) {
+    return args.cache == "q8" ? 8 : args.cache == "q4" ? 4 : 0;
+}
+
+bool compresses(const Args& args) {
+    return !args.bases.empty() || uniform_bits(args) > 0;
+}
+
 CacheChoice cache_choice(const Args& args, const Config& config, const Weights& weights) {
-    int bits = args.cache == "q8" ? 8 : args.cache == "q4" ? 4 : 0;
+    int bits = uniform_bits(args);
     CacheChoice choice;
     if (args.exact) choice.dtype = DType::F32;
     if (!bits && !args.cache.empty()) choice.dtype = parse_cache_dtype(args.cache);
@@ -91,7 +100,7 @@ std::optional<WatchOptions> watch_options(const Args& args) {
             throw UsageError("--audit and --cold belong to --risk audit or exact");
         return std::nullopt;
     }
-    if (args.bases.empty() && args.cache != "q8" && args.cache != "q4")
+    if (!compresses(args))
         throw UsageError(
             format("--risk %s belongs to a compressed cache: --bases FILE, --cache q8 or "
                    "q4; the full cache loses nothing",

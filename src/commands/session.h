@@ -47,6 +47,8 @@ struct AgeBits {
 };
 std::vector<AgeBits> ages_of(const Args& args);
 
+// --bases FILE, or --cache q8 or q4: a cache that loses something.
+bool compresses(const Args& args);
 // What --cache, --bases, --window and --ages ask for. bases: none for the plain cache.
 struct CacheChoice {
     DType dtype = DType::F16;
