@@ -119,7 +119,7 @@ TEST_CASE("what --risk cannot do is said before a conversation") {
         {"needle models/parlour --lengths 12", 2, "from 64"},
         {"needle models/parlour --lengths 2M", 2, "a whole number"},
         {"needle models/parlour --risk audit", 2, "--risk"},
-        {"needle models/parlour --audit 8", 2, "belong to --risk"},
+        {"needle models/parlour --audit 8", 2, "belongs to a compressed cache"},
         {"needle models/parlour --lengths 64", 1, "too few for needles"},
     };
     for (const auto& c : cases) {
@@ -167,7 +167,8 @@ TEST_CASE("risk measures each window, and its page and its JSON are whole") {
 
 TEST_CASE("needles are scored only where the full cache finds them, and exact loses none") {
     const std::string options = "needle models/parlour --lengths 512 --tries 1 --json --quiet ";
-    for (const std::string cache : {"", "--cache q4 --window 0,1", "--cache q4 --window 0,1 --audit 2"}) {
+    for (const std::string cache : {"", "--cache q4 --window 0,1", "--cache q4 --window 0,1 --audit 2",
+                                    "--cache q4 --window 0,1 --audit 64"}) {
         CAPTURE(cache);
         Ran ran = run(options + cache);
         CAPTURE(ran.err);

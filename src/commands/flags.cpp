@@ -157,8 +157,12 @@ void add_cache(Table& table, Args& a) {
          "where --risk keeps whole rows: ram (default), a new FILE, or reread: nowhere, an audit "
          "reads the text again", &a.cold},
     });
-    table.of("chat generate risk needle", {
+    table.of("chat generate", {
         {"--audit", "N", "tokens of a block (default 32; exact: by agreement, at most 32)",
+         &a.audit, 1, 4096},
+    });
+    table.of("risk needle", {
+        {"--audit", "N", "tokens of a block, of those that an audit looks at (default 32)",
          &a.audit, 1, 4096},
     });
 }

@@ -95,7 +95,9 @@ BackendOptions backend_options(const Args& args) {
 }
 
 std::optional<WatchOptions> watch_options(const Args& args) {
+    bool asked = takes(args.verb, "--risk");
     if (args.risk == "off") {
+        if (!asked) return std::nullopt;
         if (args.cold != "ram" || args.audit)
             throw UsageError("--audit and --cold belong to --risk audit or exact");
         return std::nullopt;
@@ -112,7 +114,7 @@ std::optional<WatchOptions> watch_options(const Args& args) {
     if (how.exact && how.cold == WatchOptions::Reread)
         throw UsageError("--risk exact verifies every token: --cold reread keeps nothing to do it "
                          "with; ram or a FILE");
-    if (how.exact && how.block > Watch::MOST)
+    if (asked && how.exact && how.block > Watch::MOST)
         throw UsageError(format("--risk exact drafts at most %d tokens at once, not %d",
                                 Watch::MOST, how.block));
     return how;

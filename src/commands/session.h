@@ -35,7 +35,8 @@ struct Session {
     void hold(std::span<const Token> ids);
 };
 
-// --risk, --audit, --cold. UsageError where they do not go together; risk: what "off" stands for.
+// --risk, --audit, --cold; nothing where --risk is off. UsageError where they do not go together. Of a
+// verb without --risk, --audit is the verb's own affair: no draft's length.
 std::optional<WatchOptions> watch_options(const Args& args);
 // What the watch has found so far, one line; "" where there is none.
 std::string watch_line(const Watch* watch);
