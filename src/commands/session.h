@@ -3,9 +3,8 @@
 #include <memory>
 #include <optional>
 
-#include "commands/args.h"
+#include "commands/plan.h"
 #include "forward/sampler.h"
-#include "forward/watch.h"
 
 namespace stief {
 
