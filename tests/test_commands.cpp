@@ -60,6 +60,11 @@ TEST_CASE("wrong usage exits with 2 and the line that would be right") {
         {"calibrate models/parlour x -o y --method star --ages 64:4", "other caches have one format"},
         {"calibrate models/parlour x -o y --method star --metric query",
          "--metric belongs to --objective layer"},
+        {"calibrate models/parlour x -o y --method identity --metric query",
+         "--method identity keeps the coordinates"},
+        {"calibrate models/parlour x -o y --method identity --metric output", "--metric output"},
+        {"calibrate models/parlour x -o y --method identity --steps 3", "identity has none"},
+        {"calibrate models/parlour x -o y --method eigen --steps 3", "eigen has none"},
         {"calibrate models/parlour x -o y --method eigen --value-basis joint",
          "--value-basis joint belongs to --objective model"},
         {"generate models/parlour --temperature 5%", "a number from 0 to 100"},
@@ -119,6 +124,21 @@ TEST_CASE("sampling that generation_config.json gets wrong stops only who sample
     CHECK(ran.status == 0);
     CHECK(ran.err.find("repetition_penalty 1.3") != std::string::npos);
     CHECK(ran.err.find("repetition") == ran.err.rfind("repetition"));
+}
+
+TEST_CASE("calibrate --exact learns for an f32 cache, unless --cache says otherwise") {
+    Scratch scratch;
+    // Of a budget that is too small for anything it is said how many bytes that is.
+    auto says = [&](const std::string& more) {
+        return run("calibrate models/parlour models/calibration.txt --bits 16 --keep 0.001 --quiet -o " +
+                   scratch.path("b") + more).err;
+    };
+    for (const std::string objective : {" --objective model", " --objective layer"}) {
+        CAPTURE(objective);
+        CHECK(says(objective).find("is 3.1 bytes a token") != std::string::npos);
+        CHECK(says(objective + " --exact").find("is 6.1 bytes a token") != std::string::npos);
+        CHECK(says(objective + " --exact --cache bf16").find("is 3.1 bytes a token") != std::string::npos);
+    }
 }
 
 TEST_CASE("what the machine or a file gets wrong exits with 1 and one line") {
