@@ -179,13 +179,13 @@ uint64_t draw_seed() {
 
 std::string drawn_seed(const Args& args, const Sampler& sampler) {
     bool given = args.seed.given && !args.seed.drawn;
-    if (given || sampler.sampling.greedy || sampler.sampling.temperature == 0) return "";
+    if (given || sampler.sampling.takes_likeliest()) return "";
     return format("seed %llu", static_cast<unsigned long long>(sampler.seed));
 }
 
 Sampler sampler_of(const Args& args, const Config& config, const Tokenizer& tokenizer) {
     Sampling how = Sampling::open(config.folder);
-    if (args.temperature) how.greedy = *args.temperature == 0, how.temperature = *args.temperature;
+    if (args.temperature) how.greedy = false, how.temperature = *args.temperature;
     if (args.top_k) how.top_k = std::max(0, *args.top_k);
     if (args.top_p) how.top_p = *args.top_p;
     if (args.min_p) how.min_p = *args.min_p;

@@ -167,7 +167,7 @@ Generated Watch::generate_audited(Sampler& sampler, std::span<const Token> promp
     Backend& ops = *transformer.model.backend;
     size_t V = size_t(transformer.model.config.V);
     if (!drafted.data) make_logits();
-    log.greedy = sampler.sampling.greedy || sampler.sampling.temperature == 0;
+    log.greedy = sampler.sampling.takes_likeliest();
     std::vector<float> logits(V);
     std::vector<Token> drawn;    // from each row of `drafted` that was not compared yet; −1: nothing
     // The first `count` of these rows are the predictions of the tokens before the last.
