@@ -4,12 +4,12 @@
 #include "forward/perplexity.h"
 
 #include <algorithm>
-#include <chrono>
 #include <optional>
 
 #include "base/file.h"
 #include "base/json_writer.h"
 #include "base/progress.h"
+#include "base/seconds.h"
 #include "commands/session.h"
 #include "forward/finite.h"
 
@@ -113,8 +113,7 @@ int perplexity(const Args& args) {
     }
     expect_rows_that_fit(model, *session.cache);
     model.weights.files.check_unchanged();
-    double seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    double seconds = seconds_since(start);
     size_t cache_bytes = session.cache->bytes_per_token();
     print((args.json ? as_json : as_text)(args, protocol, measured, seconds, cache_bytes));
     return 0;

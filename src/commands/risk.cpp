@@ -2,7 +2,6 @@
 // loses, what an audit of one block in eight would have told of it, and beside it the tail of the
 // response covariance's spectrum, the quantity of "The risk of KV cache compression".
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include "base/file.h"

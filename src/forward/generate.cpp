@@ -1,16 +1,12 @@
 #include "forward/generate.h"
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
+#include "base/seconds.h"
 #include "forward/finite.h"
 
 namespace stief {
-
-static double seconds_since(std::chrono::steady_clock::time_point start) {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 Generated generate_with(const TextSteps& steps, int room, int prompt_tokens, int limit,
                         std::span<const Token> ends, const std::function<bool(Token)>& sink) {
