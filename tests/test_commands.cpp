@@ -22,16 +22,24 @@ TEST_SUITE_BEGIN("commands");
 TEST_CASE("help names every verb, and each verb's help every option it takes") {
     Ran all = run("--help");
     CHECK(all.status == 0);
-    for (const char* verb : {"chat", "generate", "perplexity", "risk", "needle", "bench", "inspect",
-                             "tokenize", "logits"}) {
-        CAPTURE(std::string(verb));
-        CHECK(all.out.find(verb) != all.out.npos);
-        Ran one = run(std::string(verb) + " --help");
+    Args args;
+    REQUIRE(verbs.size() >= 10);
+    for (const Verb& verb : verbs) {
+        const std::string name = verb.name;
+        CAPTURE(name);
+        CHECK(all.out.find("\n  " + name + " ") != all.out.npos);
+        Ran one = run(name + " --help");
         CHECK(one.status == 0);
-        CHECK(one.out.find("usage: stief " + std::string(verb)) == 0);
-        CHECK(one.out.find("--help") != one.out.npos);
-        CHECK(run("help " + std::string(verb)).out == one.out);
+        CHECK(one.out.find("usage: stief " + name + " ") == 0);
+        for (const Flag& flag : flags(args)) {
+            CAPTURE(std::string(flag.name));
+            bool listed = one.out.find("\n  " + std::string(flag.name) + " ") != one.out.npos;
+            CHECK(listed == takes(name, flag.name));
+        }
+        CHECK(takes(name, "--help"));
+        CHECK(run("help " + name).out == one.out);
     }
+    CHECK_FALSE(takes("needle", "--risk"));
     CHECK(run("--version").out == "stief " STIEF_VERSION "\n");
 }
 
