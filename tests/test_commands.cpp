@@ -73,6 +73,7 @@ TEST_CASE("wrong usage exits with 2 and the line that would be right") {
         {"calibrate models/parlour x -o y --method identity --metric output", "--metric output"},
         {"calibrate models/parlour x -o y --method identity --steps 3", "identity has none"},
         {"calibrate models/parlour x -o y --method eigen --steps 3", "eigen has none"},
+        {"calibrate models/parlour x -o y --cache q8", "one of f16, bf16, f32, not 'q8'"},
         {"calibrate models/parlour x -o y --method eigen --value-basis joint",
          "--value-basis joint belongs to --objective model"},
         {"generate models/parlour --temperature 5%", "a number from 0 to 100"},
