@@ -39,7 +39,8 @@ endif
 ifeq ($(ARCH),x86_64)
 KERNELS  := portable avx2 avx512 vbmi amx
 ISA_avx2   := -mavx2 -mfma -mf16c
-ISA_avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma -mf16c -mavx2 -mprefer-vector-width=512
+ISA_avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma -mf16c -mavx2 \
+              -mprefer-vector-width=512
 ISA_vbmi   := $(ISA_avx512) -mavx512vbmi -mavx512vnni
 ISA_amx    := $(ISA_avx512) -mamx-tile -mamx-bf16
 else ifeq ($(ARCH),aarch64)
@@ -83,8 +84,8 @@ endif
 COMMA    := ,
 
 .SECONDARY:                       # keep what a rule made on its way
-.PHONY: all chat test race counts sass gpu check fuzz neon tools ladder tables figures core bench format clean help
-.PHONY: found floors FORCE
+.PHONY: all chat test race counts sass gpu check fuzz neon tools ladder tables figures core bench
+.PHONY: format clean help found floors FORCE
 all: found stief
 
 found:
@@ -155,9 +156,9 @@ $(BUILD)/run_tests: $(LIB_OBJ) $(TEST_OBJ) $(CUDA_OBJ)
 
 # The CUDA code played on the CPU: the harness, the .cu files and select.cpp compiled against it, and
 # those of the tests that take a Backend.
-SIMT_TESTS := main scratch backends test_ops test_inputs test_score test_attention test_cache test_cache_rows \
-              test_forward test_backward test_backward_sums test_model_backward test_model_descent \
-              test_layer_loss test_calibrate_backends test_watch test_audit
+SIMT_TESTS := main scratch backends test_ops test_inputs test_score test_attention test_cache \
+              test_cache_rows test_forward test_backward test_backward_sums test_model_backward \
+              test_model_descent test_layer_loss test_calibrate_backends test_watch test_audit
 SIMT     := $(FLAGS) $(CXXFLAGS) -Wno-unknown-pragmas -Itests/simt -Icuda -Itests $(DOCTEST_DIR:%=-I%)
 SIMT_OBJ := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/simt/*.cpp)) \
             $(CUDA_SRC:%.cu=$(BUILD)/simt/%.o) \
@@ -224,7 +225,8 @@ test: found stief $(BUILD)/run_tests $(BUILD)/run_simt   ## every test (TESTFLAG
 
 # What nvcc makes of the kernels. Without cuobjdump only what ptxas says of them.
 SASS_ARCH := 80 90
-SASS_FLAGS := -std=c++20 -O3 --expt-relaxed-constexpr -ccbin $(CXX) -Xptxas -v -MMD -MP -Isrc -Icuda -Icuda/gpu
+SASS_FLAGS := -std=c++20 -O3 --expt-relaxed-constexpr -ccbin $(CXX) -Xptxas -v -MMD -MP -Isrc \
+              -Icuda -Icuda/gpu
 define SASS_RULE
 $(BUILD)/sass/%.sm_$1.cubin: cuda/%.cu
 	@mkdir -p $$(@D)

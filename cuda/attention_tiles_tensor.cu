@@ -1,5 +1,6 @@
 // Prefill attention on tensor cores: rows of 16 bits or of codes, heads of 64 or 128, that are neither
-// whole nor worth being made so (attention_tiles_whole.cu). What attention_tiles.cu does for the rest. attention_flash.cuh says what a block does with a tile.
+// whole nor worth being made so (attention_tiles_whole.cu). What attention_tiles.cu does
+// for the rest. attention_flash.cuh says what a block does with a tile.
 #include <algorithm>
 
 #include "attention_flash.cuh"

@@ -1,7 +1,8 @@
 // Prefill attention over whole rows: keys after rotation, 16 bits, a row as wide as a head and right
 // behind the one before it; packed rows and keys before rotation are made such for it
 // (expand_rows.cu). Bound by the tensor cores: a warp has two other instructions beside each product,
-// none of which finds out an address or asks what is there. attention_tall.cuh says what a block does; attention_tiles_tensor.cu does all else.
+// none of which finds out an address or asks what is there. attention_tall.cuh says what a block
+// does; attention_tiles_tensor.cu does all else.
 #include <algorithm>
 
 #include "attention_tall.cuh"

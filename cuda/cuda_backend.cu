@@ -104,7 +104,7 @@ CudaBackend::CudaBackend(const BackendOptions& options) : impl(std::make_unique<
         properties.name, properties.major, properties.minor);
     name = "cuda";
     device = describe(properties);
-    copies_weights = runs_ahead = true;
+    copies_weights = runs_ahead = cold_apart = true;
     widest_head = WIDEST_HEAD;
     multiprocessors = properties.multiProcessorCount;
     shared_limit = properties.sharedMemPerBlockOptin;

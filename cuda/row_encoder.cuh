@@ -1,6 +1,7 @@
-// How coordinates become codes: a row by a warp or by a block, its scale searched. What a row waits for is the chain of
-// its reads and sums, so scales are tried seven, two and two at a time, a lane has its coordinates in
-// registers, whatever their widths, and tables lie in shared memory. Twin: src/backend/row_format.cpp.
+// How coordinates become codes: a row by a warp or by a block, its scale searched. What a row
+// waits for is the chain of its reads and sums, so scales are tried seven, two and two at a time,
+// a lane has its coordinates in registers, whatever their widths, and tables lie in shared memory.
+// Twin: src/backend/row_format.cpp.
 #pragma once
 #include "coded_rows.cuh"
 #include "cuda_backend.h"

@@ -22,16 +22,24 @@ TEST_SUITE_BEGIN("commands");
 TEST_CASE("help names every verb, and each verb's help every option it takes") {
     Ran all = run("--help");
     CHECK(all.status == 0);
-    for (const char* verb : {"chat", "generate", "perplexity", "risk", "needle", "bench", "inspect",
-                             "tokenize", "logits"}) {
-        CAPTURE(std::string(verb));
-        CHECK(all.out.find(verb) != all.out.npos);
-        Ran one = run(std::string(verb) + " --help");
+    Args args;
+    REQUIRE(verbs.size() >= 10);
+    for (const Verb& verb : verbs) {
+        const std::string name = verb.name;
+        CAPTURE(name);
+        CHECK(all.out.find("\n  " + name + " ") != all.out.npos);
+        Ran one = run(name + " --help");
         CHECK(one.status == 0);
-        CHECK(one.out.find("usage: stief " + std::string(verb)) == 0);
-        CHECK(one.out.find("--help") != one.out.npos);
-        CHECK(run("help " + std::string(verb)).out == one.out);
+        CHECK(one.out.find("usage: stief " + name + " ") == 0);
+        for (const Flag& flag : flags(args)) {
+            CAPTURE(std::string(flag.name));
+            bool listed = one.out.find("\n  " + std::string(flag.name) + " ") != one.out.npos;
+            CHECK(listed == takes(name, flag.name));
+        }
+        CHECK(takes(name, "--help"));
+        CHECK(run("help " + name).out == one.out);
     }
+    CHECK_FALSE(takes("needle", "--risk"));
     CHECK(run("--version").out == "stief " STIEF_VERSION "\n");
 }
 
@@ -60,6 +68,12 @@ TEST_CASE("wrong usage exits with 2 and the line that would be right") {
         {"calibrate models/parlour x -o y --method star --ages 64:4", "other caches have one format"},
         {"calibrate models/parlour x -o y --method star --metric query",
          "--metric belongs to --objective layer"},
+        {"calibrate models/parlour x -o y --method identity --metric query",
+         "--method identity keeps the coordinates"},
+        {"calibrate models/parlour x -o y --method identity --metric output", "--metric output"},
+        {"calibrate models/parlour x -o y --method identity --steps 3", "identity has none"},
+        {"calibrate models/parlour x -o y --method eigen --steps 3", "eigen has none"},
+        {"calibrate models/parlour x -o y --cache q8", "one of f16, bf16, f32, not 'q8'"},
         {"calibrate models/parlour x -o y --method eigen --value-basis joint",
          "--value-basis joint belongs to --objective model"},
         {"generate models/parlour --temperature 5%", "a number from 0 to 100"},
@@ -119,6 +133,21 @@ TEST_CASE("sampling that generation_config.json gets wrong stops only who sample
     CHECK(ran.status == 0);
     CHECK(ran.err.find("repetition_penalty 1.3") != std::string::npos);
     CHECK(ran.err.find("repetition") == ran.err.rfind("repetition"));
+}
+
+TEST_CASE("calibrate --exact learns for an f32 cache, unless --cache says otherwise") {
+    Scratch scratch;
+    // Of a budget that is too small for anything it is said how many bytes that is.
+    auto says = [&](const std::string& more) {
+        return run("calibrate models/parlour models/calibration.txt --bits 16 --keep 0.001 --quiet -o " +
+                   scratch.path("b") + more).err;
+    };
+    for (const std::string objective : {" --objective model", " --objective layer"}) {
+        CAPTURE(objective);
+        CHECK(says(objective).find("is 3.1 bytes a token") != std::string::npos);
+        CHECK(says(objective + " --exact").find("is 6.1 bytes a token") != std::string::npos);
+        CHECK(says(objective + " --exact --cache bf16").find("is 3.1 bytes a token") != std::string::npos);
+    }
 }
 
 TEST_CASE("what the machine or a file gets wrong exits with 1 and one line") {
@@ -188,6 +217,20 @@ TEST_CASE("logits writes (T, V) floats, in a folder without a tokenizer too") {
     CHECK(first.size() == 4 * 64 * sizeof(float));
     CHECK(run("logits " + scratch.folder.string() + " --ids '1 2 3 4' -o " + out).status == 0);
     CHECK(read_text(out) == first);
+}
+
+TEST_CASE("perplexity says of every compressed cache how much of what was read was compressed") {
+    const std::string words =
+        "perplexity models/parlour models/parlour/MODEL.md --context 128 --chunks 1 --quiet";
+    const std::string says = "% of what was read of it was compressed";
+    CHECK(run(words + " --cache f32").out.find(says) == std::string::npos);
+    for (const std::string cache : {" --cache q8", " --cache q4"}) {
+        CAPTURE(cache);
+        Ran ran = run(words + cache);
+        CHECK(ran.status == 0);
+        CHECK(ran.out.find(says) != ran.out.npos);
+        CHECK(ran.out.find("against full: ") != ran.out.npos);
+    }
 }
 
 TEST_CASE("perplexity, inspect and bench print one JSON object and nothing else on stdout") {

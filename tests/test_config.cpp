@@ -73,7 +73,7 @@ TEST_CASE("config: what is absent is what transformers' LlamaConfig takes for it
     CHECK_FALSE(c.tied_embeddings);
     CHECK(c.bos == -1);
     CHECK(c.eos.empty());
-    CHECK(Sampling::open(c.folder).greedy);
+    CHECK(Sampling::open(c.folder).takes_likeliest());
     Config nulls = folder.open(folder.with(R"("head_dim": null, "num_key_value_heads": null,
         "rope_scaling": null, "eos_token_id": null, "quantization_config": null,
         "sliding_window": null)"));
@@ -115,7 +115,7 @@ TEST_CASE("config: end ids of both files are merged, sampling comes from generat
     CHECK(c.bos == 256);
     CHECK(c.eos == std::vector<Token>{257, 258, 259});
     Sampling how = Sampling::open(c.folder);
-    CHECK_FALSE(how.greedy);
+    CHECK_FALSE(how.takes_likeliest());
     CHECK(how.temperature == 0.6);
     CHECK(how.top_k == 40);
     CHECK(how.top_p == 0.9);
@@ -125,7 +125,7 @@ TEST_CASE("config: end ids of both files are merged, sampling comes from generat
                     R"({"bos_token_id": 9, "temperature": 0})");
     CHECK(c.bos == 9);
     CHECK(c.eos == std::vector<Token>{1, 2});
-    CHECK(Sampling::open(c.folder).greedy);
+    CHECK(Sampling::open(c.folder).takes_likeliest());
 }
 
 TEST_CASE("config: sampling that makes no sense is refused by who samples, and by nobody else") {
@@ -292,7 +292,7 @@ TEST_CASE("config: the published configs of Llama 3, 3.1 and 3.2 open") {
         CHECK(c.rope_theta == 500000);
         CHECK(c.bos == 128000);
         CHECK(c.eos.size() >= 1);
-        CHECK(Sampling::open(c.folder).greedy == !has_generation);
+        CHECK(Sampling::open(c.folder).takes_likeliest() == !has_generation);
         opened++;
     }
     CHECK(opened == 8);

@@ -59,6 +59,13 @@ TEST_CASE("a sampler draws each token as often as its probability says") {
     }
 }
 
+TEST_CASE("a temperature of 0 is the most likely token, whatever else is said of sampling") {
+    std::vector<float> logits = {1.0f, 0.0f, 2.0f, -1.0f, 2.0f};
+    for (bool greedy : {false, true})
+        CHECK(frequencies(Sampling{greedy, 0, 0, 1, 0}, logits, 16) ==
+              std::vector<double>{0, 0, 1, 0, 0});
+}
+
 TEST_CASE("each filter leaves exactly the tokens that its definition names") {
     std::vector<float> logits = {std::log(0.1f), std::log(0.4f), std::log(0.3f), std::log(0.2f)};
     const struct {

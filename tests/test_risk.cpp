@@ -1,4 +1,6 @@
 // --risk and the verbs that measure it, from outside.
+#include <cmath>
+
 #include "base/json.h"
 #include "base/random.h"
 #include "program.h"
@@ -24,6 +26,14 @@ std::string text_of(int words, uint64_t seed) {
     std::string text;
     for (int i = 0; i < words; i++) text += WORDS[random.below(14)];
     return text;
+}
+
+// Keys that are null, as numbers are that are not finite; dotted: "windows.kld_audited".
+void nulls_of(const Json& json, const std::string& path, std::vector<std::string>& found) {
+    if (json.kind == Json::Null) found.push_back(path);
+    for (const Json& one : json.items) nulls_of(one, path, found);
+    for (const Json::Member& one : json.members)
+        nulls_of(one.value, path.empty() ? one.key : path + "." + one.key, found);
 }
 
 }  // namespace
@@ -119,7 +129,7 @@ TEST_CASE("what --risk cannot do is said before a conversation") {
         {"needle models/parlour --lengths 12", 2, "from 64"},
         {"needle models/parlour --lengths 2M", 2, "a whole number"},
         {"needle models/parlour --risk audit", 2, "--risk"},
-        {"needle models/parlour --audit 8", 2, "belong to --risk"},
+        {"needle models/parlour --audit 8", 2, "belongs to a compressed cache"},
         {"needle models/parlour --lengths 64", 1, "too few for needles"},
     };
     for (const auto& c : cases) {
@@ -140,7 +150,7 @@ TEST_CASE("risk measures each window, and its page and its JSON are whole") {
     std::ofstream(scratch.path("text")) << text_of(500, 1);
     std::string page = scratch.path("r.html");
     Ran ran = run("risk models/parlour '" + scratch.path("text") + "' --cache q4 --window 0,1 --context 128 "
-                  "--json --quiet --report '" + page + "'");
+                  "--audit 8 --json --quiet --report '" + page + "'");
     CAPTURE(ran.err);
     REQUIRE(ran.status == 0);
     Json json = Json::parse(ran.out, "risk");
@@ -157,6 +167,9 @@ TEST_CASE("risk measures each window, and its page and its JSON are whole") {
     }
     CHECK(json.find("kld")->number("kld") == doctest::Approx(sum / tokens));
     CHECK(read_text(page).find("</svg>") != std::string::npos);
+    std::vector<std::string> nulls;
+    nulls_of(json, "", nulls);
+    CHECK(nulls == std::vector<std::string>{"level", "level_decile"});    // none is stored
 
     // The same as perplexity says.
     Ran perplexity = run("perplexity models/parlour '" + scratch.path("text") +
@@ -165,9 +178,30 @@ TEST_CASE("risk measures each window, and its page and its JSON are whole") {
     CHECK(other.find("kld_mean")->number("kld") == doctest::Approx(sum / tokens).epsilon(1e-4));
 }
 
+TEST_CASE("a window of which an audit saw nothing decides no correlation, and is no number") {
+    Scratch scratch;
+    std::ofstream(scratch.path("text")) << text_of(500, 1);
+    std::string words = "risk models/parlour '" + scratch.path("text") +
+                        "' --cache q4 --window 0,1 --context 128 --quiet ";
+    Json seldom = Json::parse(run(words + "--json --audit 128").out, "risk");
+    Json often = Json::parse(run(words + "--json --audit 8").out, "risk");
+    const std::vector<Json>& windows = seldom.find("windows")->items;
+    REQUIRE(windows.size() >= 3);
+    CHECK(windows[0].find("kld_audited") != nullptr);
+    CHECK(windows[1].find("kld_audited") == nullptr);    // one block each, and one in eight is looked at
+    CHECK(seldom.find("coverage")->find("correlation") == nullptr);
+    REQUIRE(seldom.find("tail_correlation") != nullptr);
+    double tail = often.find("tail_correlation")->number("tail");
+    CHECK(std::abs(seldom.find("tail_correlation")->number("tail") - tail) <= 1e-9);
+    std::string said = run(words + "--audit 128").out;
+    CHECK(said.find("nan") == said.npos);
+    CHECK(said.find("whole: not to be had (windows: 1)") != said.npos);
+}
+
 TEST_CASE("needles are scored only where the full cache finds them, and exact loses none") {
     const std::string options = "needle models/parlour --lengths 512 --tries 1 --json --quiet ";
-    for (const std::string cache : {"", "--cache q4 --window 0,1", "--cache q4 --window 0,1 --audit 2"}) {
+    for (const std::string cache : {"", "--cache q4 --window 0,1", "--cache q4 --window 0,1 --audit 2",
+                                    "--cache q4 --window 0,1 --audit 64"}) {
         CAPTURE(cache);
         Ran ran = run(options + cache);
         CAPTURE(ran.err);

@@ -93,6 +93,7 @@ struct Backend {
     std::string device;           // "avx512, 2 threads"
     bool copies_weights = false;  // bind() takes memory of the device
     bool runs_ahead = false;      // work is only asked for: a step need not be done at its end_step
+    bool cold_apart = false;      // alloc_cold gives host memory that available() does not count
     int widest_head = 1 << 20;    // coordinates of a head that attend() covers at most
     bool joint_values = false;    // append() and attend() know CacheLayer::joint
     // float32 in every product; otherwise, in products of more than one token, a matrix unit may

@@ -2,8 +2,8 @@
 // which a unit Gaussian is quantised best (Lloyd 1957, Max 1960: there without a grid). Inner
 // products of codes are so inner products of integers, whatever their widths.
 //
-// Made by dynamic programming over the grid, exact for each cell δ_b (row_format.h), over cells near the one that
-// puts the outermost of Max's levels on the grid's edge. Mean squared error, and Max's:
+// Made by dynamic programming over the grid, exact for each cell δ_b (row_format.h), over cells near
+// the one that puts the outermost of Max's levels on the grid's edge. Mean squared error, and Max's:
 //     bits    1        2        3         4          5          6
 //     grid    0.36338  0.11748  0.034549  0.0095062  0.0025207  0.00065669
 //     Max     0.3634   0.1175   0.03454   0.009497   0.002499   0.0006442

@@ -34,9 +34,9 @@ struct RankPoint {
 // Errors times weight. Error where an error is not finite or ranks do not ascend from 0.
 Choices rank_choices(const std::vector<RankPoint>& curve, double weight, DType dtype);
 
-// For each unit which of its hull's choices, at most `budget` bytes in all (fewer where the first
-// choices alone do not fit: then those). Equal drops: the unit that has
-// fewer bytes first, then the lower one.
+// For each unit which of its hull's choices, at most `budget` bytes in all; where the first choices
+// alone are more than that, these. Equal drops: the unit that has fewer bytes first, then the
+// lower one.
 std::vector<size_t> choose_within(const std::vector<Choices>& hulls, size_t budget);
 
 }  // namespace stief

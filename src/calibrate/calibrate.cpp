@@ -1,8 +1,8 @@
 #include "calibrate/calibrate.h"
 
-#include <chrono>
 
 #include "base/hash.h"
+#include "base/seconds.h"
 #include "calibrate/compare.h"
 #include "calibrate/partial.h"
 #include "forward/audit_log.h"
@@ -161,13 +161,10 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
     CalibrationRun run(model, text, options, progress);
     partial.begin(run.key(), options.resume);
     result.sequences = run.learn.count(), result.held_out = run.windows.count();
-    auto seconds = [&] {
-        return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    };
     if (options.objective == "model") {
         (options.method == "star" ? calibrate_star : calibrate_model)(run, result, partial);
         result.by_text = by_text(result.measured, run.windows, text.held_out);
-        result.seconds = seconds();
+        result.seconds = seconds_since(begin);
         return result;
     }
 
@@ -188,7 +185,7 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
 
     result.bases = bases_at(run, result, result.ranks);
     result.bytes_per_token = coordinates(result.ranks) * size_of(options.cache);
-    result.seconds = seconds();
+    result.seconds = seconds_since(begin);
     return result;
 }
 

@@ -1,6 +1,8 @@
 // Held-out sequences through the whole model, some layers with cut keys and values: what that does
-// to the prediction of the next token. There is no exact window here; the cache itself is measured
-// by forward/perplexity.h once the bases are chosen.
+// to the prediction of the next token. What is exact is what the pass and the cuts say:
+// with --objective model the first tokens (LayerCuts::sinks) and those nearer than the first
+// distance of the pass (split_by_distance), as in the cache; with --objective layer nothing is.
+// The cache itself is measured by forward/perplexity.h once the bases are chosen.
 #pragma once
 #include <array>
 #include <span>

@@ -8,7 +8,7 @@
 // misjudges whole layers),
 //
 //     dropped     a_i = ½ mean_s (g_s · D_i)² c_si²
-//     unit noise  n_i = ½ mean_s (g_s · D_i)² ρ_s² σ_i²     ρ_s² the row's energy over its mean
+//     unit noise  n_i = ½ mean_s (g_s · D_i)² ρ_s²     ρ_s² the row's energy over its mean; D_i has σ_i
 //
 // and prices compare across layers, heads, keys and values. Each age has prices of its own: those of
 // the queries that find a token at that age.

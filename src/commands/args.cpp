@@ -12,6 +12,13 @@ static bool lists(const char* words, const std::string& word) {
     return padded == " * " || padded.find(" " + word + " ") != std::string::npos;
 }
 
+bool takes(const std::string& verb, const std::string& option) {
+    Args unused;
+    for (const Flag& flag : flags(unused))
+        if (option == flag.name && lists(flag.verbs, verb)) return true;
+    return false;
+}
+
 static const Verb* find_verb(const std::string& name) {
     for (const Verb& verb : verbs)
         if (name == verb.name) return &verb;

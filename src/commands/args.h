@@ -66,6 +66,7 @@ struct Flag {
     const char* verbs = "";                    // "chat generate", or "*"
 };
 std::vector<Flag> flags(Args& args);
+bool takes(const std::string& verb, const std::string& option);   // "chat", "--risk"
 
 struct Verb {
     const char* name;

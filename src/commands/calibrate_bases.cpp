@@ -42,6 +42,21 @@ static void choose_objective(const Args& args, CalibrationOptions& o) {
     o.bits = layer ? "16" : args.bits.empty() ? "mixed" : args.bits;
 }
 
+// A method takes no option that it has no use for: the caller thinks that it does something.
+static void choose_method(const Args& args, CalibrationOptions& o) {
+    if (!args.method.empty()) o.method = args.method;
+    bool descends = o.method == "stiefel" || o.method == "star";
+    if (args.steps > 0 && !descends)
+        throw UsageError("--steps belongs to a descent: --method " + o.method + " has none");
+    if (o.method == "identity" && !args.metric.empty() && args.metric != "identity")
+        throw UsageError("--metric " + args.metric + " belongs to bases that are learned; --method "
+                         "identity keeps the coordinates");
+    if (o.method != "stiefel") o.metric = "identity";
+    if (!args.metric.empty()) o.metric = args.metric;
+    int usual = o.method == "star" ? 60 : o.objective == "layer" && descends ? 150 : 0;
+    o.steps = args.steps >= 0 ? args.steps : usual;
+}
+
 constexpr int DEFAULT_AGE = 256;  // where sequences are twice as long
 
 // --window and --ages; a first age of 16 bits is the window's recent tokens.
@@ -73,14 +88,12 @@ static void set_ages(const Args& args, CalibrationOptions& o) {
 static CalibrationOptions options_of(const Args& args, const Config& config) {
     CalibrationOptions o;
     choose_objective(args, o);
-    if (!args.method.empty()) o.method = args.method;
+    choose_method(args, o);
     o.keys = args.keys;
     // EigenAttention's space is one key basis a layer and no metric; its method says so by itself.
     bool eigen = o.method == "eigen";
     o.joint_values = args.value_basis.empty() ? o.method == "star" : args.value_basis == "joint";
     o.key_basis_per_layer = args.key_basis.empty() ? eigen : args.key_basis == "layer";
-    if (o.method != "stiefel") o.metric = "identity";
-    if (!args.metric.empty() && o.method != "identity") o.metric = args.metric;
     o.keep = args.keep.value_or(0), o.error_budget = args.error_budget.value_or(0);
     o.ppl_budget = args.ppl_budget.value_or(0);
     for (const std::optional<double>* one : {&args.keep, &args.error_budget, &args.ppl_budget})
@@ -95,7 +108,6 @@ static CalibrationOptions options_of(const Args& args, const Config& config) {
           "--context %d, expected sequences of 8 to the model's %d positions", o.sequence,
           config.context);
     set_ages(args, o);
-    o.steps = args.steps >= 0 ? args.steps : layer ? 150 : o.method == "star" ? 60 : 0;
     o.seed = args.seed.given ? args.seed.value : 1;     // the same bases again, unless asked
     if (args.seed.drawn) {
         o.seed = draw_seed();
@@ -103,6 +115,7 @@ static CalibrationOptions options_of(const Args& args, const Config& config) {
     }
     o.resume = args.resume;
     o.compares = args.json || !args.report.empty();
+    if (args.exact) o.cache = DType::F32;
     if (!args.cache.empty()) o.cache = parse_cache_dtype(args.cache);
     return o;
 }

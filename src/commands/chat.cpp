@@ -46,7 +46,7 @@ static void note(const std::string& text) {
 }
 
 // Without what a terminal would obey instead of showing; what is no UTF-8 becomes U+FFFD.
-static std::string printable(std::string_view text) {
+static std::string without_controls(std::string_view text) {
     std::string shown;
     for (size_t i = 0, n; i < text.size(); i += std::max(n, size_t(1))) {
         n = utf8_length(text, i);
@@ -103,7 +103,7 @@ void Chat::show_last() const {
     const std::vector<Message>& messages = dialogue.talk.messages;
     size_t count = messages.size();
     for (size_t i = count - std::min(count, size_t(2)); i < count; i++)
-        note(messages[i].role + ": " + printable(messages[i].text));
+        note(messages[i].role + ": " + without_controls(messages[i].text));
     note(format("%zu messages, %d of %d positions used", count, dialogue.session.cache->used,
                 dialogue.session.context));
 }
@@ -130,8 +130,8 @@ bool Chat::command(const std::string& line) {
     }
     if (takes_text && rest.empty()) {
         const std::optional<std::string>& own = dialogue.form.form.default_system;
-        note(dialogue.system ? printable(*dialogue.system)
-             : own           ? printable(*own) + " (the model's own)"
+        note(dialogue.system ? without_controls(*dialogue.system)
+             : own           ? without_controls(*own) + " (the model's own)"
                              : "no system message");
     }
     if (takes_text && !rest.empty()) {
@@ -180,7 +180,7 @@ void Chat::warn_of_risk(const Watch& watch) {
     if (worst && log.too_many_flagged(before)) {
         size_t at = size_t(worst->position), first = at - std::min(at, AROUND);
         auto words = [&](const std::vector<Token>& ids) {
-            std::string text = printable(dialogue.tokenizer.decode(ids));
+            std::string text = without_controls(dialogue.tokenizer.decode(ids));
             std::replace(text.begin(), text.end(), '\n', ' ');
             return text;
         };
@@ -206,7 +206,7 @@ void Chat::say_seed() {
 
 void Chat::say(const std::string& text) {
     Utf8Stream stream;
-    auto show = [&](const std::string& part) { print(on_screen ? printable(part) : part); };
+    auto show = [&](const std::string& part) { print(on_screen ? without_controls(part) : part); };
     dialogue.show = [&](std::string_view bytes) { show(stream.push(bytes)); };
     before = dialogue.session.cache->used;
     Dialogue::End end;

@@ -14,7 +14,6 @@ namespace stief {
 static_assert(std::endian::native == std::endian::little, "the format is what memory holds");
 
 static constexpr char MAGIC[] = {'S', 'T', 'I', 'E', 'F', 'T', 'L', 'K'};
-static constexpr uint32_t VERSION = 3;
 
 struct Head {
     char magic[8];
@@ -79,7 +78,7 @@ void save_conversation(const std::string& path, const Conversation& talk, const 
     auto rows = std::make_unique_for_overwrite<char[]>(row_bytes);
     cache.save(rows.get());
 
-    Head head{{}, VERSION, uint32_t(cache.dtype), model, shape_of(cache), uint32_t(cache.used),
+    Head head{{}, CONVERSATION_VERSION, uint32_t(cache.dtype), model, shape_of(cache), uint32_t(cache.used),
               uint32_t(talk.messages.size()), text.size(), row_bytes};
     std::memcpy(head.magic, MAGIC, sizeof MAGIC);
     AtomicFile file(path);
@@ -105,8 +104,8 @@ static Head checked_head(const MappedFile& file, const std::string& path) {
     check(file.size >= sizeof head + sizeof(uint64_t), "%s is cut short: %zu bytes", name,
           file.size);
     std::memcpy(&head, file.data, sizeof head);
-    check(head.version == VERSION, "%s is of version %u, this program reads version %u", name,
-          head.version, VERSION);
+    check(head.version == CONVERSATION_VERSION, "%s is of version %u, this program reads version %u", name,
+          head.version, CONVERSATION_VERSION);
 
     size_t rest = file.size - sizeof head - sizeof(uint64_t), ids = size_t(head.positions) * 4;
     bool fits = ids <= rest && head.text_bytes <= rest - ids &&

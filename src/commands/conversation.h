@@ -1,13 +1,13 @@
 // A conversation on disk, so that it goes on without the model reading it again. Little-endian:
 //
 //     "STIEFTLK"            magic
-//     u32 version = 2       u32 dtype of the rows (0 f32, 1 f16, 2 bf16)
+//     u32 version           u32 dtype of the rows (0 f32, 1 f16, 2 bf16)
 //     u64 model             fingerprint of the weights, config and bases
 //     u64 shape             hash of the cache's ranks and window
 //     u32 positions         u32 messages
 //     u64 bytes of text     of form and messages; u64 bytes of rows
 //     i32 × positions       the ids in the cache
-//     u32 bytes of form, form: of the template; version 1 has neither, it is llama3
+//     u32 bytes of form, form: of the template
 //     messages × { u32 bytes of role, u32 bytes of text, role, text }
 //     rows                  as KvCache::save gives them
 //     u64 checksum          of everything before it
@@ -24,6 +24,9 @@
 #include "formats/tokenizer.h"
 
 namespace stief {
+
+// Of the form above; no other is read.
+constexpr uint32_t CONVERSATION_VERSION = 3;
 
 struct Message {
     std::string role, text;

@@ -128,8 +128,12 @@ void add_calibrate(Table& table, Args& a) {
         {"--seed", "N", "the same seed gives the same bases (default 1; -1: drawn, and said)",
          &a.seed},
     });
-    table.of("calibrate risk", {
-        {"--report", "R.html", "the picture, one self-contained page; measures other sizes and methods", &a.report},
+    table.of("calibrate", {
+        {"--report", "R.html",
+         "the picture, one self-contained page; other sizes and methods are measured for it", &a.report},
+    });
+    table.of("risk", {
+        {"--report", "R.html", "the picture, one self-contained page", &a.report},
     });
 }
 
@@ -137,12 +141,19 @@ void add_cache(Table& table, Args& a) {
     table.of("chat generate perplexity risk needle bench logits inspect", {
         {"--bases", "FILE", "the cache that stief calibrate learned", &a.bases},
     });
-    table.of("chat generate perplexity risk needle bench logits inspect calibrate", {
+    table.of("chat generate perplexity risk needle bench logits inspect", {
         {"--cache", "TYPE",
          "f16 (default), bf16, f32; q8, q4: rotated, in 8 or 4 bits, without bases",
          &a.cache, 0, 0, "f16, bf16, f32, q8, q4"},
         {"--window", "SINKS,RECENT",
          "exact tokens, first and last (default 4,64, or what the bases say)", &a.window},
+    });
+    table.of("calibrate", {
+        {"--cache", "TYPE", "what whole elements are kept in: f16 (default), bf16, f32",
+         &a.cache, 0, 0, "f16, bf16, f32"},
+        {"--window", "SINKS,RECENT",
+         "exact tokens, first and last (default 4,64; 4,32 where --ages are left to calibrate too)",
+         &a.window},
     });
     table.of("calibrate chat generate perplexity risk needle bench logits inspect", {
         {"--ages", "AGE:BITS,...",
@@ -157,8 +168,12 @@ void add_cache(Table& table, Args& a) {
          "where --risk keeps whole rows: ram (default), a new FILE, or reread: nowhere, an audit "
          "reads the text again", &a.cold},
     });
-    table.of("chat generate risk needle", {
+    table.of("chat generate", {
         {"--audit", "N", "tokens of a block (default 32; exact: by agreement, at most 32)",
+         &a.audit, 1, 4096},
+    });
+    table.of("risk needle", {
+        {"--audit", "N", "tokens of a block, of those that an audit looks at (default 32)",
          &a.audit, 1, 4096},
     });
 }

@@ -11,32 +11,25 @@ namespace stief {
 namespace {
 
 struct Needs {
-    int context;
-    DType dtype;
-    size_t weights, cache, arena;
-    size_t whole = 0;               // --risk: rows of a full cache beside a compressed one
+    Plan plan;
+    Plan::Bytes bytes;
+    size_t weights;
+    size_t whole;                   // --risk: rows of a full cache beside a compressed one, else 0
     std::vector<size_t> per_token;  // (L)  bytes of a position beyond the window and all ages
-    std::string format;             // "f16", "q4", "bases in f16"
+    std::string format;             // "f16", "q4", "my.bases, f16"
 };
 
-Needs needs_of(const Args& args, const Config& config, const Weights& weights) {
-    Needs needs;
-    needs.context = args.context ? args.context : std::min(config.context, 8192);
-    check(needs.context <= config.context, "--context %d is more than the model's %d positions",
-          needs.context, config.context);
-    CacheChoice choice = cache_choice(args, config, weights);
-    const Bases* bases = choice.bases ? &*choice.bases : nullptr;
-    needs.dtype = choice.dtype;
-    needs.format = args.bases.empty() ? (args.cache.empty() ? "f16" : args.cache)
-                                      : format("%s, %s", args.bases.c_str(), name_of(needs.dtype));
-    needs.weights = weights.bytes();
-    needs.cache = KvCache::bytes_for(config, needs.context, needs.dtype, bases);
-    needs.arena = Transformer::arena_bytes_for(config, needs.context, std::min(512, needs.context));
-    if (bases) needs.whole = KvCache::bytes_for(config, needs.context, needs.dtype);
-    Bases plain;
-    if (!bases) plain = Bases::identity(config, config.d), bases = &plain;
-    for (const Bases::Layer& layer : bases->layer)
-        needs.per_token.push_back(layer.bytes(needs.dtype));
+Needs needs_of(const Args& args, const Config& config, const Weights& weights,
+               const Backend& backend) {
+    Plan plan = plan_of(args, config, weights, backend);
+    Needs needs{std::move(plan), {}, weights.bytes(), 0, {}, {}};
+    needs.bytes = needs.plan.bytes(needs.plan.context);
+    if (needs.plan.bases) needs.whole = needs.plan.whole_bytes(needs.plan.context);
+    std::string elements = name_of(needs.plan.dtype);
+    needs.format = !args.bases.empty()  ? args.bases + ", " + elements
+                   : needs.plan.bases ? args.cache
+                                      : elements;
+    for (int l = 0; l < config.L; l++) needs.per_token.push_back(needs.plan.bytes_per_token(size_t(l)));
     return needs;
 }
 
@@ -79,6 +72,22 @@ std::string rope_text(const Config& c) {
     return text;
 }
 
+// The host's memory is mapped and given out as it is touched; a device's is taken at once.
+std::string memory_lines(const Needs& needs, const Backend& backend) {
+    bool device = backend.copies_weights;
+    std::string text = format(
+        "memory%s: weights %s%s; at a context of %d: cache %s%s and activations %s\n",
+        device ? " of the device" : "", human_bytes(double(needs.weights)).c_str(),
+        device ? "" : ", mapped and shared", needs.plan.context,
+        human_bytes(double(needs.bytes.cache)).c_str(), device ? "" : " (as it fills)",
+        human_bytes(double(needs.bytes.activations)).c_str());
+    if (!needs.whole) return text;
+    return text + format("--risk keeps whole rows besides: %s, %s\n",
+                         human_bytes(double(needs.whole)).c_str(),
+                         backend.cold_apart ? "in the host's memory"
+                                            : "in memory or, --cold FILE, in a file");
+}
+
 std::string as_text(const Config& c, const Weights& weights, const Needs& needs,
                     const Backend& backend) {
     size_t shards = weights.files.files.size();
@@ -102,15 +111,7 @@ std::string as_text(const Config& c, const Weights& weights, const Needs& needs,
         "%zu in all, %.2f bits an element\n",
         needs.format.c_str(), each.c_str(), c.L, c.G, c.d, all,
         8 * double(all) / (2.0 * c.L * c.G * c.d));
-    text += format(
-        "memory: weights %s, mapped and shared; at a context of %d: cache %s (as it fills) and "
-        "activations %s\n",
-        human_bytes(double(needs.weights)).c_str(), needs.context,
-        human_bytes(double(needs.cache)).c_str(), human_bytes(double(needs.arena)).c_str());
-    if (needs.whole)
-        text +=
-            format("--risk keeps whole rows besides: %s, in memory or, --cold FILE, in a file\n",
-                   human_bytes(double(needs.whole)).c_str());
+    text += memory_lines(needs, backend);
     text += format("backend: %s, %s; this processor runs", backend.name.c_str(),
                    backend.device.c_str());
     for (const std::string& isa : cpu_isas()) text += " " + isa;
@@ -129,15 +130,15 @@ std::string as_json(const Config& c, const Weights& weights, const Needs& needs,
         .add("head_width", c.d)
         .add("context", c.context);
     json.add("rope_theta", c.rope_theta).add("tied_embeddings", c.tied_embeddings);
-    json.add("cache_dtype", name_of(needs.dtype)).add("cache_format", needs.format);
+    json.add("cache_dtype", name_of(needs.plan.dtype)).add("cache_format", needs.format);
     json.begin_array("cache_bytes_per_token_by_layer");
     for (size_t bytes : needs.per_token) json.add("", bytes);
     json.end_array()
         .begin_object("memory")
-        .add("context", needs.context)
+        .add("context", needs.plan.context)
         .add("weights", needs.weights);
-    json.add("cache", needs.cache)
-        .add("activations", needs.arena)
+    json.add("cache", needs.bytes.cache)
+        .add("activations", needs.bytes.activations)
         .add("whole_rows_of_risk", needs.whole)
         .end_object();
     json.add("backend", backend.name).add("device", backend.device).begin_array("isas");
@@ -153,7 +154,7 @@ int inspect(const Args& args) {
     Weights weights = Weights::open(config);
     Threads threads(args.threads);
     std::unique_ptr<Backend> backend = make_backend(backend_options(args), threads);
-    Needs needs = needs_of(args, config, weights);
+    Needs needs = needs_of(args, config, weights, *backend);
     print((args.json ? as_json : as_text)(config, weights, needs, *backend));
     return 0;
 }

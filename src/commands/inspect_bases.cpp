@@ -7,16 +7,6 @@
 namespace stief {
 namespace {
 
-using Metadata = std::map<std::string, std::string>;
-
-const std::string& entry(const Metadata& metadata, const std::string& path, const char* key) {
-    auto found = metadata.find(key);
-    if (found == metadata.end())
-        fail("%s: its metadata has no \"%s\": not a bases file of stief calibrate", path.c_str(),
-             key);
-    return found->second;
-}
-
 // Of each age, the youngest first: the rank of whole rows, or bits a coordinate where there are
 // codes.
 std::string joined(const std::vector<std::vector<RowFormat>>& heads, int d) {
@@ -37,10 +27,6 @@ std::string joined(const std::vector<std::vector<RowFormat>>& heads, int d) {
 int inspect_bases(const Args& args) {
     const std::string& path = args.model;
     SafeTensors file = SafeTensors::open_file(path);
-    const Metadata& metadata = file.metadata;
-    check(entry(metadata, path, "format") == "stief-bases",
-          "%s: its format is \"%.40s\", expected bases of stief calibrate",
-          path.c_str(), entry(metadata, path, "format").c_str());
     auto first = file.tensors.find("layers.0.k.q");
     check(first != file.tensors.end() && first->second.shape.size() == 3 &&
               first->second.shape[1] <= UINT16_MAX,
@@ -63,7 +49,7 @@ int inspect_bases(const Args& args) {
         json.add("cache_bytes_per_token_f16", bytes);
         json.add("bits_per_element", 8 * double(bytes) / double(full));
         json.begin_object("metadata");
-        for (const auto& [key, value] : metadata) json.add(key, value);
+        for (const auto& [key, value] : file.metadata) json.add(key, value);
         print(json.end_object().end_object().text + "\n");
         return 0;
     }
@@ -77,7 +63,7 @@ int inspect_bases(const Args& args) {
         text += format("%5zu   %-12s %s\n", l, joined(k[l], int(d)).c_str(),
                        joined(v[l], formats.joint[l] ? int(G * d) : int(d)).c_str());
     text += "\n";
-    for (const auto& [key, value] : metadata)
+    for (const auto& [key, value] : file.metadata)
         if (key.rfind("ranks_", 0) != 0 && key.rfind("formats_", 0) != 0)
             text += format("%-18s %s\n", key.c_str(), value.c_str());
     print(text);

@@ -25,6 +25,7 @@ struct NeedleRow {
 struct NeedleRun {
     Session& session;
     KvCache& full;                              // the watch's whole rows, where there is one
+    int block;                                  // that an audit looks at; drafts have lengths of their own
     Sampler greedy = Sampler(Sampling{}, 0);
 
     void read(const std::vector<Token>& text);
@@ -65,6 +66,7 @@ bool NeedleRun::finds_watched(bool exact, const std::vector<Token>& text,
     session.cache->used = int(text.size());
     watch.hold(text);
     watch.options.exact = exact;
+    watch.options.block = exact ? 0 : block;
     std::vector<Token> said;
     watch.generate(greedy, asked.question, int(asked.answer.size()), {}, collect_in(said));
     return said == asked.answer;
@@ -128,6 +130,8 @@ std::string as_json(const std::vector<NeedleRow>& rows, const Session& session) 
 }  // namespace
 
 int needle(const Args& args) {
+    if (args.audit && !compresses(args))
+        throw UsageError("--audit belongs to a compressed cache: --bases FILE, --cache q8 or q4");
     Config config = Config::open(args.model);
     int context = args.context ? args.context : config.context;
     Args opened = args;
@@ -139,11 +143,11 @@ int needle(const Args& args) {
     check(longest <= context, "--lengths: %d tokens do not fit %d positions (%s)", longest, context,
           args.context ? "--context" : "the model's");
     opened.context = longest;
-    if (!args.bases.empty() || args.cache == "q8" || args.cache == "q4") opened.risk = "exact";
+    if (compresses(args)) opened.risk = "exact";
     Tokenizer tokenizer = Tokenizer::open(args.model);
     std::string novel = args.file.empty() ? "" : read_text(args.file);
     Session session(opened);
-    NeedleRun run{session, session.watch ? *session.watch->whole : *session.cache};
+    NeedleRun run{session, session.watch ? *session.watch->whole : *session.cache, args.audit};
 
     uint64_t seed = !args.seed.given ? 1 : args.seed.drawn ? draw_seed() : args.seed.value;
     if (args.seed.drawn)

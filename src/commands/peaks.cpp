@@ -1,17 +1,17 @@
 #include "commands/peaks.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include "backend/cpu/matrix_rate.h"
 #include "base/random.h"
+#include "base/seconds.h"
 
 namespace stief {
 
 double seconds_of(const std::function<void()>& work) {
     auto start = std::chrono::steady_clock::now();
     work();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return seconds_since(start);
 }
 
 // A device reads half a gigabyte in less time than it takes to ask for it: there 4 GiB, or what an

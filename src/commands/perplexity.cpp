@@ -4,12 +4,12 @@
 #include "forward/perplexity.h"
 
 #include <algorithm>
-#include <chrono>
 #include <optional>
 
 #include "base/file.h"
 #include "base/json_writer.h"
 #include "base/progress.h"
+#include "base/seconds.h"
 #include "commands/session.h"
 #include "forward/finite.h"
 
@@ -32,11 +32,9 @@ static Protocol protocol_of(const Args& args) {
     return protocol;
 }
 
-
-// What the model is compared with: with bases, unless --compare says otherwise, the full cache.
+// What the model is compared with; a compressed cache with the full one, unless --compare says else.
 static std::string reference_name(const Args& args) {
-    bool compressed = !args.bases.empty() || args.cache == "q8" || args.cache == "q4";
-    return args.compare.empty() && compressed ? "full" : args.compare;
+    return args.compare.empty() && compresses(args) ? "full" : args.compare;
 }
 
 static std::string as_json(const Args& args, const Protocol& protocol, const Measured& m,
@@ -64,7 +62,7 @@ static std::string as_text(const Args& args, const Protocol& protocol, const Mea
         "cache      %zu bytes a token",
         m.loss.perplexity, m.loss.standard_error, name_of(protocol.name), protocol.context,
         m.loss.tokens, seconds, cache_bytes);
-    if (!args.bases.empty())
+    if (compresses(args))
         text += format("; %.3g%% of what was read of it was compressed", 100 * m.compressed_share);
     text += "\n";
     if (!reference_name(args).empty())
@@ -115,8 +113,7 @@ int perplexity(const Args& args) {
     }
     expect_rows_that_fit(model, *session.cache);
     model.weights.files.check_unchanged();
-    double seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    double seconds = seconds_since(start);
     size_t cache_bytes = session.cache->bytes_per_token();
     print((args.json ? as_json : as_text)(args, protocol, measured, seconds, cache_bytes));
     return 0;

@@ -2,7 +2,6 @@
 // loses, what an audit of one block in eight would have told of it, and beside it the tail of the
 // response covariance's spectrum, the quantity of "The risk of KV cache compression".
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include "base/file.h"
@@ -21,9 +20,14 @@ constexpr size_t ONE_IN = 8;    // blocks, of which an audit looks at one
 
 struct WindowRisk {
     size_t first = 0, tokens = 0;      // of the text; predictions that were compared
-    double kld = 0, audited = 0, same_top = 0, tail = 0;
+    double kld = 0, audited = 0, same_top = 0, tail = 0;    // audited: NaN where no block was
     int flagged = 0;                   // tokens that greedy decoding would be flagged for
     bool above = false;                // the whole window's blocks leave the level
+};
+
+struct Correlation {
+    double value = NAN;
+    size_t windows = 0;                // that it is of
 };
 
 struct RiskReport {
@@ -34,7 +38,7 @@ struct RiskReport {
         for (const WindowRisk& one : windows) sum += size_t(one.flagged);
         return sum;
     }
-    double tail_correlation = 0, audit_correlation = 0;    // with the log of KL, over windows
+    Correlation by_tail, by_audit;     // with the log of KL, over windows
 };
 
 const char* word(AuditLog::Verdict verdict) {
@@ -55,15 +59,19 @@ double correlation(const std::vector<double>& a, const std::vector<double>& b) {
     return n < 3 || aa <= 0 || bb <= 0 ? double(NAN) : ab / std::sqrt(aa * bb);
 }
 
-void correlate(RiskReport& report) {
-    std::vector<double> kld, tail, audited;
-    for (const WindowRisk& one : report.windows) {
-        if (one.kld <= 0 || one.tail <= 0 || one.audited <= 0) continue;
-        kld.push_back(std::log(one.kld));
-        tail.push_back(std::log(one.tail)), audited.push_back(std::log(one.audited));
+// Of the logs of `quantity` and of KL, over the windows where neither is zero or was not measured.
+Correlation log_correlation(const std::vector<WindowRisk>& windows, double WindowRisk::* quantity) {
+    std::vector<double> kld, other;
+    for (const WindowRisk& one : windows) {
+        if (!(one.kld > 0 && one.*quantity > 0)) continue;
+        kld.push_back(std::log(one.kld)), other.push_back(std::log(one.*quantity));
     }
-    report.tail_correlation = correlation(kld, tail);
-    report.audit_correlation = correlation(kld, audited);
+    return {correlation(kld, other), kld.size()};
+}
+
+std::string in_words(const Correlation& of) {
+    std::string value = std::isnan(of.value) ? "not to be had" : format("%.2f", of.value);
+    return value + format(" (windows: %zu)", of.windows);
 }
 
 // Steps first … first + n − 1 of what was measured, as blocks; position: of the window's first step.
@@ -115,16 +123,18 @@ std::string as_json(const RiskReport& r) {
     json.add("level_decile", level ? level->decile : double(NAN));
     json.begin_object("coverage").add("share", double(r.sample.audited()) / r.all.audited());
     json.add("kld_audited", r.sample.mean()).add("kld_audited_stderr", r.sample.standard_error());
-    json.add("correlation", r.audit_correlation).end_object();
-    return json.add("tail_correlation", r.tail_correlation).end_object().text + "\n";
+    json.add("correlation", r.by_audit.value).end_object();
+    return json.add("tail_correlation", r.by_tail.value).end_object().text + "\n";
 }
 
 std::string as_text(const RiskReport& r) {
     std::string text = "   first  tokens  KL, nats  audited  same top  flagged      tail\n";
-    for (const WindowRisk& one : r.windows)
-        text += format("%8zu  %6zu  %8.4g  %7.3g  %7.1f%%  %7d  %8.3g%s\n", one.first, one.tokens, one.kld,
-                       one.audited, 100 * one.same_top, one.flagged, one.tail,
+    for (const WindowRisk& one : r.windows) {
+        std::string audited = std::isnan(one.audited) ? "-" : format("%.3g", one.audited);
+        text += format("%8zu  %6zu  %8.4g  %7s  %7.1f%%  %7d  %8.3g%s\n", one.first, one.tokens, one.kld,
+                       audited.c_str(), 100 * one.same_top, one.flagged, one.tail,
                        one.above ? "  above the level" : "");
+    }
     text += "\n" + r.all.line() + "\n";
     const FlagLevels& usual = r.all.levels.flags;
     text += format("%zu of %d tokens (%.2g%%) would be flagged in greedy text: another than the full "
@@ -133,11 +143,11 @@ std::string as_text(const RiskReport& r) {
                    usual.greedy.swing, 100 * usual.greedy.rate,
                    usual.tokens ? format("of %d that calibration held out", usual.tokens).c_str()
                                 : "assumed: the bases store none");
-    text += format("one block in %zu: KL %.3g ± %.2g nats; over windows its log correlates with that "
-                   "of the whole by %.2f\n",
-                   ONE_IN, r.sample.mean(), r.sample.standard_error(), r.audit_correlation);
-    return text + format("the spectral tail's log correlates with KL's by %.2f over %zu windows\n",
-                         r.tail_correlation, r.windows.size());
+    text += format("one block in %zu: KL %.3g ± %.2g nats; correlation of its log with that of the "
+                   "whole: %s\n",
+                   ONE_IN, r.sample.mean(), r.sample.standard_error(), in_words(r.by_audit).c_str());
+    return text + format("the spectral tail: correlation of its log with that of KL: %s\n",
+                         in_words(r.by_tail).c_str());
 }
 
 std::string as_page(const RiskReport& r, const Args& args) {
@@ -161,9 +171,9 @@ std::string as_page(const RiskReport& r, const Args& args) {
            html_text(args.rest[0]) + " through " +
            html_text(args.bases.empty() ? args.cache : args.bases) + "</h1><p>" +
            html_text(r.all.line()) + "</p>" + svg_chart(course) + svg_chart(paper) +
-           format("<p>Over windows, the logarithm of the tail correlates with that of KL by %.2f, an "
-                  "audit of one block in eight by %.2f.</p></body></html>\n",
-                  r.tail_correlation, r.audit_correlation);
+           format("<p>Correlation with the logarithm of KL, over windows: of the tail's %s, of that of an "
+                  "audit of one block in eight %s.</p></body></html>\n",
+                  in_words(r.by_tail).c_str(), in_words(r.by_audit).c_str());
 }
 
 RiskReport measure_risk(const Args& args, Session& session, std::span<const Token> ids) {
@@ -191,14 +201,15 @@ RiskReport measure_risk(const Args& args, Session& session, std::span<const Toke
         first += n;
         progress.update(first, measured.step.size(), "tails");
     }
-    correlate(report);
+    report.by_tail = log_correlation(report.windows, &WindowRisk::tail);
+    report.by_audit = log_correlation(report.windows, &WindowRisk::audited);
     return report;
 }
 
 }  // namespace
 
 int risk(const Args& args) {
-    if (args.bases.empty() && args.cache != "q8" && args.cache != "q4")
+    if (!compresses(args))
         throw UsageError("risk asks what a compressed cache loses: --bases FILE, --cache q8 or q4");
     check_outputs({{{"--report", args.report}, Output::Page}},
                   {{"the text", args.rest[0]}, {"--bases", args.bases}}, args.model);

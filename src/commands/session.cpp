@@ -45,8 +45,17 @@ std::vector<AgeBits> ages_of(const Args& args) {
     return ages;
 }
 
+// Of a coordinate, where --cache is q8 or q4; 0: it is neither.
+static int uniform_bits(const Args& args) {
+    return args.cache == "q8" ? 8 : args.cache == "q4" ? 4 : 0;
+}
+
+bool compresses(const Args& args) {
+    return !args.bases.empty() || uniform_bits(args) > 0;
+}
+
 CacheChoice cache_choice(const Args& args, const Config& config, const Weights& weights) {
-    int bits = args.cache == "q8" ? 8 : args.cache == "q4" ? 4 : 0;
+    int bits = uniform_bits(args);
     CacheChoice choice;
     if (args.exact) choice.dtype = DType::F32;
     if (!bits && !args.cache.empty()) choice.dtype = parse_cache_dtype(args.cache);
@@ -86,12 +95,14 @@ BackendOptions backend_options(const Args& args) {
 }
 
 std::optional<WatchOptions> watch_options(const Args& args) {
+    bool asked = takes(args.verb, "--risk");
     if (args.risk == "off") {
+        if (!asked) return std::nullopt;
         if (args.cold != "ram" || args.audit)
             throw UsageError("--audit and --cold belong to --risk audit or exact");
         return std::nullopt;
     }
-    if (args.bases.empty() && args.cache != "q8" && args.cache != "q4")
+    if (!compresses(args))
         throw UsageError(
             format("--risk %s belongs to a compressed cache: --bases FILE, --cache q8 or "
                    "q4; the full cache loses nothing",
@@ -103,7 +114,7 @@ std::optional<WatchOptions> watch_options(const Args& args) {
     if (how.exact && how.cold == WatchOptions::Reread)
         throw UsageError("--risk exact verifies every token: --cold reread keeps nothing to do it "
                          "with; ram or a FILE");
-    if (how.exact && how.block > Watch::MOST)
+    if (asked && how.exact && how.block > Watch::MOST)
         throw UsageError(format("--risk exact drafts at most %d tokens at once, not %d",
                                 Watch::MOST, how.block));
     return how;
@@ -120,57 +131,25 @@ std::string watch_line(const Watch* watch) {
         100 * d.agreement());
 }
 
-// Said before any of it is taken, with what would fit.
-static void require_memory(const Session& session, int batch,
-                           const std::optional<WatchOptions>& watched) {
-    const Config& config = session.model.config;
-    const Bases* bases = session.bases ? &*session.bases : nullptr;
-    auto needed = [&](int context) {
-        return KvCache::bytes_for(config, context, session.dtype, bases, batch) +
-               Transformer::arena_bytes_for(config, context, std::min(batch, context)) +
-               (watched ? Watch::bytes_for(config, context, session.dtype, *watched) : 0);
-    };
-    size_t available = session.model.backend->available();
-    if (needed(session.context) <= available) return;
-    int fits = 0, too_many = session.context;
-    while (too_many - fits > 1) {
-        int middle = fits + (too_many - fits) / 2;
-        (needed(middle) <= available ? fits : too_many) = middle;
-    }
-    std::string advice = fits > 0 ? format("--context %d would fit", fits)
-                                  : std::string("not even one position fits");
-    fail("the cache%s and the activations of %d positions need %.2f GiB, %.2f GiB are available; "
-         "%s",
-         watched ? ", its whole rows" : "", session.context,
-         double(needed(session.context)) * 0x1p-30, double(available) * 0x1p-30, advice.c_str());
-}
-
 Session::Session(const Args& args, int default_context)
     : model(Model::open(args.model, backend_options(args), args.threads)) {
-    int most = model.config.context;
-    context = args.context ? args.context : std::min(most, default_context);
-    check(context <= most,
-          "--context %d is more than the model's %d positions (max_position_embeddings)", context,
-          most);
-    CacheChoice choice = cache_choice(args, model.config, model.weights);
-    dtype = choice.dtype, bases = std::move(choice.bases);
-    // Tokens of a pass: enough that reading the weights costs little beside the products.
-    int batch = model.backend->copies_weights ? 2048 : 512;
-    std::optional<WatchOptions> watched = watch_options(args);
-    require_memory(*this, batch, watched);
+    Plan plan = plan_of(args, model.config, model.weights, *model.backend, default_context);
+    std::string why = too_large(plan, room_of(*model.backend));
+    if (!why.empty()) throw Error(why);
+    context = plan.context, dtype = plan.dtype, bases = std::move(plan.bases);
     cache = std::make_unique<KvCache>(*model.backend, model.config, context, dtype,
-                                      bases ? &*bases : nullptr, batch);
-    transformer = std::make_unique<Transformer>(model, context, batch);
+                                      bases ? &*bases : nullptr, plan.batch);
+    transformer = std::make_unique<Transformer>(model, context, plan.batch);
     transformer->exact = args.exact;
-    if (watched && watched->exact && model.backend->most_singly == 1)
+    if (plan.watch && plan.watch->exact && model.backend->most_singly == 1)
         status(args, "--risk exact on " + model.backend->name + " verifies token by token: the text is "
                      "the full cache's, and slower than it");
     std::string slow;
     for (const CacheLayer& layer : cache->layer)
         if (slow.empty() && !args.exact) slow = model.backend->plain_attention(layer);
     if (!slow.empty()) status(args, "note: " + slow);
-    if (watched)
-        watch = std::make_unique<Watch>(*transformer, *cache, *watched,
+    if (plan.watch)
+        watch = std::make_unique<Watch>(*transformer, *cache, *plan.watch,
                                         risk_levels(bases->metadata));
 }
 
@@ -200,13 +179,13 @@ uint64_t draw_seed() {
 
 std::string drawn_seed(const Args& args, const Sampler& sampler) {
     bool given = args.seed.given && !args.seed.drawn;
-    if (given || sampler.sampling.greedy || sampler.sampling.temperature == 0) return "";
+    if (given || sampler.sampling.takes_likeliest()) return "";
     return format("seed %llu", static_cast<unsigned long long>(sampler.seed));
 }
 
 Sampler sampler_of(const Args& args, const Config& config, const Tokenizer& tokenizer) {
     Sampling how = Sampling::open(config.folder);
-    if (args.temperature) how.greedy = *args.temperature == 0, how.temperature = *args.temperature;
+    if (args.temperature) how.greedy = false, how.temperature = *args.temperature;
     if (args.top_k) how.top_k = std::max(0, *args.top_k);
     if (args.top_p) how.top_p = *args.top_p;
     if (args.min_p) how.min_p = *args.min_p;

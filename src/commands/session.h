@@ -3,9 +3,8 @@
 #include <memory>
 #include <optional>
 
-#include "commands/args.h"
+#include "commands/plan.h"
 #include "forward/sampler.h"
-#include "forward/watch.h"
 
 namespace stief {
 
@@ -35,7 +34,8 @@ struct Session {
     void hold(std::span<const Token> ids);
 };
 
-// --risk, --audit, --cold. UsageError where they do not go together; risk: what "off" stands for.
+// --risk, --audit, --cold; nothing where --risk is off. UsageError where they do not go together. Of a
+// verb without --risk, --audit is the verb's own affair: no draft's length.
 std::optional<WatchOptions> watch_options(const Args& args);
 // What the watch has found so far, one line; "" where there is none.
 std::string watch_line(const Watch* watch);
@@ -47,6 +47,8 @@ struct AgeBits {
 };
 std::vector<AgeBits> ages_of(const Args& args);
 
+// --bases FILE, or --cache q8 or q4: a cache that loses something.
+bool compresses(const Args& args);
 // What --cache, --bases, --window and --ages ask for. bases: none for the plain cache.
 struct CacheChoice {
     DType dtype = DType::F16;

@@ -4,16 +4,12 @@
 // verification share the noise of each draw (sampler.h), so that a token is accepted where it is the
 // very one that the full cache draws, and the same seed gives the full cache's own text.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
+#include "base/seconds.h"
 #include "forward/watch.h"
 
 namespace stief {
-
-static double seconds_since(std::chrono::steady_clock::time_point start) {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 void Drafting::add_verification(int tokens, double seconds) {
     for (double* sum : {&n, &T, &TT, &s, &Ts}) *sum *= 0.95;    // costs grow with the context

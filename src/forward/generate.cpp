@@ -1,16 +1,12 @@
 #include "forward/generate.h"
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
+#include "base/seconds.h"
 #include "forward/finite.h"
 
 namespace stief {
-
-static double seconds_since(std::chrono::steady_clock::time_point start) {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 Generated generate_with(const TextSteps& steps, int room, int prompt_tokens, int limit,
                         std::span<const Token> ends, const std::function<bool(Token)>& sink) {
@@ -72,8 +68,7 @@ Generated generate(Transformer& transformer, KvCache& cache, Sampler& sampler,
                    const std::function<bool(Token)>& sink) {
     check(!prompt.empty(), "nothing to continue: the prompt has no tokens");
     // Greedy: the most likely token alone comes back from a device, where any of them may be drawn.
-    bool greedy = (sampler.sampling.greedy || sampler.sampling.temperature == 0) &&
-                  sampler.drawable.empty();
+    bool greedy = sampler.sampling.takes_likeliest() && sampler.drawable.empty();
     // Memory of the host that a device copies to in one transfer.
     Buffer logits;
     size_t V = size_t(transformer.model.config.V);

@@ -19,7 +19,7 @@ Token Sampler::pick(std::span<float> logits, Random& from) {
     for (float z : logits) if (std::isnan(z)) throw NotFinite();
     for (size_t i = 0; i < drawable.size(); i++)
         if (!drawable[i]) logits[i] = -std::numeric_limits<float>::infinity();
-    if (sampling.greedy || sampling.temperature == 0)
+    if (sampling.takes_likeliest())
         return Token(std::max_element(logits.begin(), logits.end()) - logits.begin());
 
     candidates.clear();

@@ -61,10 +61,8 @@ size_t Watch::whole_bytes() const {
     return whole ? whole->bytes() : 0;
 }
 
-size_t Watch::bytes_for(const Config& config, int capacity, DType dtype, const WatchOptions& how) {
-    size_t logits = 2 * size_t(tokens_of(how)) * row_bytes(config);
-    return logits + (how.cold == WatchOptions::File ? 0
-                                                    : KvCache::bytes_for(config, capacity, dtype));
+size_t Watch::logits_bytes_for(const Config& config, const WatchOptions& how) {
+    return 2 * size_t(tokens_of(how)) * row_bytes(config);
 }
 
 // The whole rows of positions up to `until`, in batches as a prompt's.
@@ -165,7 +163,7 @@ Generated Watch::generate_audited(Sampler& sampler, std::span<const Token> promp
     Backend& ops = *transformer.model.backend;
     size_t V = size_t(transformer.model.config.V);
     if (!drafted.data) make_logits();
-    log.greedy = sampler.sampling.greedy || sampler.sampling.temperature == 0;
+    log.greedy = sampler.sampling.takes_likeliest();
     std::vector<float> logits(V);
     std::vector<Token> drawn;    // from each row of `drafted` that was not compared yet; −1: nothing
     // The first `count` of these rows are the predictions of the tokens before the last.

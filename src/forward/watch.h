@@ -70,8 +70,8 @@ struct Watch {
     void hold_whole(std::span<const Token> now);
 
     size_t whole_bytes() const;   // of the whole rows, as they are kept
-    // What `block` rows of logits and the whole rows need beside a session without a watch.
-    static size_t bytes_for(const Config& config, int capacity, DType dtype, const WatchOptions& how);
+    // What a block's logits need beside a session without a watch; the whole rows come on top.
+    static size_t logits_bytes_for(const Config& config, const WatchOptions& how);
 
   private:
     Buffer drafted, full;              // (block, V) of audit: logits over compressed and whole rows

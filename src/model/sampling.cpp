@@ -55,7 +55,6 @@ Sampling Sampling::open(const std::string& folder) {
     s.top_k = std::max(0, json.integer("top_k", -1, MAX_VOCABULARY, 0));
     s.top_p = json.number("top_p", 1, 0, 1);
     s.min_p = json.number("min_p", 0, 0, 1);
-    if (s.temperature == 0) s.greedy = true;
     s.ignored = undone(json);
     return s;
 }

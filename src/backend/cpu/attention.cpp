@@ -1,8 +1,9 @@
-// The cache's rows, and decode attention: out_h = softmax(q_h Kᵀ / √d) V, one query row per head,
-// of one token or of several that are to come out as each alone would.
+// Decode attention over the rows of cache_rows.cpp: out_h = softmax(q_h Kᵀ / √d) V, one query row
+// per head, of one token or of several that are to come out as each alone would.
 // Positions are split over threads and merged by their running max and sum (Dao et al. 2023,
-// Flash-Decoding). A piece is (kv head, split): it reads what is stored of K and V once and shares
-// every row over the m query heads of the group.
+// Flash-Decoding). A piece is (kv head, split, up to 8 tokens): it reads what is
+// stored of K and V for each token, from memory for the first alone, and shares every row over the
+// m query heads of the group.
 //
 // A row is r elements, or codes of mixed widths (row_format.h), which the scores and sums of the
 // instruction set read as they are packed; only exact arithmetic unpacks them. Of q the first r_K
