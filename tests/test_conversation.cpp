@@ -172,7 +172,7 @@ TEST_CASE("a conversation is in its form and of its version") {
     bytes[8] = 1;                                          // a version of the past
     put_bytes(saved.path, bytes);
     CHECK_THROWS_WITH_AS(load_conversation(saved.path, cache, MODEL, VOCABULARY, "chatml"),
-                         doctest::Contains("is of version 1, this program reads version 3"), Error);
+                         doctest::Contains("is of version 1, this program reads version 4"), Error);
 }
 
 TEST_CASE("saving replaces a conversation, and no other file") {

@@ -14,7 +14,7 @@ namespace stief {
 static_assert(std::endian::native == std::endian::little, "the format is what memory holds");
 
 static constexpr char MAGIC[] = {'S', 'T', 'I', 'E', 'F', 'T', 'L', 'K'};
-static constexpr uint32_t VERSION = 3;
+static constexpr uint32_t VERSION = 4;
 
 struct Head {
     char magic[8];
