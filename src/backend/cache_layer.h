@@ -51,6 +51,14 @@ struct Stretch {
 
 // All that the query heads of one kv head see: every position s ≤ p once. For one token the
 // stretches are in the order of positions; those of sinks, if any, come first.
+//
+// With a window of 4,32 and an age of 256 there are three stores, 0 of whole rows, 1 of the age's and 2
+// of what is beyond, and four stretches:
+//     s < 4, any distance | s ≥ 4, p − s ≥ 256 | s ≥ 4, 32 ≤ p − s < 256 | s ≥ 4, p − s < 32
+//     in store 0          | 2                  | 1                       | 0
+// Rows of one format are kept once, in the oldest store that has it. Where a head's age is whole, too,
+// its store 0 is kept in 1: the first stretch reads the fixed rows of that ring, of 256 and a batch, and
+// the last two are one. Keys and values of a head differ in this: a stretch has a store of each.
 struct Seen {
     int count = 0;
     Stretch stretch[MOST_STORES + 1];

@@ -26,7 +26,7 @@
 namespace stief {
 
 // Of the form above; no other is read.
-constexpr uint32_t CONVERSATION_VERSION = 3;
+constexpr uint32_t CONVERSATION_VERSION = 4;
 
 struct Message {
     std::string role, text;
