@@ -26,9 +26,9 @@ Needs needs_of(const Args& args, const Config& config, const Weights& weights,
     needs.bytes = needs.plan.bytes(needs.plan.context);
     if (needs.plan.bases) needs.whole = needs.plan.whole_bytes(needs.plan.context);
     std::string elements = name_of(needs.plan.dtype);
-    needs.format = !args.bases.empty()  ? args.bases + ", " + elements
-                   : needs.plan.bases ? args.cache
-                                      : elements;
+    needs.format = !needs.plan.bases    ? elements
+                   : args.bases.empty() ? args.cache
+                                        : args.bases + ", " + elements;
     for (int l = 0; l < config.L; l++) needs.per_token.push_back(needs.plan.bytes_per_token(size_t(l)));
     return needs;
 }
