@@ -218,7 +218,9 @@ TEST_CASE("every damage of a bases file is one clear error") {
     const Damage damages[] = {
         {"a basis that is not orthonormal", "not orthonormal",
          [&](Bases& b) { first(b).q[3] += 0.5f; }},
-        {"NaN in a basis", "not orthonormal", [](Bases& b) { b.layer[1].v[1].q[0] = NaN; }},
+        {"NaN in a basis", "an element of q", [](Bases& b) { b.layer[1].v[1].q[0] = NaN; }},
+        {"infinity in decode", "an element of decode", [&](Bases& b) { first(b).decode[1] = INFINITY; }},
+        {"infinity in encode", "an element of encode", [&](Bases& b) { first(b).encode[1] = -INFINITY; }},
         {"decode that is no inverse", "not the inverse",
          [&](Bases& b) { first(b).decode[0] *= 1.01f; }},
         {"the same where spreads are small", "not the inverse",
@@ -242,7 +244,7 @@ TEST_CASE("every damage of a bases file is one clear error") {
         {"a format too few", "list of 3 formats", [&](Bases& b) { first(b).format.pop_back(); }},
         {"ages that do not grow", "ages", [](Bases& b) { b.ages[1] = b.ages[0]; }},
         {"an age within the window", "ages", [](Bases& b) { b.ages[0] = b.recent; }},
-        {"a layer too few", "keys of layer 1", [](Bases& b) { b.layer.pop_back(); }},
+        {"a layer too few", "formats of 2 layers", [](Bases& b) { b.layer.pop_back(); }},
         {"a head too many", "formats_k", [](Bases& b) { b.layer[0].k.push_back(b.layer[0].k[0]); }},
     };
     for (const Damage& damage : damages) {
@@ -257,15 +259,20 @@ TEST_CASE("every damage of a bases file is one clear error") {
     const std::pair<const char*, const char*> texts[] = {
         {"version", "4"},    {"ages", "[40,90,1,2,3]"}, {"ages", "40"},  {"ages", ""},
         {"formats_k", "[]"}, {"formats_v", "{}"},       {"window", "4"}, {"window", "4,-1"},
-        {"window", "4,99999999999"}};
+        {"window", "4,99999999999"}, {"keys", "pre,post,"}, {"keys", "pre"}, {"keys", "pre,\x1b[31m"},
+        {"fingerprint", "\x1b[2J"}};
     for (auto [key, text] : texts) {
         CAPTURE(std::string(key));
         rewrite(saved.path, saved.path + "bad", "", {{key, text}});
-        CHECK(error_of(saved.path + "bad", saved.config).find(key) != std::string::npos);
+        std::string message = error_of(saved.path + "bad", saved.config);
+        CHECK(message.find(key) != std::string::npos);
+        CHECK(message.find('\x1b') == std::string::npos);  // nothing that a terminal would obey
     }
+    std::string keys = "[[4,0,0,0,0,0,0,0]]";
+    for (int g = 1; g < 33; g++) keys += ",[[4,0,0,0,0,0,0,0]]";
     rewrite(saved.path, saved.path + "wide", "",
-            {{"window", "4,64"}, {"ages", "[]"}, {"values", "joint"},
-             {"formats_k", "[[[[4,0,0,0,0,0,0,0]]]]"}, {"formats_v", "[[[[16,0,0,0,2048,0,0,0]]]]"}});
+            {{"window", "4,64"}, {"ages", "[]"}, {"values", "joint"}, {"keys", "pre"},
+             {"formats_k", "[[" + keys + "]]"}, {"formats_v", "[[[[16,0,0,0,2048,0,0,0]]]]"}});
     CHECK_THROWS_WITH_AS(
         BasesFormats::of(SafeTensors::open_file(saved.path + "wide"), saved.path, 33, 64),
         doctest::Contains("formats_v: layer 0 head 0: a row of codes keeps 2064 coordinates"), Error);

@@ -95,7 +95,7 @@ struct BasesFormats {
     std::vector<int> ages;
     int sinks = 0, recent = 0;
     Side k, v;
-    std::vector<bool> joint;  // (L)  values
+    std::vector<bool> rotated, joint;  // (L)  keys are stored after rotation; values have one basis
 
     // Error where the metadata is no bases', or a format cannot be one of heads of width d.
     static BasesFormats of(const SafeTensors& file, const std::string& path, int G, int d);

@@ -105,8 +105,8 @@ struct Metadata {
         const std::string &kind = text("format"), &version = text("version");
         check(kind == "stief-bases" && version.size() == 1 && version[0] >= '1' &&
                   version[0] <= '3',
-              "%s: expected bases of format version 1, 2 or 3, found \"%.40s\" version \"%.40s\"",
-              path.c_str(), kind.c_str(), version.c_str());
+              "%s: expected bases of format version 1, 2 or 3, found %s version %s",
+              path.c_str(), printable(kind).c_str(), printable(version).c_str());
         return version[0] - '0';
     }
 
@@ -119,11 +119,13 @@ struct Metadata {
             size_t comma = list.find(',', at);
             std::string word = comma == list.npos ? "" : list.substr(at, comma - at);
             check(word == first || word == second,
-                  "%s: %s of layer %zu are \"%.20s\", expected %s or %s", path.c_str(), key.c_str(),
-                  l, word.c_str(), first, second);
+                  "%s: %s of layer %zu are %s, expected %s or %s", path.c_str(), key.c_str(), l,
+                  printable(word).c_str(), first, second);
             all.push_back(word == second);
             at = comma + 1;
         }
+        check(size_t(std::count(list.begin(), list.end(), ',')) == layers,
+              "%s: %s of more than %zu layers", path.c_str(), key.c_str(), layers);
         return all;
     }
 
@@ -135,7 +137,7 @@ struct Metadata {
                   size_t(used) == text.size() && std::min(sinks, recent) >= 0 &&
                   std::max(sinks, recent) <= INT32_MAX;
         to.sinks = int(sinks), to.recent = int(recent);
-        check(ok, "%s: window is \"%.40s\", expected SINKS,RECENT", path.c_str(), text.c_str());
+        check(ok, "%s: window is %s, expected SINKS,RECENT", path.c_str(), printable(text).c_str());
     }
 
     void ages(BasesFormats& to) const {
@@ -182,14 +184,17 @@ BasesFormats::Side side_of(const Metadata& metadata, const char* key, int versio
                            int G, int d, const std::vector<bool>& joint) {
     std::string where = metadata.path + ": " + key;
     Json rows = Json::parse(metadata.text(key), where);
-    check(rows.kind == Json::Array, "%s: expected a list of layers", where.c_str());
+    check(rows.kind == Json::Array && !rows.items.empty(), "%s: expected a list of layers",
+          where.c_str());
     BasesFormats::Side side;
     for (const Json& row : rows.items) {
         auto& layer = side.emplace_back();
         check(row.kind == Json::Array, "%s: expected a list of heads in layer %zu", where.c_str(),
               side.size() - 1);
         bool together = side.size() <= joint.size() && joint[side.size() - 1];
-        int width = together ? G * d : d;
+        int width = together ? G * d : d, heads = together ? 1 : G;
+        check(row.items.size() == size_t(heads), "%s: expected %d heads in layer %zu, found %zu",
+              where.c_str(), heads, side.size() - 1, row.items.size());
         for (const Json& head : row.items) {
             std::string at =
                 format("%s: layer %zu head %zu", where.c_str(), side.size() - 1, layer.size());
@@ -250,8 +255,11 @@ struct Reader {
             verify(heads[g], format("%s: %s head %zu", path.c_str(), prefix.c_str(), g));
     }
 
-    // NaN is never within tolerance.
     void verify(const HeadBasis& head, const std::string& where) const {
+        for (auto [name, field] : MATRICES)
+            for (float x : head.*field)
+                check(std::isfinite(x), "%s: an element of %s is %g: the file is damaged",
+                      where.c_str(), name, double(x));
         size_t d = head.width();
         Matrix Q(d, d), E(d, d), D(d, d), E_size(d, d), D_size(d, d);
         Q.data.assign(head.q.begin(), head.q.end());
@@ -290,24 +298,22 @@ BasesFormats BasesFormats::of(const SafeTensors& file, const std::string& path, 
     if (version > 1) metadata.ages(formats);
     size_t ages = formats.ages.size();
     formats.k = side_of(metadata, version > 1 ? "formats_k" : "ranks_k", version, ages, G, d, {});
-    formats.joint.assign(formats.k.size(), false);
+    size_t layers = formats.k.size();
+    formats.rotated = metadata.words("keys", layers, "pre", "post");
+    formats.joint.assign(layers, false);
     if (file.metadata.count("values"))
-        formats.joint = metadata.words("values", formats.k.size(), "head", "joint");
+        formats.joint = metadata.words("values", layers, "head", "joint");
     formats.v = side_of(metadata, version > 1 ? "formats_v" : "ranks_v", version, ages, G, d,
                         formats.joint);
+    check(formats.v.size() == layers, "%s: formats of keys of %zu layers, and of values of %zu",
+          path.c_str(), layers, formats.v.size());
     return formats;
 }
 
 static void set_formats(Bases& bases, const BasesFormats::Side& side,
-                        std::vector<HeadBasis> Bases::Layer::*heads, const std::string& where) {
-    check(side.size() == bases.layer.size(), "%s: expected formats of %zu layers, found %zu",
-          where.c_str(), bases.layer.size(), side.size());
-    for (size_t l = 0; l < side.size(); l++) {
-        std::vector<HeadBasis>& to = bases.layer[l].*heads;
-        check(side[l].size() == to.size(), "%s: expected %zu heads in layer %zu, found %zu",
-              where.c_str(), to.size(), l, side[l].size());
-        for (size_t g = 0; g < to.size(); g++) to[g].format = side[l][g];
-    }
+                        std::vector<HeadBasis> Bases::Layer::*heads) {
+    for (size_t l = 0; l < side.size(); l++)
+        for (size_t g = 0; g < side[l].size(); g++) (bases.layer[l].*heads)[g].format = side[l][g];
 }
 
 Bases Bases::open(const std::string& path, const Config& config, uint64_t fingerprint) {
@@ -317,28 +323,28 @@ Bases Bases::open(const std::string& path, const Config& config, uint64_t finger
     int version = metadata.version();
     std::string want = format("%016llx", static_cast<unsigned long long>(fingerprint));
     check(metadata.text("fingerprint") == want,
-          "%s: these bases were learned for another model (%.40s; its fingerprint is %.20s, "
-          "that of %s is %s)",
+          "%s: these bases were learned for another model (%s; its fingerprint is %s, that of %s is "
+          "%s)",
           path.c_str(),
-          file.metadata.count("model") ? file.metadata.at("model").c_str() : "unnamed",
-          metadata.text("fingerprint").c_str(), config.folder.c_str(), want.c_str());
+          file.metadata.count("model") ? printable(file.metadata.at("model")).c_str() : "unnamed",
+          printable(metadata.text("fingerprint")).c_str(), config.folder.c_str(), want.c_str());
 
     Bases bases;
     std::vector<HeadBasis> heads(size_t(config.G), HeadBasis{});
     bases.layer.assign(size_t(config.L), {true, heads, heads});
     bases.metadata = file.metadata;
 
-    std::vector<bool> post = metadata.words("keys", bases.layer.size(), "pre", "post");
     BasesFormats formats = BasesFormats::of(file, path, config.G, config.d);
+    check(formats.k.size() == bases.layer.size(), "%s: expected formats of %zu layers, found %zu",
+          path.c_str(), bases.layer.size(), formats.k.size());
     for (size_t l = 0; l < bases.layer.size(); l++) {
         Bases::Layer& layer = bases.layer[l];
-        layer.rotated = post[l], layer.joint = l < formats.joint.size() && formats.joint[l];
+        layer.rotated = formats.rotated[l], layer.joint = formats.joint[l];
         if (layer.joint) layer.v.resize(1);
     }
     bases.ages = formats.ages, bases.sinks = formats.sinks, bases.recent = formats.recent;
-    const char* names = version > 1 ? "formats_" : "ranks_";
-    set_formats(bases, formats.k, &Bases::Layer::k, path + ": " + names + "k");
-    set_formats(bases, formats.v, &Bases::Layer::v, path + ": " + names + "v");
+    set_formats(bases, formats.k, &Bases::Layer::k);
+    set_formats(bases, formats.v, &Bases::Layer::v);
     Reader reader{path, config, file};
     for (size_t l = 0; l < bases.layer.size(); l++) {
         reader.side(l, 'k', bases.layer[l].k, version);

@@ -48,12 +48,16 @@ static std::string nearest(const std::string& word, const std::vector<std::strin
     return best.empty() ? "" : ", did you mean " + best + "?";
 }
 
-[[noreturn]] static void usage_error(const std::string& what, const std::string& verb) {
+std::string with_usage(const std::string& what, const std::string& verb) {
+    if (what.find("\nusage: ") != what.npos) return what;
     const Verb* known = find_verb(verb);
     std::string right = known ? std::string("stief ") + known->name + " " + known->usage
                               : std::string("stief VERB MODEL [options]");
-    throw UsageError(what + "\nusage: " + right + "   (stief " + (known ? verb + " " : "") +
-                     "--help says more)");
+    return what + "\nusage: " + right + "   (stief " + (known ? verb + " " : "") + "--help says more)";
+}
+
+[[noreturn]] static void usage_error(const std::string& what, const std::string& verb) {
+    throw UsageError(with_usage(what, verb));
 }
 
 static std::string bounds_of(const Flag& flag, bool integer, bool share) {

@@ -77,7 +77,9 @@ struct Verb {
 };
 extern const std::vector<Verb> verbs;
 
-// Throws UsageError, whose text ends with the line that would be right.
+// An error's text with the line that would be right, unless it has one.
+std::string with_usage(const std::string& what, const std::string& verb);
+// Throws UsageError, with that line.
 Args parse_args(const std::vector<std::string>& words);
 std::string help_text(const std::string& verb);        // "": the list of verbs
 

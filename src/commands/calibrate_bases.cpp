@@ -97,7 +97,8 @@ static CalibrationOptions options_of(const Args& args, const Config& config) {
     o.keep = args.keep.value_or(0), o.error_budget = args.error_budget.value_or(0);
     o.ppl_budget = args.ppl_budget.value_or(0);
     for (const std::optional<double>* one : {&args.keep, &args.error_budget, &args.ppl_budget})
-        if (*one && !(**one > 0)) throw UsageError("a budget is a number above 0");
+        if (*one && !(**one > 0))
+            throw UsageError("--keep, --error-budget and --ppl-budget are above 0");
     bool layer = o.objective == "layer";
     int budgets = int(o.keep > 0) + int(o.error_budget > 0) + int(o.ppl_budget > 0);
     if (budgets > 1) throw UsageError("give one of --keep, --error-budget and --ppl-budget");

@@ -22,10 +22,20 @@ std::string joined(const std::vector<std::vector<RowFormat>>& heads, int d) {
     return text;
 }
 
+// As it is, or quoted where it holds anything that would disturb a terminal.
+std::string shown(const std::string& text) {
+    std::string quoted = quote(text);
+    return quoted.size() == text.size() + 2 ? text : quoted;
+}
+
 }  // namespace
 
 int inspect_bases(const Args& args) {
     const std::string& path = args.model;
+    if (args.context || !args.cache.empty() || !args.bases.empty() || !args.window.empty() ||
+        !args.ages.empty())
+        throw UsageError("a file of bases says what it holds: --context, --cache, --bases, --window and "
+                         "--ages are for a model's folder");
     SafeTensors file = SafeTensors::open_file(path);
     auto first = file.tensors.find("layers.0.k.q");
     check(first != file.tensors.end() && first->second.shape.size() == 3 &&
@@ -34,8 +44,6 @@ int inspect_bases(const Args& args) {
     size_t G = first->second.shape[0], d = first->second.shape[1], kept = 0, bytes = 0;
     BasesFormats formats = BasesFormats::of(file, path, int(G), int(d));
     const auto &k = formats.k, &v = formats.v;
-    check(k.size() == v.size(), "%s: keys of %zu layers and values of %zu", path.c_str(), k.size(),
-          v.size());
     for (const BasesFormats::Side* side : {&k, &v})
         for (const auto& layer : *side)
             for (const std::vector<RowFormat>& head : layer)
@@ -65,7 +73,7 @@ int inspect_bases(const Args& args) {
     text += "\n";
     for (const auto& [key, value] : file.metadata)
         if (key.rfind("ranks_", 0) != 0 && key.rfind("formats_", 0) != 0)
-            text += format("%-18s %s\n", key.c_str(), value.c_str());
+            text += format("%-18s %s\n", shown(key).c_str(), shown(value).c_str());
     print(text);
     return 0;
 }

@@ -8,6 +8,7 @@
 
 int main(int argc, char** argv) {
     using namespace stief;
+    std::string verb;
     try {
         open_standard_streams();
         install_signal_handlers();
@@ -21,11 +22,12 @@ int main(int argc, char** argv) {
             print(help_text(args.verb));
             return 0;
         }
-        for (const Verb& verb : verbs)
-            if (args.verb == verb.name) return verb.run(args);
+        verb = args.verb;
+        for (const Verb& one : verbs)
+            if (verb == one.name) return one.run(args);
         return 2;
     } catch (const UsageError& error) {
-        write_stderr(format("error: %s\n", error.what()));
+        write_stderr(format("error: %s\n", with_usage(error.what(), verb).c_str()));
         return 2;
     } catch (const std::bad_alloc&) {
         write_stderr("error: out of memory\n");

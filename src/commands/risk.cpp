@@ -138,7 +138,7 @@ std::string as_text(const RiskReport& r) {
     text += "\n" + r.all.line() + "\n";
     const FlagLevels& usual = r.all.levels.flags;
     text += format("%zu of %d tokens (%.2g%%) would be flagged in greedy text: another than the full "
-                   "cache's, its odds moved by more than %.2f nats; usual %.2g%% (%s)\n",
+                   "cache's, its odds moved by more than %.2g nats; usual %.2g%% (%s)\n",
                    r.flagged(), r.all.audited(), 100.0 * double(r.flagged()) / r.all.audited(),
                    usual.greedy.swing, 100 * usual.greedy.rate,
                    usual.tokens ? format("of %d that calibration held out", usual.tokens).c_str()
