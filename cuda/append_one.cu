@@ -16,7 +16,7 @@ struct OneShared {
     float tried[2][7];
 };
 
-// A query head: q rotated, and q Dᵀ. A kv head's keys or its values: rotated where that is kept, less their mean,
+// A query head: q rotated, and q Dᵀ. A kv head's keys or its values: rotated where that is kept,
 // c = (k − μ) E, and c into all of the head's stores.
 // grid queries + 2G, block 256. Shared: OneShared, x, c, sums, and where `staged` the basis, which like all
 // that waits for no other kernel comes before they are through. Bound by the basis' bytes, d²·4 a head.

@@ -139,8 +139,8 @@ __device__ __forceinline__ void store_tile(const EncoderTables& tables, const fl
     }
 }
 
-// Of kv heads, with bases or codes: keys rotated where that is kept, c = (x − μ) E, a tile's product at once, and
-// c into all of the head's stores.
+// Of kv heads, with bases or codes: keys rotated where that is kept, c = (x − μ) E, a tile's product at
+// once, and c into all of the head's stores.
 // grid (tiles, 2G), block 256. Shared: the tile and the encoder's tables. Reads E once for each tile; its
 // first piece and the tables come before the kernels before this one are through.
 template <class E, int WIDEST>

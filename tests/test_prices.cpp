@@ -88,4 +88,21 @@ TEST_CASE("coordinates of coded keys have unit spread about their mean, and E D 
     }
 }
 
+TEST_CASE("a unit that was turned is priced again in the order of its coordinates") {
+    PriceSamples all = samples(3);
+    PricedUnit unit = price_unit(all, 0, true, DType::F16), turned = unit;
+    Matrix Q = unit.Q;
+    for (size_t i = 0; i < WIDE; i++) std::swap(Q(i, 0), Q(i, 5));
+    turned.turn_to(Q);
+    price_again(turned, all, 0, DType::F16);
+    auto swapped = [](std::vector<double> x) { return std::swap(x[0], x[5]), x; };
+    REQUIRE(turned.age.size() == unit.age.size());
+    CHECK(off(turned.compressed.noise, swapped(unit.compressed.noise)) <= TOL_F32);
+    CHECK(off(turned.compressed.dropped, swapped(unit.compressed.dropped)) <= TOL_F32);
+    CHECK(off(turned.age[0].noise, turned.compressed.noise) == 0);
+    std::vector<float> weight = weights_of(turned);
+    CHECK(weight[5] == 1);  // of the dearest
+    CHECK(weight[0] < 1);
+}
+
 TEST_SUITE_END();

@@ -34,6 +34,13 @@ struct Priced {
                 hull[age][u] = lower_hull(formats_of(unit[u], unit[u].age[age], dtype));
         });
     }
+    // What unit u costs at those formats, all ages: nats a token.
+    double predicted(size_t u, const Formats& formats) const {
+        double sum = 0;
+        for (size_t age = 0; age < unit[u].age.size(); age++)
+            sum += scale[u] * price_of(unit[u], unit[u].age[age], formats.format[u][age]);
+        return sum;
+    }
     // budget: (ages)  bytes of a token
     Formats within(const std::vector<size_t>& budget) const {
         Formats all;
@@ -111,12 +118,18 @@ std::vector<LayerCuts> cuts_of(const CalibrationRun& run, const Priced& priced,
     return cuts_of(bases_of(run, priced, formats), run.model.config, o.sinks, o.cache);
 }
 
-// Bases, prices and hulls of all units, by what the full cache is asked for.
+// What the full cache is asked for.
+PriceSamples samples_of(CalibrationRun& run, ModelBackward& back, const std::string& folder) {
+    const CalibrationOptions& o = run.options;
+    return collect_samples(back, units_of(run), run.learn, o.keys == "post",
+                           std::min(o.sinks, o.sequence - 1), o.seed, folder,
+                           [&] { run.ticker(3 * size_t(run.model.config.L)); });
+}
+
+// Bases, prices and hulls of all units.
 Priced price(CalibrationRun& run, ModelBackward& back, const std::string& folder) {
     const CalibrationOptions& o = run.options;
-    PriceSamples samples = collect_samples(back, units_of(run), run.learn, o.keys == "post",
-                                           std::min(o.sinks, o.sequence - 1), o.seed, folder,
-                                           [&] { run.ticker(3 * size_t(run.model.config.L)); });
+    PriceSamples samples = samples_of(run, back, folder);
     Priced priced;
     priced.unit.resize(samples.units.count());
     run.model.threads->run(samples.units.count(), [&](size_t u) {
@@ -126,16 +139,24 @@ Priced price(CalibrationRun& run, ModelBackward& back, const std::string& folder
     return priced;
 }
 
-// README §3 at these formats; kept where held-out text is better for it.
+// README §3 at these formats; kept where held-out text is better for it. Bases that were turned are
+// priced again, for the encoder's weights and for other sizes; the formats stay.
 void descend(CalibrationRun& run, ModelBackward& back, const std::string& folder,
-             const MeasuredKl& divergence, Priced& priced, const Formats& formats) {
+             const MeasuredKl& divergence, Priced& priced, Formats& formats) {
     const CalibrationOptions& o = run.options;
     size_t passes = size_t(run.model.config.L);
     ModelDescent descent(back, run.learn, folder, [&] { run.ticker(passes); });
     Priced moved = priced;
     descent.run(units_of(run), moved.unit, formats.format, [&] { return cuts_of(run, moved, formats); },
                 {o.steps, o.batch, o.tau, o.seed}, [&] { run.ticker(3 * passes); });
-    if (divergence(moved, formats) < divergence(priced, formats)) priced = std::move(moved);
+    if (!(divergence(moved, formats) < divergence(priced, formats))) return;
+    priced = std::move(moved);
+    PriceSamples samples = samples_of(run, back, folder);
+    run.model.threads->run(samples.units.count(),
+                           [&](size_t u) { price_again(priced.unit[u], samples, u, o.cache); });
+    priced.set_hulls(*run.model.threads, o.cache);
+    formats.predicted = 0;
+    for (size_t u = 0; u < priced.unit.size(); u++) formats.predicted += priced.predicted(u, formats);
 }
 
 // Neighbouring layers that are measured together.
@@ -163,11 +184,7 @@ void correct(const Units& units, EndToEnd& learnt, const std::vector<LayerCuts>&
     for (size_t i = 0; i < ends.size(); i++)
         for (bool values : {false, true}) {
             double predicted = 0;
-            for_group(i, values, [&](size_t u) {
-                const PricedUnit& unit = priced.unit[u];
-                for (size_t age = 0; age < unit.age.size(); age++)
-                    predicted += priced.scale[u] * price_of(unit, unit.age[age], formats.format[u][age]);
-            });
+            for_group(i, values, [&](size_t u) { predicted += priced.predicted(u, formats); });
             foretold.push_back({i ? size_t(ends[i - 1]) : 0, size_t(ends[i]) - 1, values, predicted,
                                 measured[i][values]});
             double ratio = predicted > 0 ? measured[i][values] / predicted : 1;
@@ -282,7 +299,8 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Parti
     const Config& c = run.model.config;
     const CalibrationOptions& o = run.options;
     Clock clock{result};
-    size_t descent = o.steps > 0 ? run.learn.count() + 3 * size_t(o.steps) * size_t(o.batch) : 0;
+    size_t descent =
+        o.steps > 0 ? 4 * run.learn.count() + 3 * size_t(o.steps) * size_t(o.batch) : 0;
     run.ticker.total = (run.learn.count() * 3 + descent) * size_t(c.L);
     run.ticker.phase = "prices";
     Kept kept(run, partial, result);

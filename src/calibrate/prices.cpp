@@ -143,16 +143,16 @@ void PricedUnit::turn_to(const Matrix& to) {
     encode = to_floats(E), decode = to_floats(D);
 }
 
-// In the basis that the unit has. k: the unit's rows less their mean
+// In the basis that the unit has, in the order of its coordinates. k: its rows less their mean
 static void set_prices(PricedUnit& unit, const PriceSamples& samples, size_t index, const float* k) {
     size_t n = samples.tokens, d = samples.units.width(index);
     std::vector<float> c = product(k, n, from_floats(unit.encode, d));
     Matrix Dt = transpose(from_floats(unit.decode, d));
     auto by = [&](const float* g) { return prices_of(c, product(g, n, Dt), n, d); };
+    unit.age.clear();
     for (size_t age = 0; age < samples.ages; age++)
         unit.age.push_back(by(samples.g_of_age(index, age)));
     unit.compressed = samples.ages > 1 ? by(samples.g_compressed(index).data()) : unit.age[0];
-    sort_by_price(unit);
 }
 
 PricedUnit price_unit(const PriceSamples& samples, size_t index, bool coded, DType dtype) {
@@ -171,15 +171,24 @@ PricedUnit price_unit(const PriceSamples& samples, size_t index, bool coded, DTy
     for (double& x : unit.moment.data) x /= double(n);
     unit.turn_to(warm_start(moment, unit.metric).vectors);
     set_prices(unit, samples, index, k.data());
+    sort_by_price(unit);
     if (coded) unit.distortion = distortions(unit, k.data(), n, dtype);
     return unit;
+}
+
+void price_again(PricedUnit& unit, const PriceSamples& samples, size_t index, DType dtype) {
+    size_t n = samples.tokens * samples.units.width(index);
+    std::vector<float> k(samples.k(index), samples.k(index) + n);
+    subtract(k, unit.mean);
+    set_prices(unit, samples, index, k.data());
+    if (unit.coded) unit.distortion = distortions(unit, k.data(), samples.tokens, dtype);
 }
 
 std::vector<float> weights_of(const PricedUnit& unit) {
     std::vector<float> weight;
     const std::vector<double>& noise = unit.compressed.noise;
-    double most = noise.empty() || noise[0] <= 0 ? 1 : noise[0];
-    for (double n : noise) weight.push_back(float(std::max(n / most, 1e-6)));
+    double most = noise.empty() ? 0 : *std::max_element(noise.begin(), noise.end());
+    for (double n : noise) weight.push_back(float(most > 0 ? std::max(n / most, 1e-6) : 1e-6));
     return weight;
 }
 

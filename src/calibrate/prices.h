@@ -43,6 +43,8 @@ struct PricedUnit {
 // The basis: eigenvectors of S C S with S² = Σ gᵀg and, of rows less their mean, C = Σ ‖g‖ kᵀk where
 // they are coded, Σ ‖g‖² kᵀk else; g of the queries that find tokens compressed.
 PricedUnit price_unit(const PriceSamples& samples, size_t unit, bool coded, DType dtype);
+// A unit that was turned since: what its coordinates cost now. Their order stays.
+void price_again(PricedUnit& unit, const PriceSamples& samples, size_t index, DType dtype);
 
 // Every format on the unit's own greedy path from nothing to whole rows, priced by what the
 // quantiser does to the unit's rows; where nothing is coded, every rank in steps of 4.

@@ -153,7 +153,8 @@ Conversation load_conversation(const std::string& path, KvCache& cache, uint64_t
     MappedFile file(path);
     Head head = checked_head(file, path);
     const char* name = path.c_str();
-    check(head.model == model, "%s was saved with another model or another cache: other --bases, --cache, --window or --ages",
+    check(head.model == model,
+          "%s was saved with another model or another cache: other --bases, --cache, --window or --ages",
           name);
     check(head.dtype <= uint32_t(DType::BF16), "%s is damaged: no cache type %u", name, head.dtype);
     const char* saved_type = name_of(DType(head.dtype));
