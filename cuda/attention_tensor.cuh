@@ -216,7 +216,7 @@ struct Rebuild {
     static constexpr int STRIDE = D + 8;
     E* decode;      // shared (width, rounded up to 16, STRIDE)
     float* angles;  // shared (STEP, STRIDE)  cosines, sines
-    float* mean;    // shared (D)
+    __device__ __forceinline__ float* mean() const { return angles + STEP * STRIDE; }  // shared (D)
 
     static __host__ __device__ size_t shared_bytes(int width) {
         return size_t((width + 15) / 16 * 16) * STRIDE * sizeof(E) + (STEP * STRIDE + D) * sizeof(float);
@@ -225,9 +225,8 @@ struct Rebuild {
     __device__ char* fill_angles(char* memory, const CacheView& cache, const CacheRows& k,
                                  const float* rotation) {
         angles = reinterpret_cast<float*>(memory);
-        mean = angles + STEP * STRIDE;
-        decode = reinterpret_cast<E*>(mean + D);
-        for (int i = int(threadIdx.x); i < D; i += int(blockDim.x)) mean[i] = k.mean ? k.mean[i] : 0;
+        decode = reinterpret_cast<E*>(mean() + D);
+        for (int i = int(threadIdx.x); i < D; i += int(blockDim.x)) mean()[i] = k.mean ? k.mean[i] : 0;
         for (int i = int(threadIdx.x); i < STEP * D; i += int(blockDim.x))
             angles[i / D * STRIDE + i % D] =
                 rotation[size_t(min(i / D, cache.capacity - 1)) * D + size_t(i % D)];
@@ -260,12 +259,11 @@ struct Rebuild {
         mma_half<E>(lo, latents, b, 0);
         mma_half<E>(hi, latents, b, 1);
     }
-    // lo[n], hi[n] += the mean's columns c + 8n … and D/2 + c + 8n ….
-    template <int N>
-    __device__ __forceinline__ void add_mean(float (&lo)[N][4], float (&hi)[N][4], int c) const {
-        const float* from = mean + c + int(threadIdx.x) % 4 * 2;
+    // lo[n], hi[n] += the mean's columns c + 8n … and D/2 + c + 8n … for n of 0 and 1.
+    __device__ __forceinline__ void add_mean(float (*lo)[4], float (*hi)[4], int c) const {
+        const float* from = mean() + c + int(threadIdx.x) % 4 * 2;
 #pragma unroll
-        for (int n = 0; n < N; n++) {
+        for (int n = 0; n < 2; n++) {
             float2 a = load_pair(from + 8 * n), b = load_pair(from + D / 2 + 8 * n);
             lo[n][0] += a.x, lo[n][1] += a.y, lo[n][2] += a.x, lo[n][3] += a.y;
             hi[n][0] += b.x, hi[n][1] += b.y, hi[n][2] += b.x, hi[n][3] += b.y;

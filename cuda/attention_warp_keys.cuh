@@ -131,10 +131,11 @@ struct WarpKeys {
             } else {
                 basis.product(lo, hi, keys, k.stride(), 0, c, 0, k.shape.columns);
             }
-            basis.add_mean(lo, hi, c);
 #pragma unroll
-            for (int two = 0; two < AT_ONCE; two += 2)
+            for (int two = 0; two < AT_ONCE; two += 2) {
+                basis.add_mean(lo + two, hi + two, c + 8 * two);
                 score_sixteen(s, lo + two, hi + two, angle, c + 8 * two);
+            }
         }
     }
     // s += the scores of 16 keys' columns c … c + 15 and D/2 + c …, rebuilt and still to be rotated.

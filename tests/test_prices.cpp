@@ -99,7 +99,7 @@ TEST_CASE("a unit that was turned is priced again in the order of its coordinate
     REQUIRE(turned.age.size() == unit.age.size());
     CHECK(off(turned.compressed.noise, swapped(unit.compressed.noise)) <= TOL_F32);
     CHECK(off(turned.compressed.dropped, swapped(unit.compressed.dropped)) <= TOL_F32);
-    CHECK(off(turned.age[0].noise, turned.compressed.noise) == 0);
+    CHECK(off(turned.age[0].noise, turned.compressed.noise) <= TOL_F32);
     std::vector<float> weight = weights_of(turned);
     CHECK(weight[5] == 1);  // of the dearest
     CHECK(weight[0] < 1);
