@@ -55,13 +55,23 @@ void CpuBackward::score_direction(float* z, uint64_t seed, int rows, int V) {
 
 void CpuBackward::round_rows(float* c, const float* weight, const RowFormat& format, DType dtype,
                              int rows, int d) {
-    size_t kept = size_t(format.kept()), wide = size_t(d);
+    constexpr size_t AT_ONCE = 16;
+    size_t kept = size_t(format.kept()), wide = size_t(d), bytes = format.bytes(dtype);
+    const RowLayout* codes = format.is_whole() ? nullptr : &cpu.layout(format, dtype);
     cpu.for_rows(size_t(rows), 32 * wide, [&](size_t from, size_t to) {
-        std::vector<unsigned char> row(format.bytes(dtype));
-        for (size_t t = from; t < to; t++) {
-            pack_row(row.data(), c + t * wide, weight, format, dtype);
-            unpack_row(c + t * wide, row.data(), format, dtype);
-            std::fill(c + t * wide + kept, c + (t + 1) * wide, 0.0f);
+        std::vector<unsigned char> packed(AT_ONCE * bytes + ROW_SLACK);
+        for (size_t n; from < to; from += n) {
+            n = std::min(AT_ONCE, to - from);
+            float* at = c + from * wide;
+            if (codes) {
+                cpu.kernels.pack_rows(packed.data(), at, wide, weight, *codes, int(n));
+                cpu.kernels.unpack_rows(at, wide, packed.data(), *codes, int(n));
+            }
+            for (float* row = at; row < at + n * wide; row += wide) {
+                if (!codes) pack_row(packed.data(), row, weight, format, dtype);
+                if (!codes) unpack_row(row, packed.data(), format, dtype);
+                std::fill(row + kept, row + wide, 0.0f);
+            }
         }
     });
 }

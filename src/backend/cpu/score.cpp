@@ -19,14 +19,29 @@ struct Row {
     double sum = 0, log_sum = 0;  // ln Σ e^z
 };
 
+// Sixteen at once, so that a comparison waits for none of its neighbours'.
+float largest(const float* z, size_t V, bool& damaged) {
+    constexpr size_t LANES = 16;
+    float most[LANES];
+    int unequal[LANES] = {};  // to themselves: NaN
+    std::fill_n(most, LANES, -INFINITY);
+    auto take = [&](size_t lane, float x) {
+        most[lane] = x > most[lane] ? x : most[lane];
+        unequal[lane] |= x != x;
+    };
+    size_t whole = V / LANES * LANES;
+    for (size_t j = 0; j < whole; j += LANES)
+        for (size_t i = 0; i < LANES; i++) take(i, z[j + i]);
+    for (size_t j = whole; j < V; j++) take(0, z[j]);
+    damaged = std::any_of(unequal, unequal + LANES, [](int one) { return one; });
+    return *std::max_element(most, most + LANES);
+}
+
 Row read_row(const float* z, size_t V) {
     Row row;
     bool damaged = false;
-    for (size_t j = 0; j < V; j++) {
-        if (z[j] > z[row.top]) row.top = j;
-        damaged |= z[j] != z[j];
-    }
-    row.most = z[row.top];
+    row.most = largest(z, V, damaged);
+    row.top = size_t(std::find(z, z + V, row.most) - z) % V;  // the first; 0 where all are NaN
     row.sum =
         blocked_sum(V, [&](size_t i, size_t width) { return exp(load(z + i, width) - row.most); });
     if (damaged) row.sum = double(NAN);
