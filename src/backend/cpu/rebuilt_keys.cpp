@@ -92,10 +92,10 @@ RebuiltKeys::RebuiltKeys(const CpuBackend& backend, const CacheLayer& layer, con
 void RebuiltKeys::rebuild(float* keys, const Run& run) const {
     assert(run.count <= BLOCK);
     multiply(keys, run);
-    if (!head.mean) return;
-    size_t d = size_t(cache.d);
-    for (float* key = keys; key < keys + size_t(run.count) * d; key += d)
-        for (size_t i = 0; i < d; i++) key[i] += head.mean[i];
+    const float one = 1;  // of μ to each
+    if (head.mean)
+        kernels.accumulate[int(DType::F32)](keys, size_t(cache.d), &one, 0, head.mean, run.count, 1,
+                                            cache.d);
 }
 
 void RebuiltKeys::multiply(float* keys, const Run& run) const {
