@@ -22,7 +22,7 @@ void append_tiles(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, 
 // What storing a head's rows reads again and again.
 struct alignas(16) EncoderTables {
     CacheRows head;
-    int kinds[MOST_STORES];  // NONE, WHOLE or CODES
+    int kinds[MOST_STORES];     // NONE, WHOLE or CODES
     alignas(16) Levels levels;  // where a store has codes, as are the next two
     float weight[RowWidths::MOST];
     RowWidths widths[MOST_STORES];

@@ -44,7 +44,7 @@ static std::vector<float> transposed(const std::vector<float>& M, size_t d) {
 namespace {
 
 // Where the rows of one layer's heads lie, and who sees which: the one place that knows.
-struct Plan {
+struct RowPlan {
     const Config& config;
     const Bases* bases;
     int capacity, batch;
@@ -201,7 +201,7 @@ struct BasisUpload {
 
 size_t KvCache::bytes_for(const Config& c, int capacity, DType dtype, const Bases* bases,
                           int batch) {
-    Plan plan{c, bases, capacity, batch, dtype, {}};
+    RowPlan plan{c, bases, capacity, batch, dtype, {}};
     std::vector<CacheLayer> layers;
     plan.fill(layers);
     return plan.rows.next + ROW_SLACK + matrix_floats(c, bases) * sizeof(float) +
@@ -224,7 +224,7 @@ KvCache::KvCache(Backend& backend, const Config& c, int positions, DType type, c
                 : Buffer(backend, row_bytes, what.c_str());
     if (bases) matrices = Buffer(backend, floats, "the bases of the KV cache");
     if (bases) sinks = bases->sinks, recent = bases->recent, ages = bases->ages;
-    Plan plan{c, bases, capacity, batch, dtype, {reinterpret_cast<uintptr_t>(rows.data)}};
+    RowPlan plan{c, bases, capacity, batch, dtype, {reinterpret_cast<uintptr_t>(rows.data)}};
     plan.fill(layer);
     Carver basis{reinterpret_cast<uintptr_t>(matrices.data)};
     Carver table{reinterpret_cast<uintptr_t>(heads.data)};
