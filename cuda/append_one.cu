@@ -23,6 +23,7 @@ struct OneShared {
 template <class E, int EACH>
 __global__ void __launch_bounds__(ONE_BLOCK, 2)
     append_one_kernel(CacheView cache, HeadsIn in, const int* pos, bool staged, bool codes) {
+    let_next_begin();
     int h = int(blockIdx.x), d = cache.d, tid = int(threadIdx.x);
     bool query = h < in.queries;
     int side = query ? 0 : (h - in.queries) / cache.G;
@@ -43,7 +44,6 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
         mean_low = mean[tid], mean_high = mean[tid + half];
     __syncthreads();  // the head's description is there
     if (!query) shared.tables.describe(codes);
-    let_next_begin();
     await_kernels();
 
     int s = *pos;

@@ -5,11 +5,14 @@
 
 namespace stief {
 
-// What a warp has of 8 query heads, in the fragments of its products: lane (g, t) the coordinates g, g + 8
-// of each 16, of heads 2t, 2t + 1; sum: of this lane's keys. to: (8, D + 2), its own.
-template <int D>
+// What a warp has of 8 query heads, in the fragments of its products: lane (g, t) two rows of each fragment
+// f, of heads 2t, 2t + 1; sum: of this lane's keys. to: (8, D + 2), its own.
+//   coordinate(f, i)  of row i of the lane's two
+//   by(f)             what the fragment is multiplied by
+template <int D, class Coordinate, class By>
 __device__ __forceinline__ void put_tile(float* to, const float (&max)[2], const float (&sum)[2],
-                                         const float (&acc)[D / 16][4]) {
+                                         const float (&acc)[D / 16][4], const Coordinate& coordinate,
+                                         const By& by) {
     int lane = int(threadIdx.x) % WARP, g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -18,8 +21,17 @@ __device__ __forceinline__ void put_tile(float* to, const float (&max)[2], const
         if (g == 0) head[0] = max[i], head[1] = all;
 #pragma unroll
         for (int f = 0; f < D / 16; f++)
-            head[2 + 16 * f + g] = acc[f][i], head[2 + 16 * f + 8 + g] = acc[f][2 + i];
+            for (int row = 0; row < 2; row++)
+                head[2 + coordinate(f, row)] = by(f) * acc[f][2 * row + i];
     }
+}
+// The same in the order of coordinates: rows g and g + 8 of 16.
+template <int D>
+__device__ __forceinline__ void put_tile(float* to, const float (&max)[2], const float (&sum)[2],
+                                         const float (&acc)[D / 16][4]) {
+    int g = int(threadIdx.x) % WARP / 4;
+    put_tile<D>(to, max, sum, acc, [&](int f, int row) { return 16 * f + 8 * row + g; },
+                [](int) { return 1.0f; });
 }
 
 // The block's partial of R query heads from h0 on ← what its warps have put: memory (WARPS, ROWS, D + 2),

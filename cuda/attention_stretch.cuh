@@ -11,6 +11,7 @@ struct HeadShared {
     CacheRows k, v;
     Seen seen;
     int first, R;  // the block's query heads: kept here, as registers are few
+    int S, begin, end;  // positions, and the block's share of them
 
     // By the whole block; a barrier must follow.
     __device__ __forceinline__ void fill(const CacheView& cache, int g, int h0, int heads) {
@@ -23,18 +24,20 @@ struct HeadShared {
 
 // Which stretches a block has. Where there are windows of exact rows beside codes, they are the first
 // split's, which has nothing else: beginning a stretch costs as much time as hundreds of its positions,
-// and so no block waits for one that has three.
+// and so no block waits for one that has three. Windows of whole rows are met all at once
+// (window_warp.cuh).
 struct Task {
     uint32_t windows = 0;  // by stretch
     bool apart, mine;      // windows are apart; this block has them
 
-    template <int D>
-    __device__ __forceinline__ Task(const Seen& seen, const StretchRows<D>* lying) {
-        auto codes = [&](int i) {
-            return lying[i].rows.shape[0].groups || lying[i].rows.shape[1].groups;
+    __device__ __forceinline__ explicit Task(const HeadShared& head) {
+        auto codes = [&](const Stretch& one) {
+            return coded(head.k.store[one.k].format) || coded(head.v.store[one.v].format);
         };
-        bool beside = codes(int(&seen.oldest() - seen.stretch));
-        for (int i = 0; beside && i < seen.count; i++) windows |= uint32_t(!codes(i)) << i;
+        const Seen& seen = head.seen;
+        bool beside = codes(seen.oldest());
+        for (int i = 0; beside && i < seen.count; i++)
+            windows |= uint32_t(!codes(seen.stretch[i])) << i;
         apart = windows && gridDim.y > 1, mine = apart && blockIdx.y == 0;
     }
     __device__ __forceinline__ bool has(int i) const {
@@ -76,41 +79,61 @@ __device__ __forceinline__ void describe_rows(StretchRows<D>* lying, const HeadS
     }
 }
 
-// What a stretch with such rows wants of the block: its tables, and D or the queries' fragments.
+// What a stretch with such rows wants of the block: its tables, and where keys are rebuilt D.
 template <bool ROTATED, class One, class E, int D, int Q>
-__device__ __forceinline__ void prepare_stretch(const One& one, BlockTables<E, D, Q>& tables,
-                                                const Rebuild<E, D>& basis, const CacheRows& k,
-                                                const float* queries, const StretchRows<D>& rows) {
-    const RowShape& shape = one.k.shape;
+__device__ __forceinline__ void prepare_stretch([[maybe_unused]] const One& one,
+                                                BlockTables<E, D, Q>& tables,
+                                                [[maybe_unused]] const Rebuild<E, D>& basis,
+                                                [[maybe_unused]] const CacheRows& k,
+                                                const StretchRows<D>& rows) {
     copy_words(static_cast<StretchRows<D>*>(&tables), &rows, int(threadIdx.x), TENSOR_BLOCK);
     __syncthreads();  // the tables are there
-    if (!ROTATED && shape.groups)
-        fill_coded_basis(basis, k, shape.elements, shape.groups, tables.slots.slot[0]);
-    else if (!ROTATED)
-        basis.fill(k, one.k);
-    else if (shape.groups)
+    if constexpr (!ROTATED) {
+        const RowShape& shape = one.k.shape;
+        if (shape.groups)
+            fill_coded_basis(basis, k, shape.elements, shape.groups, tables.slots.slot[0]);
+        else
+            basis.fill(k, one.k);
+        __syncthreads();  // the basis is there
+    }
+}
+// And where they are not, the queries' fragments.
+template <class One, class E, int D, int Q>
+__device__ __forceinline__ void prepare_queries(const One& one, BlockTables<E, D, Q>& tables,
+                                                const float* queries) {
+    const RowShape& shape = one.k.shape;
+    if (shape.groups)
         tables.queries.fill_coded(queries, One::Q_STRIDE, shape.elements, shape.groups,
                                   tables.slots.slot[0]);
     else
         tables.queries.fill(queries, One::Q_STRIDE, shape.columns);
-    __syncthreads();  // the basis is there, or the queries' fragments are
+    __syncthreads();  // the queries' fragments are there
 }
 
-// A warp's part of positions s … end − 1 of a stretch.
-template <class One>
+// A warp's part of positions s … end − 1 of a stretch. `ready`: by the whole block, what it needs of the
+// queries, once its first copies are on their way. clean: its memory is zero.
+template <class One, class Ready>
 __device__ __forceinline__ void attend_stretch(One& one, const RowStore& keys, const RowStore& values,
-                                               int s, int end, int warp_bytes) {
-    int ahead = int(threadIdx.x) / WARP * one.step_keys();
-    bool entered = false;
+                                               int s, int end, int warp_bytes, bool& clean,
+                                               const Ready& ready) {
+    bool entered = false, first = true;
+#pragma unroll 1
     for (int until; s < end; s = until) {
         until = min(end, min(run_end(keys, s), run_end(values, s)));
-        if (s + ahead >= until) continue;  // no step is this warp's
-        if (!entered) one.enter(warp_bytes);
-        entered = true;
-        one.k.enter_run(keys, s), one.v.enter_run(values, s);
-        one.run(s, until, warp_bytes);
+        bool mine = one.first_step(s) < until;  // a step of these is this warp's
+        if (mine) {
+            if (!entered) {
+                one.enter();
+                if (!clean) one.clear(warp_bytes);
+                entered = true, clean = false;
+            }
+            one.k.enter_run(keys, s), one.v.enter_run(values, s);
+            one.start(s, until, warp_bytes);
+        }
+        if (first) ready();
+        first = false;
+        if (mine) one.run(s, until, warp_bytes);
     }
-    if (entered) one.leave();
 }
 
 }  // namespace stief

@@ -6,6 +6,7 @@
 #include "attention_merge.cuh"
 #include "attention_stretch.cuh"
 #include "dispatch.cuh"
+#include "window_warp.cuh"
 
 namespace stief {
 
@@ -20,6 +21,8 @@ struct TensorShared {
     static constexpr size_t QUERIES = ROWS * One::Q_STRIDE * sizeof(float);
     static constexpr size_t HEAD = (sizeof(HeadShared) + 15) / 16 * 16;
     static constexpr size_t MERGING = TENSOR_WARPS * ROWS * (D + 2) * sizeof(float);
+    // Windows of whole rows are met as such: not of keys to be rotated, nor by two tiles of heads.
+    static constexpr bool SHORT_WINDOWS = ROTATED && Q == 1;
 
     // `stages` of the oldest rows, most of all, and of the others one at least.
     static size_t warp_bytes(const CacheRows& k, const CacheRows& v, const Seen& seen, int stages) {
@@ -30,7 +33,7 @@ struct TensorShared {
             most = std::max(most, One::front_bytes(keys, values) +
                                       count * One::stage_bytes(keys, values));
         }
-        return most;
+        return SHORT_WINDOWS && seen.count > 1 ? std::max(most, WindowWarp<E, D>::STAGE_BYTES) : most;
     }
     static __host__ __device__ size_t warps_bytes(size_t warp) {
         return TENSOR_WARPS * warp < MERGING ? MERGING : TENSOR_WARPS * warp;
@@ -68,6 +71,23 @@ constexpr int most_blocks(int Q, bool rotated) {
     return Q == 2 ? 2 : rotated ? 4 : 3;
 }
 
+// The block's windows by the short way, and its partial of them.
+template <class E, int D>
+__device__ void attend_windows(const Partial& partials, const HeadShared& head, uint32_t windows,
+                               char* memory, int warp_bytes, const float* q, int last, int v_width) {
+    using One = WindowWarp<E, D>;
+    static_assert(WHOLE_WARPS == TENSOR_WARPS);
+    int warp = int(threadIdx.x) / WARP;
+    One one(reinterpret_cast<E*>(memory + warp * warp_bytes));
+    one.run({head, windows, last}, warp_bytes / int(One::STAGE_BYTES),
+            [&] { one.load_queries(q + size_t(head.first) * D, head.R); });
+    __syncthreads();  // every warp has read its last step
+    float* merging = reinterpret_cast<float*>(memory);  // (4, 8, D + 2)
+    put_tile<D>(merging + warp * WHOLE_HEADS * (D + 2), one.max, one.sum, one.acc);
+    __syncthreads();  // all warps' are there
+    merge_warps<WHOLE_WARPS, WHOLE_HEADS, D>(partials, merging, head.first, head.R, v_width);
+}
+
 // ---- kernels -----------------------------------------------------------------------------------
 
 // grid (G · chunks of 8 Q query heads, splits), block 128. Reads K and V once for each chunk,
@@ -100,43 +120,67 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     const Seen& seen = head.seen;
     StretchRows<D>* lying = reinterpret_cast<StretchRows<D>*>(memory);  // of each stretch
     memory += seen.count * int(sizeof(StretchRows<D>));
+    if constexpr (Shared::SHORT_WINDOWS)
+        if (Task task(head); task.mine && WindowRows::whole<D>(head, task.windows)) {
+            let_next_begin();
+            await_kernels();
+            return attend_windows<E, D>(partials, head, task.windows, memory, warp_bytes, q, *pos, v.width);
+        }
     Rebuild<E, D> basis = {};
     if constexpr (!ROTATED)
         basis.fill_angles(memory + Shared::warps_bytes(size_t(warp_bytes)), cache, k, rotation);
     describe_rows<One>(lying, head, tables.levels);
     let_next_begin();
     __syncthreads();  // how rows lie is there
-    Task task(seen, lying);
+    Task task(head);
     One one(rotation, queries, basis, tables, memory + warp * warp_bytes);
-    int prepared = -1;  // the stretch whose tables, and basis or fragments, are there
+    // The stretch whose tables, and basis, are there; and whether its queries' fragments are.
+    int prepared = -1;
+    bool loaded = false, turned = false, clean = true;
     auto prepare = [&](int i) {
-        prepared = i, prepare_stretch<ROTATED>(one, tables, basis, k, queries, lying[i]);
+        prepared = i, turned = false, prepare_stretch<ROTATED>(one, tables, basis, k, lying[i]);
     };
-    if (!ROTATED) prepare(task.likely(seen));  // a basis waits for no kernel
+    auto load = [&] {
+        load_queries<D>(queries, One::Q_STRIDE, tables.queries.largest, q + size_t(head.first) * D, ROWS,
+                        head.R);
+        __syncthreads();  // the queries are there
+    };
+    auto ready = [&] {
+        if constexpr (ROTATED) {
+            if (!loaded) load();
+            if (!turned) prepare_queries(one, tables, queries);
+            if (one.k.shape.groups) one.enter_queries();
+            loaded = turned = true;
+        }
+    };
+    one.clear(warp_bytes);
+    prepare(task.likely(seen));  // neither waits for a kernel
     await_kernels();
 
     int S = *pos + 1;
     Share share = task.share(seen, S);
     if (share.first >= share.end) return merge_nothing(partials, head.first, head.R);
-    load_queries<D>(queries, Shared::One::Q_STRIDE, tables.queries.largest,
-                    q + size_t(head.first) * D, ROWS, head.R);
-    __syncthreads();  // the queries are there
+    if (threadIdx.x == 0) head.S = S, head.begin = share.first, head.end = share.end;
+    __syncthreads();  // the share is there
+    if constexpr (!ROTATED) load();
+    one.begin_sums();
+#pragma unroll 1
     for (int i = 0; i < seen.count; i++) {
         const Stretch& stretch = seen.stretch[i];
-        int s = max(share.first, stretch.begin_for(S - 1));
-        int end = min(share.end, stretch.end_for(S - 1));
+        int s = max(head.begin, stretch.begin_for(head.S - 1));
+        int end = min(head.end, stretch.end_for(head.S - 1));
         if (s >= end || !task.has(i)) continue;
-        if (prepared < 0 || !seen.stretch[prepared].lies_like(stretch)) {
+        if (!seen.stretch[prepared].lies_like(stretch)) {
+            one.leave();
             __syncthreads();  // what the last stretch had was read
             prepare(i);
         }
-        attend_stretch(one, k.store[stretch.k], v.store[stretch.v], s, end, warp_bytes);
+        attend_stretch(one, k.store[stretch.k], v.store[stretch.v], s, end, warp_bytes, clean, ready);
     }
     __syncthreads();  // every warp has read its last step
     float* merging = reinterpret_cast<float*>(memory);  // (4, ROWS, D + 2)
 #pragma unroll
-    for (int n = 0; n < Q; n++)
-        put_tile<D>(merging + (warp * ROWS + 8 * n) * (D + 2), one.max[n], one.sum[n], one.acc[n]);
+    for (int n = 0; n < Q; n++) one.put(merging + (warp * ROWS + 8 * n) * (D + 2), n);
     __syncthreads();  // all warps' are there
     merge_warps<TENSOR_WARPS, ROWS, D>(partials, merging, head.first, head.R, v.width);
 }

@@ -18,7 +18,7 @@ template <class E, int D, int Q, bool ROTATED>
 struct Warp : WarpValues<E, D, Q, ROTATED> {
     using Values = WarpValues<E, D, Q, ROTATED>;
     using typename Values::Tiles;
-    using Values::k, Values::v, Values::tables, Values::memory, Values::lane, Values::rotation;
+    using Values::in_codes, Values::k, Values::v, Values::tables, Values::memory, Values::lane, Values::rotation;
     using Values::Values;
 
     // One step: positions s0 … s0 + count − 1, which have arrived in a stage, at most 16 T.
@@ -83,24 +83,61 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
                 unsigned(side ? tables.slots.wide[0] * WIDENED : 0), unsigned(one.shape.bytes)};
     }
 
-    // A stretch of which this warp has a step begins, the tables and the queries' fragments are there.
-    __device__ __forceinline__ void enter(int bytes) {
-        if (ROTATED && k.shape.groups) this->enter_queries();
-        if (v.shape.groups && this->any_keys()) this->count_in(true);
-        // Columns that nobody writes are zero, and rows of codes that are not there: a product must
-        // not meet what is no number.
-        bool zero = codes() || k.shape.width % 16 || v.shape.width % 16;
+    // Columns that nobody writes are zero, and rows of codes that are not there: a product must not
+    // meet what is no number.
+    __device__ __forceinline__ void clear(int bytes) {
 #pragma unroll 1
-        for (int i = lane; zero && i < bytes / 16; i += WARP)
+        for (int i = lane; i < bytes / 16; i += WARP)
             reinterpret_cast<uint4*>(memory)[i] = make_uint4(0, 0, 0, 0);
         __syncwarp();  // the memory is zero
     }
+    // A stretch of which this warp has a step begins, and ends: the tables are there, no copy is on its
+    // way.
+    __device__ __forceinline__ void enter() {
+        if (v.shape.groups && this->any_keys()) this->count_in(true);
+        in_codes = v.shape.groups;
+    }
     __device__ __forceinline__ void leave() {
-        if (v.shape.groups) this->count_in(false);
+        if (in_codes) this->count_in(false);
+        in_codes = false;
     }
 
-    // This warp's steps of positions first … end − 1, which lie one behind the other, with as many
-    // of its stages on their way as its memory holds.
+    // How many stages a warp's memory holds of the stretch, and where.
+    struct Stages {
+        int front, each, count;
+    };
+    __device__ __forceinline__ Stages stages(int bytes) const {
+        int front = this->wide_end();
+        if (!ROTATED && k.shape.groups)
+            front += (coded_columns(k.shape.groups) + (k.shape.elements + 15) / 16 * 16) / 16 *
+                     WARP * int(sizeof(uint4));
+        int each = ANGLE_BYTES + k.shape.stage + v.shape.stage;
+        return {front, each, min(MOST_STAGES, (bytes - front) / each)};
+    }
+    // The step at s begins to come to a stage, if there is one.
+    __device__ __forceinline__ void begin(char* to, int s, int end, int keys) const {
+        if (s < end) {
+            if (!ROTATED && lane < D / 4)
+                copy_async_16(to + 16 * lane, rotation + size_t(s) * D + 4 * lane, true);
+            int there = min(keys, end - s);
+            k.begin(to + ANGLE_BYTES, s, there, lane, WARP, keys);
+            v.begin(to + ANGLE_BYTES + k.shape.stage, s, there, lane, WARP, keys);
+        }
+        copy_async_commit();
+    }
+    __device__ __forceinline__ int first_step(int first) const {
+        return first + int(threadIdx.x) / WARP * step_keys();
+    }
+    // This warp's steps of positions first … end − 1, which lie one behind the other: the first of them
+    // begin to come, as many as its memory holds, and all are taken.
+    __device__ __forceinline__ void start(int first, int end, int bytes) {
+        Stages all = stages(bytes);
+        int s = first_step(first), keys = step_keys();
+        char* to = memory + all.front;
+#pragma unroll 1
+        for (int i = 1; i < all.count; i++, to += all.each, s += TENSOR_WARPS * keys)
+            begin(to, s, end, keys);
+    }
     __device__ __forceinline__ void run(int first, int end, int bytes) {
         if (ROTATED && codes())
             run_steps<CODED_STEP / STEP>(first, end, bytes);
@@ -110,37 +147,20 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
     template <int T>
     __device__ __forceinline__ void run_steps(int first, int end, int bytes) {
         constexpr int KEYS = T * STEP, ON = TENSOR_WARPS * KEYS;
-        int front = this->wide_end();
-        if (!ROTATED && k.shape.groups)
-            front += (coded_columns(k.shape.groups) + (k.shape.elements + 15) / 16 * 16) / 16 *
-                     WARP * int(sizeof(uint4));
-        int stage = ANGLE_BYTES + k.shape.stage + v.shape.stage;
-        int count = min(MOST_STAGES, (bytes - front) / stage), now = 0;
-        char* stages = memory + front;
-        int s0 = first + int(threadIdx.x) / WARP * KEYS;
-        auto begin = [&](int s, int at) {
-            if (s < end) {
-                char* to = stages + at * stage;
-                if (!ROTATED && lane < D / 4)
-                    copy_async_16(to + 16 * lane, rotation + size_t(s) * D + 4 * lane, true);
-                int there = min(KEYS, end - s);
-                k.begin(to + ANGLE_BYTES, s, there, lane, WARP, KEYS);
-                v.begin(to + ANGLE_BYTES + k.shape.stage, s, there, lane, WARP, KEYS);
-            }
-            copy_async_commit();
-        };
+        Stages all = stages(bytes);
+        int stage = all.each, count = all.count, now = 0;
+        char* first_stage = memory + all.front;
 #pragma unroll 1
-        for (int i = 0; i < count - 1; i++) begin(s0 + i * ON, i);
-#pragma unroll 1
-        for (int s = s0; s < end; s += ON) {
-            if (count == 1) begin(s, 0);
+        for (int s = first_step(first); s < end; s += ON) {
+            if (count == 1) begin(first_stage, s, end, KEYS);
             if (count == MOST_STAGES)
                 copy_async_wait<1>();
             else
                 copy_async_wait<0>();
             __syncwarp();  // every lane's copies of this step are there; the last step was read
-            if (count > 1) begin(s + (count - 1) * ON, now ? now - 1 : count - 1);
-            step<T>(stages + now * stage, s, min(KEYS, end - s));
+            if (count > 1)
+                begin(first_stage + (now ? now - 1 : count - 1) * stage, s + (count - 1) * ON, end, KEYS);
+            step<T>(first_stage + now * stage, s, min(KEYS, end - s));
             now = now + 1 == count ? 0 : now + 1;
             if (count == 1) __syncwarp();  // the only stage was read
         }

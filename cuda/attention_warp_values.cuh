@@ -3,6 +3,7 @@
 //   scale ρ of a row is part of its weight, 2^(s + log₂ ρ − max), and acc counts in the stretch's
 //   steps, in the order that coded_fragments.cuh has.
 #pragma once
+#include "attention_merge.cuh"
 #include "attention_warp_keys.cuh"
 
 namespace stief {
@@ -15,9 +16,12 @@ struct WarpValues : WarpKeys<E, D, Q, ROTATED> {
     using Keys = WarpKeys<E, D, Q, ROTATED>;
     using Keys::FRAGMENTS, Keys::v, Keys::tables, Keys::memory, Keys::lane, Keys::g, Keys::t;
     float acc[Q][FRAGMENTS][4], max[Q][2], sum[Q][2];  // (coordinates g, g+8) x (heads 2t, 2t+1)
+    bool in_codes = false;  // acc is in the order of the stretch's codes, and in their steps
 
     template <class... Args>
-    __device__ __forceinline__ explicit WarpValues(Args&&... args) : Keys(args...) {
+    __device__ __forceinline__ explicit WarpValues(Args&&... args) : Keys(args...) {}
+    // No key was met. Apart from the rest: what comes before the first key has a use for registers.
+    __device__ __forceinline__ void begin_sums() {
 #pragma unroll
         for (int n = 0; n < Q; n++) {
             max[n][0] = max[n][1] = -INFINITY, sum[n][0] = sum[n][1] = 0;
@@ -168,10 +172,19 @@ struct WarpValues : WarpKeys<E, D, Q, ROTATED> {
     __device__ __forceinline__ bool any_keys() const {
         return __shfl_sync(~0u, max[0][0], 0) > -INFINITY;
     }
+    // Everything of tile n of heads, in the order of coordinates, whatever the order at hand.
+    __device__ __forceinline__ void put(float* to, int n) const {
+        if (in_codes)
+            put_tile<D>(to, max[n], sum[n], acc[n],
+                        [&](int f, int row) { return coordinate_of(f, row, g); },
+                        [&](int f) { return tables.slots.slot[1][f / 4 * 8 + g].step; });
+        else
+            put_tile<D>(to, max[n], sum[n], acc[n]);
+    }
     // acc as codes want it, in their order and in steps; or again in its own and in ones.
     __device__ __forceinline__ void count_in(bool steps) {
         float* order = reinterpret_cast<float*>(memory);  // (8, D), of a tile of heads
-        auto in_codes = [&](int f, int i) {
+        auto as_codes = [&](int f, int i) {
             return order + (2 * t + i % 2) * D + coordinate_of(f, i / 2, g);
         };
         auto in_order = [&](int f, int i) {
@@ -184,14 +197,14 @@ struct WarpValues : WarpKeys<E, D, Q, ROTATED> {
             for (int f = 0; f < FRAGMENTS; f++) {
                 float step = tables.slots.slot[1][f / 4 * 8 + g].step;
                 for (int i = 0; i < 4; i++)
-                    steps ? *in_order(f, i) = acc[n][f][i] : *in_codes(f, i) = step * acc[n][f][i];
+                    steps ? *in_order(f, i) = acc[n][f][i] : *as_codes(f, i) = step * acc[n][f][i];
             }
             __syncwarp();  // the sums are there
 #pragma unroll
             for (int f = 0; f < FRAGMENTS; f++) {
                 float by = tables.slots.slot[1][f / 4 * 8 + g].by_step;
                 for (int i = 0; i < 4; i++)
-                    acc[n][f][i] = steps ? by * *in_codes(f, i) : *in_order(f, i);
+                    acc[n][f][i] = steps ? by * *as_codes(f, i) : *in_order(f, i);
             }
         }
         __syncwarp();  // they were read

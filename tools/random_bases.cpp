@@ -82,8 +82,13 @@ static void run(int argc, char** argv) {
         Bases::Layer& layer = bases.layer.emplace_back();
         layer.rotated = rotated;
         for (auto* side : {&layer.k, &layer.v})
-            for (int g = 0; g < config.G; g++)
-                side->push_back(random_basis(config.d, formats, random));
+            for (int g = 0; g < config.G; g++) {
+                HeadBasis& basis = side->emplace_back(random_basis(config.d, formats, random));
+                if (side == &layer.k && !formats.back().is_whole()) {  // a key's mean, as calibrated ones have
+                    basis.mean.resize(size_t(config.d));
+                    for (float& one : basis.mean) one = random.normal();
+                }
+            }
     }
     bases.metadata["method"] = "random: for measuring speed, not for use";
     bases.save(argv[2], weights.fingerprint(config));
