@@ -22,21 +22,21 @@ void append_tiles(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, 
 // What storing a head's rows reads again and again.
 struct alignas(16) EncoderTables {
     CacheRows head;
-    int kinds[MOST_STORES];     // NONE, WHOLE or CODES
-    alignas(16) Levels levels;  // where a store has codes, as are the next two
-    float weight[RowWidths::MOST];
+    int kinds[MOST_STORES];  // NONE, WHOLE or CODES
+    float weight[RowWidths::MOST];  // where a store has codes, as are the next
     RowWidths widths[MOST_STORES];
     enum { NONE, WHOLE, CODES };
 
-    // By the whole block, and waits for no kernel: asks for what lies far away, all at once, the levels by
-    // cp.async; then, behind a barrier, describes the rows. Another must follow.
-    __device__ __forceinline__ void fetch(const CacheRows& from, bool codes) {
-        int tid = int(threadIdx.x), threads = int(blockDim.x);
+    // By the whole block, and waits for no kernel: the levels, far away, by cp.async.
+    __device__ __forceinline__ static void fetch_levels(Levels* levels) {
         static_assert(sizeof(Levels) % 16 == 0);
-        for (int i = tid; codes && i < int(sizeof(Levels)) / 16; i += threads)
-            copy_async_16(reinterpret_cast<char*>(&levels) + 16 * i,
+        for (int i = int(threadIdx.x); i < int(sizeof(Levels)) / 16; i += int(blockDim.x))
+            copy_async_16(reinterpret_cast<char*>(levels) + 16 * i,
                           reinterpret_cast<const char*>(&DEVICE_LEVELS) + 16 * i, true);
-        copy_words(&head, &from, tid, threads);
+    }
+    // The same of the head's description, which behind a barrier says how its rows lie. Another must follow.
+    __device__ __forceinline__ void fetch(const CacheRows& from) {
+        copy_words(&head, &from, int(threadIdx.x), int(blockDim.x));
     }
     __device__ __forceinline__ void describe(bool codes) {
         int tid = int(threadIdx.x), threads = int(blockDim.x);

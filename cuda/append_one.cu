@@ -13,6 +13,7 @@ constexpr int ONE_BLOCK = 256;
 // What a block shares besides x, c, the product's sums, and the basis.
 struct OneShared {
     EncoderTables tables;
+    alignas(16) Levels levels;
     float tried[2][7];
 };
 
@@ -32,7 +33,8 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
     OneShared& shared = *reinterpret_cast<OneShared*>(dynamic_shared());
     float* x = reinterpret_cast<float*>(&shared + 1);  // (d)
     float *c = x + d, *partial = c + d, *basis = partial + ONE_BLOCK;
-    if (!query) shared.tables.fetch(rows, codes);
+    if (!query && codes) EncoderTables::fetch_levels(&shared.levels);
+    if (!query) shared.tables.fetch(rows);
     const float* M = !query ? rows.encode : in.latent ? rows.decode_t : nullptr;
     int n = rows.width;
     for (int i = tid; M && staged && i < d * d / 4; i += ONE_BLOCK)
@@ -75,7 +77,7 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
         if (kind == EncoderTables::NONE) continue;
         const RowStore& store = shared.tables.head.store[i];
         if (kind == EncoderTables::CODES)
-            RowEncoder<EACH>(shared.tables.levels, shared.tables.widths[i], store.format, c,
+            RowEncoder<EACH>(shared.levels, shared.tables.widths[i], store.format, c,
                              shared.tables.weight)
                 .template pack_by_block<E>(row_at(store, s), store.bytes, shared.tried);
         else if (tid < elements_of(store))

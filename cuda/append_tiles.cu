@@ -63,16 +63,6 @@ __global__ void __launch_bounds__(TILE_BLOCK, 6)
     }
 }
 
-// row[j …] ← four numbers, as far as they are of d, an even number.
-__device__ __forceinline__ void put_4(float* row, int j, int d, const float (&x)[4]) {
-    if (d % 4 == 0) {
-        store_4(row + j, make_float4(x[0], x[1], x[2], x[3]));
-    } else {
-        *reinterpret_cast<float2*>(row + j) = make_float2(x[0], x[1]);
-        if (j + 2 < d) *reinterpret_cast<float2*>(row + j + 2) = make_float2(x[2], x[3]);
-    }
-}
-
 // x (count, d) of a tile ← heads' rows, as load_heads, less `mean` (d) if there is one.
 template <int WIDEST>
 __device__ __forceinline__ void load_tile(const TileProduct<WIDEST>& tile, const float* from,
@@ -81,8 +71,8 @@ __device__ __forceinline__ void load_tile(const TileProduct<WIDEST>& tile, const
     constexpr int PAIRS = WIDEST / 2, TOGETHER = TileProduct<WIDEST>::THREADS / PAIRS;
     int half = d / 2, j = tile.tid % PAIRS;
     if (j >= half) {
-        for (int t = tile.tid / PAIRS; 2 * j < tile.whole_pieces() && t < count; t += TOGETHER)
-            tile.x[t * tile.STRIDE + 2 * j] = tile.x[t * tile.STRIDE + 2 * j + 1] = 0;
+        for (int t = tile.tid / PAIRS; 2 * j < tile.padded() && t < count; t += TOGETHER)
+            tile.put(t, 2 * j, 0), tile.put(t, 2 * j + 1, 0);
         return;
     }
     float mean_low = mean ? mean[j] : 0, mean_high = mean ? mean[j + half] : 0;
@@ -103,10 +93,9 @@ __device__ __forceinline__ void load_tile(const TileProduct<WIDEST>& tile, const
 #pragma unroll
         for (int n = 0; n < BATCH && first + n * TOGETHER < count; n++) {
             int t = first + n * TOGETHER;
-            float* x = tile.x + t * tile.STRIDE + j;
             float low = angle ? a[n] * cos[n] - b[n] * sin[n] : a[n];
             float high = angle ? b[n] * cos[n] + a[n] * sin[n] : b[n];
-            x[0] = low - mean_low, x[half] = high - mean_high;
+            tile.put(t, j, low - mean_low), tile.put(t, j + half, high - mean_high);
             if (!in_place) continue;
             float* back = in_place + size_t(t) * stride + size_t(j);
             back[0] = low, back[half] = high;
@@ -116,8 +105,8 @@ __device__ __forceinline__ void load_tile(const TileProduct<WIDEST>& tile, const
 
 // c (count, ·) of a tile into the stores of a head, a warp a row.
 template <class E, int EACH>
-__device__ __forceinline__ void store_tile(const EncoderTables& tables, const float* c, int stride,
-                                           int s, int count) {
+__device__ __forceinline__ void store_tile(const EncoderTables& tables, const Levels& levels,
+                                           const float* c, int stride, int s, int count) {
     const CacheRows& head = tables.head;
     constexpr int WARPS = TILE_BLOCK / WARP;
     int warp = __shfl_sync(~0u, int(threadIdx.x) / WARP, 0), lane = int(threadIdx.x) % WARP;
@@ -129,7 +118,7 @@ __device__ __forceinline__ void store_tile(const EncoderTables& tables, const fl
                 for (int j = lane; j < elements_of(store); j += WARP)
                     elements_at<E>(store, s + t)[j] = to_element<E>(c[t * stride + j]);
         if (tables.kinds[n] != EncoderTables::CODES || warp >= count) continue;
-        RowEncoder<EACH> encoder(tables.levels, tables.widths[n], store.format, c + warp * stride,
+        RowEncoder<EACH> encoder(levels, tables.widths[n], store.format, c + warp * stride,
                                  tables.weight);
 #pragma unroll 1
         for (int t = warp; t < count; t += WARPS) {
@@ -141,21 +130,22 @@ __device__ __forceinline__ void store_tile(const EncoderTables& tables, const fl
 
 // Of kv heads, with bases or codes: keys rotated where that is kept, c = (x − μ) E, a tile's product at
 // once, and c into all of the head's stores.
-// grid (tiles, 2G), block 256. Shared: the tile and the encoder's tables. Reads E once for each tile; its
-// first piece and the tables come before the kernels before this one are through.
+// grid (tiles, 2G), block 256. Shared: the tile, in which c and the levels take the place of x, and the
+// encoder's tables, which come before the kernels before this one are through. Reads E once for each tile;
+// other blocks fill the time in which a piece comes, as registers are few.
 template <class E, int WIDEST>
-__global__ void __launch_bounds__(TILE_BLOCK, WIDEST == 128 ? 3 : 2)
+__global__ void __launch_bounds__(TILE_BLOCK, TileProduct<WIDEST>::BLOCKS)
     append_tiles_kernel(CacheView cache, HeadsIn in, const int* pos, int T) {
     using Tile = TileProduct<WIDEST>;
     int side = int(blockIdx.y) / cache.G, g = int(blockIdx.y) % cache.G, d = cache.d;
     int first = int(blockIdx.x) * Tile::TOKENS, count = min(Tile::TOKENS, T - first);
     const CacheRows& head = side ? cache.v(g) : cache.k(g);
-    Tile tile(reinterpret_cast<float*>(dynamic_shared()), head.encode, d, d);
-    EncoderTables& tables = *reinterpret_cast<EncoderTables*>(tile.x + Tile::FLOATS);
-    if (tile.M) tile.fetch(0);
+    Tile tile(dynamic_shared(), head.encode, d, d);
+    EncoderTables& tables = *reinterpret_cast<EncoderTables*>(dynamic_shared() + Tile::BYTES);
+    Levels* levels = reinterpret_cast<Levels*>(tile.behind_c());
+    static_assert(sizeof(Levels) <= Tile::BEHIND_C);
     const float* mean = head.mean;
-    tables.fetch(head, true);
-    copy_async_commit();
+    tables.fetch(head);
     __syncthreads();  // the head's description is there
     tables.describe(true);
     let_next_begin();
@@ -164,21 +154,17 @@ __global__ void __launch_bounds__(TILE_BLOCK, WIDEST == 128 ? 3 : 2)
     bool turns = in.rotation && side == 0 && cache.rotated;
     load_tile(tile, (side ? in.v : in.k) + at, nullptr, stride, count, d,
               turns ? in.rotation + size_t(*pos + first) * size_t(d) : nullptr, mean);
-    auto multiply = [&]<int R>() {
-        float sum[R][4] = {};
-        tile.sums(sum);
-        __syncthreads();  // x has been read, c takes its place
-#pragma unroll
-        for (int r = 0; r < R; r++)
-            if (tile.token(r) < count)
-                store_4(tile.x + tile.token(r) * Tile::STRIDE + tile.column,
-                        make_float4(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
-    };
-    if (tile.M && count > Tile::FEW) multiply.template operator()<Tile::MOST>();
-    else if (tile.M) multiply.template operator()<2>();
+    if (tile.M) {
+        typename Tile::Sums sum;
+        tile.template sums<false>(sum, count);
+        __syncthreads();  // x has been read, c and the levels take its place
+        tile.store(sum);
+    }
+    EncoderTables::fetch_levels(levels);
+    copy_async_commit();
     copy_async_wait<0>();
-    __syncthreads();  // c is there, and the tables
-    store_tile<E, WIDEST / WARP>(tables, tile.x, Tile::STRIDE, *pos + first, count);
+    __syncthreads();  // c is there, and the levels
+    store_tile<E, WIDEST / WARP>(tables, *levels, tile.c, Tile::C_STRIDE, *pos + first, count);
 }
 
 // The same of query heads: q rotated, and q Dᵀ. grid (tiles, H), block 256. Shared: the tile.
@@ -189,7 +175,7 @@ __global__ void __launch_bounds__(TILE_BLOCK, 2)
     int h = int(blockIdx.y), d = cache.d;
     int first = int(blockIdx.x) * Tile::TOKENS, count = min(Tile::TOKENS, T - first);
     const CacheRows& head = cache.k(h / (cache.H / cache.G));
-    Tile tile(reinterpret_cast<float*>(dynamic_shared()), in.latent ? head.decode_t : nullptr, d, d);
+    Tile tile(dynamic_shared(), in.latent ? head.decode_t : nullptr, d, d);
     if (tile.M) tile.fetch(0);
     int width = head.width;
     let_next_begin();
@@ -198,20 +184,13 @@ __global__ void __launch_bounds__(TILE_BLOCK, 2)
     load_tile(tile, in.q + at, in.rotation ? in.q + at : nullptr, stride, count, d,
               in.rotation ? in.rotation + size_t(*pos + first) * size_t(d) : nullptr, nullptr);
     if (!tile.M) return;
-    auto multiply = [&]<int R>() {
-        float sum[R][4] = {};
-        tile.sums(sum);
-        float* to = in.latent + at + size_t(tile.group) * stride;
-#pragma unroll
-        for (int r = 0; r < R; r++, to += Tile::GROUPS * stride) {
-            if (tile.token(r) >= count || tile.column >= d) continue;
-            for (int j = 0; j < 4; j++)
-                if (tile.column + j >= width) sum[r][j] = 0;
-            put_4(to, tile.column, d, sum[r]);
-        }
-    };
-    if (count > Tile::FEW) multiply.template operator()<Tile::MOST>();
-    else multiply.template operator()<2>();
+    typename Tile::Sums sum;
+    tile.template sums<true>(sum, count);
+    tile.each(sum, [&](int t, int j, float a, float b) {
+        if (t < count && j < d)
+            *reinterpret_cast<float2*>(in.latent + at + size_t(t) * stride + size_t(j)) =
+                make_float2(j < width ? a : 0, j + 1 < width ? b : 0);
+    });
 }
 
 // ---- launchers ---------------------------------------------------------------------------------
@@ -232,7 +211,7 @@ void append_tiles(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, 
     for_tiles(cache.d, [&]<int WIDEST>() {
         using Tile = TileProduct<WIDEST>;
         unsigned tiles = unsigned((T + Tile::TOKENS - 1) / Tile::TOKENS);
-        size_t bytes = Tile::FLOATS * sizeof(float);
+        size_t bytes = Tile::BYTES;
         if (in.k)
             for_dtype(cache.dtype, [&]<class E>(E) {
                 launch_ahead(append_tiles_kernel<E, WIDEST>, dim3(tiles, unsigned(2 * cache.G)),

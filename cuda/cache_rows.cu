@@ -25,29 +25,28 @@ __global__ void __launch_bounds__(DECODE_BLOCK, 2)
     int first = int(blockIdx.x) * Tile::TOKENS, count = min(Tile::TOKENS, T - first);
     const CacheRows& head = cache.v(h / (cache.H / cache.G));
     int width = head.width;
-    Tile tile(reinterpret_cast<float*>(dynamic_shared()), head.decode, width, d);
+    Tile tile(dynamic_shared(), head.decode, width, d);
     if (width > 0) tile.fetch(0);
-    constexpr int TOGETHER = Tile::THREADS / WIDEST;
-    int j = tile.tid % WIDEST, whole = tile.whole_pieces();
-#pragma unroll 8
-    for (int t = tile.tid / WIDEST; j < whole && t < count; t += TOGETHER) {
-        size_t row = size_t(first + t) * size_t(cache.H) + size_t(h);
-        tile.x[t * Tile::STRIDE + j] = j < width ? in[row * size_t(d) + size_t(j)] : 0;
-    }
-    auto multiply = [&]<int R>() {
-        float sum[R][4] = {};
-        tile.sums(sum);
+    constexpr int TOGETHER = Tile::THREADS / WIDEST, BATCH = 16;  // tokens read before any is put
+    int j = tile.tid % WIDEST, padded = tile.padded();
+    const float* from = in + size_t(first) * size_t(cache.H) * size_t(d) + size_t(h * d + j);
+#pragma unroll 1
+    for (int t0 = tile.tid / WIDEST; j < padded && t0 < count; t0 += BATCH * TOGETHER) {
+        float x[BATCH];
 #pragma unroll
-        for (int r = 0; r < R; r++) {
-            int t = tile.token(r), left = d - tile.column;
-            if (t >= count || left <= 0) continue;
-            size_t to = size_t(first + t);
-            out.put_pair(to, h * d + tile.column, sum[r][0], sum[r][1]);
-            if (left > 2) out.put_pair(to, h * d + tile.column + 2, sum[r][2], sum[r][3]);
+        for (int i = 0; i < BATCH; i++) {
+            int t = t0 + i * TOGETHER;
+            x[i] = t < count && j < width ? from[t * cache.H * d] : 0;
         }
-    };
-    if (count > Tile::FEW) multiply.template operator()<Tile::MOST>();
-    else multiply.template operator()<2>();
+#pragma unroll
+        for (int i = 0; i < BATCH; i++)
+            if (t0 + i * TOGETHER < count) tile.put(t0 + i * TOGETHER, j, x[i]);
+    }
+    typename Tile::Sums sum;
+    tile.template sums<true>(sum, count);
+    tile.each(sum, [&](int t, int column, float a, float b) {
+        if (t < count && column < d) out.put_pair(size_t(first + t), h * d + column, a, b);
+    });
 }
 
 // ---- launchers ---------------------------------------------------------------------------------
@@ -88,7 +87,7 @@ static void decode_values(CudaBackend& gpu, const HeadsOut& out, const float* in
     for_tiles(cache.d, [&]<int WIDEST>() {
         using Tile = TileProduct<WIDEST>;
         dim3 grid(unsigned((T + Tile::TOKENS - 1) / Tile::TOKENS), unsigned(cache.H));
-        launch(decode_tiles_kernel<WIDEST>, grid, Tile::THREADS, Tile::FLOATS * sizeof(float), gpu.queue,
+        launch(decode_tiles_kernel<WIDEST>, grid, Tile::THREADS, Tile::BYTES, gpu.queue,
                out, in, CacheView(cache), T);
     });
 }

@@ -186,8 +186,8 @@ __device__ __forceinline__ void add_eight(float (&acc)[Q][FRAGMENTS][4], int c,
     constexpr uint32_t ABOVE = 0x64646464, BIAS = 0x64806480;  // 1024 + u, 1152 in f16
     CodeRows::Place even = rows.place<W>(slot, 2 * (lane % 4));
     CodeRows::Place odd = rows.place<W>(slot, 2 * (lane % 4) + 1);
-#pragma unroll
-    for (int k = 0; k < T; k++) {
+#pragma unroll 1
+    for (int k = 0; k < T; k++) {  // not unrolled: code met for the first time is what a short step costs
         uint32_t u[2][4];  // of keys from 2t on, from 2t + 8 on
 #pragma unroll
         for (int i = 0; i < 2; i++)
@@ -199,7 +199,11 @@ __device__ __forceinline__ void add_eight(float (&acc)[Q][FRAGMENTS][4], int c,
                                    subtract2<f16>(permute_bytes(u[1][m], ABOVE, 0x4240), BIAS),
                                    subtract2<f16>(permute_bytes(u[1][m], ABOVE, 0x4341), BIAS)};
 #pragma unroll
-            for (int n = 0; n < Q; n++) mma_16x8x16<f16>(acc[n][4 * c + m], a, weight[k][n]);
+            for (int n = 0; n < Q; n++) {
+                const uint32_t b[2] = {k ? weight[T - 1][n][0] : weight[0][n][0],
+                                       k ? weight[T - 1][n][1] : weight[0][n][1]};
+                mma_16x8x16<f16>(acc[n][4 * c + m], a, b);
+            }
         }
     }
 }

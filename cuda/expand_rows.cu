@@ -85,7 +85,6 @@ __device__ __forceinline__ void unpack_keys(const TileProduct<D>& tile, const Ex
     int groups = groups_of(store.format), elements = elements_of(store), lane = tile.tid % PER;
     for (int row = tile.tid / PER; row < count; row += EXPAND_BLOCK / PER) {
         const char* packed = row_at(store, s + row);
-        float* x = tile.x + row * tile.STRIDE;
         if (lane < groups) {
             const CodeGroup group = tables.group[lane];
             float by = group.step * scale_of(uint8_t(packed[store.bytes - 1]));
@@ -93,23 +92,24 @@ __device__ __forceinline__ void unpack_keys(const TileProduct<D>& tile, const Ex
 #pragma unroll
             for (int i = 0; i < ROW_GROUP; i++) {
                 uint32_t four = i < 4 ? levels.x : levels.y;
-                x[elements + ROW_GROUP * lane + i] = by * float(int(four >> i % 4 * 8 & 255) - 128);
+                tile.put(row, elements + ROW_GROUP * lane + i,
+                         by * float(int(four >> i % 4 * 8 & 255) - 128));
             }
         }
         for (int j = lane; j < elements; j += PER) {  // at any address
             E one;
             memcpy(&one, packed + size_t(j) * sizeof(E), sizeof(E));
-            x[j] = to_float(one);
+            tile.put(row, j, to_float(one));
         }
-        for (int j = elements + ROW_GROUP * groups + lane; j < D; j += PER) x[j] = 0;
+        for (int j = elements + ROW_GROUP * groups + lane; j < D; j += PER) tile.put(row, j, 0);
     }
 }
 
 // Keys before rotation: μ + c D, rotated to their positions.
 // grid (tiles of positions, stretches, kv heads), block 256. Shared: a tile, 1 KB of tables. Reads D once
-// for a tile of 64 positions, or of 128 where heads have 64; in f32 on CUDA cores, 2 D² flops a key.
+// for a tile of 64 positions, or of 128 where heads have 64; 2 D² flops a key, six times over.
 template <class E, int D>
-__global__ void __launch_bounds__(EXPAND_BLOCK, 2)
+__global__ void __launch_bounds__(EXPAND_BLOCK, TileProduct<D>::BLOCKS)
     rebuild_keys_kernel(ExpandedRows to, CacheView cache, const float* rotation, const int* pos, int T) {
     using Tile = TileProduct<D>;
     constexpr int HALF = D / 2, PAIRS = HALF / 2;
@@ -124,27 +124,18 @@ __global__ void __launch_bounds__(EXPAND_BLOCK, 2)
     int s = one.begin_for(pos0) + from, count = min(Tile::TOKENS, one.end_for(last) - s);
     if (count <= 0) return;
 
-    Tile tile(reinterpret_cast<float*>(dynamic_shared()), keys.decode, keys.width, D);
-    if (tile.M && tile.K > 0) tile.fetch(0);
-    auto& tables = *reinterpret_cast<ExpandTables<D>*>(tile.x + Tile::FLOATS);
+    Tile tile(dynamic_shared(), keys.decode, keys.width, D);
+    auto& tables = *reinterpret_cast<ExpandTables<D>*>(dynamic_shared() + Tile::BYTES);
     tables.levels.fill(tile.tid, EXPAND_BLOCK);
     if (tile.tid < groups_of(store.format))
         tables.group[tile.tid] = CodeGroup::of(store.format, int(sizeof(E)), tile.tid);
     __syncthreads();  // the tables are there
     unpack_keys<E>(tile, tables, store, s, count);
     if (tile.M) {
-        float sum[Tile::MOST][4] = {};
-        tile.sums(sum);
-        if (keys.mean && tile.column < D) {
-            float4 mean = *reinterpret_cast<const float4*>(keys.mean + tile.column);
-            for (auto& key : sum) key[0] += mean.x, key[1] += mean.y, key[2] += mean.z, key[3] += mean.w;
-        }
+        typename Tile::Sums sum;
+        tile.template sums<false>(sum, count);
         __syncthreads();  // the coordinates have been read, keys take their place
-#pragma unroll
-        for (int r = 0; r < Tile::MOST; r++)
-            if (tile.token(r) < count)
-                store_4(tile.x + tile.token(r) * Tile::STRIDE + tile.column,
-                        make_float4(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
+        tile.store(sum);
     }
     __syncthreads();  // the keys are there
     E* rows = static_cast<E*>(to.memory);
@@ -152,9 +143,10 @@ __global__ void __launch_bounds__(EXPAND_BLOCK, 2)
              expanded_ahead(seen, keys, cache.v(g), D, cache.rotated, pos0, last, n, 0)) * D;
     for (int i = tile.tid; i < count * PAIRS; i += EXPAND_BLOCK) {
         int row = i / PAIRS, j = i % PAIRS * 2;
-        const float* x = tile.x + row * Tile::STRIDE + j;
+        const float* x = tile.c + row * Tile::C_STRIDE + j;
         const float* angle = rotation + size_t(s + row) * D + j;
         float2 a = *reinterpret_cast<const float2*>(x), b = *reinterpret_cast<const float2*>(x + HALF);
+        if (const float* mean = keys.mean) a.x += mean[j], a.y += mean[j + 1], b.x += mean[j + HALF], b.y += mean[j + HALF + 1];
         float2 cos = *reinterpret_cast<const float2*>(angle);
         float2 sin = *reinterpret_cast<const float2*>(angle + HALF);
         uint32_t* key = reinterpret_cast<uint32_t*>(rows + size_t(row) * D + j);
@@ -192,7 +184,7 @@ void expand_rows(CudaBackend& gpu, ExpandedRows& rows, const float* rotation, co
         using Tile = TileProduct<D>;
         if (!cache.rotated)
             launch(rebuild_keys_kernel<E, D>, grid(Tile::TOKENS, stretches), EXPAND_BLOCK,
-                   Tile::FLOATS * sizeof(float) + sizeof(ExpandTables<D>), gpu.queue, rows,
+                   Tile::BYTES + sizeof(ExpandTables<D>), gpu.queue, rows,
                    CacheView(cache), rotation, gpu.pos, step.T);
     });
 }

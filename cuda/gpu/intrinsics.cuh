@@ -198,13 +198,6 @@ __device__ __forceinline__ int lowest_bit(uint32_t x) {
     return __ffs(int(x)) - 1;
 }
 
-// A float rounded to TF32 (10 bits of mantissa), ties away from zero, as mma_16x8x8_tf32 takes it.
-__device__ __forceinline__ uint32_t to_tf32(float x) {
-    uint32_t bits;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-    return bits;
-}
-
 // ---- tensor cores: the 32 lanes of a warp together, none missing ------------------------------
 
 // d (16, 8) += a (16, 16) b (16, 8), E = bf16 or f16. A register of a or b holds two neighbours:
@@ -227,24 +220,12 @@ __device__ __forceinline__ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// d (16, 8) += a (16, 8) b (8, 8) in TF32: the upper 19 bits of floats.
-//   a[0] (g, t)  a[1] (g+8, t)  a[2] (g, t+4)  a[3] (g+8, t+4)     b[0] (t, g)  b[1] (t+4, g)
-__device__ __forceinline__ void mma_16x8x8_tf32(float (&d)[4], const uint32_t (&a)[4],
-                                                const uint32_t (&b)[2]) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-        "{%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
 __device__ __forceinline__ unsigned shared_address(const void* shared) {
     return unsigned(__cvta_generic_to_shared(shared));
 }
 
 // N matrices of 8 rows of 16 bytes. Lane 8i + j names row j of matrix i; r[i] is matrix i's
-// elements (g, 2t) and (g, 2t+1). Transposed: (2t, g) and (2t+1, g). x2, x1: the lanes from 16, 8
-// name nothing.
+// elements (g, 2t) and (g, 2t+1). Transposed: (2t, g) and (2t+1, g).
 __device__ __forceinline__ void load_matrix_x4(uint32_t (&r)[4], const void* shared_row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -258,20 +239,6 @@ __device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&r)[4],
                  : "r"(shared_address(shared_row))
                  : "memory");
 }
-__device__ __forceinline__ void load_matrix_x2(uint32_t (&r)[2], const void* shared_row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(shared_address(shared_row))
-                 : "memory");
-}
-__device__ __forceinline__ void load_matrix_x2_transposed(uint32_t (&r)[2],
-                                                          const void* shared_row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(shared_address(shared_row))
-                 : "memory");
-}
-
 // A matrix of 8 x 8 elements of 16 bits, transposed: in, a lane holds (g, 2t) and (g, 2t+1); out, the
 // elements (2t, g) and (2t+1, g).
 __device__ __forceinline__ uint32_t transpose_8x8(uint32_t pair) {

@@ -197,10 +197,6 @@ inline uint32_t warp_least(uint32_t x, simt::Site site = simt::Site::current()) 
 inline int lowest_bit(uint32_t x) {
     return x ? std::countr_zero(x) : -1;
 }
-inline uint32_t to_tf32(float x) {
-    return (std::bit_cast<uint32_t>(x) + 0x1000u) & ~0x1fffu;
-}
-
 namespace simt {
 
 struct Mma {
@@ -210,7 +206,6 @@ struct Mma {
 };
 void mma_bf16(void** lanes, unsigned mask);  // each a Mma
 void mma_f16(void** lanes, unsigned mask);
-void mma_tf32(void** lanes, unsigned mask);
 
 void transpose(void** lanes, unsigned mask);  // each (in, out)
 // count matrices of 8 rows of 16 bytes.
@@ -224,12 +219,6 @@ void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
     simt::Mma mine{d, a, b};
     simt::meet(~0u, &mine, std::is_same_v<E, bf16> ? simt::mma_bf16 : simt::mma_f16, site);
 }
-inline void mma_16x8x8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                            simt::Site site = simt::Site::current()) {
-    simt::Mma mine{d, a, b};
-    simt::meet(~0u, &mine, simt::mma_tf32, site);
-}
-
 inline void load_matrix_x4(uint32_t (&r)[4], const void* shared_row,
                            simt::Site site = simt::Site::current()) {
     simt::load_matrices(r, 4, false, shared_row, site);
@@ -238,15 +227,6 @@ inline void load_matrix_x4_transposed(uint32_t (&r)[4], const void* shared_row,
                                       simt::Site site = simt::Site::current()) {
     simt::load_matrices(r, 4, true, shared_row, site);
 }
-inline void load_matrix_x2(uint32_t (&r)[2], const void* shared_row,
-                           simt::Site site = simt::Site::current()) {
-    simt::load_matrices(r, 2, false, shared_row, site);
-}
-inline void load_matrix_x2_transposed(uint32_t (&r)[2], const void* shared_row,
-                                      simt::Site site = simt::Site::current()) {
-    simt::load_matrices(r, 2, true, shared_row, site);
-}
-
 inline uint32_t transpose_8x8(uint32_t pair, simt::Site site = simt::Site::current()) {
     uint32_t operands[2] = {pair, 0};
     simt::meet(~0u, operands, simt::transpose, site);

@@ -82,7 +82,7 @@ TEST_CASE("attention fits what shared memory a block of the device has") {
         Scene scene(d, rotated);
         for (int T : {1, 5}) {
             Floats want = scene.attend(CPU, T);
-            for (size_t kilobytes : {99, 64}) {
+            for (size_t kilobytes : {99, 72}) {
                 CAPTURE(rotated);
                 CAPTURE(T);
                 CAPTURE(kilobytes);

@@ -45,18 +45,6 @@ void mma_f16(void** lanes, unsigned) {
     mma_halves<f16>(lanes);
 }
 
-void mma_tf32(void** lanes, unsigned) {
-    float A[16][8], B[8][8];
-    for (int lane = 0; lane < 32; lane++) {
-        const Mma& mine = *static_cast<Mma*>(lanes[lane]);
-        int g = lane / 4, t = lane % 4;
-        auto upper = [](uint32_t bits) { return std::bit_cast<float>(bits & ~0x1fffu); };
-        for (int i = 0; i < 4; i++) A[g + i % 2 * 8][t + i / 2 * 4] = upper(mine.a[i]);
-        for (int i = 0; i < 2; i++) B[t + i * 4][g] = upper(mine.b[i]);
-    }
-    multiply_add(lanes, A, B);
-}
-
 void transpose(void** lanes, unsigned) {
     for (int lane = 0; lane < 32; lane++) {
         int g = lane / 4, t = lane % 4;
