@@ -67,6 +67,23 @@ TEST_CASE("a device's passes are longer, and inspect counts their rings and acti
     CHECK(far.bytes(2048).activations > near.bytes(2048).activations);
 }
 
+TEST_CASE("a verb that compares counts both caches") {
+    OnADevice host(false);
+    Plan one = host.plan({"perplexity", "x.txt", "--context", "300"});
+    CHECK(!one.reference);
+    for (std::string verb : {"perplexity", "risk"}) {
+        Plan both = host.plan({verb, "x.txt", "--context", "300", "--cache", "q4"});
+        Plan::Bytes all = both.bytes(300);
+        CHECK(all.reference == both.whole_bytes(300));
+        size_t needs = all.cache + all.activations + all.reference;
+        CHECK(too_large(both, {needs, {}}).empty());
+        CHECK(too_large(both, {needs - 1, {}})
+                  .find("the cache, the one it is compared with and the activations of 300 positions") == 0);
+    }
+    Plan exact = host.plan({"perplexity", "x.txt", "--context", "300", "--compare", "exact"});
+    CHECK(exact.bytes(300).reference == KvCache::bytes_for(host.config, 300, DType::F32));
+}
+
 TEST_CASE("whole rows beside a device are the host's memory, and a plan is refused where they lie") {
     OnADevice device(true);
     Plan plan = device.plan({"generate", "--cache", "q4", "--risk", "audit"});

@@ -33,10 +33,6 @@ static Protocol protocol_of(const Args& args) {
 }
 
 // What the model is compared with; a compressed cache with the full one, unless --compare says else.
-static std::string reference_name(const Args& args) {
-    return args.compare.empty() && compresses(args) ? "full" : args.compare;
-}
-
 static std::string as_json(const Args& args, const Protocol& protocol, const Measured& m,
                            double seconds, size_t cache_bytes) {
     JsonWriter json;
@@ -91,16 +87,10 @@ int perplexity(const Args& args) {
     Session session(opened);
     Model& model = session.model;
     Runner tested{*session.transformer, *session.cache, args.exact};
-    std::unique_ptr<KvCache> reference_cache;
     std::optional<Runner> reference;
-    if (std::string name = reference_name(args); !name.empty()) {
-        DType type = name == "full"    ? session.dtype
-                     : name == "exact" ? DType::F32
-                                       : parse_cache_dtype(name);
-        reference_cache = std::make_unique<KvCache>(*model.backend, config, session.context, type);
-        reference.emplace(
-            Runner{*session.transformer, *reference_cache, name == "exact" || args.exact});
-    }
+    if (session.reference)
+        reference.emplace(Runner{*session.transformer, *session.reference,
+                                 args.exact || reference_name(args) == "exact"});
 
     auto start = std::chrono::steady_clock::now();
     Measured measured;

@@ -11,6 +11,7 @@ Plan::Bytes Plan::bytes(int positions) const {
     Bytes all{};
     all.cache = KvCache::bytes_for(config, positions, dtype, bases ? &*bases : nullptr, batch);
     all.activations = Transformer::arena_bytes_for(config, positions, std::min(batch, positions));
+    if (reference) all.reference = KvCache::bytes_for(config, positions, *reference);
     if (!watch) return all;
     all.logits = Watch::logits_bytes_for(config, *watch);
     all.whole = watch->cold == WatchOptions::File ? 0 : whole_bytes(positions);
@@ -38,7 +39,16 @@ Plan plan_of(const Args& args, const Config& config, const Weights& weights, con
     CacheChoice choice = cache_choice(args, config, weights);
     plan.dtype = choice.dtype, plan.bases = std::move(choice.bases);
     plan.watch = watch_options(args);
+    if (std::string name = reference_name(args); !name.empty())
+        plan.reference = name == "full"    ? plan.dtype
+                         : name == "exact" ? DType::F32
+                                           : parse_cache_dtype(name);
     return plan;
+}
+
+std::string reference_name(const Args& args) {
+    if (args.verb != "perplexity" && args.verb != "risk") return "";
+    return args.compare.empty() && compresses(args) ? "full" : args.compare;
 }
 
 Room room_of(const Backend& backend) {
@@ -50,7 +60,7 @@ Room room_of(const Backend& backend) {
 std::string too_large(const Plan& plan, const Room& room) {
     auto own = [&](int positions) {
         Plan::Bytes all = plan.bytes(positions);
-        return all.cache + all.activations + all.logits + (room.host ? 0 : all.whole);
+        return all.cache + all.activations + all.reference + all.logits + (room.host ? 0 : all.whole);
     };
     auto host = [&](int positions) { return room.host ? plan.bytes(positions).whole : 0; };
     auto fits = [&](int positions) {
@@ -69,7 +79,11 @@ std::string too_large(const Plan& plan, const Room& room) {
                       "available; %s", plan.context, double(host(plan.context)) * 0x1p-30,
                       double(*room.host) * 0x1p-30, advice.c_str());
     return format("the cache%s and the activations of %d positions need %.2f GiB, %.2f GiB are "
-                  "available; %s", plan.watch && !room.host ? ", its whole rows" : "", plan.context,
+                  "available; %s",
+                  plan.reference             ? ", the one it is compared with"
+                  : plan.watch && !room.host ? ", its whole rows"
+                                             : "",
+                  plan.context,
                   double(own(plan.context)) * 0x1p-30, double(room.own) * 0x1p-30, advice.c_str());
 }
 

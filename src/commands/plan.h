@@ -16,9 +16,10 @@ struct Plan {
     DType dtype = DType::F16;              // of the cache
     std::optional<Bases> bases = {};       // of --bases, or of --cache q8 or q4
     std::optional<WatchOptions> watch = {};    // of --risk
+    std::optional<DType> reference = {};       // of a full cache beside it, to compare with
 
     struct Bytes {
-        size_t cache, activations;
+        size_t cache, activations, reference;
         size_t logits, whole;              // of a watch; whole: rows that the backend keeps as cold ones
     };
     Bytes bytes(int positions) const;
@@ -29,6 +30,9 @@ struct Plan {
 // default_context: what --context means where it is not given; never more than the model's.
 Plan plan_of(const Args& args, const Config& config, const Weights& weights, const Backend& backend,
              int default_context = 8192);
+
+// What perplexity and risk compare with: "full", "exact" or a dtype; "": nothing.
+std::string reference_name(const Args& args);
 
 // What there is to take of.
 struct Room {

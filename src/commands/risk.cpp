@@ -179,9 +179,8 @@ std::string as_page(const RiskReport& r, const Args& args) {
 RiskReport measure_risk(const Args& args, Session& session, std::span<const Token> ids) {
     Model& model = session.model;
     Protocol protocol{.name = Protocol::Chunks, .context = session.context, .limit = args.chunks};
-    KvCache full(*model.backend, model.config, session.context, session.dtype);
     Runner tested{*session.transformer, *session.cache, args.exact};
-    Runner reference{*session.transformer, full, args.exact};
+    Runner reference{*session.transformer, *session.reference, args.exact};
     Progress progress("risk", "tokens", args.quiet);
     Measured measured = measure(tested, &reference, ids, protocol, [&](size_t done, size_t all, double) {
         progress.update(done, all);

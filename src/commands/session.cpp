@@ -139,6 +139,8 @@ Session::Session(const Args& args, int default_context)
     context = plan.context, dtype = plan.dtype, bases = std::move(plan.bases);
     cache = std::make_unique<KvCache>(*model.backend, model.config, context, dtype,
                                       bases ? &*bases : nullptr, plan.batch);
+    if (plan.reference)
+        reference = std::make_unique<KvCache>(*model.backend, model.config, context, *plan.reference);
     transformer = std::make_unique<Transformer>(model, context, plan.batch);
     transformer->exact = args.exact;
     if (plan.watch && plan.watch->exact && model.backend->most_singly == 1)

@@ -14,7 +14,7 @@ struct Session {
     DType dtype = DType::F16;                  // of the cache
     std::optional<Bases> bases;                // of --bases, or of --cache q8 or q4
     std::unique_ptr<Transformer> transformer;
-    std::unique_ptr<KvCache> cache;
+    std::unique_ptr<KvCache> cache, reference;     // reference: of verbs that compare with a full one
     std::unique_ptr<Watch> watch;              // of --risk; null: off
 
     // default_context: what --context means where it is not given; never more than the model's.
