@@ -270,6 +270,18 @@ TEST_CASE("a seed that was drawn is said and gives the same answer again") {
     CHECK(run(options + " --seed 18446744073709551615", "", scratch).status == 0);
 }
 
+TEST_CASE("a special token that is drawn by chance is no text of the answer") {
+    if (!can_run()) return;
+    Scratch scratch;
+    for (int seed : {14, 19, 22, 27, 29, 44}) {  // each draws one, so hot
+        Result hot = run(format("%s --temperature 30 --seed %d --context 300", MODEL, seed),
+                         "Good evening, sir.\n", scratch);
+        CAPTURE(seed);
+        CHECK(hot.out.size() > 200);
+        CHECK(hot.out.find("<|") == std::string::npos);
+    }
+}
+
 TEST_CASE("an answer that the context cuts off is said to be, and nothing is forgotten") {
     if (!can_run()) return;
     Scratch scratch;

@@ -129,8 +129,10 @@ Dialogue::End Dialogue::answer(const std::vector<Token>& ids, std::string& text)
     int limit = left() - int(tail + form.answer_end().size());
     auto sink = [&](Token id) {
         talk.ids.push_back(id);
-        text += tokenizer.bytes(id);
-        if (show) show(tokenizer.bytes(id));
+        if (!tokenizer.is_special(id)) {    // one that a model draws by chance is no text
+            text += tokenizer.bytes(id);
+            if (show) show(tokenizer.bytes(id));
+        }
         return !(stop && stop());
     };
     Generated made = session.generate(sampler, all_ids.last(tail), limit, ends, sink);
