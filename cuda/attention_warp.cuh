@@ -91,10 +91,11 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
             reinterpret_cast<uint4*>(memory)[i] = make_uint4(0, 0, 0, 0);
         __syncwarp();  // the memory is zero
     }
-    // A stretch of which this warp has a step begins, and ends: the tables are there, no copy is on its
-    // way.
+    // A stretch of which this warp has a step begins; other tables are to come. Until then acc stays in
+    // the order of the last stretch's codes: one with the same rows may follow. The tables are there,
+    // no copy is on its way.
     __device__ __forceinline__ void enter() {
-        if (v.shape.groups && this->any_keys()) this->count_in(true);
+        if (v.shape.groups && !in_codes && this->any_keys()) this->count_in(true);
         in_codes = v.shape.groups;
     }
     __device__ __forceinline__ void leave() {
@@ -129,7 +130,7 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
         return first + int(threadIdx.x) / WARP * step_keys();
     }
     // This warp's steps of positions first … end − 1, which lie one behind the other: the first of them
-    // begin to come, as many as its memory holds, and all are taken.
+    // begin to come, one fewer than its memory holds; then, by run, all are taken.
     __device__ __forceinline__ void start(int first, int end, int bytes) {
         Stages all = stages(bytes);
         int s = first_step(first), keys = step_keys();

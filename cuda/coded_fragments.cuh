@@ -12,7 +12,7 @@
 //   a[2], a[3]  codes 4m + 2, 4m + 3 of them        a[2], a[3]  keys 2t + 8, 2t + 9
 //
 // Queries, and rows of D, are laid out accordingly once a stretch; sums of values are put in order
-// at its end.
+// when rows of another kind follow, or in the end.
 //
 // Fragments are f16 whatever the cache's elements: levels are integers of 8 bits. u = level + 128
 // behind the byte 0x64 is the number 1024 + u. Of values 1152 is subtracted; of keys after rotation
@@ -184,6 +184,7 @@ __device__ __forceinline__ void add_eight(float (&acc)[Q][FRAGMENTS][4], int c,
                                           const uint32_t (&weight)[T][Q][2], const CodeRows& rows,
                                           const CodeSlot& slot, int lane) {
     constexpr uint32_t ABOVE = 0x64646464, BIAS = 0x64806480;  // 1024 + u, 1152 in f16
+    static_assert(T <= 2);
     CodeRows::Place even = rows.place<W>(slot, 2 * (lane % 4));
     CodeRows::Place odd = rows.place<W>(slot, 2 * (lane % 4) + 1);
 #pragma unroll 1

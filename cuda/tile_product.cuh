@@ -3,7 +3,7 @@
 //
 // A float is the sum of three bf16, each the nearest to what the ones before have left: 3 · 8 bits of
 // significand are its 24 (but for what is too small for a bf16). Of the nine products of two such sums' parts
-// six are taken; the others together are less than 2^-25 of it.
+// six are taken; the others together are at most about 2^-24 of it.
 #pragma once
 #include "cuda.cuh"
 

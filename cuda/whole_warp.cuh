@@ -22,10 +22,12 @@ struct WholeWarp {
     uint32_t query[FRAGMENTS][2];
     float acc[FRAGMENTS][4], max[2], sum[2];  // (coordinates g, g + 8) x (heads 2t, 2t + 1)
 
-    __device__ WholeWarp(const void* k, const void* v, E* memory) : stages(memory) {
+    __device__ WholeWarp(const void* k, const void* v, E* memory) : WholeWarp(memory) {
+        keys = static_cast<const E*>(k) + lane * 8, values = static_cast<const E*>(v) + lane * 8;
+    }
+    __device__ explicit WholeWarp(E* memory) : stages(memory) {  // of rows that lie elsewhere
         lane = int(threadIdx.x) % WARP, g = lane / 4, t = lane % 4;
         row = lane / PER, to = row * STRIDE + lane % PER * 8;
-        keys = static_cast<const E*>(k) + lane * 8, values = static_cast<const E*>(v) + lane * 8;
         max[0] = max[1] = -INFINITY, sum[0] = sum[1] = 0;
         for (int f = 0; f < FRAGMENTS; f++)
             for (int i = 0; i < 4; i++) acc[f][i] = 0;

@@ -57,7 +57,7 @@ struct WindowWarp : WholeWarp<E, D> {
     using Whole::STAGE, Whole::TILE, Whole::STRIDE, Whole::ROWS_ON, Whole::PER;
     static constexpr size_t STAGE_BYTES = size_t(STAGE) * sizeof(E);
 
-    __device__ explicit WindowWarp(E* memory) : Whole(nullptr, nullptr, memory) {}
+    __device__ explicit WindowWarp(E* memory) : Whole(memory) {}
 
     // Rows first … first + 15 of `count` begin to come, those beyond as zeros.
     __device__ __forceinline__ void begin(int stage, const WindowRows& rows, int first, int count) {
@@ -74,8 +74,8 @@ struct WindowWarp : WholeWarp<E, D> {
             copy_async_16(at + TILE, v + column, there);
         }
     }
-    // This warp's steps, as many at once as it has stages. `ready`: what the queries need once copies
-    // are on their way.
+    // This warp's steps, as many at once as it has stages. `ready`: what its own part of the queries needs,
+    // once copies are on their way; not called where no step is this warp's.
     template <class Ready>
     __device__ __forceinline__ void run(const WindowRows& rows, int at_once, const Ready& ready) {
         constexpr int ON = WHOLE_WARPS * STEP;

@@ -337,6 +337,11 @@ TEST_CASE("attention over codes on tensor cores is the CPU's, ragged, by any hea
                              3, 9, "ages in turn, rings that come round"});
             check_attention({4, 2, 128, 150, T, rotated, {wide, mixed}, {mixed, thin}, {33}, 0, 17,
                              "wide ages"});
+            for (RowFormat between : {some, none})
+                check_attention({4, 2, 64, 100, T, rotated, {two, between, two}, {all, between, all},
+                                 {20, 24}, 3, 9, "codes, none, and the same codes again"});
+            for (auto [sinks, recent] : {std::pair{0, 1}, {1, 0}, {1, 1}, {40, 45}})
+                check_attention({4, 2, 64, 100, T, rotated, {two}, {all}, {}, sinks, recent, "windows"});
         }
     }
 }
