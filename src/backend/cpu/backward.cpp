@@ -11,34 +11,18 @@ namespace stief {
 
 using namespace vectors;
 
-static void softmax_row(float* p, size_t visible, size_t S, float scale) {
-    Four mosts = {p[0], p[0], p[0], p[0]};
-    for (size_t s = 0; s + 4 <= visible; s += 4) {
-        Four four = load(p + s);
-        mosts = four > mosts ? four : mosts;
-    }
-    float most = std::max(std::max(mosts[0], mosts[1]), std::max(mosts[2], mosts[3]));
-    for (size_t s = visible / 4 * 4; s < visible; s++) most = std::max(most, p[s]);
-    float total = 0;
-    Four totals = {};
-    by_fours(visible, [&](size_t s, size_t width) {
-        Four e = exp((load(p + s, width) - most) * scale);
-        store(p + s, e, width);
-        if (width == 4)
-            totals += e;
-        else
-            for (size_t j = 0; j < width; j++) total += e[j];
-    });
-    float inverse = 1.0f / (total + sum(totals));
-    by_fours(visible,
-             [&](size_t s, size_t width) { store(p + s, load(p + s, width) * inverse, width); });
+static void softmax_row(const Kernels& kernels, float* p, size_t visible, size_t S, float scale) {
+    kernels.scale(p, visible, scale);
+    float total = kernels.exp_sum(p, visible, kernels.largest(p, visible));
+    kernels.scale(p, visible, 1 / total);
     std::fill(p + visible, p + S, 0.0f);
 }
 
 void CpuBackward::causal_softmax(float* p, int T, int m, int S, int first, float scale) {
     cpu.for_rows(size_t(T) * size_t(m), size_t(S), [&](size_t from, size_t to) {
         for (size_t row = from; row < to; row++)
-            softmax_row(p + row * size_t(S), size_t(first) + row / size_t(m) + 1, size_t(S), scale);
+            softmax_row(cpu.kernels, p + row * size_t(S), size_t(first) + row / size_t(m) + 1, size_t(S),
+                        scale);
     });
 }
 

@@ -11,11 +11,9 @@ namespace stief {
 using namespace vectors;
 
 // ln Σ eᶻ
-static double log_sum(const float* z, size_t n) {
-    float most = *std::max_element(z, z + n);
-    double sum =
-        blocked_sum(n, [&](size_t i, size_t width) { return exp(load(z + i, width) - most); });
-    return double(most) + std::log(sum);
+static double log_sum(const Kernels& kernels, const float* z, size_t n) {
+    float most = kernels.largest(z, n);
+    return double(most) + std::log(kernels.exp_total(z, n, most));
 }
 
 void CpuBackward::divergence_gradient(float* z, const float* reference, int rows, int V) {
@@ -23,7 +21,7 @@ void CpuBackward::divergence_gradient(float* z, const float* reference, int rows
     threads.run(size_t(rows), [&](size_t row) {
         float* at = z + row * n;
         const float* full = reference + row * n;
-        float mine = float(log_sum(at, n)), theirs = float(log_sum(full, n));
+        float mine = float(log_sum(cpu.kernels, at, n)), theirs = float(log_sum(cpu.kernels, full, n));
         by_fours(n, [&](size_t i, size_t width) {
             store(at + i, exp(load(at + i, width) - mine) - exp(load(full + i, width) - theirs),
                   width);
@@ -35,7 +33,7 @@ void CpuBackward::score_direction(float* z, uint64_t seed, int rows, int V) {
     size_t n = size_t(V);
     threads.run(size_t(rows), [&](size_t row) {
         float* at = z + row * n;
-        float half = float(0.5 * log_sum(at, n));
+        float half = float(0.5 * log_sum(cpu.kernels, at, n));
         auto sign = [&](size_t i) {
             return score_signs(seed, row, i / 64) >> (i % 64) & 1 ? 1.0f : -1.0f;
         };
@@ -68,8 +66,8 @@ void CpuBackward::round_rows(float* c, const float* weight, const RowFormat& for
                 cpu.kernels.unpack_rows(at, wide, packed.data(), *codes, int(n));
             }
             for (float* row = at; row < at + n * wide; row += wide) {
-                if (!codes) pack_row(packed.data(), row, weight, format, dtype);
-                if (!codes) unpack_row(row, packed.data(), format, dtype);
+                if (!codes) cpu.kernels.narrow[int(dtype)](packed.data(), row, kept);
+                if (!codes) cpu.kernels.widen[int(dtype)](row, packed.data(), kept);
                 std::fill(row + kept, row + wide, 0.0f);
             }
         }

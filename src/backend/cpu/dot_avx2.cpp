@@ -26,6 +26,9 @@ struct V {
     static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
     static F larger(F a, F b) { return _mm256_max_ps(a, b); }
     static F smaller(F a, F b) { return _mm256_min_ps(a, b); }
+    static F where_less(F a, F b, F yes, F no) {
+        return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+    }
     static F round(F x) {
         return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     }

@@ -26,6 +26,7 @@ struct V {
     static F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
     static F larger(F a, F b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
     static F smaller(F a, F b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+    static F where_less(F a, F b, F yes, F no) { return vbslq_f32(vcltq_f32(a, b), yes, no); }
     static F round(F x) { return vrndnq_f32(x); }
     static F floor(F x) { return vrndmq_f32(x); }
     static F lookup(const float* table, F index) {

@@ -26,6 +26,7 @@ struct V {
     static F fma(F a, F b, F c) { return a * b + c; }
     static F larger(F a, F b) { return a > b ? a : b; }
     static F smaller(F a, F b) { return a < b ? a : b; }
+    static F where_less(F a, F b, F yes, F no) { return a < b ? yes : no; }
     static F round(F x) {  // |x| < 2²²: the adder drops the fraction
         F magic = set1(12582912.0f);
         return (x + magic) - magic;

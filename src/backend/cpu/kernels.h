@@ -17,6 +17,12 @@ namespace stief {
 constexpr int MATVEC_ROWS = 12;   // scans of a matvec: of a multiple of them no row is left over
 constexpr int PAIRS_K = 32;       // the pairs product takes k in multiples, x and panel zero-filled
 
+// Two rows of logits as distributions: softmax(z)_j = e^(z_j − most) scale.
+struct DivergenceOf {
+    float most_p, most_q, scale_p, scale_q;
+    float shift;  // of ln q − ln p: ln scale_p − ln scale_q
+};
+
 struct Kernels {
     const char* name;
     int lanes;
@@ -66,6 +72,10 @@ struct Kernels {
 
     float (*largest)(const float* x, size_t n);              // NaN is passed over; −∞ where n = 0
     float (*exp_sum)(float* x, size_t n, float shift);       // x ← e^(x − shift), returns Σ x
+    // Σ e^(x − shift), and Σ p (e^δ − 1 − δ) with δ = ln q − ln p: of at most 1024 terms in float, of
+    // those in double. x, zp, zq (n)
+    double (*exp_total)(const float* x, size_t n, float shift);
+    double (*divergence)(const float* zp, const float* zq, size_t n, const DivergenceOf& of);
     void (*scale)(float* x, size_t n, float factor);         // x ← factor · x
     // x_j, x_j+half turned by one position's angles          x (2, half), angle (2, half) cos, sin
     void (*rotate)(float* x, const float* angle, size_t half);

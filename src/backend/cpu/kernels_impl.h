@@ -48,6 +48,54 @@ float exp_sum(float* x, size_t n, float shift) {
     return V::sum(sum) + rest;
 }
 
+// Σ of term(i, width) for i = 0, W, …: at most 1024 terms in float, those in double.
+template <class V, class Term>
+double blocked_sum(size_t n, const Term& term) {
+    double total = 0;
+    for (size_t begin = 0; begin < n; begin += 1024) {
+        auto sum = V::zero();
+        float last[16];
+        double rest = 0;
+        for_vectors<V>(n - begin < 1024 ? n - begin : 1024, [&](size_t i, int width) {
+            auto one = term(begin + i, width);
+            if (width == V::W) {
+                sum = V::add(sum, one);
+            } else {
+                store<V, DType::F32>(last, 0, width, one);
+                for (int j = 0; j < width; j++) rest += double(last[j]);
+            }
+        });
+        total += double(V::sum(sum)) + rest;
+    }
+    return total;
+}
+
+template <class V>
+double exp_total(const float* x, size_t n, float shift) {
+    auto minus = V::set1(-shift);
+    return blocked_sum<V>(n, [&](size_t i, int width) {
+        return exp<V>(V::add(load<V, DType::F32>(x, i, width), minus));
+    });
+}
+
+// p (e^δ − 1 − δ) = q − p − p δ; by its series where that would cancel.
+template <class V>
+double divergence(const float* zp, const float* zq, size_t n, const DivergenceOf& of) {
+    auto minus_p = V::set1(-of.most_p), minus_q = V::set1(-of.most_q), shift = V::set1(of.shift);
+    auto scale_p = V::set1(of.scale_p), scale_q = V::set1(of.scale_q);
+    return blocked_sum<V>(n, [&](size_t i, int width) {
+        auto a = V::add(load<V, DType::F32>(zp, i, width), minus_p);
+        auto b = V::add(load<V, DType::F32>(zq, i, width), minus_q);
+        auto p = V::mul(exp<V>(a), scale_p), q = V::mul(exp<V>(b), scale_q);
+        auto delta = V::sub(V::sub(b, a), shift), square = V::mul(delta, delta);
+        auto series = V::set1(1.0f / 5040);
+        for (float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f})
+            series = V::fma(series, delta, V::set1(c));
+        auto plain = V::sub(V::sub(q, p), V::mul(p, delta));
+        return V::where_less(square, V::set1(0.0625f), V::mul(V::mul(p, square), series), plain);
+    });
+}
+
 template <class V>
 void scale(float* x, size_t n, float factor) {
     for_vectors<V>(n, [&](size_t i, int width) {
@@ -188,6 +236,8 @@ constexpr Kernels make_table(const char* name) {
         .turned_scores = turned_scores<V>,
         .largest = largest<V>,
         .exp_sum = exp_sum<V>,
+        .exp_total = exp_total<V>,
+        .divergence = divergence<V>,
         .scale = scale<V>,
         .rotate = rotate<V>,
         .swiglu = swiglu<V>,

@@ -4,11 +4,8 @@
 #include <cmath>
 
 #include "backend/cpu/cpu_backend.h"
-#include "backend/cpu/vectors.h"
 
 namespace stief {
-
-using namespace vectors;
 
 namespace {
 
@@ -19,54 +16,27 @@ struct Row {
     double sum = 0, log_sum = 0;  // ln Σ e^z
 };
 
-// Sixteen at once, so that a comparison waits for none of its neighbours'.
-float largest(const float* z, size_t V, bool& damaged) {
-    constexpr size_t LANES = 16;
-    float most[LANES];
-    int unequal[LANES] = {};  // to themselves: NaN
-    std::fill_n(most, LANES, -INFINITY);
-    auto take = [&](size_t lane, float x) {
-        most[lane] = x > most[lane] ? x : most[lane];
-        unequal[lane] |= x != x;
-    };
-    size_t whole = V / LANES * LANES;
-    for (size_t j = 0; j < whole; j += LANES)
-        for (size_t i = 0; i < LANES; i++) take(i, z[j + i]);
-    for (size_t j = whole; j < V; j++) take(0, z[j]);
-    damaged = std::any_of(unequal, unequal + LANES, [](int one) { return one; });
-    return *std::max_element(most, most + LANES);
-}
-
-Row read_row(const float* z, size_t V) {
+Row read_row(const Kernels& kernels, const float* z, size_t V) {
+    constexpr size_t BLOCK = 1024;
     Row row;
-    bool damaged = false;
-    row.most = largest(z, V, damaged);
-    row.top = size_t(std::find(z, z + V, row.most) - z) % V;  // the first; 0 where all are NaN
-    row.sum =
-        blocked_sum(V, [&](size_t i, size_t width) { return exp(load(z + i, width) - row.most); });
-    if (damaged) row.sum = double(NAN);
+    row.most = -INFINITY;
+    for (size_t at = 0; at < V; at += BLOCK) {
+        size_t n = std::min(BLOCK, V - at);
+        float most = kernels.largest(z + at, n);
+        if (most > row.most) row.most = most, row.top = at;
+    }
+    size_t end = std::min(row.top + BLOCK, V);  // of its block
+    row.top = size_t(std::find(z + row.top, z + end, row.most) - z) % V;  // 0 where all are NaN
+    row.sum = kernels.exp_total(z, V, row.most);
     row.log_sum = double(row.most) + std::log(row.sum);
     return row;
 }
 
-// p (e^δ − 1 − δ) = q − p − p δ; by its series where that would cancel.
-Four excess(Four p, Four q, Four delta) {
-    Four series = delta * (1.0f / 5040) + 1.0f / 720;
-    series = series * delta + 1.0f / 120;
-    series = series * delta + 1.0f / 24;
-    series = series * delta + 1.0f / 6;
-    series = series * delta + 0.5f;
-    Four square = delta * delta;
-    return square < 0.0625f ? p * square * series : q - p - p * delta;
-}
-
-double divergence_of(const float* zp, const Row& p, const float* zq, const Row& q, size_t V) {
-    float shift = float(std::log(q.sum) - std::log(p.sum));
-    float scale_p = float(1 / p.sum), scale_q = float(1 / q.sum);
-    return blocked_sum(V, [&](size_t i, size_t width) {
-        Four a = load(zp + i, width) - p.most, b = load(zq + i, width) - q.most;
-        return excess(exp(a) * scale_p, exp(b) * scale_q, b - a - shift);
-    });
+double divergence_of(const Kernels& kernels, const float* zp, const Row& p, const float* zq,
+                     const Row& q, size_t V) {
+    return kernels.divergence(zp, zq, V,
+                              {p.most, q.most, float(1 / p.sum), float(1 / q.sum),
+                               float(std::log(q.sum) - std::log(p.sum))});
 }
 
 }  // namespace
@@ -76,14 +46,14 @@ void CpuBackend::score(RowScore* out, const float* logits, const float* full, co
     size_t n = size_t(V);
     threads.run(size_t(rows), [&](size_t i) {
         const float* zq = logits + i * n;
-        Row q = read_row(zq, n);
+        Row q = read_row(kernels, zq, n);
         out[i] = {};
         out[i].loss = q.log_sum - double(zq[next[i]]);
         if (!full) return;
         const float* zp = full + i * n;
-        Row p = read_row(zp, n);
+        Row p = read_row(kernels, zp, n);
         out[i].loss_full = p.log_sum - double(zp[next[i]]);
-        out[i].divergence = divergence_of(zp, p, zq, q, n);
+        out[i].divergence = divergence_of(kernels, zp, p, zq, q, n);
         out[i].same_top = p.top == q.top, out[i].top_full = int32_t(p.top);
         auto swing = [&](size_t token) {
             return (double(p.most) - zp[token]) - (double(zq[p.top]) - zq[token]);

@@ -28,6 +28,9 @@ struct V {
     static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
     static F larger(F a, F b) { return _mm512_max_ps(a, b); }
     static F smaller(F a, F b) { return _mm512_min_ps(a, b); }
+    static F where_less(F a, F b, F yes, F no) {
+        return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
+    }
     static F round(F x) { return _mm512_roundscale_ps(x, 0x08); }    // to nearest, quietly
     static F floor(F x) { return _mm512_roundscale_ps(x, 0x09); }    // down, quietly
     static F lookup(const float* table, F index) {
