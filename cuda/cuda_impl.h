@@ -1,0 +1,53 @@
+// What a CUDA backend keeps besides the seam's own: memory (cuda_backend.cu) and the step at hand
+// (steps.cu).
+#pragma once
+#include <deque>
+
+#include "cuda_backend.h"
+
+namespace stief {
+
+constexpr int MOST_IDS = 1 << 18;  // tokens of one step
+
+struct CudaBackend::Impl {
+    int32_t* step = nullptr;   // (1 + MOST_IDS)  pos, ids
+    std::vector<void*> owned;  // weights and scratch
+    std::map<const char*, size_t> cold;  // of alloc_cold, page-locked; bytes
+    void* scratch[int(Scratch::Count)] = {};
+    size_t scratch_bytes[int(Scratch::Count)] = {};
+    void* landing = nullptr;  // pinned: what is downloaded arrives here
+    size_t landing_bytes = 0;
+
+    // Numbers on their way home (Step::home), oldest first. Each has its own place and event, so that
+    // who waits for one does not wait for the steps behind it.
+    static constexpr int MOST_COMING = 2;
+    struct Coming {
+        const void* from;
+        int place;
+    };
+    std::deque<Coming> coming;
+    const int32_t* home = nullptr;  // of the step at hand
+    int32_t* places = nullptr;      // (MOST_COMING)  pinned
+    cudaEvent_t there[MOST_COMING] = {};
+    int next_place = 0;
+
+    bool page_locked(const void* host, size_t bytes) const {
+        const char* first = static_cast<const char*>(host);
+        auto behind = cold.upper_bound(first);
+        if (behind == cold.begin()) return false;
+        auto [begin, size] = *std::prev(behind);
+        return first + bytes <= begin + size;
+    }
+
+    // A step is issued when its number is new, captured when it comes again, then replayed: by then
+    // every kernel is loaded and all scratch is there.
+    struct Graph {
+        uint64_t replay;
+        cudaGraphExec_t exec;  // null: came once
+    };
+    std::vector<Graph> graphs;   // oldest first
+    Graph* capturing = nullptr;  // the step at hand, while it is captured
+    cudaGraphExec_t replaying = nullptr;
+};
+
+}  // namespace stief

@@ -1,0 +1,107 @@
+// Steps: position and ids on their way to the device; kernels issued, captured, then replayed; numbers
+// on their way home.
+#include <utility>
+
+#include "cuda_impl.h"
+
+namespace stief {
+
+// ---- kernels -----------------------------------------------------------------------------------
+
+// Words on their way to the device as the argument of a kernel: ordered like any other work,
+// without a copy that would have to wait for its host memory.
+struct Words {
+    static constexpr int MOST = 512;
+    int first, count;
+    int32_t word[MOST];
+};
+
+// to_first + i ← word_i.   grid 1, block Words::MOST
+__global__ void set_words(int32_t* to, Words words) {
+    int i = int(threadIdx.x);
+    if (i < words.count) to[words.first + i] = words.word[i];
+}
+
+// ---- launchers ---------------------------------------------------------------------------------
+
+constexpr size_t MOST_GRAPHS = 16;
+
+// pos, then the ids, in as many words as there are.
+static void send_step(int32_t* to, const Step& step, cudaStream_t queue) {
+    int total = 1 + (step.ids ? step.T : 0);
+    for (int first = 0; first < total; first += Words::MOST) {
+        Words words{first, std::min(Words::MOST, total - first), {}};
+        for (int i = 0; i < words.count; i++)
+            words.word[i] = first + i == 0 ? step.pos : step.ids[first + i - 1];
+        launch(set_words, dim3(1), Words::MOST, 0, queue, to, words);
+    }
+}
+
+// An exception within a captured step leaves the stream capturing: nothing else could run on it.
+void CudaBackend::drop_capture() {
+    if (!impl->capturing) return;
+    cudaGraph_t graph = nullptr;
+    cudaStreamEndCapture(queue, &graph);
+    if (graph) cudaGraphDestroy(graph);
+    cudaGetLastError();
+    impl->capturing = nullptr;
+}
+
+bool CudaBackend::begin_step(const Step& step) {
+    check(step.T <= MOST_IDS, "%d tokens at once, expected at most %d", step.T, MOST_IDS);
+    drop_capture();
+    impl->home = step.home, turned = nullptr;
+    send_step(impl->step, step, queue);
+    impl->replaying = nullptr;
+    if (!step.replay) return true;
+    for (Impl::Graph& one : impl->graphs) {
+        if (one.replay != step.replay) continue;
+        impl->replaying = one.exec;
+        if (one.exec) return false;
+        // Relaxed: an operation may still take scratch memory.
+        CUDA_CHECK(cudaStreamBeginCapture(queue, cudaStreamCaptureModeRelaxed));
+        impl->capturing = &one;
+        return true;
+    }
+    if (impl->graphs.size() == MOST_GRAPHS) {
+        if (impl->graphs.front().exec) CUDA_CHECK(cudaGraphExecDestroy(impl->graphs.front().exec));
+        impl->graphs.erase(impl->graphs.begin());
+    }
+    impl->graphs.push_back({step.replay, nullptr});
+    return true;
+}
+
+void CudaBackend::end_step() {
+    if (impl->capturing) {
+        cudaGraph_t graph = nullptr;
+        Impl::Graph* one = impl->capturing;
+        impl->capturing = nullptr;
+        CUDA_CHECK(cudaStreamEndCapture(queue, &graph));
+        cudaError_t status = cudaGraphInstantiate(&one->exec, graph, 0);
+        CUDA_CHECK(cudaGraphDestroy(graph));
+        CUDA_CHECK(status);
+        impl->replaying = one->exec;
+    }
+    if (impl->replaying) CUDA_CHECK(cudaGraphLaunch(impl->replaying, queue));
+    impl->replaying = nullptr;
+    if (impl->home) bring_home(std::exchange(impl->home, nullptr));
+}
+
+void CudaBackend::bring_home(const int32_t* from) {
+    Impl& all = *impl;
+    std::erase_if(all.coming, [=](const Impl::Coming& one) { return one.from != from; });
+    check(all.coming.size() < Impl::MOST_COMING, "two numbers are on their way home already");
+    if (!all.places) {
+        CUDA_CHECK(cudaMallocHost(&all.places, Impl::MOST_COMING * sizeof(int32_t)));
+        for (cudaEvent_t& one : all.there)
+            CUDA_CHECK(cudaEventCreateWithFlags(&one, cudaEventDisableTiming));
+    }
+    int place = all.next_place;
+    all.next_place = (place + 1) % Impl::MOST_COMING;
+    CUDA_CHECK(cudaMemcpyAsync(all.places + place, from, sizeof(int32_t), cudaMemcpyDeviceToHost,
+                               queue));
+    CUDA_CHECK(cudaEventRecord(all.there[place], queue));
+    all.coming.push_back({from, place});
+}
+
+}  // namespace stief
