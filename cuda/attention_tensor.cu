@@ -27,13 +27,16 @@ struct TensorShared {
     // `stages` of the oldest rows, most of all, and of the others one at least.
     static size_t warp_bytes(const CacheRows& k, const CacheRows& v, const Seen& seen, int stages) {
         size_t most = One::ORDERING;
+        bool windows = false;
         for (const Stretch& one : seen) {
             const RowStore &keys = k.store[one.k], &values = v.store[one.v];
             size_t count = &one == &seen.oldest() ? size_t(stages) : 1;
+            windows |= !coded(keys.format) && !coded(values.format);
             most = std::max(most, One::front_bytes(keys, values) +
                                       count * One::stage_bytes(keys, values));
         }
-        return SHORT_WINDOWS && seen.count > 1 ? std::max(most, WindowWarp<E, D>::STAGE_BYTES) : most;
+        bool short_way = SHORT_WINDOWS && windows && seen.count > 1;
+        return short_way ? std::max(most, WindowWarp<E, D>::STAGE_BYTES) : most;
     }
     static __host__ __device__ size_t warps_bytes(size_t warp) {
         return TENSOR_WARPS * warp < MERGING ? MERGING : TENSOR_WARPS * warp;
@@ -97,7 +100,8 @@ __device__ void attend_windows(const Partial& partials, const HeadShared& head, 
 //
 // Shared: queries, tables (5 KB), up to 3 steps of each warp's rows, for d = 128 at full rank
 // 4 · 3 · 16 · 2 · 136 · 2 = 104 KB, at a quarter 31 KB; of codes, 36 bytes a row, 4 · 3 · 32 · 2 · 36
-// = 28 KB. Keys before rotation: D as E, 16 rotations, and of codes 16 KB of their fragments.
+// = 28 KB, with windows a stage of whole rows a warp, 34 KB. Keys before rotation: D as E, 16
+// rotations, and of codes 16 KB of their fragments.
 // tools/measurements.md has what the machine code says.
 template <class E, int D, int Q, bool ROTATED>
 __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
