@@ -146,7 +146,10 @@ __global__ void __launch_bounds__(EXPAND_BLOCK, TileProduct<D>::BLOCKS)
         const float* x = tile.c + row * Tile::C_STRIDE + j;
         const float* angle = rotation + size_t(s + row) * D + j;
         float2 a = *reinterpret_cast<const float2*>(x), b = *reinterpret_cast<const float2*>(x + HALF);
-        if (const float* mean = keys.mean) a.x += mean[j], a.y += mean[j + 1], b.x += mean[j + HALF], b.y += mean[j + HALF + 1];
+        if (const float* mean = keys.mean) {
+            a.x += mean[j], a.y += mean[j + 1];
+            b.x += mean[j + HALF], b.y += mean[j + HALF + 1];
+        }
         float2 cos = *reinterpret_cast<const float2*>(angle);
         float2 sin = *reinterpret_cast<const float2*>(angle + HALF);
         uint32_t* key = reinterpret_cast<uint32_t*>(rows + size_t(row) * D + j);
