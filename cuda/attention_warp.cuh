@@ -18,7 +18,8 @@ template <class E, int D, int Q, bool ROTATED>
 struct Warp : WarpValues<E, D, Q, ROTATED> {
     using Values = WarpValues<E, D, Q, ROTATED>;
     using typename Values::Tiles;
-    using Values::in_codes, Values::k, Values::v, Values::tables, Values::memory, Values::lane, Values::rotation;
+    using Values::in_codes, Values::k, Values::v, Values::tables, Values::memory, Values::lane;
+    using Values::rotation;
     using Values::Values;
 
     // One step: positions s0 … s0 + count − 1, which have arrived in a stage, at most 16 T.

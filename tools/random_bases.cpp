@@ -1,7 +1,7 @@
 // random_bases MODEL OUT --keep F | --bits B [--ages AGE:B,...] [--keys post|pre] [--window S,R]
 // Random orthonormal bases of the same format in every head: whole rows of F of the head width, or
-// a mixture of widths of B bits a coordinate, scale included, and of others while younger. To
-// measure the speed and memory of a compressed cache at shapes that nobody calibrated. They are
+// a mixture of widths of B bits a coordinate, scale included, and of others while younger, keys then
+// less a random mean. To measure the speed and memory of a compressed cache at shapes that nobody calibrated. They are
 // good for nothing else.
 #include <cstdio>
 #include <cstdlib>
@@ -84,7 +84,7 @@ static void run(int argc, char** argv) {
         for (auto* side : {&layer.k, &layer.v})
             for (int g = 0; g < config.G; g++) {
                 HeadBasis& basis = side->emplace_back(random_basis(config.d, formats, random));
-                if (side == &layer.k && !formats.back().is_whole()) {  // a key's mean, as calibrated ones have
+                if (side == &layer.k && !formats.back().is_whole()) {
                     basis.mean.resize(size_t(config.d));
                     for (float& one : basis.mean) one = random.normal();
                 }

@@ -170,8 +170,9 @@ NeedleText make_needles(const std::string& kind, int length, const Tokenizer& to
         if (ids.size() + most_asked <= size_t(length)) text.ids = std::move(ids), fits = middle;
         else too_many = middle;
     }
-    check(!text.ids.empty(), "%d tokens are too few for needles of kind %s: about %zu do; use longer --lengths "
-          "or another --kind", length, kind.c_str(),
+    check(!text.ids.empty(),
+          "%d tokens are too few for needles of kind %s: about %zu do; use longer --lengths or another "
+          "--kind", length, kind.c_str(),
           tokenizer.encode_document(assembled(parts, novel, 128, between)).size() + most_asked);
     return text;
 }

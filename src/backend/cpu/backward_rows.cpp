@@ -37,11 +37,12 @@ void CpuBackward::score_direction(float* z, uint64_t seed, int rows, int V) {
         auto sign = [&](size_t i) {
             return score_signs(seed, row, i / 64) >> (i % 64) & 1 ? 1.0f : -1.0f;
         };
-        double inner = blocked_sum(n, [&](size_t i, size_t width) {
+        double inner = 0;
+        by_fours(n, [&](size_t i, size_t width) {
             Four root = exp(load(at + i, width) * 0.5f - half);  // √p
-            for (size_t j = 0; j < width; j++) root[j] *= sign(i + j);
+            for (size_t j = 0; j < 4; j++) root[j] = j < width ? root[j] * sign(i + j) : 0;
             store(at + i, root, width);
-            return root;
+            inner += double(sum(root));
         });
         float shift = float(inner);
         by_fours(n, [&](size_t i, size_t width) {

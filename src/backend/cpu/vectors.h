@@ -1,4 +1,4 @@
-// Four floats at a time for the loops of score.cpp and of the way back (backward*.cpp): 128-bit
+// Four floats at a time for the loops of the way back (backward*.cpp): 128-bit
 // vectors are in every x86-64 and aarch64, so that none has to be chosen.
 #pragma once
 #include <algorithm>
@@ -35,23 +35,6 @@ void by_fours(size_t n, const F& at) {
     size_t i = 0;
     for (; i + 4 <= n; i += 4) at(i, size_t(4));
     if (i < n) at(i, n - i);
-}
-
-// Sums of at most 1024 terms in float, those in double: V = 128,256 terms.
-template <class F>
-double blocked_sum(size_t n, const F& term) {
-    double total = 0;
-    for (size_t begin = 0; begin < n; begin += 1024) {
-        Four sums = {};
-        size_t count = std::min<size_t>(1024, n - begin);
-        by_fours(count, [&](size_t i, size_t width) {
-            Four one = term(begin + i, width);
-            for (size_t j = width; j < 4; j++) one[j] = 0;
-            sums += one;
-        });
-        total += double(sum(sums));
-    }
-    return total;
 }
 
 // e^x to 2 units in the last place for −87 ≤ x ≤ 88, clamped there (Cephes: x = n ln 2 + r, |r| ≤ ½
