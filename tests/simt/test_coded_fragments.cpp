@@ -2,6 +2,7 @@
 #include "coded_fragments.cuh"
 
 #include "backends.h"
+#include "device_memory.h"
 
 using namespace stief;
 using namespace stief::testing;
