@@ -9,6 +9,7 @@ namespace stief {
 struct HeadsIn {
     float* q;               // (T, H, d)  null: no queries
     float* latent;          // (T, H, d)  q in the keys' coordinates; null: not wanted
+    float* against_mean;    // (H, d)  of one token, q against the keys' means; null: not wanted
     const float *k, *v;     // (T, G, d)
     const float* rotation;  // null: nothing is rotated
     int queries;            // heads of q: H, or 0

@@ -17,9 +17,10 @@ struct OneShared {
     float tried[2][7];
 };
 
-// A query head: q rotated, and q Dᵀ. A kv head's keys or its values: rotated where that is kept,
-// c = (k − μ) E, and c into all of the head's stores.
-// grid queries + 2G, block 256. Shared: OneShared, x, c, sums, and where `staged` the basis, which like all
+// A query head: q rotated, q Dᵀ, and what it meets a turned mean with. A kv head's keys or its values:
+// rotated where that is kept, c = (k − μ) E, and c into all of the head's stores; of rotated keys less R_s μ
+// into those of codes, and k E into those of whole rows.
+// grid queries + 2G, block 256. Shared: OneShared, x, c, both of whole rows, sums, and where `staged` the basis, which like all
 // that waits for no other kernel comes before they are through. Bound by the basis' bytes, d²·4 a head.
 template <class E, int EACH>
 __global__ void __launch_bounds__(ONE_BLOCK, 2)
@@ -32,17 +33,19 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
     const CacheRows& rows = side ? cache.v(g) : cache.k(g);
     OneShared& shared = *reinterpret_cast<OneShared*>(dynamic_shared());
     float* x = reinterpret_cast<float*>(&shared + 1);  // (d)
-    float *c = x + d, *partial = c + d, *basis = partial + ONE_BLOCK;
+    float *c = x + d, *whole_x = c + d, *whole_c = whole_x + d;  // (d) each
+    float *partial = whole_c + d, *basis = partial + ONE_BLOCK;
     if (!query && codes) EncoderTables::fetch_levels(&shared.levels);
     if (!query) shared.tables.fetch(rows);
     const float* M = !query ? rows.encode : in.latent ? rows.decode_t : nullptr;
-    int n = rows.width;
+    int n = query && rows.mean ? d : rows.width;  // a turned mean has all coordinates
     for (int i = tid; M && staged && i < d * d / 4; i += ONE_BLOCK)
         copy_async_16(basis + 4 * i, M + 4 * i, true);
     copy_async_commit();
     int half = d / 2;
     float mean_low = 0, mean_high = 0;  // of coordinates tid and tid + half
-    if (const float* mean = query ? nullptr : rows.mean; mean && tid < half)
+    const float* mean = query && !in.against_mean ? nullptr : rows.mean;
+    if (mean && tid < half)
         mean_low = mean[tid], mean_high = mean[tid + half];
     __syncthreads();  // the head's description is there
     if (!query) shared.tables.describe(codes);
@@ -50,6 +53,7 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
 
     int s = *pos;
     bool turns = in.rotation && (query || (side == 0 && cache.rotated));
+    bool apart = mean && turns && !query;  // keys' codes and their whole rows differ
     if (tid < half) {
         const float* from = (query ? in.q : side ? in.v : in.k) + size_t(query ? h : g) * size_t(d);
         float a = from[tid], b = from[tid + half];
@@ -57,8 +61,18 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
             const float* angle = in.rotation + size_t(s) * size_t(d);
             float cos = angle[tid], sin = angle[tid + half], low = a;
             a = low * cos - b * sin, b = b * cos + low * sin;
+            if (apart) {
+                low = mean_low;
+                mean_low = low * cos - mean_high * sin, mean_high = mean_high * cos + low * sin;
+            }
         }
-        x[tid] = a - mean_low, x[tid + half] = b - mean_high;
+        whole_x[tid] = a, whole_x[tid + half] = b;
+        bool less = !query && !(cache.rotated && !turns);  // else it comes so
+        x[tid] = less ? a - mean_low : a, x[tid + half] = less ? b - mean_high : b;
+        if (query && mean) {
+            float* w = in.against_mean + size_t(h) * size_t(d);
+            w[tid] = a * mean_low + b * mean_high, w[tid + half] = b * mean_low - a * mean_high;
+        }
         float* back = in.q + size_t(h) * size_t(d);
         if (query && turns) back[tid] = a, back[tid + half] = b;
     }
@@ -66,6 +80,7 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
     copy_async_wait<0>();
     __syncthreads();  // x is there, and all that came ahead
     if (M) row_product(c, x, staged ? basis : M, size_t(d), d, n, partial);
+    if (M && apart) row_product(whole_c, whole_x, staged ? basis : M, size_t(d), d, n, partial);
     if (query) {
         if (tid < d) in.latent[size_t(h) * size_t(d) + size_t(tid)] = tid < n ? c[tid] : 0;
         return;
@@ -81,7 +96,8 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
                              shared.tables.weight)
                 .template pack_by_block<E>(row_at(store, s), store.bytes, shared.tried);
         else if (tid < elements_of(store))
-            elements_at<E>(store, s)[tid] = to_element<E>(c[tid]);
+            elements_at<E>(store, s)[tid] =
+                to_element<E>(apart && lies_whole(store, d) ? whole_c[tid] : c[tid]);
     }
 }
 
@@ -92,7 +108,7 @@ void append_one(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in) {
     int d = cache.d;
     check(d <= ONE_BLOCK, "--backend cuda: heads of %d coordinates, expected at most %d", d, ONE_BLOCK);
     size_t square = size_t(d) * size_t(d) * sizeof(float);
-    size_t bytes = sizeof(OneShared) + size_t(2 * d + ONE_BLOCK) * sizeof(float);
+    size_t bytes = sizeof(OneShared) + size_t(4 * d + ONE_BLOCK) * sizeof(float);
     bool bases = cache.k[0].encode || cache.v[0].encode || cache.k[0].decode_t;
     bool staged = bases && square <= MOST_STAGED && d % 4 == 0 && square + bytes <= gpu.shared_limit;
     dim3 grid(unsigned(in.queries + (in.k ? 2 * cache.G : 0)));

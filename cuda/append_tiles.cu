@@ -63,7 +63,8 @@ __global__ void __launch_bounds__(TILE_BLOCK, 6)
     }
 }
 
-// x (count, d) of a tile ← heads' rows, as load_heads, less `mean` (d) if there is one.
+// x (count, d) of a tile ← heads' rows, as load_heads, less `mean` (d) if there is one; rotated ones less R_s
+// μ.
 template <int WIDEST>
 __device__ __forceinline__ void load_tile(const TileProduct<WIDEST>& tile, const float* from,
                                           float* in_place, size_t stride, int count, int d,
@@ -95,7 +96,8 @@ __device__ __forceinline__ void load_tile(const TileProduct<WIDEST>& tile, const
             int t = first + n * TOGETHER;
             float low = angle ? a[n] * cos[n] - b[n] * sin[n] : a[n];
             float high = angle ? b[n] * cos[n] + a[n] * sin[n] : b[n];
-            tile.put(t, j, low - mean_low), tile.put(t, j + half, high - mean_high);
+            tile.put(t, j, low - (mean_low * cos[n] - mean_high * sin[n]));
+            tile.put(t, j + half, high - (mean_high * cos[n] + mean_low * sin[n]));
             if (!in_place) continue;
             float* back = in_place + size_t(t) * stride + size_t(j);
             back[0] = low, back[half] = high;
@@ -103,16 +105,23 @@ __device__ __forceinline__ void load_tile(const TileProduct<WIDEST>& tile, const
     }
 }
 
+// Which stores of a head take rows: those whose rows are the d coordinates as they came, the others.
+struct Takes {
+    bool as_they_came, others;
+};
+
 // c (count, ·) of a tile into the stores of a head, a warp a row.
 template <class E, int EACH>
 __device__ __forceinline__ void store_tile(const EncoderTables& tables, const Levels& levels,
-                                           const float* c, int stride, int s, int count) {
+                                           const float* c, int stride, int s, int count, int d,
+                                           const Takes& takes) {
     const CacheRows& head = tables.head;
     constexpr int WARPS = TILE_BLOCK / WARP;
     int warp = __shfl_sync(~0u, int(threadIdx.x) / WARP, 0), lane = int(threadIdx.x) % WARP;
 #pragma unroll 1
     for (int n = 0; n < MOST_STORES; n++) {
         const RowStore& store = head.store[n];
+        if (!(lies_whole(store, d) ? takes.as_they_came : takes.others)) continue;
         if (tables.kinds[n] == EncoderTables::WHOLE)
             for (int t = warp; t < count; t += WARPS)
                 for (int j = lane; j < elements_of(store); j += WARP)
@@ -129,7 +138,8 @@ __device__ __forceinline__ void store_tile(const EncoderTables& tables, const Le
 }
 
 // Of kv heads, with bases or codes: keys rotated where that is kept, c = (x − μ) E, a tile's product at
-// once, and c into all of the head's stores.
+// once, and c into all of the head's stores; of rotated keys less R_s μ into those of codes, and once more k E
+// into those of whole rows.
 // grid (tiles, 2G), block 256. Shared: the tile, in which c and the levels take the place of x, and the
 // encoder's tables, which come before the kernels before this one are through. Reads E once for each tile;
 // other blocks fill the time in which a piece comes, as registers are few.
@@ -152,19 +162,29 @@ __global__ void __launch_bounds__(TILE_BLOCK, TileProduct<WIDEST>::BLOCKS)
     await_kernels();
     size_t stride = size_t(cache.G) * size_t(d), at = size_t(first) * stride + size_t(g * d);
     bool turns = in.rotation && side == 0 && cache.rotated;
-    load_tile(tile, (side ? in.v : in.k) + at, nullptr, stride, count, d,
-              turns ? in.rotation + size_t(*pos + first) * size_t(d) : nullptr, mean);
-    if (tile.M) {
-        typename Tile::Sums sum;
-        tile.template sums<false>(sum, count);
-        __syncthreads();  // x has been read, c and the levels take its place
-        tile.store(sum);
+    bool apart = mean && turns, any = false;  // keys' codes and their whole rows differ
+    for (int n = 0; n < MOST_STORES; n++)
+        any = any || (tables.head.store[n].data && lies_whole(tables.head.store[n], d));
+    if (cache.rotated && side == 0 && !turns) mean = nullptr;  // rows come so
+#pragma unroll 1
+    for (int time = 0; time < (apart && any ? 2 : 1); time++) {
+        if (time) __syncthreads();  // c was read, the other x takes its place
+        load_tile(tile, (side ? in.v : in.k) + at, nullptr, stride, count, d,
+                  turns ? in.rotation + size_t(*pos + first) * size_t(d) : nullptr,
+                  time ? nullptr : mean);
+        if (tile.M) {
+            typename Tile::Sums sum;
+            tile.template sums<false>(sum, count);
+            __syncthreads();  // x has been read, c and the levels take its place
+            tile.store(sum);
+        }
+        EncoderTables::fetch_levels(levels);
+        copy_async_commit();
+        copy_async_wait<0>();
+        __syncthreads();  // c is there, and the levels
+        store_tile<E, WIDEST / WARP>(tables, *levels, tile.c, Tile::C_STRIDE, *pos + first, count, d,
+                                     {time || !apart, time == 0});
     }
-    EncoderTables::fetch_levels(levels);
-    copy_async_commit();
-    copy_async_wait<0>();
-    __syncthreads();  // c is there, and the levels
-    store_tile<E, WIDEST / WARP>(tables, *levels, tile.c, Tile::C_STRIDE, *pos + first, count);
 }
 
 // The same of query heads: q rotated, and q Dᵀ. grid (tiles, H), block 256. Shared: the tile.
@@ -177,7 +197,7 @@ __global__ void __launch_bounds__(TILE_BLOCK, 2)
     const CacheRows& head = cache.k(h / (cache.H / cache.G));
     Tile tile(dynamic_shared(), in.latent ? head.decode_t : nullptr, d, d);
     if (tile.M) tile.fetch(0);
-    int width = head.width;
+    int width = head.mean ? d : head.width;  // a turned mean has all coordinates
     let_next_begin();
     await_kernels();
     size_t stride = size_t(cache.H) * size_t(d), at = size_t(first) * stride + size_t(h * d);

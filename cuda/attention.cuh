@@ -33,6 +33,20 @@ struct HeadsOut {
     }
 };
 
+// Whether coded keys of some head are stored less R_s μ.
+inline bool less_turned_means(const CacheLayer& cache) {
+    for (size_t g = 0; g < size_t(cache.G); g++)
+        if (cache.less_turned_mean(g)) return true;
+    return false;
+}
+// Of one token, (H, d) behind its latent queries: HeadsIn::against_mean.
+inline float* against_mean(float* latent, const CacheLayer& cache) {
+    return latent + cache.H * cache.d;
+}
+inline const float* against_mean(const float* latent, const CacheLayer& cache) {
+    return latent + cache.H * cache.d;
+}
+
 // q in the keys' coordinates, q Dᵀ, where they are kept after rotation and have a basis; else q itself.
 // What append has left, if it was given this q.
 const float* latent_queries(CudaBackend& gpu, const float* q, const CacheLayer& cache, int T);
@@ -123,9 +137,6 @@ struct ExpandedRows {
     int g0 = 0, heads = 0;
     size_t each = 0;
 };
-__host__ __device__ inline bool lies_whole(const RowStore& store, int d) {
-    return elements_of(store) == d && !coded(store.format);
-}
 // Of a cache whose keys are rotated; side 1: values.
 __host__ __device__ inline bool read_in_place(const RowStore& store, int d, bool rotated, int side) {
     return (side || rotated) && lies_whole(store, d);
@@ -153,5 +164,6 @@ void expand_rows(CudaBackend& gpu, ExpandedRows& rows, const float* rotation, co
 // Whether a block of this device has the shared memory for them; else decode, or prefill, is plain.
 bool tensor_splits_fit(const CudaBackend& gpu, const CacheLayer& cache);
 bool tensor_tiles_fit(const CudaBackend& gpu, const CacheLayer& cache);
+bool whole_tiles_fit(const CudaBackend& gpu, const CacheLayer& cache);
 
 }  // namespace stief

@@ -76,9 +76,29 @@ struct PlainTile {
         __syncthreads();  // the keys are whole
     }
 
+    // keys (KEYS, d) += R_s μ E, where coded keys after rotation are less that.
+    __device__ void add_turned_mean(int width, int first, int count) {
+        int d = cache.d, half = d / 2;
+        const float* angle = rotation + size_t(first + min(row, count - 1)) * size_t(d);
+        float* turned = latent + row * (d + 1);
+        for (int j = lane; j < half; j += 16) {
+            float a = k.mean[j], b = k.mean[j + half], cos = angle[j], sin = angle[j + half];
+            turned[j] = a * cos - b * sin, turned[j + half] = b * cos + a * sin;
+        }
+        __syncthreads();  // the means are turned
+        for (int j = lane; j < d; j += 16) {
+            float key = j < width ? keys[row * (d + 1) + j] : 0;
+            for (int i = 0; i < d; i++) key = fmaf(turned[i], k.encode[size_t(i) * size_t(d) + j], key);
+            keys[row * (d + 1) + j] = key;
+        }
+        __syncthreads();  // the keys are whole
+    }
+
     // This thread's row times this thread's key.
     __device__ float score(const RowStore& store, int first, int count) {
         int width = load(cache.rotated ? keys : latent, store, first, count);
+        if (cache.rotated && k.mean && !lies_whole(store, cache.d))
+            add_turned_mean(width, first, count), width = cache.d;
         if (!cache.rotated) rebuild(width, first, count), width = cache.d;
         float s = 0;
         const float *one = q + row * cache.d, *key = keys + lane * (cache.d + 1);

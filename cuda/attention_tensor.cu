@@ -46,7 +46,7 @@ struct TensorShared {
         for (const Stretch& one : seen) rows = std::max(rows, basis_rows(k.store[one.k].format));
         return HEAD + QUERIES + sizeof(BlockTables<E, D, Q>) + warps_bytes(warp) +
                size_t(seen.count) * sizeof(StretchRows<D>) +
-               (ROTATED ? 0 : Rebuild<E, D>::shared_bytes(rows));
+               (!ROTATED ? Rebuild<E, D>::shared_bytes(rows) : k.mean ? sizeof(TurnedMean<D, Q>) : 0);
     }
 };
 
@@ -100,13 +100,13 @@ __device__ void attend_windows(const Partial& partials, const HeadShared& head, 
 //
 // Shared: queries, tables (5 KB), up to 3 steps of each warp's rows, for d = 128 at full rank
 // 4 · 3 · 16 · 2 · 136 · 2 = 104 KB, at a quarter 31 KB; of codes, 36 bytes a row, 4 · 3 · 32 · 2 · 36
-// = 28 KB, with windows a stage of whole rows a warp, 34 KB. Keys before rotation: D as E, 16
-// rotations, and of codes 16 KB of their fragments.
+// = 28 KB, with windows a stage of whole rows a warp, 34 KB. Keys less a turned mean: 13 KB. Keys before
+// rotation: D as E, 16 rotations, and of codes 16 KB of their fragments.
 // tools/measurements.md has what the machine code says.
 template <class E, int D, int Q, bool ROTATED>
 __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
-    attend_one_tensor(Partial partials, CacheView cache, const float* q, const float* rotation,
-                      const int* pos, int chunks, int warp_bytes) {
+    attend_one_tensor(Partial partials, CacheView cache, const float* q, const float* against_mean,
+                      const float* rotation, const int* pos, int chunks, int warp_bytes) {
     using Shared = TensorShared<E, D, Q, ROTATED>;
     using One = typename Shared::One;
     constexpr int ROWS = Shared::ROWS;
@@ -133,11 +133,16 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     Rebuild<E, D> basis = {};
     if constexpr (!ROTATED)
         basis.fill_angles(memory + Shared::warps_bytes(size_t(warp_bytes)), cache, k, rotation);
+    TurnedMean<D, Q>* mean = nullptr;
+    if (ROTATED && k.mean) {
+        mean = reinterpret_cast<TurnedMean<D, Q>*>(memory + Shared::warps_bytes(size_t(warp_bytes)));
+        mean->fill_near(rotation, cache.capacity);
+    }
     describe_rows<One>(lying, head, tables.levels);
     let_next_begin();
     __syncthreads();  // how rows lie is there
     Task task(head);
-    One one(rotation, queries, basis, tables, memory + warp * warp_bytes);
+    One one(rotation, queries, basis, tables, mean, memory + warp * warp_bytes);
     // The stretch whose tables, and basis, are there; and whether its queries' fragments are.
     int prepared = -1;
     bool loaded = false, turned = false, clean = true;
@@ -147,6 +152,9 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     auto load = [&] {
         load_queries<D>(queries, One::Q_STRIDE, tables.queries.largest, q + size_t(head.first) * D, ROWS,
                         head.R);
+        if (mean)
+            load_queries<D>(mean->w, One::Q_STRIDE, mean->largest, against_mean + size_t(head.first) * D,
+                            ROWS, head.R);
         __syncthreads();  // the queries are there
     };
     auto ready = [&] {
@@ -241,6 +249,7 @@ bool tensor_splits_fit(const CudaBackend& gpu, const CacheLayer& cache) {
 Splits attend_splits_tensor(CudaBackend& gpu, const float* q, const float* rotation,
                             const CacheLayer& cache, int most) {
     if (!tensor_splits_fit(gpu, cache)) return attend_splits_plain(gpu, q, rotation, cache, most);
+    const float* against = less_turned_means(cache) ? against_mean(q, cache) : nullptr;
     std::optional<Splits> splits;
     for_kernel(cache, [&]<class E, int D, int Q, bool ROTATED>() {
         int m = cache.H / cache.G, chunks = (m + 8 * Q - 1) / (8 * Q), blocks = cache.G * chunks;
@@ -249,7 +258,7 @@ Splits attend_splits_tensor(CudaBackend& gpu, const float* q, const float* rotat
         splits.emplace(gpu, cache, blocks, std::clamp(each, 1, most_blocks(Q, ROTATED)), SHARE, most);
         launch_ahead(attend_one_tensor<E, D, Q, ROTATED>,
                      dim3(unsigned(blocks), unsigned(splits->count)), TENSOR_BLOCK, room.block,
-                     gpu.queue, splits->partials, CacheView(cache), q, rotation, gpu.pos, chunks,
+                     gpu.queue, splits->partials, CacheView(cache), q, against, rotation, gpu.pos, chunks,
                      int(room.warp));
     });
     return *splits;

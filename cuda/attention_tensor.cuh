@@ -209,6 +209,20 @@ __device__ __forceinline__ uint32_t within(uint32_t x, int column, int from, int
 
 // ---- keys before rotation ----------------------------------------------------------------------
 
+// R_pᵀ x of pairs (j, j + half), (j + 1, …), (j + 8, …) and (j + 9, …) times `by`, as fragments b[0] of the
+// columns from j on and b[1] of those from j + half on.   angle: cosines, sines of p
+template <class E>
+__device__ __forceinline__ void turned_pairs(uint32_t (&b)[2][2], const float* x, const float* angle,
+                                             int half, int j, float by = 1) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float2 low = load_pair(x + j + 8 * i), high = load_pair(x + half + j + 8 * i);
+        float2 cos = load_pair(angle + j + 8 * i), sin = load_pair(angle + half + j + 8 * i);
+        b[0][i] = pack2<E>(by * (low.x * cos.x + high.x * sin.x), by * (low.y * cos.y + high.y * sin.y));
+        b[1][i] = pack2<E>(by * (high.x * cos.x - low.x * sin.x), by * (high.y * cos.y - low.y * sin.y));
+    }
+}
+
 // What a block keeps to rebuild keys: the rotations of 0 … 15 positions, the keys' mean and, for the
 // stretch at hand, D as E, its rows multiplied by their columns' steps.
 template <class E, int D>

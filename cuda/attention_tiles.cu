@@ -50,7 +50,7 @@ void attend_tiles(CudaBackend& gpu, const HeadsOut& out, const float* q, const f
     bool tensor = tensor_cores(gpu, cache);
     if (tensor && whole_tiles(gpu, cache, step))
         return attend_tiles_whole(gpu, out, q, rotation, cache, step);
-    if (tensor && tensor_tiles_fit(gpu, cache))
+    if (tensor && !less_turned_means(cache) && tensor_tiles_fit(gpu, cache))
         return attend_tiles_tensor(gpu, out, q, rotation, cache, step.T);
     int m = cache.H / cache.G, heads = std::min(m, PLAIN_ROWS), chunks = (m + heads - 1) / heads;
     int tokens = PLAIN_ROWS / heads;

@@ -43,11 +43,17 @@ static int tokens_of(const CacheLayer& cache) {
     return TALL_ROWS / std::min(cache.H / cache.G, TALL_ROWS);
 }
 
-bool whole_tiles(const CudaBackend& gpu, const CacheLayer& cache, const Step& step) {
-    bool fits = false, whole = true, codes = false;
+bool whole_tiles_fit(const CudaBackend& gpu, const CacheLayer& cache) {
+    bool fits = false;
     for_tensor_rows(cache,
                     [&]<class E, int D>() { fits = TallRows<E, D>::BYTES <= gpu.shared_limit; });
-    if (!fits) return false;
+    return fits;
+}
+
+bool whole_tiles(const CudaBackend& gpu, const CacheLayer& cache, const Step& step) {
+    bool whole = true, codes = false;
+    if (!whole_tiles_fit(gpu, cache)) return false;
+    if (less_turned_means(cache)) return true;  // rows as they are lack what expand_rows gives back
     for (size_t g = 0; g < size_t(cache.G); g++)
         for (const Stretch& one : cache.seen[g])
             for (const RowStore* store : {&cache.k[g].store[one.k], &cache.v[g].store[one.v]}) {

@@ -19,7 +19,7 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
     using Values = WarpValues<E, D, Q, ROTATED>;
     using typename Values::Tiles;
     using Values::in_codes, Values::k, Values::v, Values::tables, Values::memory, Values::lane;
-    using Values::rotation;
+    using Values::rotation, Values::mean;
     using Values::Values;
 
     // One step: positions s0 … s0 + count − 1, which have arrived in a stage, at most 16 T.
@@ -41,6 +41,8 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
             this->score_coded(s, coded_k);
         else
             this->score(s, reinterpret_cast<const E*>(keys));
+        if constexpr (ROTATED)
+            if (mean && (k.shape.groups || k.shape.width < D)) mean->add_to(s, angle);
         if (CODES && v.shape.groups)
             this->take_coded(s, coded_v, count);
         else
@@ -55,7 +57,7 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
 
     // ---- stretches
 
-    static constexpr int ANGLE_BYTES = ROTATED ? 0 : D * int(sizeof(float));
+    static constexpr int ANGLE_BYTES = D * int(sizeof(float));  // of the first position, if wanted
     static constexpr int MOST_STAGES = 3;
     // Keys of a step: more of codes, so that what a step costs is for more. Not of keys before
     // rotation, which turn by their distance from the step's first.
@@ -119,7 +121,7 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
     // The step at s begins to come to a stage, if there is one.
     __device__ __forceinline__ void begin(char* to, int s, int end, int keys) const {
         if (s < end) {
-            if (!ROTATED && lane < D / 4)
+            if ((!ROTATED || mean) && lane < D / 4)
                 copy_async_16(to + 16 * lane, rotation + size_t(s) * D + 4 * lane, true);
             int there = min(keys, end - s);
             k.begin(to + ANGLE_BYTES, s, there, lane, WARP, keys);

@@ -8,8 +8,10 @@
 //                          q · R_{p+i} k = (R_pᵀ q) · (R_i k), since RoPE's angles are linear in
 //                          the position. A table row for each key would be d·4 bytes a key, more
 //                          than its latents; so it is one for 16.
+//   less a turned mean     coded keys after rotation: what they lost is added (turned_mean.cuh)
 #pragma once
 #include "coded_fragments.cuh"
+#include "turned_mean.cuh"
 
 namespace stief {
 
@@ -23,6 +25,7 @@ struct WarpKeys {
     const float *rotation, *q;  // q: shared (8 Q, Q_STRIDE), scaled by log₂ e / √d
     const Rebuild<E, D>& basis;
     const BlockTables<E, D, Q>& tables;
+    const TurnedMean<D, Q>* mean;  // shared; null: no key is less one
     Tiles k, v;    // of the stretch at hand
     char* memory;  // this warp's: widened groups, latents of rebuilt keys, stages
     int lane, g, t;
@@ -30,11 +33,13 @@ struct WarpKeys {
 
     __device__ __forceinline__ WarpKeys(const float* angles, const float* queries,
                                         const Rebuild<E, D>& rebuild,
-                                        const BlockTables<E, D, Q>& shared, char* own)
+                                        const BlockTables<E, D, Q>& shared,
+                                        const TurnedMean<D, Q>* turned, char* own)
         : rotation(angles),
           q(queries),
           basis(rebuild),
           tables(shared),
+          mean(turned),
           k{shared.rows.shape[0], shared.rows.group[0], 0},
           v{shared.rows.shape[1], shared.rows.group[1], 0},
           memory(own) {
@@ -158,15 +163,7 @@ struct WarpKeys {
 #pragma unroll
         for (int n = 0; n < Q; n++) {
             uint32_t b[2][2];
-#pragma unroll
-            for (int i = 0; i < 2; i++) {  // R_pᵀ q
-                int column = c + 8 * i + 2 * t;
-                const float* one = q + (8 * n + g) * Q_STRIDE + column;
-                float2 x = load_pair(one), y = load_pair(one + HALF);
-                float2 cos = load_pair(angle + column), sin = load_pair(angle + HALF + column);
-                b[0][i] = pack2<E>(x.x * cos.x + y.x * sin.x, x.y * cos.y + y.y * sin.y);
-                b[1][i] = pack2<E>(y.x * cos.x - x.x * sin.x, y.y * cos.y - x.y * sin.y);
-            }
+            turned_pairs<E>(b, q + (8 * n + g) * Q_STRIDE, angle, HALF, c + 2 * t);
             mma_16x8x16<E>(s[n], a[0], b[0]);
             mma_16x8x16<E>(s[n], a[1], b[1]);
         }

@@ -56,8 +56,13 @@ static void launch_append(CudaBackend& gpu, const CacheLayer& cache, const Heads
 }
 
 static float* latent_memory(CudaBackend& gpu, const CacheLayer& cache, int T) {
-    size_t n = size_t(T) * size_t(cache.H) * size_t(cache.d);
+    size_t n = size_t(T + (T == 1)) * size_t(cache.H) * size_t(cache.d);
     return static_cast<float*>(gpu.scratch(CudaBackend::Scratch::Queries, n * sizeof(float)));
+}
+// Where to turn T tokens' queries, and what one meets a mean with.
+static void turn_to(HeadsIn& in, float* latent, const CacheLayer& cache, int T) {
+    in.latent = latent;
+    if (T == 1 && less_turned_means(cache)) in.against_mean = against_mean(latent, cache);
 }
 
 void CudaBackend::append(const CacheLayer& cache, float* q, float* k, const float* v,
@@ -67,9 +72,9 @@ void CudaBackend::append(const CacheLayer& cache, float* q, float* k, const floa
     check(cache.batch == 0 || step.T <= cache.batch,
           "%d tokens at once do not fit the rings of a cache for %d", step.T, cache.batch);
     if (step.T < 1) return;
-    HeadsIn in{q, nullptr, k, v, rotation, q ? cache.H : 0};
+    HeadsIn in{q, nullptr, nullptr, k, v, rotation, q ? cache.H : 0};
     if (q && cache.rotated && cache.k[0].decode_t)
-        in.latent = latent_memory(*this, cache, step.T), turned = q;
+        turn_to(in, latent_memory(*this, cache, step.T), cache, step.T), turned = q;
     launch_append(*this, cache, in, step.T);
 }
 
@@ -77,8 +82,9 @@ const float* latent_queries(CudaBackend& gpu, const float* q, const CacheLayer& 
     if (!cache.rotated || !cache.k[0].decode_t) return q;
     float* latent = latent_memory(gpu, cache, T);
     if (std::exchange(gpu.turned, nullptr) == q) return latent;
-    launch_append(gpu, cache, {const_cast<float*>(q), latent, nullptr, nullptr, nullptr, cache.H},
-                  T);  // without a rotation q is not written
+    HeadsIn in{const_cast<float*>(q), nullptr, nullptr, nullptr, nullptr, nullptr, cache.H};
+    turn_to(in, latent, cache, T);
+    launch_append(gpu, cache, in, T);  // without a rotation q is not written
     return latent;
 }
 
@@ -98,7 +104,8 @@ std::string CudaBackend::plain_attention(const CacheLayer& cache) const {
     if (cache.dtype == DType::F32) return std::string(slow) + "they take no --cache f32";
     if (!tensor_cores(*this, cache))
         return slow + format("they take heads of 64 and 128, not of %d", cache.d);
-    bool one = tensor_splits_fit(*this, cache), many = tensor_tiles_fit(*this, cache);
+    bool one = tensor_splits_fit(*this, cache);
+    bool many = less_turned_means(cache) ? whole_tiles_fit(*this, cache) : tensor_tiles_fit(*this, cache);
     if (one && many) return "";
     return slow + format("a block's %zu KiB of shared memory do not hold the rows%s",
                          shared_limit >> 10, one ? " of several tokens" : many ? " of one" : "");

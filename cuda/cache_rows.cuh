@@ -67,6 +67,10 @@ __host__ __device__ inline int groups_of(const RowFormat& format) {
 __host__ __device__ inline int elements_of(const RowStore& store) {
     return int(store.format.count[0]);
 }
+// Whether its rows are d elements, as they came.
+__host__ __device__ inline bool lies_whole(const RowStore& store, int d) {
+    return store.format.count[0] == d;
+}
 
 // to (n) ← x (K) M for the first n columns of M (K, ·), by the whole block, n ≤ blockDim; in little code,
 // which is met once. Threads are columns times slices of K, whose sums meet in partial. M in shared memory

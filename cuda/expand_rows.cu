@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(EXPAND_BLOCK)
     int pos0 = *pos, last = pos0 + T - 1, tid = int(threadIdx.x);
     int from = int(blockIdx.x) * EXPAND_ROWS, s = one.begin_for(pos0) + from;
     int count = min(EXPAND_ROWS, one.end_for(last) - s);
-    if ((side == 0 && !cache.rotated) || lies_whole(store, D) || count <= 0) return;
+    bool rebuilt = side == 0 && (!cache.rotated || cache.k(g).mean);
+    if (rebuilt || lies_whole(store, D) || count <= 0) return;
 
     auto& tables = *reinterpret_cast<ExpandTables<D>*>(dynamic_shared());
     int groups = groups_of(store.format), elements = elements_of(store);
@@ -77,13 +78,14 @@ __global__ void __launch_bounds__(EXPAND_BLOCK)
     }
 }
 
-// The coordinates of `count` rows of keys from position s on to a tile's x, zero beyond a row's own.
-template <class E, int D>
-__device__ __forceinline__ void unpack_keys(const TileProduct<D>& tile, const ExpandTables<D>& tables,
-                                            const RowStore& store, int s, int count) {
+// put(row, j, x) of each coordinate of `count` rows of keys from position s on, zero beyond a row's own.
+template <class E, int D, class Put>
+__device__ __forceinline__ void unpack_keys(const ExpandTables<D>& tables, const RowStore& store, int s,
+                                            int count, const Put& put) {
     constexpr int PER = D / ROW_GROUP;
-    int groups = groups_of(store.format), elements = elements_of(store), lane = tile.tid % PER;
-    for (int row = tile.tid / PER; row < count; row += EXPAND_BLOCK / PER) {
+    int groups = groups_of(store.format), elements = elements_of(store), tid = int(threadIdx.x);
+    int lane = tid % PER;
+    for (int row = tid / PER; row < count; row += EXPAND_BLOCK / PER) {
         const char* packed = row_at(store, s + row);
         if (lane < groups) {
             const CodeGroup group = tables.group[lane];
@@ -92,20 +94,32 @@ __device__ __forceinline__ void unpack_keys(const TileProduct<D>& tile, const Ex
 #pragma unroll
             for (int i = 0; i < ROW_GROUP; i++) {
                 uint32_t four = i < 4 ? levels.x : levels.y;
-                tile.put(row, elements + ROW_GROUP * lane + i,
-                         by * float(int(four >> i % 4 * 8 & 255) - 128));
+                put(row, elements + ROW_GROUP * lane + i, by * float(int(four >> i % 4 * 8 & 255) - 128));
             }
         }
         for (int j = lane; j < elements; j += PER) {  // at any address
             E one;
             memcpy(&one, packed + size_t(j) * sizeof(E), sizeof(E));
-            tile.put(row, j, to_float(one));
+            put(row, j, to_float(one));
         }
-        for (int j = elements + ROW_GROUP * groups + lane; j < D; j += PER) tile.put(row, j, 0);
+        for (int j = elements + ROW_GROUP * groups + lane; j < D; j += PER) put(row, j, 0);
     }
 }
 
-// Keys before rotation: μ + c D, rotated to their positions.
+// x (count, D) of a tile ← R_s μ of positions s ….
+template <int D>
+__device__ __forceinline__ void turn_mean(const TileProduct<D>& tile, const float* mean,
+                                          const float* angle, int count) {
+    constexpr int HALF = D / 2;
+    for (int i = tile.tid; i < count * HALF; i += EXPAND_BLOCK) {
+        int row = i / HALF, j = i % HALF;
+        float cos = angle[row * D + j], sin = angle[row * D + j + HALF];
+        tile.put(row, j, mean[j] * cos - mean[j + HALF] * sin);
+        tile.put(row, j + HALF, mean[j + HALF] * cos + mean[j] * sin);
+    }
+}
+
+// Keys before rotation: μ + c D, rotated to their positions. Rotated ones that are less R_s μ: c + R_s μ E.
 // grid (tiles of positions, stretches, kv heads), block 256. Shared: a tile, 1 KB of tables. Reads D once
 // for a tile of 64 positions, or of 128 where heads have 64; 2 D² flops a key, six times over.
 template <class E, int D>
@@ -120,17 +134,22 @@ __global__ void __launch_bounds__(EXPAND_BLOCK, TileProduct<D>::BLOCKS)
     const Stretch& one = seen.stretch[n];
     const CacheRows& keys = cache.k(g);
     const RowStore& store = keys.store[one.k];
+    if (cache.rotated && (!keys.mean || lies_whole(store, D))) return;
     int pos0 = *pos, last = pos0 + T - 1, from = int(blockIdx.x) * Tile::TOKENS;
     int s = one.begin_for(pos0) + from, count = min(Tile::TOKENS, one.end_for(last) - s);
     if (count <= 0) return;
 
-    Tile tile(dynamic_shared(), keys.decode, keys.width, D);
+    bool before = !cache.rotated;
+    Tile tile(dynamic_shared(), before ? keys.decode : keys.encode, before ? keys.width : D, D);
     auto& tables = *reinterpret_cast<ExpandTables<D>*>(dynamic_shared() + Tile::BYTES);
     tables.levels.fill(tile.tid, EXPAND_BLOCK);
     if (tile.tid < groups_of(store.format))
         tables.group[tile.tid] = CodeGroup::of(store.format, int(sizeof(E)), tile.tid);
     __syncthreads();  // the tables are there
-    unpack_keys<E>(tile, tables, store, s, count);
+    if (before)
+        unpack_keys<E>(tables, store, s, count, [&](int row, int j, float x) { tile.put(row, j, x); });
+    else
+        turn_mean(tile, keys.mean, rotation + size_t(s) * D, count);
     if (tile.M) {
         typename Tile::Sums sum;
         tile.template sums<false>(sum, count);
@@ -138,6 +157,11 @@ __global__ void __launch_bounds__(EXPAND_BLOCK, TileProduct<D>::BLOCKS)
         tile.store(sum);
     }
     __syncthreads();  // the keys are there
+    if (!before) {
+        unpack_keys<E>(tables, store, s, count,
+                       [&](int row, int j, float x) { tile.c[row * Tile::C_STRIDE + j] += x; });
+        __syncthreads();  // and what their codes say
+    }
     E* rows = static_cast<E*>(to.memory);
     rows += (to.each * size_t(head) + size_t(from) +
              expanded_ahead(seen, keys, cache.v(g), D, cache.rotated, pos0, last, n, 0)) * D;
@@ -146,13 +170,17 @@ __global__ void __launch_bounds__(EXPAND_BLOCK, TileProduct<D>::BLOCKS)
         const float* x = tile.c + row * Tile::C_STRIDE + j;
         const float* angle = rotation + size_t(s + row) * D + j;
         float2 a = *reinterpret_cast<const float2*>(x), b = *reinterpret_cast<const float2*>(x + HALF);
+        uint32_t* key = reinterpret_cast<uint32_t*>(rows + size_t(row) * D + j);
+        if (!before) {
+            key[0] = pack2<E>(a.x, a.y), key[HALF / 2] = pack2<E>(b.x, b.y);
+            continue;
+        }
         if (const float* mean = keys.mean) {
             a.x += mean[j], a.y += mean[j + 1];
             b.x += mean[j + HALF], b.y += mean[j + HALF + 1];
         }
         float2 cos = *reinterpret_cast<const float2*>(angle);
         float2 sin = *reinterpret_cast<const float2*>(angle + HALF);
-        uint32_t* key = reinterpret_cast<uint32_t*>(rows + size_t(row) * D + j);
         key[0] = pack2<E>(a.x * cos.x - b.x * sin.x, a.y * cos.y - b.y * sin.y);
         key[HALF / 2] = pack2<E>(b.x * cos.x + a.x * sin.x, b.y * cos.y + a.y * sin.y);
     }
@@ -169,6 +197,7 @@ ExpandedRows expanded_rows(const CudaBackend& gpu, const CacheLayer& cache, cons
                                             cache.rotated, step.pos, last, cache.seen[g].count, 0));
     size_t bytes = rows.each * size_t(cache.d) * size_of(cache.dtype);
     rows.heads = bytes ? int(std::min(size_t(cache.G), gpu.most_expanded / bytes)) : cache.G;
+    if (less_turned_means(cache)) rows.heads = std::max(rows.heads, 1);  // they have no other way
     return rows;
 }
 
@@ -185,7 +214,7 @@ void expand_rows(CudaBackend& gpu, ExpandedRows& rows, const float* rotation, co
         launch(expand_rows_kernel<E, D>, grid(EXPAND_ROWS, 2 * stretches), EXPAND_BLOCK,
                sizeof(ExpandTables<D>), gpu.queue, rows, CacheView(cache), gpu.pos, step.T);
         using Tile = TileProduct<D>;
-        if (!cache.rotated)
+        if (!cache.rotated || less_turned_means(cache))
             launch(rebuild_keys_kernel<E, D>, grid(Tile::TOKENS, stretches), EXPAND_BLOCK,
                    Tile::BYTES + sizeof(ExpandTables<D>), gpu.queue, rows,
                    CacheView(cache), rotation, gpu.pos, step.T);

@@ -163,6 +163,19 @@ TEST_CASE("bases of version 2 have no means") {
     CHECK(error_of(saved.path + "2", saved.config).find("layers.0.k.mean") != std::string::npos);
 }
 
+TEST_CASE("bases of version 3 had one mean for rotated keys at all positions, and are refused") {
+    Saved saved;
+    Bases bases = random_bases(saved.config, 1);
+    for (bool rotated : {false, true}) {
+        bases.layer[1].rotated = rotated, bases.layer[0].rotated = false;
+        bases.save(saved.path, 42);
+        rewrite(saved.path, saved.path + "3", "", {{"version", "3"}});
+        std::string error = error_of(saved.path + "3", saved.config);
+        CHECK((error.find("learn the bases again") != std::string::npos) == rotated);
+        if (!rotated) CHECK(same(Bases::open(saved.path + "3", saved.config, 42), bases));
+    }
+}
+
 TEST_CASE("bases of version 1 open as whole rows of one age") {
     Saved saved;
     Bases bases = random_bases(saved.config, 1);
@@ -257,7 +270,7 @@ TEST_CASE("every damage of a bases file is one clear error") {
         CHECK(message.find(damage.says) != message.npos);
     }
     const std::pair<const char*, const char*> texts[] = {
-        {"version", "4"},    {"ages", "[40,90,1,2,3]"}, {"ages", "40"},  {"ages", ""},
+        {"version", "5"},    {"ages", "[40,90,1,2,3]"}, {"ages", "40"},  {"ages", ""},
         {"formats_k", "[]"}, {"formats_v", "{}"},       {"window", "4"}, {"window", "4,-1"},
         {"window", "4,99999999999"}, {"keys", "pre,post,"}, {"keys", "pre"}, {"keys", "pre,\x1b[31m"},
         {"fingerprint", "\x1b[2J"}};

@@ -27,7 +27,8 @@ RowFormat counts(std::array<uint16_t, RowFormat::WIDTHS> count) {
 }
 
 // c = k E permutes, turns signs and scales by powers of two: exact in any arithmetic, so that no
-// coordinate can fall into another cell. D is what it likes: nothing here asks for E D = I.
+// coordinate can fall into another cell. D is what it likes: nothing here asks for E D = I, but for keys
+// that are less a turned mean.
 HeadBasis exact_basis(int d, const Formats& formats, Random& random) {
     size_t n = size_t(d);
     HeadBasis one{formats, {}, {}, std::vector<float>(n * n), {}};
@@ -43,6 +44,14 @@ HeadBasis exact_basis(int d, const Formats& formats, Random& random) {
     return one;
 }
 
+// Of a matrix with one power of two in each row and column.
+Floats inverse_of(const Floats& M, size_t n) {
+    Floats inverse(n * n, 0.0f);
+    for (size_t i = 0; i < n * n; i++)
+        if (M[i] != 0) inverse[i % n * n + i / n] = 1 / M[i];
+    return inverse;
+}
+
 Bases bases_of(const Case& c) {
     Random random(5);
     Bases bases;
@@ -54,8 +63,10 @@ Bases bases_of(const Case& c) {
         for (int g = 0; g < c.G; g++)
             side->push_back(exact_basis(c.d, c.formats[next++ % c.formats.size()], random));
     // Keys of the first head, and of every other one, have a mean: of the size of a key.
-    for (size_t g = 0; g < layer.k.size(); g += 2)
+    for (size_t g = 0; g < layer.k.size(); g += 2) {
         layer.k[g].mean = normals(size_t(c.d), 7 + g);
+        if (c.rotated) layer.k[g].decode = inverse_of(layer.k[g].encode, size_t(c.d));
+    }
     return bases;
 }
 
@@ -69,27 +80,38 @@ Floats rotations(int S, int d) {
     return table;
 }
 
-// x as a token reads it that sees its row in this format: μ + unpack(pack((x − μ) E)) D, rotated to
-// `angle`. Keys after rotation have their mean here too, which no softmax can tell.
+// x_j, x_{j+d/2} turned by a position's angles
+Doubles turned(const Doubles& x, const float* angle) {
+    size_t half = x.size() / 2;
+    Doubles out(x.size());
+    for (size_t j = 0; j < half; j++) {
+        double cos = double(angle[j]), sin = double(angle[half + j]);
+        out[j] = x[j] * cos - x[j + half] * sin, out[j + half] = x[j + half] * cos + x[j] * sin;
+    }
+    return out;
+}
+
+// x as a token reads it that sees its row in this format. Keys before rotation: μ + unpack(pack((x − μ) E))
+// D, rotated to `angle`. After it, where x comes without the mean that codes lose: R μ + unpack(pack(x
+// E)) D, and whole rows as they came.
 Doubles through(const float* x, const HeadBasis& head, const RowFormat& format, int d, DType dtype,
-                const float* angle) {
-    size_t n = size_t(d), half = n / 2;
+                const float* angle, bool before) {
+    size_t n = size_t(d);
+    Doubles mean(head.mean.begin(), head.mean.end());
+    mean.resize(n, 0.0);
     Floats c(n, 0.0f);
     for (size_t i = 0; i < n; i++)
         for (size_t j = 0; j < n; j++)
-            c[j] += (x[i] - (head.mean.empty() ? 0 : head.mean[i])) * head.encode[i * n + j];
+            c[j] += (x[i] - (before ? float(mean[i]) : 0)) * head.encode[i * n + j];
     std::vector<char> row(format.bytes(dtype) + 1);
     pack_row(row.data(), c.data(), head.weight.data(), format, dtype);
     unpack_row(c.data(), row.data(), format, dtype);
     Doubles out(n, 0.0);
     for (size_t i = 0; i < size_t(format.kept()); i++)
         for (size_t j = 0; j < n; j++) out[j] += double(c[i]) * double(head.decode[i * n + j]);
-    for (size_t j = 0; j < head.mean.size(); j++) out[j] += double(head.mean[j]);
-    for (size_t j = 0; angle && j < half; j++) {
-        double a = out[j], b = out[j + half], cos = double(angle[j]), sin = double(angle[half + j]);
-        out[j] = a * cos - b * sin, out[j + half] = b * cos + a * sin;
-    }
-    return out;
+    if (!before) mean = turned(mean, angle);
+    for (size_t j = 0; j < n && (before || !format.keeps_all(d)); j++) out[j] += mean[j];
+    return before ? turned(out, angle) : out;
 }
 
 // The format in which a token at p sees the row of s: 0 whole, i + 1 the bases' i-th.
@@ -100,16 +122,17 @@ size_t seen_in(const Case& c, int p, int s) {
     return i + 1;
 }
 
-// (format, S, G) rows of one side
+// (format, S, G) rows of one side; angles by position, all 0 of values
 std::vector<std::vector<Doubles>> all_rows(const Case& c, const std::vector<HeadBasis>& heads,
-                                           const Floats& x, DType dtype, const Floats* rotation) {
+                                           const Floats& x, DType dtype, const Floats& rotation,
+                                           bool before) {
     std::vector<std::vector<Doubles>> rows(c.ages.size() + 2);
     for (size_t f = 0; f < rows.size(); f++)
         for (int i = 0; i < c.S * c.G; i++) {
             const HeadBasis& head = heads[size_t(i % c.G)];
             RowFormat format = f ? head.format[f - 1] : RowFormat::whole(c.d);
-            const float* angle = rotation ? &(*rotation)[size_t(i / c.G * c.d)] : nullptr;
-            rows[f].push_back(through(&x[size_t(i * c.d)], head, format, c.d, dtype, angle));
+            const float* angle = &rotation[size_t(i / c.G * c.d)];
+            rows[f].push_back(through(&x[size_t(i * c.d)], head, format, c.d, dtype, angle, before));
         }
     return rows;
 }
@@ -117,8 +140,8 @@ std::vector<std::vector<Doubles>> all_rows(const Case& c, const std::vector<Head
 Doubles definition(const Case& c, const Bases& bases, DType dtype, const Floats& q, const Floats& k,
                    const Floats& v, const Floats& rotation) {
     const Bases::Layer& layer = bases.layer[0];
-    auto key_rows = all_rows(c, layer.k, k, dtype, c.rotated ? nullptr : &rotation);
-    auto value_rows = all_rows(c, layer.v, v, dtype, nullptr);
+    auto key_rows = all_rows(c, layer.k, k, dtype, rotation, !c.rotated);
+    auto value_rows = all_rows(c, layer.v, v, dtype, rotation, false);
     Doubles out;
     for (int t = 0; t < c.S; t++)
         for (int h = 0; h < c.H; h++) {

@@ -161,17 +161,18 @@ struct Backend {
                        const Weight& w_up,      // (F, K)
                        int T) = 0;
     // The way into the cache. Rotates q and, where cache.rotated, k by their positions, as rope does;
-    // then stores the T new rows of every kv head at their positions: encoded, c = k E, and packed
+    // then stores the T new rows of every kv head at their positions: encoded, c = (k − μ) E, and packed
     // into each of the head's stores. If attend over this layer follows it takes this q, unchanged.
     virtual void append(const CacheLayer& cache,
                         float* q,               // (T, H, d)  in place; null: no queries
                         float* k,               // (T, G, d)  rotated or not, afterwards, is open
                         const float* v,         // (T, G, d)
-                        const float* rotation,  // as in rope; null: k is rotated where it must be
+                        const float* rotation,  // as in rope; null: k is rotated where it must be,
+                                                // and then less its turned mean, if there is one
                         const Step& step) = 0;
     // out_h = Σ_s softmax_s(q_h · k̃_s / √d) ṽ_s over the positions s ≤ the token's own, where
-    // k̃_s = c̃_s D (rotated to position s where the keys are stored before rotation), c̃_s the row
-    // that the token sees, unpacked, and whatever tokens were appended together. Online softmax
+    // k̃_s = R_s (μ + c̃_s D) of keys stored before rotation, R_s μ + c̃_s D of coded ones after it, c̃_s
+    // the row that the token sees, unpacked, and whatever tokens were appended together. Online softmax
     // over tiles of positions: memory does not grow with the context (Dao et al. 2022).
     virtual void attend(Operand out,            // (T, H, d)
                         const float* q,         // (T, H, d)  rotated

@@ -24,8 +24,9 @@ struct RowStore {
 };
 
 // One kv head's keys or values: latent coordinates c = (k − μ) E, packed into every store at once. Rows
-// of all stores come from the same c: packing a row again later would lose more. Where the values of
-// a layer are joint, the stores of all heads are the same rows, of up to G·d coordinates; encode and
+// of all stores come from the same c: packing a row again later would lose more. Keys after rotation
+// lose μ as it is turned to their position, R_s μ, and only where they are codes: whole rows are k E.
+// Where the values of a layer are joint, the stores of all heads are the same rows, of up to G·d coordinates; encode and
 // weight are the first head's, (G·d, G·d) and (G·d), and decode is each head's own, (G·d, d).
 struct CacheRows {
     RowStore store[MOST_STORES];
@@ -34,7 +35,7 @@ struct CacheRows {
     const float* decode = nullptr;    // (d, d) D = E⁻¹
     const float* decode_t = nullptr;  // (d, d) Dᵀ          (MATRIX_SLACK)
     const float* weight = nullptr;    // (d)    of pack_row; null: 1
-    const float* mean = nullptr;      // (d)    μ of keys; null: 0. Rows after rotation stay less it
+    const float* mean = nullptr;      // (d)    μ of keys, as before rotation; null: 0
 };
 
 // Tokens at p see the positions s of first … end − 1 with lo ≤ p − s < hi in these stores.
@@ -81,6 +82,8 @@ struct CacheLayer {
     int values_width() const { return joint ? joint : d; }  // coordinates of a whole row of values
     // Whether rows of that head's values are those of the first head.
     bool shares_rows(size_t g) const { return joint && g > 0; }
+    // Whether coded keys are stored less R_s μ: attention adds q · R_s μ to their scores.
+    bool less_turned_mean(size_t g) const { return rotated && k[g].mean; }
     std::vector<CacheRows> k, v;   // (G)
     std::vector<Seen> seen;        // (G)
     int joint = 0;                 // G·d where values are joint: one row a token, for all heads

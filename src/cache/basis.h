@@ -5,8 +5,8 @@
 //     k ≈ μ + c̃ D     c̃ = c through its format, 0 beyond          D = E⁻¹              (d, d)
 //
 // Q is orthonormal, S the metric, σ the spread of each coordinate (all 1 where nothing is coded), μ
-// the mean of keys whose coordinates are coded; values have none. Keys after rotation need no μ on
-// the way back: q · μ is the same for every key that a query meets, and softmax does not see it.
+// the mean, before rotation, of keys whose coordinates are coded; values have none. Keys stored after
+// rotation lose it as it is turned to their position, R_s μ.
 // Values of a layer may have one basis together: v is then the G heads' values one after another,
 // E and D are (G·d, G·d), a row is stored once for the layer, and head g's decode is its own d
 // columns of D.
@@ -18,10 +18,11 @@
 //     layers.l.s.q   layers.l.s.encode   layers.l.s.decode       (G, d, d) f32
 //     layers.l.s.weight        (G, d) f32        (of joint values (1, G·d, G·d) and (1, G·d))
 //     layers.l.k.mean          (G, d) f32
-// and metadata: format "stief-bases", version 3, the model's fingerprint, formats_k and formats_v
+// and metadata: format "stief-bases", version 4, the model's fingerprint, formats_k and formats_v
 // (JSON, [[[[coordinates at each width] of each age] of each head] of each layer]), ages (JSON),
 // keys ("pre" or "post" for each layer), values ("head" or "joint" for each layer; without it head),
-// window, and what calibrate measured. Version 2 has no means. Version 1 has ranks_k and ranks_v instead
+// window, and what calibrate measured. Version 3 had one mean for rotated keys at all positions: such
+// files are refused. Version 2 has no means. Version 1 has ranks_k and ranks_v instead
 // of formats ([[r of each head] of each layer]: r elements and no codes), no ages and no weights.
 // Loading checks every shape,
 // QᵀQ = I, E D = I, the formats and the fingerprint.
@@ -45,7 +46,7 @@ struct HeadBasis {
     std::vector<RowFormat> format;  // (ages + 1)  of each age, the youngest first; last: beyond all
     std::vector<float> weight;      // (d)  cost of a unit error in each coordinate, for the encoder
     std::vector<float> q, encode, decode;  // (d, d)
-    std::vector<float> mean{};             // (d)  μ; or none: 0
+    std::vector<float> mean{};             // (d)  μ, before rotation; or none: 0
 
     size_t width() const { return weight.size(); }  // d; of joint values G·d
     // One format for all ages: r elements and no codes.

@@ -73,7 +73,7 @@ void Bases::save(const std::string& path, uint64_t fingerprint) const {
     std::map<std::string, std::string> all = metadata;
     all.erase("ranks_k"), all.erase("ranks_v");  // of a version 1 that was opened
     all["format"] = "stief-bases";
-    all["version"] = "3";
+    all["version"] = "4";
     all["fingerprint"] = format("%016llx", static_cast<unsigned long long>(fingerprint));
     all["keys"] = keys;
     all["values"] = values;
@@ -104,8 +104,8 @@ struct Metadata {
     int version() const {
         const std::string &kind = text("format"), &version = text("version");
         check(kind == "stief-bases" && version.size() == 1 && version[0] >= '1' &&
-                  version[0] <= '3',
-              "%s: expected bases of format version 1, 2 or 3, found %s version %s",
+                  version[0] <= '4',
+              "%s: expected bases of format version 1 to 4, found %s version %s",
               path.c_str(), printable(kind).c_str(), printable(version).c_str());
         return version[0] - '0';
     }
@@ -348,6 +348,11 @@ Bases Bases::open(const std::string& path, const Config& config, uint64_t finger
     Reader reader{path, config, file};
     for (size_t l = 0; l < bases.layer.size(); l++) {
         reader.side(l, 'k', bases.layer[l].k, version);
+        for (const HeadBasis& head : bases.layer[l].k)
+            check(version > 3 || head.mean.empty() || !bases.layer[l].rotated,
+                  "%s: layer %zu: keys after rotation have one mean at all positions (format version 3), "
+                  "which this program no longer stores; learn the bases again (stief calibrate)",
+                  path.c_str(), l);
         reader.side(l, 'v', bases.layer[l].v, version);
     }
     return bases;

@@ -22,10 +22,39 @@ LearnedLayer eigen_attention(const Config& c, const std::vector<Matrix>& k,
     return layer;
 }
 
+// moment (d, d) += what the mean had of it: μᵀμ, or of rotated keys the mean of (R_s μ)ᵀ(R_s μ), where
+// angles (d, d) are the mean of (cos, sin)_sᵀ(cos, sin)_s.
+static void add_mean_again(Matrix& moment, const std::vector<float>& mean, const Matrix* angles) {
+    size_t d = mean.size(), half = d / 2;
+    Matrix W(d, d);  // (cos, sin)_s W = R_s μ
+    for (size_t j = 0; j < half; j++) {
+        double a = double(mean[j]), b = double(mean[j + half]);
+        W(j, j) = a, W(j + half, j) = -b, W(j, j + half) = b, W(j + half, j + half) = a;
+    }
+    Matrix shared = angles ? times(transpose(W), times(*angles, W)) : Matrix(d, d);
+    for (size_t i = 0; i < d; i++)
+        for (size_t j = 0; j < d; j++)
+            moment(i, j) += angles ? shared(i, j) : double(mean[i]) * double(mean[j]);
+}
+
+// Over the positions that keys were learned at.
+static Matrix angle_moment(const CalibrationRun& run) {
+    size_t d = size_t(run.model.config.d), T = size_t(run.learn.T), count = run.learn.count();
+    Matrix angles(d, d);
+    for (int pos : run.learn.pos) {
+        const float* from = run.rotation.data() + size_t(pos) * d;
+        add_gram(angles, from, d, from, d, T);
+    }
+    for (double& x : angles.data) x /= double(T * count);
+    return angles;
+}
+
 std::vector<LearnedLayer> eigen_layers(const CalibrationRun& run, const Units& units,
                                        const std::vector<PricedUnit>& unit) {
     const Config& c = run.model.config;
     std::vector<LearnedLayer> layers(size_t(c.L));
+    bool rotated = run.options.keys == "post";
+    Matrix angles = angle_moment(run);
     run.model.threads->run(layers.size(), [&](size_t l) {
         std::vector<Matrix> k, v;
         for (int g = 0; g < c.G; g++)
@@ -35,12 +64,10 @@ std::vector<LearnedLayer> eigen_layers(const CalibrationRun& run, const Units& u
                 Matrix& own = (values ? v : k).emplace_back(d, d);
                 for (size_t i = 0; i < d; i++)
                     std::copy_n(unit[u].moment.row(at + i) + at, d, own.row(i));
-                const std::vector<float>& mean = unit[u].mean;  // EigenAttention subtracts none
-                for (size_t i = 0; i < mean.size(); i++)
-                    for (size_t j = 0; j < mean.size(); j++)
-                        own(i, j) += double(mean[i]) * double(mean[j]);
+                if (!unit[u].mean.empty())  // EigenAttention subtracts none
+                    add_mean_again(own, unit[u].mean, rotated ? &angles : nullptr);
             }
-        layers[l] = eigen_attention(c, k, v, run.options.keys == "post", run.options.cache);
+        layers[l] = eigen_attention(c, k, v, rotated, run.options.cache);
     });
     return layers;
 }

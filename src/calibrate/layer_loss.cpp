@@ -80,17 +80,18 @@ static void require_memory(const Model& model, size_t positions, int most) {
          c.folder.c_str(), most, double(needed) / GIB, double(available) / GIB, advice.c_str());
 }
 
-LayerPass::LayerPass(Model& owner, int tokens, const std::vector<float>& rotation)
+LayerPass::LayerPass(Model& owner, int tokens, const std::vector<float>& table)
     : model(owner),
       c(owner.config),
       threads(*owner.threads),
       ops_back(make_backward(*owner.backend)),
       T(tokens),
+      rotation(table.data()),
       m(c.H / c.G),
       most(tokens) {
     Backend& ops = *model.backend;
     size_t rows = size_t(most) * size_t(c.D);
-    require_memory(model, rotation.size() / size_t(c.d), most);
+    require_memory(model, table.size() / size_t(c.d), most);
     arena = Buffer(ops, place(c, most, nullptr) * sizeof(float), "a layer's activations");
     place(c, most, arena.f32());
     x_staged = Staged(ops, rows, "a layer's inputs");
@@ -98,8 +99,8 @@ LayerPass::LayerPass(Model& owner, int tokens, const std::vector<float>& rotatio
     cut_staged = Staged(ops, size_t(c.d) * size_t(c.d), "a head's basis");
     decode_staged = Staged(ops, size_t(c.d) * size_t(c.d), "a head's basis");
     mean_staged = Staged(ops, size_t(c.d), "a head's mean");
-    rotation_staged = Staged(ops, rotation.size(), "the rotations of all positions");
-    turns = rotation_staged.read(rotation.data(), rotation.size());
+    rotation_staged = Staged(ops, table.size(), "the rotations of all positions");
+    turns = rotation_staged.read(table.data(), table.size());
 }
 
 // Rows first … first + count − 1 of a weight matrix.
@@ -137,20 +138,25 @@ void LayerPass::begin_on_backend(int layer, const float* input, const Step& step
     ops.end_step();
 }
 
+// centred (T, d) ← μ, or where keys are cut after rotation R_s μ.
+void LayerPass::repeat_mean(const Cut& cut, bool rotated) {
+    size_t d = size_t(c.d);
+    ops_back->copy_rows(centred, d, mean_staged.read(cut.mean.data(), d), 0, size_t(T), d);
+    if (rotated) model.backend->rope(centred, nullptr, turns, 1, 0, c.d, at);
+}
+
 // from − μ, in `centred`; from itself where there is no mean.
-const float* LayerPass::less_mean(const float* from, const Cut& cut) {
+const float* LayerPass::less_mean(const float* from, const Cut& cut, bool rotated) {
     if (cut.mean.empty()) return from;
-    size_t d = size_t(c.d), t = size_t(T);
-    ops_back->copy_rows(centred, d, mean_staged.read(cut.mean.data(), d), 0, t, d);
-    ops_back->scaled_difference(centred, from, centred, 1, t * d);
+    repeat_mean(cut, rotated);
+    ops_back->scaled_difference(centred, from, centred, 1, size_t(T) * size_t(c.d));
     return centred;
 }
 
-void LayerPass::add_mean(float* to, const Cut& cut) {
+void LayerPass::add_mean(float* to, const Cut& cut, bool rotated) {
     if (cut.mean.empty()) return;
-    size_t d = size_t(c.d), t = size_t(T);
-    ops_back->copy_rows(centred, d, mean_staged.read(cut.mean.data(), d), 0, t, d);
-    ops_back->add(to, centred, t * d);
+    repeat_mean(cut, rotated);
+    ops_back->add(to, centred, size_t(T) * size_t(c.d));
 }
 
 // latents (T, width) ← unpack(pack((from − μ) E))
@@ -159,7 +165,7 @@ void LayerPass::store(float* latents, const float* from, const Cut& cut, const R
     size_t d = size_t(width);
     int whole = std::min(T, cuts.sinks);
     Weight E{cut_staged.read(cut.encode.data(), d * d), DType::F32, width, width};
-    model.backend->matmul_transposed(latents, less_mean(from, cut), E, T);
+    model.backend->matmul_transposed(latents, less_mean(from, cut, cuts.rotated), E, T);
     ops_back->round_rows(latents, nullptr, RowFormat::whole(width), cuts.dtype, whole, width);
     ops_back->round_rows(latents + size_t(whole) * d, cut.weight.empty() ? nullptr : cut.weight.data(),
                          format, cuts.dtype, T - whole, width);
@@ -175,7 +181,7 @@ void LayerPass::cut_side(float* to, const float* from, const Cut& cut, const Row
     store(latent, from, cut, format ? *format : RowFormat::whole(c.d), cuts, c.d);
     Weight D{decode_staged.read(cut.decode.data(), d * d), DType::F32, c.d, c.d};
     ops.matmul_transposed(to, latent, D, T);
-    add_mean(to, cut);
+    add_mean(to, cut, cuts.rotated);
     if (!cut.lossless) ops_back->copy(to, from, size_t(std::min(T, cuts.sinks)) * d);
 }
 

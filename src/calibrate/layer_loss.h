@@ -29,7 +29,7 @@ struct Cut {
     std::vector<float> encode, decode;  // (d, d) ×2  c = (k − μ) E, in order of the format
     std::vector<float> weight;          // (kept), or none: of pack_row
     std::vector<RowFormat> format;      // of each age, the youngest first; one: of all
-    std::vector<float> mean{};          // (d)  μ, or none: 0
+    std::vector<float> mean{};          // (d)  μ of keys before their rotation, or none: 0
     bool lossless = true;  // E D = I: with all coordinates kept it is the row again
 
     bool nothing() const { return encode.empty(); }
@@ -89,6 +89,7 @@ struct LayerPass : LayerArrays {
     Threads& threads;
     std::unique_ptr<Backward> ops_back;
     int T;  // of the sequence at hand, ≤ most
+    const float* rotation;  // host  (positions, 2, d/2)
 
     // rotation: for every position that begin() is given; host, and outlives the pass. Error where
     // sequences of `most` tokens do not fit, with what would.
@@ -145,8 +146,9 @@ struct LayerPass : LayerArrays {
     const float *y_host = nullptr, *y = nullptr;  // what y_staged holds since begin(), and where
 
     const float* target(const float* host);
-    const float* less_mean(const float* from, const Cut& cut);
-    void add_mean(float* to, const Cut& cut);
+    void repeat_mean(const Cut& cut, bool rotated);
+    const float* less_mean(const float* from, const Cut& cut, bool rotated);
+    void add_mean(float* to, const Cut& cut, bool rotated);
     void store(float* latents, const float* from, const Cut& cut, const RowFormat& format,
                const LayerCuts& cuts, int width);
     void cut_side(float* to, const float* from, const Cut& cut, const RowFormat* format,

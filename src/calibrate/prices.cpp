@@ -28,7 +28,19 @@ Matrix from_floats(const std::vector<float>& floats, size_t d) {
     return M;
 }
 
-std::vector<float> mean_of(const std::vector<float>& k, size_t d) {
+// Pairs (j, j + d/2) of each row turned by its angles or, backwards, by their negatives.
+void turn(std::vector<float>& rows, const std::vector<float>& angles, size_t d, float sign) {
+    size_t half = d / 2;
+    for (size_t t = 0; t < angles.size(); t += d)
+        for (size_t j = t; j < t + half; j++) {
+            float a = rows[j], b = rows[j + half], cos = angles[j], sin = sign * angles[j + half];
+            rows[j] = a * cos - b * sin, rows[j + half] = b * cos + a * sin;
+        }
+}
+
+// Of keys as they are before rotation.
+std::vector<float> mean_of(std::vector<float> k, const std::vector<float>& turns, size_t d) {
+    turn(k, turns, d, -1);
     std::vector<double> sum(d);
     for (size_t i = 0; i < k.size(); i++) sum[i % d] += double(k[i]);
     std::vector<float> mean;
@@ -36,8 +48,14 @@ std::vector<float> mean_of(const std::vector<float>& k, size_t d) {
     return mean;
 }
 
-void subtract(std::vector<float>& rows, const std::vector<float>& mean) {
-    for (size_t i = 0; i < rows.size() && !mean.empty(); i++) rows[i] -= mean[i % mean.size()];
+// rows (tokens, d) − μ, turned to where they are if they are
+void subtract(std::vector<float>& rows, const std::vector<float>& mean,
+              const std::vector<float>& turns) {
+    if (mean.empty()) return;
+    std::vector<float> means(rows.size());
+    for (size_t i = 0; i < rows.size(); i++) means[i] = mean[i % mean.size()];
+    turn(means, turns, mean.size(), 1);
+    for (size_t i = 0; i < rows.size(); i++) rows[i] -= means[i];
 }
 
 // Σ ‖g‖^power kᵀk
@@ -160,8 +178,8 @@ PricedUnit price_unit(const PriceSamples& samples, size_t index, bool coded, DTy
     PricedUnit unit;
     unit.coded = coded;
     std::vector<float> k(samples.k(index), samples.k(index) + n * d), g = samples.g_compressed(index);
-    if (coded && !samples.units.at(index).values) unit.mean = mean_of(k, d);
-    subtract(k, unit.mean);
+    if (coded && !samples.units.at(index).values) unit.mean = mean_of(k, samples.turns, d);
+    subtract(k, unit.mean, samples.turns);
     Matrix energy(d, d), moment = moment_of(g.data(), k.data(), n, d, coded ? 1 : 2);
     add_gram(energy, g.data(), d, g.data(), d, n);
     require_finite(moment, "second moments");
@@ -179,7 +197,7 @@ PricedUnit price_unit(const PriceSamples& samples, size_t index, bool coded, DTy
 void price_again(PricedUnit& unit, const PriceSamples& samples, size_t index, DType dtype) {
     size_t n = samples.tokens * samples.units.width(index);
     std::vector<float> k(samples.k(index), samples.k(index) + n);
-    subtract(k, unit.mean);
+    subtract(k, unit.mean, samples.turns);
     set_prices(unit, samples, index, k.data());
     if (unit.coded) unit.distortion = distortions(unit, k.data(), samples.tokens, dtype);
 }

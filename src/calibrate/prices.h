@@ -27,8 +27,9 @@ struct Prices {
 struct PricedUnit {
     bool coded = true;  // coordinates are rounded to few bits; else stored as elements or dropped
     Metric metric;
-    std::vector<float> mean;            // (d)  μ of keys that are coded; or none: 0
-    Matrix moment;                      // (d, d)  mean (k − μ)ᵀ(k − μ), of which the spread is
+    std::vector<float> mean;            // (d)  μ of keys that are coded, before rotation; or none: 0
+    Matrix moment;                      // (d, d)  mean (k − μ)ᵀ(k − μ), of which the spread is; of
+                                        // rotated keys (k − R μ)ᵀ(k − R μ)
     Matrix Q;                           // (d, d)
     std::vector<double> spread;         // (d)  σ
     std::vector<float> encode, decode;  // (d, d)  E = S Q / σ, D = σ Qᵀ S⁻¹

@@ -6,7 +6,8 @@
 // m query heads of the group.
 //
 // A row is r elements, or codes of mixed widths (row_format.h), which the scores and sums of the
-// instruction set read as they are packed; only exact arithmetic unpacks them. Of q the first r_K
+// instruction set read as they are packed; only exact arithmetic unpacks them. What coded keys after
+// rotation have lost, R_s μ, is a sum over angles of positions, which all kv heads add (angles_impl.h). Of q the first r_K
 // coordinates meet the row's r_K; of out the first r_V are written and the rest are zero: what is
 // not kept counts as zero. The scale is 1/√d at any rank.
 //
@@ -51,6 +52,7 @@ struct Split {
     int g, m, first, count, pos;
     size_t d, p_stride;
     float *p, *scaled, *rows;  // (m, p_stride), (m, d), (BLOCK, a row)  keys or rows as f32
+    float* against_mean;       // (m, d)  scaled, too
     char* rest;                // of RebuiltKeys
 
     Split(const CpuBackend& backend, const CacheLayer& layer, const float* angles, int group,
@@ -69,9 +71,10 @@ struct Split {
         size_t queries = (size_t(m) * d + 15) / 16 * 16, weights = size_t(m) * p_stride;
         size_t block = needs_rows() ? RebuiltKeys::BLOCK * size_t(cache.values_width()) : 0;
         size_t more = cache.rotated ? 0 : RebuiltKeys::bytes(cpu, cache, keys());
-        char* scratch = thread_scratch((queries + weights + block) * sizeof(float) + more);
+        char* scratch = thread_scratch((2 * queries + weights + block) * sizeof(float) + more);
         p = reinterpret_cast<float*>(scratch), scaled = p + weights;
-        rows = scaled + queries, rest = reinterpret_cast<char*>(rows + block);
+        against_mean = scaled + queries, rows = against_mean + queries;
+        rest = reinterpret_cast<char*>(rows + block);
     }
 
     const CacheRows& keys() const { return cache.k[size_t(g)]; }
@@ -79,8 +82,14 @@ struct Split {
     const Seen& seen() const { return cache.seen[size_t(g)]; }
     bool needs_rows() const { return !cache.rotated || cpu.exact; }
 
-    // p ← q · c̃ of one run, keys after rotation.
+    // p ← q · k̃ of one run, keys after rotation.
     void score(const Run& run) {
+        score_rows(run);
+        if (!cache.less_turned_mean(size_t(g)) || run.store.format.keeps_all(cache.d)) return;
+        kernels.add_angles(p + (run.first - first), p_stride, against_mean, d, cpu.near_angles.data(),
+                           rotation, run.first, run.count, m, d / 2);
+    }
+    void score_rows(const Run& run) {
         float* to = p + (run.first - first);
         const RowFormat& format = run.store.format;
         if (format.is_whole())
@@ -135,12 +144,14 @@ struct Split {
 };
 
 // partial ← for each of m heads: max, Σ e^(s − max), Σ e^(s − max) c̃  over one split's positions.
-static void attend_split(Split& split, float* partial, size_t stride, const float* q) {
+static void attend_split(Split& split, float* partial, size_t stride, const Queries& q) {
     const Kernels& kernels = split.kernels;
     int m = split.m;
     size_t count = size_t(split.count);
     float scale = float(1.0 / std::sqrt(double(split.d)));
-    for (size_t i = 0; i < size_t(m) * split.d; i++) split.scaled[i] = q[i] * scale;
+    for (size_t i = 0; i < size_t(m) * split.d; i++) split.scaled[i] = q.latent[i] * scale;
+    for (size_t i = 0; q.against_mean && i < size_t(m) * split.d; i++)
+        split.against_mean[i] = q.against_mean[i] * scale;
 
     if (split.cache.rotated) {
         split.each_run(split.keys(), &Stretch::k, [&](const Run& run) { split.score(run); });
@@ -177,7 +188,7 @@ static void merge_splits(float* out, const float* partial, size_t between, int s
 // Tokens whose positions are split alike. A split's rows stay in the second cache while all of them
 // read it, each as if it were alone: its own count of positions decides the order of every sum.
 // out (T, H, values_width)
-void CpuBackend::attend_alike(float* out, const float* q, const float* rotation,
+void CpuBackend::attend_alike(float* out, const Queries& q, const float* rotation,
                               const CacheLayer& cache, const Step& step) {
     int m = cache.H / cache.G, split = split_of(step.pos + 1), T = step.T;
     int splits = (step.pos + T + split - 1) / split;
@@ -196,7 +207,7 @@ void CpuBackend::attend_alike(float* out, const float* q, const float* rotation,
             float* partial =
                 partials.data() + size_t(t) * each + size_t(i) * between + size_t(g * m) * stride;
             Split one(*this, cache, rotation, g, first, std::min(split, S - first), S - 1);
-            attend_split(one, partial, stride, q + size_t(t) * width + size_t(g * m) * d);
+            attend_split(one, partial, stride, q.from(size_t(t) * width + size_t(g * m) * d));
         }
     });
     for_rows(size_t(T) * H, size_t(splits) * values, [&](size_t first, size_t end) {
@@ -209,14 +220,14 @@ void CpuBackend::attend_alike(float* out, const float* q, const float* rotation,
     });
 }
 
-void CpuBackend::attend_singly(float* out, const float* q, const float* rotation,
+void CpuBackend::attend_singly(float* out, const Queries& q, const float* rotation,
                                const CacheLayer& cache, const Step& step) {
     size_t width = size_t(cache.H) * size_t(cache.d);
     size_t values = size_t(cache.H) * size_t(cache.values_width());
     for (int t = 0, end; t < step.T; t = end) {
         int split = split_of(step.pos + t + 1);
         for (end = t + 1; end < step.T && split_of(step.pos + end + 1) == split;) end++;
-        attend_alike(out + size_t(t) * values, q + size_t(t) * width, rotation, cache,
+        attend_alike(out + size_t(t) * values, q.from(size_t(t) * width), rotation, cache,
                      {step.pos + t, end - t});
     }
 }

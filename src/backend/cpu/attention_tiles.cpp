@@ -6,6 +6,9 @@
 // they are. Memory is one tile of each, whatever T and S. Where the backend is not exact, rows have
 // 16 bits and the processor multiplies pairs, q, k̃, p and ṽ are rounded to bf16 for it.
 //
+// Coded keys after rotation are less R_s μ: their rows have the angles of their positions ahead of them,
+// and queries what meets those (cache_rows.cpp).
+//
 // A key may lie in one format for some tokens of the tile and in another for others: the tile goes
 // over every stretch that any of them sees, and of each a row takes the keys of its own band.
 #include <cmath>
@@ -29,31 +32,34 @@ struct AttentionTile {
     bool pairs;     // products in bf16
     int R, m, pos;  // query rows; heads a token; position of the first token
     size_t d, values, lanes, q_stride, v_stride;
+    size_t angles, widest;          // d where angles go ahead of coordinates, else 0; of a row
     float *q, *scores, *acc;        // (R, q_stride), (R, KEYS), (R, v_stride)
-    float *rows, *panels;           // (KEYS, v_stride), (KEYS / lanes, values, lanes)
+    float *rows, *panels;           // (KEYS, widest), (KEYS / lanes, widest, lanes)
     float *max, *sum;               // (R)
-    float *half_q, *half_p, *half;  // pairs, bf16: (R, 2 q_stride), (R, KEYS), (KEYS, values)
+    float *half_q, *half_p, *half;  // pairs, bf16: (R, 2 q_stride), (R, KEYS), (KEYS, widest)
 
     AttentionTile(const CpuBackend& backend, const CacheLayer& layer, int g, int tokens,
-                  int first_pos, const float* angles)
+                  int first_pos, const float* turns)
         : cpu(backend),
           kernels(backend.kernels),
           cache(layer),
           k(layer.k[size_t(g)]),
           v(layer.v[size_t(g)]),
-          rotation(angles) {
+          rotation(turns) {
         pairs = kernels.pair_rows && !cpu.exact && cache.dtype != DType::F32;
         m = cache.H / cache.G, R = tokens * m, pos = first_pos;
         d = size_t(cache.d), values = size_t(cache.values_width());  // values >= d
         lanes = size_t(kernels.lanes);
-        q_stride = padded_row(d * 4) / 4;
+        angles = cache.less_turned_mean(size_t(g)) ? d : 0;
+        q_stride = padded_row((angles + d) * 4) / 4;
         v_stride = (values + lanes - 1) / lanes * lanes;
+        widest = std::max(v_stride, angles + d);
         size_t rs = size_t(R), sizes = 0;
         float** arrays[] = {&q, &scores, &acc, &rows, &panels, &max, &sum, &half_q, &half_p, &half};
-        size_t counts[] = {rs * q_stride, rs * KEYS, rs * v_stride, KEYS * v_stride,
-                           (KEYS + lanes) * std::max(values, size_t(PAIRS_K)), rs, rs,
+        size_t counts[] = {rs * q_stride, rs * KEYS, rs * v_stride, KEYS * widest,
+                           (KEYS + lanes) * std::max(widest, size_t(PAIRS_K)), rs, rs,
                            pairs ? rs * q_stride : 0, pairs ? rs * KEYS / 2 : 0,
-                           pairs ? KEYS * values / 2 : 0};
+                           pairs ? KEYS * widest / 2 : 0};
         for (size_t count : counts) sizes += (count + 15) / 16 * 16;
         size_t more = cache.rotated ? 0 : RebuiltKeys::bytes(cpu, cache, k);
         float* next = reinterpret_cast<float*>(thread_scratch(sizes * 4 + more));
@@ -71,19 +77,20 @@ struct AttentionTile {
     void round_queries() {
         uint16_t* to = reinterpret_cast<uint16_t*>(half_q);
         for (int row = 0; row < R; row++, to += 2 * q_stride) {
-            to_bf16(to, q + size_t(row) * q_stride, d);
-            std::fill(to + d, to + 2 * q_stride, uint16_t(0));
+            to_bf16(to, q + size_t(row) * q_stride, angles + d);
+            std::fill(to + angles + d, to + 2 * q_stride, uint16_t(0));
         }
     }
 
-    // to (R, count) ← q · row over the first `width` coordinates.
-    void score_pairs(float* to, int count, size_t width) {
+    // to (R, count) ← q · row over `width` coordinates, of q from `from` on.
+    void score_pairs(float* to, int count, size_t from, size_t width) {
         to_bf16(half, rows, size_t(count) * width);
         char* panel = reinterpret_cast<char*>(panels);
         for (size_t c = 0; c < size_t(count); c += lanes, panel += whole_steps(width) * lanes * 2)
             kernels.pack_pairs(panel, reinterpret_cast<char*>(half) + c * width * 2, width,
                                int(std::min(lanes, size_t(count) - c)), int(width));
-        kernels.product_pairs(to, KEYS, half_q, 2 * q_stride, panels, R, count,
+        const uint16_t* queries = reinterpret_cast<const uint16_t*>(half_q) + from;
+        kernels.product_pairs(to, KEYS, queries, 2 * q_stride, panels, R, count,
                               int(whole_steps(width)), false);
     }
 
@@ -106,10 +113,11 @@ struct AttentionTile {
 
     // scores (R, count) ← q · k̃ over one tile of keys.
     void score_keys(const RowStore& store, int first, int count) {
-        size_t width = rebuilt ? d : size_t(store.format.kept());
+        size_t ahead = store.format.keeps_all(cache.d) ? 0 : angles, skipped = angles - ahead;
+        size_t width = rebuilt ? d : ahead + size_t(store.format.kept());
         DType type = DType::F32;
         const char* from = reinterpret_cast<const char*>(rows);
-        bool as_it_lies = !rebuilt && !pairs && store.format.is_whole();
+        bool as_it_lies = !rebuilt && !pairs && !ahead && store.format.is_whole();
         for_runs(store, first, first + count, [&](const Run& run) {
             float* row = rows + size_t(run.first - first) * width;
             if (rebuilt) {
@@ -119,16 +127,19 @@ struct AttentionTile {
             } else if (as_it_lies && run.count == count) {
                 from = run.rows, type = cache.dtype;  // packed from where it is
             } else {
-                unpack(cpu, row, width, run, cache.dtype);
+                unpack(cpu, row + ahead, width, run, cache.dtype);
+                for (size_t s = 0; s < size_t(run.count) && ahead; s++)
+                    std::copy_n(rotation + (size_t(run.first) + s) * d, d, row + s * width);
             }
         });
-        if (pairs) return score_pairs(scores, count, width);
+        if (pairs) return score_pairs(scores, count, skipped, width);
         for (int c = 0; c < count; c += int(lanes)) {
             int n = std::min(int(lanes), count - c);
             float* panel = panels + size_t(c) * width;
             kernels.pack[int(type)](panel, from + size_t(c) * width * size_of(type), width, n,
                                     int(width));
-            kernels.product(scores + c, KEYS, q, q_stride, panel, lanes, R, n, int(width), false);
+            kernels.product(scores + c, KEYS, q + skipped, q_stride, panel, lanes, R, n, int(width),
+                            false);
         }
     }
 
@@ -177,7 +188,7 @@ struct AttentionTile {
 
 // The queries of `tokens` tokens from position pos on, and the heads of kv head g.
 // out (tokens, H, values_width)
-static void attend_queries(const CpuBackend& cpu, float* out, const float* q,
+static void attend_queries(const CpuBackend& cpu, float* out, const Queries& q,
                            const float* rotation, const CacheLayer& cache, int g, int pos,
                            int tokens) {
     AttentionTile tile(cpu, cache, g, tokens, pos, rotation);
@@ -188,9 +199,10 @@ static void attend_queries(const CpuBackend& cpu, float* out, const float* q,
     };
 
     for (int row = 0; row < tile.R; row++) {
-        const float* from = q + head_row(row) * d;
+        Queries from = q.from(head_row(row) * d);
         float* to = tile.q + size_t(row) * tile.q_stride;
-        for (size_t i = 0; i < d; i++) to[i] = from[i] * scale;
+        for (size_t i = 0; i < tile.angles; i++) to[i] = from.against_mean[i] * scale;
+        for (size_t i = 0; i < d; i++) to[tile.angles + i] = from.latent[i] * scale;
         tile.max[row] = -std::numeric_limits<float>::infinity();
         tile.sum[row] = 0;
     }
@@ -210,7 +222,7 @@ static void attend_queries(const CpuBackend& cpu, float* out, const float* q,
     }
 }
 
-void CpuBackend::attend_tiles(float* out, const float* q, const float* rotation,
+void CpuBackend::attend_tiles(float* out, const Queries& q, const float* rotation,
                               const CacheLayer& cache, const Step& step) {
     int G = cache.G, m = cache.H / G, each = std::max(1, QUERY_ROWS / m);
     size_t width = size_t(cache.H) * size_t(cache.d), tiles = size_t((step.T + each - 1) / each);
@@ -219,7 +231,7 @@ void CpuBackend::attend_tiles(float* out, const float* q, const float* rotation,
         // The last tiles see the most keys: they go first, so that no long piece is left for the
         // end.
         int t = int(tiles - 1 - piece / size_t(G)) * each, g = int(piece % size_t(G));
-        attend_queries(*this, out + size_t(t) * values, q + size_t(t) * width, rotation, cache, g,
+        attend_queries(*this, out + size_t(t) * values, q.from(size_t(t) * width), rotation, cache, g,
                        step.pos + t, std::min(each, step.T - t));
     });
 }

@@ -53,26 +53,41 @@ void CpuBackend::append(const CacheLayer& cache, float* q, float* k, const float
     if (rotation) rope(q, cache.rotated ? k : nullptr, rotation, q ? cache.H : 0, cache.G, cache.d, step);
     size_t d = size_t(cache.d), width = size_t(cache.G) * d, values = size_t(cache.values_width());
 
-    // x: of n columns; latent: (count, values + d)
-    auto store = [&](const CacheRows& head, const float* x, int n, int pos, int count,
-                     float* latent) {
-        size_t stride = width;
-        if (head.mean) {
-            float* centred = latent + size_t(count) * values;
-            for (size_t t = 0; t < size_t(count); t++)
-                for (size_t i = 0; i < d; i++) centred[t * d + i] = x[t * stride + i] - head.mean[i];
-            x = centred, stride = d;
+    // centred (count, d) ← x − μ; of keys that are rotated here x − R_s μ, of those that come so x
+    auto centre = [&](float* centred, const CacheRows& head, const float* x, int pos, int count) {
+        for (size_t t = 0; t < size_t(count); t++, centred += d, x += width) {
+            std::copy(head.mean, head.mean + d, centred);
+            if (cache.rotated && !rotation) std::fill(centred, centred + d, 0.0f);
+            if (cache.rotated && rotation)
+                kernels.rotate(centred, rotation + (size_t(pos) + t) * d, d / 2);
+            for (size_t i = 0; i < d; i++) centred[i] = x[i] - centred[i];
         }
+    };
+    // x: of n columns; latent: (count, n)
+    auto store = [&](const CacheRows& head, const float* x, size_t stride, int n, int pos, int count,
+                     float* latent, auto takes) {
         if (head.encode) {
             head_product(kernels, latent, size_t(n), x, stride, head.encode, count, n, n);
             x = latent, stride = size_t(n);
         }
         for (const RowStore& one : head.store)
-            if (one.data)
+            if (one.data && takes(one.format))
                 for_runs(one, pos, pos + count, [&](const Run& run) {
                     pack(*this, run, x + size_t(run.first - pos) * stride, stride, head.weight,
                          cache.dtype);
                 });
+    };
+    auto any = [](const RowFormat&) { return true; };
+    auto store_keys = [&](size_t g, const float* x, int pos, int count, float* latent) {
+        const CacheRows& head = cache.k[g];
+        if (!head.mean) return store(head, x, width, cache.d, pos, count, latent, any);
+        float* centred = latent + size_t(count) * values;
+        centre(centred, head, x, pos, count);
+        if (!cache.rotated) return store(head, centred, d, cache.d, pos, count, latent, any);
+        store(head, x, width, cache.d, pos, count, latent,
+              [&](const RowFormat& format) { return format.keeps_all(cache.d); });
+        store(head, centred, d, cache.d, pos, count, latent,
+              [&](const RowFormat& format) { return !format.keeps_all(cache.d); });
     };
 
     bool latent = cache.k[0].encode != nullptr;
@@ -86,30 +101,53 @@ void CpuBackend::append(const CacheLayer& cache, float* q, float* k, const float
                    : nullptr;
         for (; g < g_end; g++) {
             if (g == size_t(cache.G)) {
-                store(cache.v[0], v + first * width, cache.joint, pos, count, scratch);
+                store(cache.v[0], v + first * width, width, cache.joint, pos, count, scratch, any);
                 continue;
             }
-            store(cache.k[g], k + first * width + g * d, cache.d, pos, count, scratch);
+            store_keys(g, k + first * width + g * d, pos, count, scratch);
             if (cache.joint) continue;
-            store(cache.v[g], v + first * width + g * d, cache.d, pos, count, scratch);
+            store(cache.v[g], v + first * width + g * d, width, cache.d, pos, count, scratch, any);
         }
     });
 }
 
-// q_h Dᵀ: queries in the coordinates of their group's keys; q itself where those are the plain
-// ones. Keys that are rebuilt are met by q as it is.
-const float* CpuBackend::latent_queries(const float* q, const CacheLayer& cache, int T) {
-    if (!cache.rotated || !cache.k[0].decode_t) return q;
-    size_t d = size_t(cache.d), width = size_t(cache.H) * d, m = size_t(cache.H / cache.G);
+// Queries as the rows of keys meet them: q_h Dᵀ, or q itself where those are the plain coordinates.
+// Keys that are rebuilt are met by q as it is. And where coded keys are less R_s μ, pairs (j, j + d/2)
+//     w_j = q_j μ_j + q_{j+d/2} μ_{j+d/2},  w_{j+d/2} = q_{j+d/2} μ_j − q_j μ_{j+d/2},
+// since q · R_s μ = w · (cos, sin) of position s.
+Queries CpuBackend::turn_queries(const float* q, const CacheLayer& cache, int T) {
+    if (!cache.rotated || !cache.k[0].decode_t) return {q, nullptr};
+    size_t d = size_t(cache.d), half = d / 2, width = size_t(cache.H) * d, m = size_t(cache.H / cache.G);
+    bool less = false;
+    for (size_t g = 0; g < size_t(cache.G); g++) less |= cache.less_turned_mean(g);
     latents.resize(size_t(T) * width);
+    if (less) against_means.resize(size_t(T) * width);
     for_heads(size_t(T), size_t(cache.H), d * d,
               [&](size_t first, size_t end, size_t h, size_t h_end) {
-        for (; h < h_end; h++)
-            head_product(kernels, latents.data() + first * width + h * d, width,
-                         q + first * width + h * d, width, cache.k[h / m].decode_t,
+        for (; h < h_end; h++) {
+            const CacheRows& head = cache.k[h / m];
+            size_t at = first * width + h * d;
+            head_product(kernels, latents.data() + at, width, q + at, width, head.decode_t,
                          int(end - first), cache.d, cache.d);
+            if (!head.mean) continue;
+            const float *mean = head.mean, *from = q + at;
+            float* w = against_means.data() + at;
+            for (size_t t = first; t < end; t++, from += width, w += width)
+                for (size_t j = 0; j < half; j++) {
+                    w[j] = from[j] * mean[j] + from[j + half] * mean[j + half];
+                    w[j + half] = from[j + half] * mean[j] - from[j] * mean[j + half];
+                }
+        }
     });
-    return latents.data();
+    return {latents.data(), less ? against_means.data() : nullptr};
+}
+
+// (2, d/2, NEAR) ← the angles of positions 0 … NEAR − 1, those that there are.
+void CpuBackend::gather_near_angles(const float* rotation, int d, int positions) {
+    near_angles.resize(size_t(d) * NEAR);
+    for (size_t s = 0; s < size_t(std::min(positions, NEAR)); s++)
+        for (size_t j = 0; j < size_t(d); j++)
+            near_angles[j * NEAR + s] = rotation[s * size_t(d) + j];
 }
 
 // out_h ← latent_h D of its group's values; out and latent may be the same.
@@ -135,7 +173,8 @@ void CpuBackend::decode_values(float* out, const float* latent, const CacheLayer
 void CpuBackend::attend(Operand out, const float* q, const float* rotation, const CacheLayer& cache,
                         const Step& step) {
     prepare(cache);
-    const float* queries = latent_queries(q, cache, step.T);
+    Queries queries = turn_queries(q, cache, step.T);
+    if (queries.against_mean) gather_near_angles(rotation, cache.d, step.pos + step.T);
     float* latent = out.data;
     if (cache.joint) {
         joint_latents.resize(size_t(step.T) * size_t(cache.H) * size_t(cache.joint));

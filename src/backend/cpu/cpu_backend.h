@@ -13,6 +13,14 @@
 
 namespace stief {
 
+// A step's queries as rows of keys meet them (cache_rows.cpp).
+struct Queries {
+    const float* latent;        // (T, H, d)
+    const float* against_mean;  // (T, H, d)  meets (cos, sin) of a position; null: no key is less a mean
+
+    Queries from(size_t at) const { return {latent + at, against_mean ? against_mean + at : nullptr}; }
+};
+
 struct CpuBackend final : Backend {
     const Kernels& kernels;
     Threads& threads;
@@ -48,6 +56,8 @@ struct CpuBackend final : Backend {
                int V) override;
     uint64_t stream(const void* memory, size_t bytes) override;
 
+    std::vector<float> near_angles;     // of positions 0 … NEAR − 1: (2, d/2, NEAR)
+
     // The tables of a format; they stay where they are as long as the backend. Makes what it does
     // not have yet: for the caller's thread, before threads.run.
     const RowLayout& layout(const RowFormat& format, DType dtype);
@@ -82,12 +92,13 @@ struct CpuBackend final : Backend {
 
   private:
     void prepare(const CacheLayer& cache);  // the layouts that its threads will look up
-    const float* latent_queries(const float* q, const CacheLayer& cache, int T);
-    void attend_singly(float* out, const float* q, const float* rotation, const CacheLayer& cache,
+    Queries turn_queries(const float* q, const CacheLayer& cache, int T);
+    void gather_near_angles(const float* rotation, int d, int positions);
+    void attend_singly(float* out, const Queries& q, const float* rotation, const CacheLayer& cache,
                        const Step& step);
-    void attend_alike(float* out, const float* q, const float* rotation, const CacheLayer& cache,
+    void attend_alike(float* out, const Queries& q, const float* rotation, const CacheLayer& cache,
                       const Step& step);
-    void attend_tiles(float* out, const float* q, const float* rotation, const CacheLayer& cache,
+    void attend_tiles(float* out, const Queries& q, const float* rotation, const CacheLayer& cache,
                       const Step& step);
     void decode_values(float* out, const float* latent, const CacheLayer& cache, int T);
 
@@ -97,6 +108,7 @@ struct CpuBackend final : Backend {
     std::vector<float> partials;        // of decode attention: (T, splits, H, values + 2)
     std::vector<float> joint_latents;   // of joint values, before their decode: (T, H, G·d)
     std::vector<float> latents;         // queries in the keys' coordinates: (T, H, d)
+    std::vector<float> against_means;   // and against what their means become: (T, H, d)
 };
 
 // Memory of the calling thread for the length of one piece; it only grows.

@@ -23,6 +23,8 @@ struct DivergenceOf {
     float shift;  // of ln q − ln p: ln scale_p − ln scale_q
 };
 
+constexpr int NEAR = 32;  // positions of add_angles
+
 struct Kernels {
     const char* name;
     int lanes;
@@ -69,6 +71,13 @@ struct Kernels {
     // out_h,s = q_h · x_s rotated by its own angles         x, angle (count, 2, half)
     void (*turned_scores)(float* out, size_t out_stride, const float* q, size_t q_stride,
                           const float* x, const float* angle, int m, int count, size_t half);
+
+    // out_h,s += w_h · (cos, sin) of positions first … first + count − 1, by way of those of NEAR
+    // positions: cos(a + b) = cos a cos b − sin a sin b.   w (m, ·), near (2, half, NEAR), rotation
+    // (·, 2, half) from position 0 on
+    void (*add_angles)(float* out, size_t out_stride, const float* w, size_t w_stride,
+                       const float* near, const float* rotation, int first, int count, int m,
+                       size_t half);
 
     float (*largest)(const float* x, size_t n);              // NaN is passed over; −∞ where n = 0
     float (*exp_sum)(float* x, size_t n, float shift);       // x ← e^(x − shift), returns Σ x

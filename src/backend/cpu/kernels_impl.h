@@ -1,6 +1,7 @@
 // Functions of single rows and of rows in the nearest cache; the table of one instruction set. See
 // elements_impl.h for the rules.
 #pragma once
+#include "backend/cpu/angles_impl.h"
 #include "backend/cpu/coded_impl.h"
 #include "backend/cpu/product_impl.h"
 
@@ -234,6 +235,7 @@ constexpr Kernels make_table(const char* name) {
         .code_panel = nullptr,
         .coded_product = nullptr,
         .turned_scores = turned_scores<V>,
+        .add_angles = add_angles<V>,
         .largest = largest<V>,
         .exp_sum = exp_sum<V>,
         .exp_total = exp_total<V>,
