@@ -1,5 +1,6 @@
 // Append of several tokens, by tiles: rotated, into latent coordinates, stored. append_one.cu has one token.
 #include "append.cuh"
+#include "attention.cuh"
 #include "dispatch.cuh"
 #include "tile_product.cuh"
 
@@ -105,23 +106,16 @@ __device__ __forceinline__ void load_tile(const TileProduct<WIDEST>& tile, const
     }
 }
 
-// Which stores of a head take rows: those whose rows are the d coordinates as they came, the others.
-struct Takes {
-    bool as_they_came, others;
-};
-
 // c (count, ·) of a tile into the stores of a head, a warp a row.
 template <class E, int EACH>
 __device__ __forceinline__ void store_tile(const EncoderTables& tables, const Levels& levels,
-                                           const float* c, int stride, int s, int count, int d,
-                                           const Takes& takes) {
+                                           const float* c, int stride, int s, int count) {
     const CacheRows& head = tables.head;
     constexpr int WARPS = TILE_BLOCK / WARP;
     int warp = __shfl_sync(~0u, int(threadIdx.x) / WARP, 0), lane = int(threadIdx.x) % WARP;
 #pragma unroll 1
     for (int n = 0; n < MOST_STORES; n++) {
         const RowStore& store = head.store[n];
-        if (!(lies_whole(store, d) ? takes.as_they_came : takes.others)) continue;
         if (tables.kinds[n] == EncoderTables::WHOLE)
             for (int t = warp; t < count; t += WARPS)
                 for (int j = lane; j < elements_of(store); j += WARP)
@@ -138,53 +132,47 @@ __device__ __forceinline__ void store_tile(const EncoderTables& tables, const Le
 }
 
 // Of kv heads, with bases or codes: keys rotated where that is kept, c = (x − μ) E, a tile's product at
-// once, and c into all of the head's stores; of rotated keys less R_s μ into those of codes, and once more k E
-// into those of whole rows.
-// grid (tiles, 2G), block 256. Shared: the tile, in which c and the levels take the place of x, and the
+// once, and c into all of the head's stores. Rotated keys less R_s μ go to the stores of codes alone, and a third
+// part of the grid has k E for those of whole rows.
+// grid (tiles, 2G or 3G), block 256. Shared: the tile, in which c and the levels take the place of x, and the
 // encoder's tables, which come before the kernels before this one are through. Reads E once for each tile;
 // other blocks fill the time in which a piece comes, as registers are few.
 template <class E, int WIDEST>
 __global__ void __launch_bounds__(TILE_BLOCK, TileProduct<WIDEST>::BLOCKS)
     append_tiles_kernel(CacheView cache, HeadsIn in, const int* pos, int T) {
     using Tile = TileProduct<WIDEST>;
-    int side = int(blockIdx.y) / cache.G, g = int(blockIdx.y) % cache.G, d = cache.d;
+    int part = int(blockIdx.y) / cache.G, side = part == 1, g = int(blockIdx.y) % cache.G, d = cache.d;
     int first = int(blockIdx.x) * Tile::TOKENS, count = min(Tile::TOKENS, T - first);
     const CacheRows& head = side ? cache.v(g) : cache.k(g);
+    bool turns = in.rotation && side == 0 && cache.rotated;
+    bool apart = head.mean && turns;  // keys' codes and their whole rows differ
+    if (part == 2 && !apart) return;
+    const float* mean = part == 2 || turns != cache.rotated ? nullptr : head.mean;
     Tile tile(dynamic_shared(), head.encode, d, d);
     EncoderTables& tables = *reinterpret_cast<EncoderTables*>(dynamic_shared() + Tile::BYTES);
     Levels* levels = reinterpret_cast<Levels*>(tile.behind_c());
     static_assert(sizeof(Levels) <= Tile::BEHIND_C);
-    const float* mean = head.mean;
     tables.fetch(head);
     __syncthreads();  // the head's description is there
     tables.describe(true);
+    for (int n = int(threadIdx.x); apart && n < MOST_STORES; n += TILE_BLOCK)
+        if (lies_whole(tables.head.store[n], d) != (part == 2)) tables.kinds[n] = EncoderTables::NONE;
     let_next_begin();
     await_kernels();
     size_t stride = size_t(cache.G) * size_t(d), at = size_t(first) * stride + size_t(g * d);
-    bool turns = in.rotation && side == 0 && cache.rotated;
-    bool apart = mean && turns, any = false;  // keys' codes and their whole rows differ
-    for (int n = 0; n < MOST_STORES; n++)
-        any = any || (tables.head.store[n].data && lies_whole(tables.head.store[n], d));
-    if (cache.rotated && side == 0 && !turns) mean = nullptr;  // rows come so
-#pragma unroll 1
-    for (int time = 0; time < (apart && any ? 2 : 1); time++) {
-        if (time) __syncthreads();  // c was read, the other x takes its place
-        load_tile(tile, (side ? in.v : in.k) + at, nullptr, stride, count, d,
-                  turns ? in.rotation + size_t(*pos + first) * size_t(d) : nullptr,
-                  time ? nullptr : mean);
-        if (tile.M) {
-            typename Tile::Sums sum;
-            tile.template sums<false>(sum, count);
-            __syncthreads();  // x has been read, c and the levels take its place
-            tile.store(sum);
-        }
-        EncoderTables::fetch_levels(levels);
-        copy_async_commit();
-        copy_async_wait<0>();
-        __syncthreads();  // c is there, and the levels
-        store_tile<E, WIDEST / WARP>(tables, *levels, tile.c, Tile::C_STRIDE, *pos + first, count, d,
-                                     {time || !apart, time == 0});
+    load_tile(tile, (side ? in.v : in.k) + at, nullptr, stride, count, d,
+              turns ? in.rotation + size_t(*pos + first) * size_t(d) : nullptr, mean);
+    if (tile.M) {
+        typename Tile::Sums sum;
+        tile.template sums<false>(sum, count);
+        __syncthreads();  // x has been read, c and the levels take its place
+        tile.store(sum);
     }
+    EncoderTables::fetch_levels(levels);
+    copy_async_commit();
+    copy_async_wait<0>();
+    __syncthreads();  // c is there, and the levels
+    store_tile<E, WIDEST / WARP>(tables, *levels, tile.c, Tile::C_STRIDE, *pos + first, count);
 }
 
 // The same of query heads: q rotated, and q Dᵀ. grid (tiles, H), block 256. Shared: the tile.
@@ -232,9 +220,10 @@ void append_tiles(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, 
         using Tile = TileProduct<WIDEST>;
         unsigned tiles = unsigned((T + Tile::TOKENS - 1) / Tile::TOKENS);
         size_t bytes = Tile::BYTES;
+        int parts = in.rotation && less_turned_means(cache) ? 3 : 2;
         if (in.k)
             for_dtype(cache.dtype, [&]<class E>(E) {
-                launch_ahead(append_tiles_kernel<E, WIDEST>, dim3(tiles, unsigned(2 * cache.G)),
+                launch_ahead(append_tiles_kernel<E, WIDEST>, dim3(tiles, unsigned(parts * cache.G)),
                              Tile::THREADS, bytes + sizeof(EncoderTables), gpu.queue, CacheView(cache),
                              in, gpu.pos, T);
             });

@@ -156,6 +156,7 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
             load_queries<D>(mean->w, One::Q_STRIDE, mean->largest, against_mean + size_t(head.first) * D,
                             ROWS, head.R);
         __syncthreads();  // the queries are there
+        if (mean && threadIdx.x == 0) mean->set_unit();  // before the barrier of their fragments
     };
     auto ready = [&] {
         if constexpr (ROTATED) {

@@ -122,7 +122,7 @@ __device__ __forceinline__ void turn_mean(const TileProduct<D>& tile, const floa
 // Keys before rotation: μ + c D, rotated to their positions. Rotated ones that are less R_s μ: c + R_s μ E.
 // grid (tiles of positions, stretches, kv heads), block 256. Shared: a tile, 1 KB of tables. Reads D once
 // for a tile of 64 positions, or of 128 where heads have 64; 2 D² flops a key, six times over.
-template <class E, int D>
+template <class E, int D, bool ROTATED>
 __global__ void __launch_bounds__(EXPAND_BLOCK, TileProduct<D>::BLOCKS)
     rebuild_keys_kernel(ExpandedRows to, CacheView cache, const float* rotation, const int* pos, int T) {
     using Tile = TileProduct<D>;
@@ -134,22 +134,21 @@ __global__ void __launch_bounds__(EXPAND_BLOCK, TileProduct<D>::BLOCKS)
     const Stretch& one = seen.stretch[n];
     const CacheRows& keys = cache.k(g);
     const RowStore& store = keys.store[one.k];
-    if (cache.rotated && (!keys.mean || lies_whole(store, D))) return;
+    if (ROTATED && (!keys.mean || lies_whole(store, D))) return;
     int pos0 = *pos, last = pos0 + T - 1, from = int(blockIdx.x) * Tile::TOKENS;
     int s = one.begin_for(pos0) + from, count = min(Tile::TOKENS, one.end_for(last) - s);
     if (count <= 0) return;
 
-    bool before = !cache.rotated;
-    Tile tile(dynamic_shared(), before ? keys.decode : keys.encode, before ? keys.width : D, D);
+    Tile tile(dynamic_shared(), ROTATED ? keys.encode : keys.decode, ROTATED ? D : keys.width, D);
     auto& tables = *reinterpret_cast<ExpandTables<D>*>(dynamic_shared() + Tile::BYTES);
     tables.levels.fill(tile.tid, EXPAND_BLOCK);
     if (tile.tid < groups_of(store.format))
         tables.group[tile.tid] = CodeGroup::of(store.format, int(sizeof(E)), tile.tid);
     __syncthreads();  // the tables are there
-    if (before)
-        unpack_keys<E>(tables, store, s, count, [&](int row, int j, float x) { tile.put(row, j, x); });
-    else
+    if (ROTATED)
         turn_mean(tile, keys.mean, rotation + size_t(s) * D, count);
+    else
+        unpack_keys<E>(tables, store, s, count, [&](int row, int j, float x) { tile.put(row, j, x); });
     if (tile.M) {
         typename Tile::Sums sum;
         tile.template sums<false>(sum, count);
@@ -157,21 +156,21 @@ __global__ void __launch_bounds__(EXPAND_BLOCK, TileProduct<D>::BLOCKS)
         tile.store(sum);
     }
     __syncthreads();  // the keys are there
-    if (!before) {
+    if (ROTATED) {
         unpack_keys<E>(tables, store, s, count,
                        [&](int row, int j, float x) { tile.c[row * Tile::C_STRIDE + j] += x; });
         __syncthreads();  // and what their codes say
     }
     E* rows = static_cast<E*>(to.memory);
     rows += (to.each * size_t(head) + size_t(from) +
-             expanded_ahead(seen, keys, cache.v(g), D, cache.rotated, pos0, last, n, 0)) * D;
+             expanded_ahead(seen, keys, cache.v(g), D, ROTATED, pos0, last, n, 0)) * D;
     for (int i = tile.tid; i < count * PAIRS; i += EXPAND_BLOCK) {
         int row = i / PAIRS, j = i % PAIRS * 2;
         const float* x = tile.c + row * Tile::C_STRIDE + j;
         const float* angle = rotation + size_t(s + row) * D + j;
         float2 a = *reinterpret_cast<const float2*>(x), b = *reinterpret_cast<const float2*>(x + HALF);
         uint32_t* key = reinterpret_cast<uint32_t*>(rows + size_t(row) * D + j);
-        if (!before) {
+        if (ROTATED) {
             key[0] = pack2<E>(a.x, a.y), key[HALF / 2] = pack2<E>(b.x, b.y);
             continue;
         }
@@ -214,10 +213,13 @@ void expand_rows(CudaBackend& gpu, ExpandedRows& rows, const float* rotation, co
         launch(expand_rows_kernel<E, D>, grid(EXPAND_ROWS, 2 * stretches), EXPAND_BLOCK,
                sizeof(ExpandTables<D>), gpu.queue, rows, CacheView(cache), gpu.pos, step.T);
         using Tile = TileProduct<D>;
-        if (!cache.rotated || less_turned_means(cache))
-            launch(rebuild_keys_kernel<E, D>, grid(Tile::TOKENS, stretches), EXPAND_BLOCK,
-                   Tile::BYTES + sizeof(ExpandTables<D>), gpu.queue, rows,
-                   CacheView(cache), rotation, gpu.pos, step.T);
+        auto rebuild = [&](auto kernel) {
+            launch(kernel, grid(Tile::TOKENS, stretches), EXPAND_BLOCK,
+                   Tile::BYTES + sizeof(ExpandTables<D>), gpu.queue, rows, CacheView(cache), rotation,
+                   gpu.pos, step.T);
+        };
+        if (!cache.rotated) rebuild(rebuild_keys_kernel<E, D, false>);
+        else if (less_turned_means(cache)) rebuild(rebuild_keys_kernel<E, D, true>);
     });
 }
 

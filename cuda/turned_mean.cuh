@@ -13,6 +13,7 @@ struct TurnedMean {
     alignas(16) f16 near[ROWS * STRIDE];  // cosines, sines of positions 0 … 31
     float w[8 * Q * STRIDE];              // as queries: scaled by log₂ e / √d
     float largest[8 * Q];                 // |w| of a head
+    float unit, back;                     // what w is multiplied by as its turned pairs become f16; 1 / unit
 
     // By the whole block, waits for no kernel; a barrier must follow.
     __device__ void fill_near(const float* rotation, int capacity) {
@@ -22,35 +23,30 @@ struct TurnedMean {
             *reinterpret_cast<uint32_t*>(near + row * STRIDE + j) = pack2<f16>(x.x, x.y);
         }
     }
-    // log₂ of what w is multiplied by, as its turned pairs become f16: the largest are below 2^15.
-    __device__ __forceinline__ int exponent() const {
+    // By one thread, once w is there; a barrier must follow. The largest turned pair is below 2^15.
+    __device__ __forceinline__ void set_unit() {
         float most = 0;
         for (float one : largest) most = fmaxf(most, one);
-        return min(max(140 - int(__float_as_uint(most) >> 23), -100), 100);
+        int log = min(max(140 - int(__float_as_uint(most) >> 23), -100), 100);
+        unit = power_of_two(float(log)), back = power_of_two(float(-log));
     }
     // s += w · (cos, sin) of 16 T keys from the position of `angle` on.   angle: shared (D)
     template <int T>
     __device__ __forceinline__ void add_to(float (&s)[T][Q][4], const float* angle) const {
-        int lane = int(threadIdx.x) % WARP, g = lane / 4, t = lane % 4, log = exponent();
-        float unit = power_of_two(float(log)), back = power_of_two(float(-log));
+        int lane = int(threadIdx.x) % WARP, g = lane / 4, t = lane % 4;
         float part[T][Q][4] = {};
-#pragma unroll 2
+#pragma unroll 1
         for (int c = 0; c < HALF; c += 16) {
-            uint32_t a[T][2][4];
+            uint32_t b[Q][2][2];
 #pragma unroll
-            for (int i = 0; i < T; i++) {
-                load_a(a[i][0], near, STRIDE, 16 * i, c);
-                load_a(a[i][1], near, STRIDE, 16 * i, HALF + c);
-            }
+            for (int n = 0; n < Q; n++)
+                turned_pairs<f16>(b[n], w + (8 * n + g) * STRIDE, angle, HALF, c + 2 * t, unit);
 #pragma unroll
-            for (int n = 0; n < Q; n++) {
-                uint32_t b[2][2];
-                turned_pairs<f16>(b, w + (8 * n + g) * STRIDE, angle, HALF, c + 2 * t, unit);
+            for (int i = 0; i < 2 * T; i++) {
+                uint32_t a[4];
+                load_a(a, near, STRIDE, i / 2 * 16, i % 2 * HALF + c);
 #pragma unroll
-                for (int i = 0; i < T; i++) {
-                    mma_16x8x16<f16>(part[i][n], a[i][0], b[0]);
-                    mma_16x8x16<f16>(part[i][n], a[i][1], b[1]);
-                }
+                for (int n = 0; n < Q; n++) mma_16x8x16<f16>(part[i / 2][n], a, b[n][i % 2]);
             }
         }
 #pragma unroll

@@ -108,10 +108,11 @@ struct Shape {
     int batch = 170;     // tokens appended together: rings have so many rows more, and come round
     int age = 0;         // tokens that are seen in a format of their own; 0: all are alike
     bool plain = false;  // without bases
+    bool means = false;  // keys are less one
     std::string name() const {
-        return format("d %d, %d heads of %d, rank %d%s, keys %s rotation, window %d, age %d, by %d", d,
-                      H, G, rank, plain ? ", plain" : codes ? " in codes" : "",
-                      rotated ? "after" : "before", recent, age, batch);
+        return format("d %d, %d heads of %d, rank %d%s, keys %s rotation%s, window %d, age %d, by %d",
+                      d, H, G, rank, plain ? ", plain" : codes ? " in codes" : "",
+                      rotated ? "after" : "before", means ? " less a mean" : "", recent, age, batch);
     }
 };
 
@@ -126,6 +127,8 @@ Bases bases_of(const Config& config, const Shape& shape) {
             if (shape.age && shape.codes) head.format.push_back({{0, 0, 0, 0, 0, 0, 16, 8}});
             else if (shape.age) head.format.insert(head.format.begin(), RowFormat::whole(12));
         }
+    for (HeadBasis& head : bases.layer[0].k)
+        if (shape.means) head.mean = normals(size_t(shape.d), 8);
     if (shape.age) bases.ages = {shape.age};
     bases.layer[0].rotated = shape.rotated;
     bases.sinks = shape.recent ? 4 : 0, bases.recent = shape.recent;
@@ -288,6 +291,11 @@ std::vector<Scene> all_scenes() {
     // Two tiles of queries: packed rows are expanded, of two ages, beside a window's ring.
     add(DType::BF16, {20, 2, 128, 44, true, 70, true, 40});
     add(DType::F16, {20, 2, 64, 44, true, 40, true, 40, 110});
+    // What keys are less is given back: on tensor cores, to two tiles of heads, and plain.
+    add(DType::BF16, {8, 2, 128, 44, true, 70, true, 40, 0, false, true});
+    add(DType::F16, {20, 2, 64, 44, true, 0, true, 40, 110, false, true});
+    add(DType::F32, {6, 2, 64, 44, true, 40, true, 40, 0, false, true});
+    add(DType::F16, {6, 2, 64, 44, false, 40, true, 40, 0, false, true});
     return all;
 }
 
