@@ -25,7 +25,7 @@ struct Tried : CalibrationLab {
 }  // namespace
 
 TEST_CASE("calibrate by prices keeps to its bytes, and what it measured is what the cache does") {
-    for (const char* keys : {"pre", "post"})
+    for (const char* keys : {"pre", "post", "auto"})
         for (const char* bits : {"mixed", "16"})
             for (auto [keep, joint] : {std::pair{0.15, false}, {0.25, false}, {1.0, false}, {0.15, true},
                                        {1.0, true}}) {
@@ -47,6 +47,9 @@ TEST_CASE("calibrate by prices keeps to its bytes, and what it measured is what 
                 const Config& c = tried.model.config;
                 Bases bases = Bases::open(path, c, tried.model.weights.fingerprint(c));
                 CHECK(bases.hash(1) == result.bases.hash(1));
+                for (size_t l = 0; l < bases.layer.size() && keys != std::string("auto"); l++)
+                    CHECK(bases.layer[l].rotated == (keys == std::string("post")));
+                CHECK((keys == std::string("post") || !bases.layer[0].rotated));
 
                 // The layer pass with these cuts against the cache with these bases: one text, the
                 // first 4 tokens exact and no others.

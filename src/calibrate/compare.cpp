@@ -53,10 +53,10 @@ std::vector<LearnedLayer> eigen_layers(const CalibrationRun& run, const Units& u
                                        const std::vector<PricedUnit>& unit) {
     const Config& c = run.model.config;
     std::vector<LearnedLayer> layers(size_t(c.L));
-    bool rotated = run.options.keys == "post";
     Matrix angles = angle_moment(run);
     run.model.threads->run(layers.size(), [&](size_t l) {
         std::vector<Matrix> k, v;
+        bool rotated = unit[units.of(int(l), 0, false)].rotated;
         for (int g = 0; g < c.G; g++)
             for (bool values : {false, true}) {
                 size_t u = units.of(int(l), g, values), d = size_t(c.d);

@@ -5,7 +5,7 @@
 
 #include "calibrate/compare.h"
 #include "calibrate/model_descent.h"
-#include "calibrate/prices.h"
+#include "calibrate/priced_units.h"
 
 namespace stief {
 
@@ -13,68 +13,13 @@ namespace {
 
 constexpr size_t MEASURED_ALONE = 3;  // sequences that each group of layers alone is measured on
 constexpr int MOST_GROUPS = 6;
-
-// A format for each unit at each age.
-struct Formats {
-    std::vector<std::vector<RowFormat>> format;  // (units, ages)
-    std::vector<size_t> bytes;                   // (ages)  of a token
-    double predicted = 0;                        // Σ prices: nats a token
-};
-
-struct Priced {
-    std::vector<PricedUnit> unit;
-    std::vector<std::vector<Choices>> hull;  // (ages, units)
-    std::vector<double> scale;               // (units) of all prices, by measurement
-
-    void set_hulls(Threads& threads, DType dtype) {
-        hull.assign(unit[0].age.size(), std::vector<Choices>(unit.size()));
-        scale.resize(unit.size(), 1);
-        threads.run(unit.size(), [&](size_t u) {
-            for (size_t age = 0; age < hull.size(); age++)
-                hull[age][u] = lower_hull(formats_of(unit[u], unit[u].age[age], dtype));
-        });
-    }
-    // What unit u costs at those formats, all ages: nats a token.
-    double predicted(size_t u, const Formats& formats) const {
-        double sum = 0;
-        for (size_t age = 0; age < unit[u].age.size(); age++)
-            sum += scale[u] * price_of(unit[u], unit[u].age[age], formats.format[u][age]);
-        return sum;
-    }
-    // budget: (ages)  bytes of a token
-    Formats within(const std::vector<size_t>& budget) const {
-        Formats all;
-        all.format.resize(unit.size());
-        for (size_t age = 0; age < hull.size(); age++) {
-            std::vector<Choices> scaled = hull[age];
-            for (size_t u = 0; u < unit.size(); u++)
-                for (Choice& one : scaled[u]) one.error *= scale[u];
-            std::vector<size_t> at = choose_within(scaled, budget[age]);
-            all.bytes.push_back(0);
-            for (size_t u = 0; u < at.size(); u++) {
-                const Choice& one = scaled[u][at[u]];
-                all.format[u].push_back(one.format);
-                all.bytes.back() += one.bytes, all.predicted += one.error;
-            }
-        }
-        return all;
-    }
-};
+constexpr double MORE_ROTATED = 0.25;  // what --keys auto may cost, of what is predicted without it
 
 // KL on held-out text of these units at these formats.
-using MeasuredKl = std::function<double(const Priced&, const Formats&)>;
+using MeasuredKl = std::function<double(const PricedUnits&, const Formats&)>;
 
 Units units_of(const CalibrationRun& run) {
     return Units(run.model.config, run.options.joint_values);
-}
-
-// at(l, first head, values, unit)
-template <class F>
-void for_units(const Units& units, const F& at) {
-    for (size_t u = 0; u < units.count(); u++) {
-        auto [l, g, values] = units.at(u);
-        at(l, g, values, u);
-    }
 }
 
 // Where the formats of LayerPass::split_by_distance begin; none: one format for all.
@@ -96,15 +41,16 @@ std::vector<size_t> budgets(const CalibrationRun& run, const CalibrationResult& 
     return all;
 }
 
-Bases bases_of(const CalibrationRun& run, const Priced& priced, const Formats& formats) {
+Bases bases_of(const CalibrationRun& run, const PricedUnits& priced, const Formats& formats) {
     const Config& c = run.model.config;
     Bases bases;
     bases.sinks = run.options.sinks, bases.recent = run.options.recent;
     bases.ages = run.options.ages;
-    bases.layer.assign(size_t(c.L), {run.options.keys == "post", {}, {}, run.options.joint_values});
+    bases.layer.assign(size_t(c.L), {false, {}, {}, run.options.joint_values});
     for_units(units_of(run), [&](int l, int, bool values, size_t u) {
         const PricedUnit& unit = priced.unit[u];
         Bases::Layer& layer = bases.layer[size_t(l)];
+        if (!values) layer.rotated = unit.rotated;
         (values ? layer.v : layer.k)
             .push_back({formats.format[u], weights_of(unit), to_floats(unit.Q), unit.encode,
                         unit.decode, unit.mean});
@@ -112,7 +58,7 @@ Bases bases_of(const CalibrationRun& run, const Priced& priced, const Formats& f
     return bases;
 }
 
-std::vector<LayerCuts> cuts_of(const CalibrationRun& run, const Priced& priced,
+std::vector<LayerCuts> cuts_of(const CalibrationRun& run, const PricedUnits& priced,
                                const Formats& formats) {
     const CalibrationOptions& o = run.options;
     return cuts_of(bases_of(run, priced, formats), run.model.config, o.sinks, o.cache);
@@ -126,27 +72,14 @@ PriceSamples samples_of(CalibrationRun& run, ModelBackward& back, const std::str
                            [&] { run.ticker(3 * size_t(run.model.config.L)); });
 }
 
-// Bases, prices and hulls of all units.
-Priced price(CalibrationRun& run, ModelBackward& back, const std::string& folder) {
-    const CalibrationOptions& o = run.options;
-    PriceSamples samples = samples_of(run, back, folder);
-    Priced priced;
-    priced.unit.resize(samples.units.count());
-    run.model.threads->run(samples.units.count(), [&](size_t u) {
-        priced.unit[u] = price_unit(samples, u, o.bits == "mixed", o.cache);
-    });
-    priced.set_hulls(*run.model.threads, o.cache);
-    return priced;
-}
-
 // README §3 at these formats; kept where held-out text is better for it. Bases that were turned are
 // priced again, for the encoder's weights and for other sizes; the formats stay.
 void descend(CalibrationRun& run, ModelBackward& back, const std::string& folder,
-             const MeasuredKl& divergence, Priced& priced, Formats& formats) {
+             const MeasuredKl& divergence, PricedUnits& priced, Formats& formats) {
     const CalibrationOptions& o = run.options;
     size_t passes = size_t(run.model.config.L);
     ModelDescent descent(back, run.learn, folder, [&] { run.ticker(passes); });
-    Priced moved = priced;
+    PricedUnits moved = priced;
     descent.run(units_of(run), moved.unit, formats.format, [&] { return cuts_of(run, moved, formats); },
                 {o.steps, o.batch, o.tau, o.seed}, [&] { run.ticker(3 * passes); });
     if (!(divergence(moved, formats) < divergence(priced, formats))) return;
@@ -172,7 +105,7 @@ std::vector<int> group_ends(int L) {
 // second order is one. So the keys and the values of each group of layers are cut alone, at the
 // formats that the budget gives, and what is measured corrects the prices.
 void correct(const Units& units, EndToEnd& learnt, const std::vector<LayerCuts>& cuts,
-             const Formats& formats, Priced& priced,
+             const Formats& formats, PricedUnits& priced,
              std::vector<CalibrationResult::Foretold>& foretold) {
     std::vector<int> ends = group_ends(units.L);
     std::vector<std::array<double, 2>> measured = learnt.each_alone(cuts, ends);
@@ -203,13 +136,13 @@ double least_share(const std::function<bool(double keep)>& holds) {
 // The least share whose perplexity rises by at most that many per cent: as prices foretell it, by as
 // many nats as the divergence; and as it is measured.
 double share_foretold(const CalibrationRun& run, const CalibrationResult& result,
-                      const Priced& priced) {
+                      const PricedUnits& priced) {
     return least_share([&](double keep) {
         return priced.within(budgets(run, result, keep)).predicted <=
                std::log1p(run.options.ppl_budget / 100);
     });
 }
-double share_measured(CalibrationRun& run, const CalibrationResult& result, const Priced& priced) {
+double share_measured(CalibrationRun& run, const CalibrationResult& result, const PricedUnits& priced) {
     return least_share([&](double keep) {
         Formats formats = priced.within(budgets(run, result, keep));
         Measured m = measure_cache(run, bases_of(run, priced, formats));
@@ -218,7 +151,7 @@ double share_measured(CalibrationRun& run, const CalibrationResult& result, cons
 }
 
 // That something is kept.
-void check_budget(const CalibrationOptions& o, const Priced& priced,
+void check_budget(const CalibrationOptions& o, const PricedUnits& priced,
                   const std::vector<size_t>& budget) {
     if (priced.within(budget).bytes.back() > 0) return;
     if (o.ppl_budget > 0)
@@ -231,7 +164,7 @@ void check_budget(const CalibrationOptions& o, const Priced& priced,
 }
 
 // Other sizes of the last age, each with the formats that these prices give it.
-void measure_sizes(CalibrationRun& run, const Priced& priced, CalibrationResult& result) {
+void measure_sizes(CalibrationRun& run, const PricedUnits& priced, CalibrationResult& result) {
     std::vector<Bases> ways;
     for (double bits : {4.0, 3.0, 2.5, 2.0, 1.5, 1.0}) {
         double keep = bits / (8 * double(size_of(run.options.cache)));
@@ -246,12 +179,12 @@ void measure_sizes(CalibrationRun& run, const Priced& priced, CalibrationResult&
 
 // Each group of layers alone, twice at most, as long as held-out text is better for it.
 void correct_by_groups(CalibrationRun& run, const std::vector<size_t>& budget,
-                       const MeasuredKl& divergence, Priced& priced, CalibrationResult& result) {
+                       const MeasuredKl& divergence, PricedUnits& priced, CalibrationResult& result) {
     EndToEnd learnt(run.pass, run.learn, MEASURED_ALONE);
     Formats formats = priced.within(budget);
     double best = divergence(priced, formats);
     for (int round = 0; round < 2; round++) {
-        Priced corrected = priced;
+        PricedUnits corrected = priced;
         std::vector<CalibrationResult::Foretold> foretold;
         correct(units_of(run), learnt, cuts_of(run, priced, formats), formats, corrected, foretold);
         if (round == 0) result.foretold = foretold;  // later prices have been corrected by such
@@ -279,13 +212,13 @@ struct Kept {
             result.foretold.push_back({i < 2 ? 0 : size_t(ends[i / 2 - 1]), size_t(ends[i / 2]) - 1,
                                        i % 2 != 0, state.foretold[2 * i], state.foretold[2 * i + 1]});
     }
-    Priced priced() const {
-        Priced all;
+    PricedUnits priced() const {
+        PricedUnits all;
         all.unit = state.unit, all.scale = state.scale;
         all.set_hulls(*run.model.threads, run.options.cache);
         return all;
     }
-    void save(int phase, const Priced& priced) {
+    void save(int phase, const PricedUnits& priced) {
         state.unit = priced.unit, state.scale = priced.scale, state.foretold.clear();
         for (const CalibrationResult::Foretold& one : result.foretold)
             state.foretold.insert(state.foretold.end(), {one.predicted, one.measured});
@@ -306,17 +239,28 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Parti
     Kept kept(run, partial, result);
     run.pass.split_by_distance(ages_of(o));
     ModelBackward back(run.pass, o.sequence);
-    Priced priced = kept.done ? kept.priced() : price(run, back, partial.folder);
+    PricedUnits priced;
     std::vector<size_t>& budget = kept.state.budget;
-    if (!kept.done) {
-        budget = budgets(run, result,
-                         o.ppl_budget > 0 ? share_foretold(run, result, priced) : o.keep);
+    if (kept.done) {
+        priced = kept.priced();
+    } else {
+        PriceSamples samples = samples_of(run, back, partial.folder);
+        auto prices = [&](bool rotated) {
+            return price(samples, o.bits == "mixed", rotated, *run.model.threads, o.cache);
+        };
+        priced = prices(o.keys == "post");
+        auto share = [&] { return o.ppl_budget > 0 ? share_foretold(run, result, priced) : o.keep; };
+        budget = budgets(run, result, share());
+        if (o.keys == "auto") {
+            rotate_cheap_layers(priced, prices(true), units_of(run), budget, MORE_ROTATED);
+            budget = budgets(run, result, share());
+        }
         kept.save(1, priced);
     }
     clock.phase("prices");
     check_budget(o, priced, budget);
     EndToEnd held_out(run.pass, run.held_out, run.compared_windows());
-    MeasuredKl divergence = [&](const Priced& by, const Formats& of) {
+    MeasuredKl divergence = [&](const PricedUnits& by, const Formats& of) {
         return held_out.measure(cuts_of(run, by, of)).divergence.mean;
     };
     run.ticker.phase = "groups of layers";

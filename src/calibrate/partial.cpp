@@ -7,7 +7,7 @@
 
 namespace stief {
 
-static const std::string MAGIC = "stief-partial 6\n";
+static const std::string MAGIC = "stief-partial 7\n";
 
 namespace {
 
@@ -97,7 +97,7 @@ void prices(IO& io, Prices& p) {
 template <class IO>
 void units(IO& io, PricedState& s) {
     each(io, s.unit, [&](PricedUnit& u) {
-        io(u.coded);
+        io(u.coded), io(u.rotated);
         for (Matrix* of : {&u.metric.S, &u.metric.S_inverse, &u.moment, &u.Q}) matrix(io, *of);
         numbers(io, u.spread), numbers(io, u.encode), numbers(io, u.decode), numbers(io, u.mean);
         prices(io, u.compressed);

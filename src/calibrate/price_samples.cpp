@@ -86,12 +86,13 @@ PriceSamples collect_samples(ModelBackward& model, const Units& units, const Seq
     LayerPass& pass = model.pass;
     size_t T = size_t(sequences.T), first = size_t(sinks), at = 0;
     PriceSamples samples(units, sequences.count() * (T - first), pass.ages(), folder);
+    samples.rotated = rotated;
     Collector collector(pass, samples, first, T);
     Random seeds(seed);
     std::vector<LayerCuts> none(size_t(pass.c.L), LayerCuts(pass.c, rotated));
     for (size_t s = 0; s < sequences.count(); s++, at += T - first) {
         const float* angles = pass.rotation + (size_t(sequences.step(s).pos) + first) * collector.d;
-        if (rotated) samples.turns.insert(samples.turns.end(), angles, angles + (T - first) * collector.d);
+        samples.turns.insert(samples.turns.end(), angles, angles + (T - first) * collector.d);
         auto visit = [&](int l, bool values) {
             bool of_the_token = l == 0 && (values || !rotated);
             collector.read(values ? pass.v : rotated ? pass.k_rotated : pass.k, nullptr);

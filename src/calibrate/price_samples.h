@@ -12,7 +12,8 @@ struct PriceSamples {
     Units units;
     size_t tokens, ages;
     Activations data;  // (units, 1 + ages, tokens, width)  k, g of each age
-    std::vector<float> turns;  // (tokens, 2, d/2)  by which keys are rotated; none: they are not
+    bool rotated = false;      // keys, and what is asked of them, are as they are after rotation
+    std::vector<float> turns;  // (tokens, 2, d/2)  by which keys are rotated, or are to be
 
     PriceSamples(const Units& units, size_t tokens, size_t ages, const std::string& folder);
     float* k(size_t unit) const { return row(unit, 0); }

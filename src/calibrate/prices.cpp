@@ -38,7 +38,17 @@ void turn(std::vector<float>& rows, const std::vector<float>& angles, size_t d, 
         }
 }
 
-// Of keys as they are before rotation.
+// A unit's rows, or what is asked of them, as a unit of keys stored so has them.
+std::vector<float> rows_of(const PriceSamples& samples, const PricedUnit& unit, std::vector<float> rows) {
+    if (unit.rotated && !samples.rotated) turn(rows, samples.turns, unit.width(), 1);
+    return rows;
+}
+std::vector<float> keys_of(const PriceSamples& samples, const PricedUnit& unit, size_t index) {
+    const float* k = samples.k(index);
+    return rows_of(samples, unit, {k, k + samples.tokens * unit.width()});
+}
+
+// Of keys as they are before rotation. turns: none where k are so
 std::vector<float> mean_of(std::vector<float> k, const std::vector<float>& turns, size_t d) {
     turn(k, turns, d, -1);
     std::vector<double> sum(d);
@@ -48,13 +58,13 @@ std::vector<float> mean_of(std::vector<float> k, const std::vector<float>& turns
     return mean;
 }
 
-// rows (tokens, d) − μ, turned to where they are if they are
-void subtract(std::vector<float>& rows, const std::vector<float>& mean,
-              const std::vector<float>& turns) {
+// rows (tokens, d) − μ, or R_s μ
+void subtract(std::vector<float>& rows, const PricedUnit& unit, const std::vector<float>& turns) {
+    const std::vector<float>& mean = unit.mean;
     if (mean.empty()) return;
     std::vector<float> means(rows.size());
     for (size_t i = 0; i < rows.size(); i++) means[i] = mean[i % mean.size()];
-    turn(means, turns, mean.size(), 1);
+    if (unit.rotated) turn(means, turns, mean.size(), 1);
     for (size_t i = 0; i < rows.size(); i++) rows[i] -= means[i];
 }
 
@@ -163,23 +173,33 @@ void PricedUnit::turn_to(const Matrix& to) {
 
 // In the basis that the unit has, in the order of its coordinates. k: its rows less their mean
 static void set_prices(PricedUnit& unit, const PriceSamples& samples, size_t index, const float* k) {
-    size_t n = samples.tokens, d = samples.units.width(index);
+    size_t n = samples.tokens, d = unit.width();
     std::vector<float> c = product(k, n, from_floats(unit.encode, d));
     Matrix Dt = transpose(from_floats(unit.decode, d));
-    auto by = [&](const float* g) { return prices_of(c, product(g, n, Dt), n, d); };
+    auto by = [&](std::vector<float> g) {
+        return prices_of(c, product(rows_of(samples, unit, std::move(g)).data(), n, Dt), n, d);
+    };
     unit.age.clear();
-    for (size_t age = 0; age < samples.ages; age++)
-        unit.age.push_back(by(samples.g_of_age(index, age)));
-    unit.compressed = samples.ages > 1 ? by(samples.g_compressed(index).data()) : unit.age[0];
+    for (size_t age = 0; age < samples.ages; age++) {
+        const float* g = samples.g_of_age(index, age);
+        unit.age.push_back(by({g, g + n * d}));
+    }
+    unit.compressed = samples.ages > 1 ? by(samples.g_compressed(index)) : unit.age[0];
 }
 
-PricedUnit price_unit(const PriceSamples& samples, size_t index, bool coded, DType dtype) {
+PricedUnit price_unit(const PriceSamples& samples, size_t index, bool coded, bool rotated,
+                      DType dtype) {
     size_t n = samples.tokens, d = samples.units.width(index);
+    bool values = samples.units.at(index).values;
     PricedUnit unit;
-    unit.coded = coded;
-    std::vector<float> k(samples.k(index), samples.k(index) + n * d), g = samples.g_compressed(index);
-    if (coded && !samples.units.at(index).values) unit.mean = mean_of(k, samples.turns, d);
-    subtract(k, unit.mean, samples.turns);
+    unit.coded = coded, unit.rotated = rotated && !values, unit.Q = Matrix(d, d);
+    if (coded && !values) {
+        const float* k = samples.k(index);
+        unit.mean = mean_of({k, k + n * d}, samples.rotated ? samples.turns : std::vector<float>(), d);
+    }
+    std::vector<float> k = keys_of(samples, unit, index);
+    std::vector<float> g = rows_of(samples, unit, samples.g_compressed(index));
+    subtract(k, unit, samples.turns);
     Matrix energy(d, d), moment = moment_of(g.data(), k.data(), n, d, coded ? 1 : 2);
     add_gram(energy, g.data(), d, g.data(), d, n);
     require_finite(moment, "second moments");
@@ -195,9 +215,8 @@ PricedUnit price_unit(const PriceSamples& samples, size_t index, bool coded, DTy
 }
 
 void price_again(PricedUnit& unit, const PriceSamples& samples, size_t index, DType dtype) {
-    size_t n = samples.tokens * samples.units.width(index);
-    std::vector<float> k(samples.k(index), samples.k(index) + n);
-    subtract(k, unit.mean, samples.turns);
+    std::vector<float> k = keys_of(samples, unit, index);
+    subtract(k, unit, samples.turns);
     set_prices(unit, samples, index, k.data());
     if (unit.coded) unit.distortion = distortions(unit, k.data(), samples.tokens, dtype);
 }

@@ -26,6 +26,7 @@ struct Prices {
 // by noise where they are coded, else by what dropping them costs.
 struct PricedUnit {
     bool coded = true;  // coordinates are rounded to few bits; else stored as elements or dropped
+    bool rotated = false;               // keys after rotation
     Metric metric;
     std::vector<float> mean;            // (d)  μ of keys that are coded, before rotation; or none: 0
     Matrix moment;                      // (d, d)  mean (k − μ)ᵀ(k − μ), of which the spread is; of
@@ -38,12 +39,14 @@ struct PricedUnit {
     // (widths, d): Σ e² / Σ ρ² of a coordinate with every coordinate at that width
     std::vector<std::vector<double>> distortion;
 
+    size_t width() const { return Q.rows; }
     void turn_to(const Matrix& Q);  // spread, encode and decode follow
 };
 
 // The basis: eigenvectors of S C S with S² = Σ gᵀg and, of rows less their mean, C = Σ ‖g‖ kᵀk where
-// they are coded, Σ ‖g‖² kᵀk else; g of the queries that find tokens compressed.
-PricedUnit price_unit(const PriceSamples& samples, size_t unit, bool coded, DType dtype);
+// they are coded, Σ ‖g‖² kᵀk else; g of the queries that find tokens compressed. rotated: of keys after
+// rotation, into which samples of keys before it are turned.
+PricedUnit price_unit(const PriceSamples& samples, size_t unit, bool coded, bool rotated, DType dtype);
 // A unit that was turned since: what its coordinates cost now. Their order stays.
 void price_again(PricedUnit& unit, const PriceSamples& samples, size_t index, DType dtype);
 

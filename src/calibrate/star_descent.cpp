@@ -177,6 +177,8 @@ void calibrate_star(CalibrationRun& run, CalibrationResult& result, const Partia
         moment = descent->moment;
     }
     Star star(units, std::move(moment), o.bits == "mixed");
+    for (size_t u = 0; u < units.count(); u++)
+        star.unit[u].rotated = o.keys == "post" && !units.at(u).values;
     clock.phase("eigenbases");
     run.ticker.phase = "thresholds";
     if (learned) star.alpha = state.scale;

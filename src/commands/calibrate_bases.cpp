@@ -22,7 +22,6 @@ static std::string layer_only(const Args& args) {
            : !args.key_basis.empty() ? "--key-basis"
            : !args.metric.empty()    ? "--metric"
            : args.error_budget       ? "--error-budget"
-           : args.keys == "auto"     ? "--keys auto"
                                      : "";
 }
 
@@ -33,6 +32,7 @@ static void choose_objective(const Args& args, CalibrationOptions& o) {
     if (layer && star) throw UsageError("--method star belongs to --objective model");
     if (layer && args.value_basis == "joint")
         throw UsageError("--value-basis joint belongs to --objective model");
+    if (star && args.keys == "auto") throw UsageError("--method star takes --keys pre or post");
     if (star && args.ppl_budget) throw UsageError("--method star is steered to --keep");
     if (!layer && !only.empty()) throw UsageError(only + " belongs to --objective layer");
     if (layer && args.bits == "mixed")

@@ -111,7 +111,7 @@ void add_calibrate(Table& table, Args& a) {
          &a.value_basis, 0, 0, "head, joint"},
         {"--metric", "NAME", "output (default), query or identity (eigen: that)",
          &a.metric, 0, 0, "output, query, identity"},
-        {"--keys", "WHEN", "cut pre (default) or post rotation, or auto: what loses less",
+        {"--keys", "WHEN", "cut pre (default) or post rotation; auto: post where little is lost",
          &a.keys, 0, 0, "pre, post, auto"},
         {"--keep", "F",
          "share of the full cache's bytes, of the last age (default 12.5%; layer: 25%)",
