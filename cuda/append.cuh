@@ -13,6 +13,15 @@ struct HeadsIn {
     const float *k, *v;     // (T, G, d)
     const float* rotation;  // null: nothing is rotated
     int queries;            // heads of q: H, or 0
+
+    // Whether a head's keys that are whole rows differ from the others of the same head: they lose no mean.
+    bool apart(const CacheLayer& cache) const {
+        bool any = false;
+        for (size_t g = 0; k && rotation && g < size_t(cache.G); g++)
+            for (const RowStore& store : cache.k[g].store)
+                any |= cache.less_turned_mean(g) && store.data && store.format.keeps_all(cache.d);
+        return any;
+    }
 };
 
 // Of a step of one token, and of several: the queries' heads, where there are any, and the keys' and the

@@ -24,7 +24,7 @@ struct OneShared {
 // that waits for no other kernel comes before they are through. Bound by the basis' bytes, d²·4 a head.
 template <class E, int EACH>
 __global__ void __launch_bounds__(ONE_BLOCK, 2)
-    append_one_kernel(CacheView cache, HeadsIn in, const int* pos, bool staged, bool codes) {
+    append_one_kernel(CacheView cache, HeadsIn in, const int* pos, bool staged, bool codes, bool whole) {
     let_next_begin();
     int h = int(blockIdx.x), d = cache.d, tid = int(threadIdx.x);
     bool query = h < in.queries;
@@ -44,7 +44,8 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
     copy_async_commit();
     int half = d / 2;
     float mean_low = 0, mean_high = 0;  // of coordinates tid and tid + half
-    const float* mean = query && !in.against_mean ? nullptr : rows.mean;
+    bool asked = query ? in.against_mean != nullptr : !cache.rotated || in.rotation;  // else keys come less it
+    const float* mean = asked ? rows.mean : nullptr;
     if (mean && tid < half)
         mean_low = mean[tid], mean_high = mean[tid + half];
     __syncthreads();  // the head's description is there
@@ -53,7 +54,7 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
 
     int s = *pos;
     bool turns = in.rotation && (query || (side == 0 && cache.rotated));
-    bool apart = mean && turns && !query;  // keys' codes and their whole rows differ
+    bool apart = mean && turns && !query;  // keys' whole rows differ from the others
     if (tid < half) {
         const float* from = (query ? in.q : side ? in.v : in.k) + size_t(query ? h : g) * size_t(d);
         float a = from[tid], b = from[tid + half];
@@ -67,8 +68,7 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
             }
         }
         whole_x[tid] = a, whole_x[tid + half] = b;
-        bool less = !query && !(cache.rotated && !turns);  // else it comes so
-        x[tid] = less ? a - mean_low : a, x[tid + half] = less ? b - mean_high : b;
+        x[tid] = query ? a : a - mean_low, x[tid + half] = query ? b : b - mean_high;
         if (query && mean) {
             float* w = in.against_mean + size_t(h) * size_t(d);
             w[tid] = a * mean_low + b * mean_high, w[tid + half] = b * mean_low - a * mean_high;
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
     copy_async_wait<0>();
     __syncthreads();  // x is there, and all that came ahead
     if (M) row_product(c, x, staged ? basis : M, size_t(d), d, n, partial);
-    if (M && apart) row_product(whole_c, whole_x, staged ? basis : M, size_t(d), d, n, partial);
+    if (M && apart && whole) row_product(whole_c, whole_x, staged ? basis : M, size_t(d), d, n, partial);
     if (query) {
         if (tid < d) in.latent[size_t(h) * size_t(d) + size_t(tid)] = tid < n ? c[tid] : 0;
         return;
@@ -114,7 +114,7 @@ void append_one(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in) {
     dim3 grid(unsigned(in.queries + (in.k ? 2 * cache.G : 0)));
     auto run = [&]<class E, int EACH>() {
         launch_ahead(append_one_kernel<E, EACH>, grid, ONE_BLOCK, bytes + (staged ? square : 0),
-                     gpu.queue, CacheView(cache), in, gpu.pos, staged, !whole_rows(cache));
+                     gpu.queue, CacheView(cache), in, gpu.pos, staged, !whole_rows(cache), in.apart(cache));
     };
     for_dtype(cache.dtype, [&]<class E>(E) {
         d <= 2 * WARP   ? run.template operator()<E, 2>()

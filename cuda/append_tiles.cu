@@ -145,9 +145,10 @@ __global__ void __launch_bounds__(TILE_BLOCK, TileProduct<WIDEST>::BLOCKS)
     int first = int(blockIdx.x) * Tile::TOKENS, count = min(Tile::TOKENS, T - first);
     const CacheRows& head = side ? cache.v(g) : cache.k(g);
     bool turns = in.rotation && side == 0 && cache.rotated;
-    bool apart = head.mean && turns;  // keys' codes and their whole rows differ
+    bool comes_so = cache.rotated && !in.rotation;  // less its mean
+    const float* mean = part == 2 || comes_so ? nullptr : head.mean;
+    bool apart = head.mean && turns;  // keys' whole rows differ from the others
     if (part == 2 && !apart) return;
-    const float* mean = part == 2 || turns != cache.rotated ? nullptr : head.mean;
     Tile tile(dynamic_shared(), head.encode, d, d);
     EncoderTables& tables = *reinterpret_cast<EncoderTables*>(dynamic_shared() + Tile::BYTES);
     Levels* levels = reinterpret_cast<Levels*>(tile.behind_c());
@@ -220,7 +221,7 @@ void append_tiles(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, 
         using Tile = TileProduct<WIDEST>;
         unsigned tiles = unsigned((T + Tile::TOKENS - 1) / Tile::TOKENS);
         size_t bytes = Tile::BYTES;
-        int parts = in.rotation && less_turned_means(cache) ? 3 : 2;
+        int parts = in.apart(cache) ? 3 : 2;
         if (in.k)
             for_dtype(cache.dtype, [&]<class E>(E) {
                 launch_ahead(append_tiles_kernel<E, WIDEST>, dim3(tiles, unsigned(parts * cache.G)),

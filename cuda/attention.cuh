@@ -33,17 +33,15 @@ struct HeadsOut {
     }
 };
 
-// Whether coded keys of some head are stored less R_s μ.
+// Whether keys of some head are stored less R_s μ, but for whole rows.
 inline bool less_turned_means(const CacheLayer& cache) {
     for (size_t g = 0; g < size_t(cache.G); g++)
         if (cache.less_turned_mean(g)) return true;
     return false;
 }
 // Of one token, (H, d) behind its latent queries: HeadsIn::against_mean.
-inline float* against_mean(float* latent, const CacheLayer& cache) {
-    return latent + cache.H * cache.d;
-}
-inline const float* against_mean(const float* latent, const CacheLayer& cache) {
+template <class Float>
+Float* against_mean(Float* latent, const CacheLayer& cache) {
     return latent + cache.H * cache.d;
 }
 
@@ -129,8 +127,8 @@ void for_tensor_rows(const CacheLayer& cache, const F& f) {
     cache.dtype == DType::F16 ? width.template operator()<f16>() : width.template operator()<bf16>();
 }
 
-// Rows that attend_tiles_whole does not read where they lie, made whole (expand_rows.cu): packed ones, and
-// keys before rotation. Of kv heads g0 … g0 + heads − 1 each `each` rows of d elements, stretch by stretch,
+// Rows that attend_tiles_whole does not read where they lie, made whole (expand_rows.cu): packed ones, those
+// less a turned mean, and keys before rotation. Of kv heads g0 … g0 + heads − 1 each `each` rows of d elements, stretch by stretch,
 // keys and then values, of all positions that the step's tokens see.
 struct ExpandedRows {
     void* memory = nullptr;

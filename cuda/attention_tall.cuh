@@ -83,11 +83,11 @@ static_assert(TALL_ROWS == TALL_BLOCK);
 // and of values serves two products. Queries come from shared memory, once a tile. Row 16 m + 8 i + g
 // has, after every tile,
 //     max ≥ max s − SCORE_SLACK,  sum = Σ 2^(s − max) (this lane's keys),  acc = Σ 2^(s − max) c
-template <class E, int D>
+template <class E, int D, int STAGES>
 struct TallRows {
     static constexpr int FRAGMENTS = D / 16, TILES = TALL_KEYS / 8, STRIDE = D + 8;
     static constexpr int SIDE = TALL_KEYS * STRIDE, STAGE = 2 * SIDE;  // elements: keys, then values
-    static constexpr int STAGES = 2;  // tiles: one at hand, the next on its way
+    static_assert(STAGES == 1 || STAGES == 2);  // tiles: one at hand and, of two, the next on its way
     static constexpr int PER = D / 8, ROWS_ON = TALL_BLOCK / PER;  // copies of a row; rows of one turn
     static constexpr size_t BYTES =
         size_t(TALL_ROWS * STRIDE + STAGES * STAGE) * sizeof(E) + sizeof(TallBlock);
@@ -275,15 +275,22 @@ struct TallRows {
     // Positions first … end − 1, whose rows lie one behind the other from k and v on. The stage that
     // the first tile goes to was read before the last barrier.
     __device__ __forceinline__ void run(const E* k, const E* v, int first, int end) {
-        begin(stage, k, v, end - first);
+        if constexpr (STAGES > 1) begin(stage, k, v, end - first);
         copy_async_commit();
         for (; first < end; first += TALL_KEYS) {
+            if constexpr (STAGES == 1) {
+                __syncthreads();  // the last tile was read
+                begin(0, k, v, end - first);
+                copy_async_commit();
+            }
             copy_async_wait<0>();
-            __syncthreads();  // every thread's copies of this tile are there; the last one was read
+            __syncthreads();  // every thread's copies of this tile are there; of two, the last was read
             int next = first + TALL_KEYS;
             k += TALL_KEYS * D, v += TALL_KEYS * D;
-            if (next < end) begin(1 - stage, k, v, end - next);
-            copy_async_commit();
+            if constexpr (STAGES > 1) {
+                if (next < end) begin(1 - stage, k, v, end - next);
+                copy_async_commit();
+            }
             // What the warp's first row sees, and its last one: all others lie between them.
             const int2* rows = block.sees + thread_again() / WARP * 32;
             int2 low = rows[0], high = rows[31];
@@ -291,7 +298,7 @@ struct TallRows {
                 step([](auto&) {});
             else if (first < high.y && next > low.x)
                 step([&](auto& s) { hide(s, first, end); });
-            stage = 1 - stage;
+            if constexpr (STAGES > 1) stage = 1 - stage;
         }
     }
     __device__ __forceinline__ void put(const HeadsOut& out) const {

@@ -33,7 +33,7 @@ struct TensorShared {
             size_t count = &one == &seen.oldest() ? size_t(stages) : 1;
             windows |= !coded(keys.format) && !coded(values.format);
             most = std::max(most, One::front_bytes(keys, values) +
-                                      count * One::stage_bytes(keys, values));
+                                      count * One::stage_bytes(keys, values, k.mean));
         }
         bool short_way = SHORT_WINDOWS && windows && seen.count > 1;
         return short_way ? std::max(most, WindowWarp<E, D>::STAGE_BYTES) : most;
@@ -100,7 +100,8 @@ __device__ void attend_windows(const Partial& partials, const HeadShared& head, 
 //
 // Shared: queries, tables (5 KB), up to 3 steps of each warp's rows, for d = 128 at full rank
 // 4 · 3 · 16 · 2 · 136 · 2 = 104 KB, at a quarter 31 KB; of codes, 36 bytes a row, 4 · 3 · 32 · 2 · 36
-// = 28 KB, with windows a stage of whole rows a warp, 34 KB. Keys less a turned mean: 13 KB. Keys before
+// = 28 KB, with windows a stage of whole rows a warp, 34 KB. Keys less a turned mean: 13 KB and
+// 512 bytes a step. Keys before
 // rotation: D as E, 16 rotations, and of codes 16 KB of their fragments.
 // tools/measurements.md has what the machine code says.
 template <class E, int D, int Q, bool ROTATED>
@@ -138,11 +139,12 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
         mean = reinterpret_cast<TurnedMean<D, Q>*>(memory + Shared::warps_bytes(size_t(warp_bytes)));
         mean->fill_near(rotation, cache.capacity);
     }
+    if (threadIdx.x == 0) tables.mean = mean;
     describe_rows<One>(lying, head, tables.levels);
     let_next_begin();
     __syncthreads();  // how rows lie is there
     Task task(head);
-    One one(rotation, queries, basis, tables, mean, memory + warp * warp_bytes);
+    One one(rotation, queries, basis, tables, memory + warp * warp_bytes);
     // The stretch whose tables, and basis, are there; and whether its queries' fragments are.
     int prepared = -1;
     bool loaded = false, turned = false, clean = true;

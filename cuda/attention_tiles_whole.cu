@@ -14,15 +14,16 @@ namespace stief {
 // grid tiles of `tokens` tokens · (kv heads · chunks of heads), block 128. Bound by the products: 4·d
 // flops for each query row and key. Reads K and V once for each tile of queries, from the second cache.
 // Shared: queries, and two tiles of keys and values, for d = 128 34 + 2 · 34 KB, and 5 KB of what the
-// block knows. Registers are the limit: 2 blocks a multiprocessor.
-template <class E, int D>
-__global__ void __launch_bounds__(TALL_BLOCK, 2)
+// block knows. Registers are the limit: 2 blocks a multiprocessor. With one tile, 73 KB, where a block may
+// have no more than 99.
+template <class E, int D, int STAGES>
+__global__ void __launch_bounds__(TALL_BLOCK, STAGES)
     attend_tiles_whole_kernel(HeadsOut out, CacheView cache, ExpandedRows rows, const float* q,
                               const int* pos, int T, int tokens, int heads, int chunks) {
     TallBlock& block = *reinterpret_cast<TallBlock*>(dynamic_shared());
     block.fill<E, D>(cache, rows, pos, T, tokens, heads, chunks);
     __syncthreads();  // what the block knows is there
-    TallRows<E, D> one(block);
+    TallRows<E, D, STAGES> one(block);
     one.load_queries(q);  // the first tile's barrier orders them
 #pragma unroll 1
     for (int i = 0; i < block.seen.count; i++) {
@@ -43,11 +44,16 @@ static int tokens_of(const CacheLayer& cache) {
     return TALL_ROWS / std::min(cache.H / cache.G, TALL_ROWS);
 }
 
+static size_t shared_bytes(const CacheLayer& cache, int stages) {
+    size_t bytes = 0;
+    for_tensor_rows(cache, [&]<class E, int D>() {
+        bytes = stages == 1 ? TallRows<E, D, 1>::BYTES : TallRows<E, D, 2>::BYTES;
+    });
+    return bytes;
+}
+
 bool whole_tiles_fit(const CudaBackend& gpu, const CacheLayer& cache) {
-    bool fits = false;
-    for_tensor_rows(cache,
-                    [&]<class E, int D>() { fits = TallRows<E, D>::BYTES <= gpu.shared_limit; });
-    return fits;
+    return shared_bytes(cache, 1) <= gpu.shared_limit;
 }
 
 bool whole_tiles(const CudaBackend& gpu, const CacheLayer& cache, const Step& step) {
@@ -71,13 +77,17 @@ void attend_tiles_whole(CudaBackend& gpu, const HeadsOut& out, const float* q, c
                         const CacheLayer& cache, const Step& step) {
     int m = cache.H / cache.G, heads = std::min(m, TALL_ROWS), chunks = (m + heads - 1) / heads;
     int tokens = tokens_of(cache), tiles = (step.T + tokens - 1) / tokens;
+    int stages = shared_bytes(cache, 2) <= gpu.shared_limit ? 2 : 1;
     ExpandedRows rows = expanded_rows(gpu, cache, step);
     for (; rows.g0 < cache.G; rows.g0 += rows.heads) {
         if (rows.each) expand_rows(gpu, rows, rotation, cache, step);
         dim3 grid(unsigned(tiles * std::min(rows.heads, cache.G - rows.g0) * chunks));
         for_tensor_rows(cache, [&]<class E, int D>() {
-            launch(attend_tiles_whole_kernel<E, D>, grid, TALL_BLOCK, TallRows<E, D>::BYTES, gpu.queue,
-                   out, CacheView(cache), rows, q, gpu.pos, step.T, tokens, heads, chunks);
+            auto run = [&](auto kernel) {
+                launch(kernel, grid, TALL_BLOCK, shared_bytes(cache, stages), gpu.queue, out,
+                       CacheView(cache), rows, q, gpu.pos, step.T, tokens, heads, chunks);
+            };
+            stages == 1 ? run(attend_tiles_whole_kernel<E, D, 1>) : run(attend_tiles_whole_kernel<E, D, 2>);
         });
     }
 }

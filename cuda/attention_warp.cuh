@@ -19,7 +19,7 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
     using Values = WarpValues<E, D, Q, ROTATED>;
     using typename Values::Tiles;
     using Values::in_codes, Values::k, Values::v, Values::tables, Values::memory, Values::lane;
-    using Values::rotation, Values::mean;
+    using Values::rotation;
     using Values::Values;
 
     // One step: positions s0 … s0 + count − 1, which have arrived in a stage, at most 16 T.
@@ -27,7 +27,7 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
     __device__ __forceinline__ void step(const char* from, int s0, int count) {
         constexpr bool CODES = T > 1 || !ROTATED;
         const float* angle = reinterpret_cast<const float*>(from);
-        const char *keys = from + ANGLE_BYTES, *values = keys + k.shape.stage;
+        const char *keys = from + angle_bytes(), *values = keys + k.shape.stage;
         CodeRows coded_k = rows_of(k, keys, s0, 0), coded_v = rows_of(v, values, s0, 1);
         if (CODES && tables.slots.wide[0] + tables.slots.wide[1]) {
             widen<T>(coded_k, k.group, 0);
@@ -42,7 +42,7 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
         else
             this->score(s, reinterpret_cast<const E*>(keys));
         if constexpr (ROTATED)
-            if (mean && (k.shape.groups || k.shape.width < D)) mean->add_to(s, angle);
+            if (tables.mean && (k.shape.groups || k.shape.width < D)) tables.mean->add_to(s, angle);
         if (CODES && v.shape.groups)
             this->take_coded(s, coded_v, count);
         else
@@ -57,7 +57,11 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
 
     // ---- stretches
 
-    static constexpr int ANGLE_BYTES = D * int(sizeof(float));  // of the first position, if wanted
+    // Of the angles of a step's first position, where they are wanted.
+    static __host__ __device__ constexpr int angle_bytes(bool means) {
+        return !ROTATED || means ? D * int(sizeof(float)) : 0;
+    }
+    __device__ __forceinline__ int angle_bytes() const { return angle_bytes(tables.mean); }
     static constexpr int MOST_STAGES = 3;
     // Keys of a step: more of codes, so that what a step costs is for more. Not of keys before
     // rotation, which turn by their distance from the step's first.
@@ -69,9 +73,10 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
         return ROTATED && codes() ? CODED_STEP : STEP;
     }
     // What a warp needs for a stretch: what lies ahead of the stages, and stages.
-    static __host__ __device__ size_t stage_bytes(const RowStore& keys, const RowStore& values) {
+    static __host__ __device__ size_t stage_bytes(const RowStore& keys, const RowStore& values,
+                                                  bool means) {
         int rows = step_of(keys, values);
-        return ANGLE_BYTES + Tiles::stage_bytes(keys, rows) + Tiles::stage_bytes(values, rows);
+        return size_t(angle_bytes(means)) + Tiles::stage_bytes(keys, rows) + Tiles::stage_bytes(values, rows);
     }
     static __host__ __device__ size_t front_bytes(const RowStore& keys, const RowStore& values) {
         size_t wide = size_t(groups_to_widen(keys.format) + groups_to_widen(values.format));
@@ -115,17 +120,18 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
         if (!ROTATED && k.shape.groups)
             front += (coded_columns(k.shape.groups) + (k.shape.elements + 15) / 16 * 16) / 16 *
                      WARP * int(sizeof(uint4));
-        int each = ANGLE_BYTES + k.shape.stage + v.shape.stage;
+        int each = angle_bytes() + k.shape.stage + v.shape.stage;
         return {front, each, min(MOST_STAGES, (bytes - front) / each)};
     }
     // The step at s begins to come to a stage, if there is one.
     __device__ __forceinline__ void begin(char* to, int s, int end, int keys) const {
         if (s < end) {
-            if ((!ROTATED || mean) && lane < D / 4)
+            int ahead = angle_bytes();
+            if (ahead && lane < D / 4)
                 copy_async_16(to + 16 * lane, rotation + size_t(s) * D + 4 * lane, true);
             int there = min(keys, end - s);
-            k.begin(to + ANGLE_BYTES, s, there, lane, WARP, keys);
-            v.begin(to + ANGLE_BYTES + k.shape.stage, s, there, lane, WARP, keys);
+            k.begin(to + ahead, s, there, lane, WARP, keys);
+            v.begin(to + ahead + k.shape.stage, s, there, lane, WARP, keys);
         }
         copy_async_commit();
     }

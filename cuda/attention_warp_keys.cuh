@@ -25,7 +25,6 @@ struct WarpKeys {
     const float *rotation, *q;  // q: shared (8 Q, Q_STRIDE), scaled by log₂ e / √d
     const Rebuild<E, D>& basis;
     const BlockTables<E, D, Q>& tables;
-    const TurnedMean<D, Q>* mean;  // shared; null: no key is less one
     Tiles k, v;    // of the stretch at hand
     char* memory;  // this warp's: widened groups, latents of rebuilt keys, stages
     int lane, g, t;
@@ -33,13 +32,11 @@ struct WarpKeys {
 
     __device__ __forceinline__ WarpKeys(const float* angles, const float* queries,
                                         const Rebuild<E, D>& rebuild,
-                                        const BlockTables<E, D, Q>& shared,
-                                        const TurnedMean<D, Q>* turned, char* own)
+                                        const BlockTables<E, D, Q>& shared, char* own)
         : rotation(angles),
           q(queries),
           basis(rebuild),
           tables(shared),
-          mean(turned),
           k{shared.rows.shape[0], shared.rows.group[0], 0},
           v{shared.rows.shape[1], shared.rows.group[1], 0},
           memory(own) {

@@ -69,7 +69,7 @@ __host__ __device__ inline int elements_of(const RowStore& store) {
 }
 // Whether its rows are d elements, as they came.
 __host__ __device__ inline bool lies_whole(const RowStore& store, int d) {
-    return store.format.count[0] == d;
+    return store.format.keeps_all(d);
 }
 
 // to (n) ← x (K) M for the first n columns of M (K, ·), by the whole block, n ≤ blockDim; in little code,

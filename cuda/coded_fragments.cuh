@@ -227,10 +227,13 @@ struct StretchRows {
     StretchTables<D> rows;
     CodeSlots<D> slots;
 };
+template <int D, int Q>
+struct TurnedMean;  // turned_mean.cuh
 // What a block knows of the stretch at hand.
 template <class E, int D, int Q>
 struct BlockTables : StretchRows<D> {
     LevelTables levels;
+    const TurnedMean<D, Q>* mean;  // shared; null: no key is less one
     StretchQueries<E, D, Q> queries;
 };
 

@@ -1,4 +1,5 @@
-// Packed rows made whole, and keys rebuilt and rotated, once for all tiles of queries that meet them:
+// Packed rows made whole, keys rebuilt and rotated, or given back R_s μ E, once for all tiles of queries that
+// meet them:
 // attention_tiles_whole.cu reads them as it reads whole ones. A coordinate is scale · step · level or an
 // element, zero beyond a row's own; it, or the rotated key that comes of them, is rounded to the cache's own
 // type.
@@ -14,16 +15,21 @@ constexpr int EXPAND_BLOCK = 256, EXPAND_ROWS = 64;
 
 // ---- kernels -----------------------------------------------------------------------------------
 
+template <class E>
+__device__ __forceinline__ uint32_t pack_finite(float x, float y) {
+    constexpr float MOST = std::is_same_v<E, f16> ? 65504 : 3e38f;
+    return pack2<E>(fminf(fmaxf(x, -MOST), MOST), fminf(fmaxf(y, -MOST), MOST));
+}
+
 // Eight levels + 128, a byte each, by what they count in, as elements that are all finite.
 template <class E>
 __device__ __forceinline__ void put_levels(E* to, uint2 levels, float by) {
-    constexpr float MOST = std::is_same_v<E, f16> ? 65504 : 3e38f;
     uint32_t pair[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         uint32_t two = (i < 2 ? levels.x : levels.y) >> i % 2 * 16;
         float x = by * float(int(two & 255) - 128), y = by * float(int(two >> 8 & 255) - 128);
-        pair[i] = pack2<E>(fminf(fmaxf(x, -MOST), MOST), fminf(fmaxf(y, -MOST), MOST));
+        pair[i] = pack_finite<E>(x, y);
     }
     reinterpret_cast<uint2*>(to)[0] = make_uint2(pair[0], pair[1]);  // at a multiple of 4
     reinterpret_cast<uint2*>(to)[1] = make_uint2(pair[2], pair[3]);
@@ -121,7 +127,8 @@ __device__ __forceinline__ void turn_mean(const TileProduct<D>& tile, const floa
 
 // Keys before rotation: μ + c D, rotated to their positions. Rotated ones that are less R_s μ: c + R_s μ E.
 // grid (tiles of positions, stretches, kv heads), block 256. Shared: a tile, 1 KB of tables. Reads D once
-// for a tile of 64 positions, or of 128 where heads have 64; 2 D² flops a key, six times over.
+// (E of rotated ones) for a tile of 64 positions, or of 128 where heads have 64; 2 D² flops a key, six times
+// over.
 template <class E, int D, bool ROTATED>
 __global__ void __launch_bounds__(EXPAND_BLOCK, TileProduct<D>::BLOCKS)
     rebuild_keys_kernel(ExpandedRows to, CacheView cache, const float* rotation, const int* pos, int T) {
@@ -171,7 +178,7 @@ __global__ void __launch_bounds__(EXPAND_BLOCK, TileProduct<D>::BLOCKS)
         float2 a = *reinterpret_cast<const float2*>(x), b = *reinterpret_cast<const float2*>(x + HALF);
         uint32_t* key = reinterpret_cast<uint32_t*>(rows + size_t(row) * D + j);
         if (ROTATED) {
-            key[0] = pack2<E>(a.x, a.y), key[HALF / 2] = pack2<E>(b.x, b.y);
+            key[0] = pack_finite<E>(a.x, a.y), key[HALF / 2] = pack_finite<E>(b.x, b.y);
             continue;
         }
         if (const float* mean = keys.mean) {

@@ -30,11 +30,12 @@ struct TurnedMean {
         int log = min(max(140 - int(__float_as_uint(most) >> 23), -100), 100);
         unit = power_of_two(float(log)), back = power_of_two(float(-log));
     }
-    // s += w · (cos, sin) of 16 T keys from the position of `angle` on.   angle: shared (D)
+    // s += w · (cos, sin) of 16 T keys from the position of `angle` on; s counts in w's units meanwhile, as
+    // registers are few.   angle: shared (D)
     template <int T>
     __device__ __forceinline__ void add_to(float (&s)[T][Q][4], const float* angle) const {
         int lane = int(threadIdx.x) % WARP, g = lane / 4, t = lane % 4;
-        float part[T][Q][4] = {};
+        scale(s, unit);
 #pragma unroll 1
         for (int c = 0; c < HALF; c += 16) {
             uint32_t b[Q][2][2];
@@ -46,12 +47,17 @@ struct TurnedMean {
                 uint32_t a[4];
                 load_a(a, near, STRIDE, i / 2 * 16, i % 2 * HALF + c);
 #pragma unroll
-                for (int n = 0; n < Q; n++) mma_16x8x16<f16>(part[i / 2][n], a, b[n][i % 2]);
+                for (int n = 0; n < Q; n++) mma_16x8x16<f16>(s[i / 2][n], a, b[n][i % 2]);
             }
         }
+        scale(s, back);
+    }
+
+private:
+    template <int T>
+    __device__ __forceinline__ static void scale(float (&s)[T][Q][4], float by) {
 #pragma unroll
-        for (int i = 0; i < 4 * T * Q; i++)
-            s[i / 4 / Q][i / 4 % Q][i % 4] += back * part[i / 4 / Q][i / 4 % Q][i % 4];
+        for (int i = 0; i < 4 * T * Q; i++) s[i / 4 / Q][i / 4 % Q][i % 4] *= by;
     }
 };
 

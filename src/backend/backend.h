@@ -147,7 +147,8 @@ struct Backend {
     //     x_j ← x_j cos − x_{j+d/2} sin,  x_{j+d/2} ← x_{j+d/2} cos + x_j sin     (Su et al. 2021)
     virtual void rope(float* q,                 // (T, H, d)  in place
                       float* k,                 // (T, G, d)  in place; null: queries only
-                      const float* rotation,    // (context, 2, d/2)  cosines, sines by position
+                      const float* rotation,    // (context, 2, d/2)  cosines, sines by position: of
+                                                // angles in proportion to it
                       int H, int G, int d, const Step& step) = 0;
     // gate ← silu(gate) ⊙ up,  silu(z) = z / (1 + e^−z)
     virtual void swiglu(float* gate,            // (T, F)
@@ -167,12 +168,13 @@ struct Backend {
                         float* q,               // (T, H, d)  in place; null: no queries
                         float* k,               // (T, G, d)  rotated or not, afterwards, is open
                         const float* v,         // (T, G, d)
-                        const float* rotation,  // as in rope; null: k is rotated where it must be,
-                                                // and then less its turned mean, if there is one
+                        // as in rope; null: k is rotated where it must be, and less its turned mean
+                        // where there is one, and then no row of that head may be seen whole
+                        const float* rotation,
                         const Step& step) = 0;
     // out_h = Σ_s softmax_s(q_h · k̃_s / √d) ṽ_s over the positions s ≤ the token's own, where
-    // k̃_s = R_s (μ + c̃_s D) of keys stored before rotation, R_s μ + c̃_s D of coded ones after it, c̃_s
-    // the row that the token sees, unpacked, and whatever tokens were appended together. Online softmax
+    // k̃_s = R_s (μ + c̃_s D) of keys stored before rotation, R_s μ + c̃_s D of those after it that are not
+    // whole, c̃_s the row that the token sees, unpacked, and whatever tokens were appended together. Online softmax
     // over tiles of positions: memory does not grow with the context (Dao et al. 2022).
     virtual void attend(Operand out,            // (T, H, d)
                         const float* q,         // (T, H, d)  rotated

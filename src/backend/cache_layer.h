@@ -25,7 +25,7 @@ struct RowStore {
 
 // One kv head's keys or values: latent coordinates c = (k − μ) E, packed into every store at once. Rows
 // of all stores come from the same c: packing a row again later would lose more. Keys after rotation
-// lose μ as it is turned to their position, R_s μ, and only where they are codes: whole rows are k E.
+// lose μ as it is turned to their position, R_s μ, but for whole rows of d elements, which are k E.
 // Where the values of a layer are joint, the stores of all heads are the same rows, of up to G·d coordinates; encode and
 // weight are the first head's, (G·d, G·d) and (G·d), and decode is each head's own, (G·d, d).
 struct CacheRows {
@@ -82,7 +82,8 @@ struct CacheLayer {
     int values_width() const { return joint ? joint : d; }  // coordinates of a whole row of values
     // Whether rows of that head's values are those of the first head.
     bool shares_rows(size_t g) const { return joint && g > 0; }
-    // Whether coded keys are stored less R_s μ: attention adds q · R_s μ to their scores.
+    // Whether keys are stored less R_s μ where not all d are elements: attention adds q · R_s μ to their
+    // scores.
     bool less_turned_mean(size_t g) const { return rotated && k[g].mean; }
     std::vector<CacheRows> k, v;   // (G)
     std::vector<Seen> seen;        // (G)

@@ -54,7 +54,7 @@ struct RowFormat {
     static RowFormat whole(int r);  // r elements and nothing else
     bool operator==(const RowFormat&) const = default;
     bool is_whole() const { return codes() == 0; }
-    bool keeps_all(int d) const { return count[0] == d; }  // d elements: a row of d as it came
+    constexpr bool keeps_all(int d) const { return count[0] == d; }  // d elements: a row as it came
     int kept() const;                 // r: coordinates that are stored
     int codes() const;                // those of them that are codes
     size_t bytes(DType dtype) const;  // of a row, its scale included

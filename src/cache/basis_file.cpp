@@ -100,7 +100,7 @@ struct Metadata {
         return found->second;
     }
 
-    // 1 to 3
+    // 1 to 4
     int version() const {
         const std::string &kind = text("format"), &version = text("version");
         check(kind == "stief-bases" && version.size() == 1 && version[0] >= '1' &&

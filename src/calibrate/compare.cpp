@@ -53,7 +53,8 @@ std::vector<LearnedLayer> eigen_layers(const CalibrationRun& run, const Units& u
                                        const std::vector<PricedUnit>& unit) {
     const Config& c = run.model.config;
     std::vector<LearnedLayer> layers(size_t(c.L));
-    Matrix angles = angle_moment(run);
+    bool any = std::any_of(unit.begin(), unit.end(), [](const PricedUnit& one) { return one.rotated; });
+    Matrix angles = any ? angle_moment(run) : Matrix();
     run.model.threads->run(layers.size(), [&](size_t l) {
         std::vector<Matrix> k, v;
         bool rotated = unit[units.of(int(l), 0, false)].rotated;

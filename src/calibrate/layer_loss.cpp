@@ -171,7 +171,7 @@ void LayerPass::store(float* latents, const float* from, const Cut& cut, const R
                          format, cuts.dtype, T - whole, width);
 }
 
-// to ← μ + unpack(pack((from − μ) E)) D
+// to ← μ + unpack(pack((from − μ) E)) D, or with R_s μ
 void LayerPass::cut_side(float* to, const float* from, const Cut& cut, const RowFormat* format,
                          const LayerCuts& cuts) {
     size_t d = size_t(c.d);

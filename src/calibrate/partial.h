@@ -4,7 +4,7 @@
 // last bit.
 //
 //     run:      "stief-partial 1\n": this folder is ours; locked (flock) by the run that works in it
-//     layers.N: "stief-partial 4\n", key (u64), hash of the rest (u64), doubles in the order in which
+//     layers.N: "stief-partial 7\n", key (u64), hash of the rest (u64), doubles in the order in which
 //     partial.cpp visits a LearnedLayer; N: the layer, and L more once it has descended
 //     units.N:  the same of a PricedState; N: how many phases are done
 #pragma once

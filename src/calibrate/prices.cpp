@@ -124,7 +124,8 @@ void sort_by_price(PricedUnit& unit) {
     unit.turn_to(Q);
 }
 
-constexpr size_t ROUNDED = 1024;  // rows that the quantiser is measured on
+constexpr double MOST_MEAN = 4096;  // spreads that a mean may be
+constexpr size_t ROUNDED = 1024;    // rows that the quantiser is measured on
 
 // Of some of k (tokens, d), the unit's rows less their mean.
 std::vector<std::vector<double>> distortions(const PricedUnit& unit, const float* k, size_t tokens,
@@ -162,9 +163,13 @@ void PricedUnit::turn_to(const Matrix& to) {
     size_t d = Q.rows;
     Matrix E = stief::encode(Q, metric), D = stief::decode(Q, metric), C = times(moment, E);
     spread.assign(d, 1);
+    double mean_square = 0;
+    for (float x : mean) mean_square += double(x) * double(x);
     for (size_t i = 0; i < d; i++) {
-        double square = 0;
-        for (size_t j = 0; j < d; j++) square += E(j, i) * C(j, i);
+        double square = 0, column = 0;
+        for (size_t j = 0; j < d; j++) square += E(j, i) * C(j, i), column += E(j, i) * E(j, i);
+        // Whole rows keep the mean: in units of what is left of them it is to remain a 16-bit number.
+        square = std::max(square, mean_square * column / (MOST_MEAN * MOST_MEAN));
         if (square > 0) spread[i] = std::sqrt(square);
         for (size_t j = 0; j < d; j++) E(j, i) /= spread[i], D(i, j) *= spread[i];
     }

@@ -6,8 +6,8 @@
 // m query heads of the group.
 //
 // A row is r elements, or codes of mixed widths (row_format.h), which the scores and sums of the
-// instruction set read as they are packed; only exact arithmetic unpacks them. What coded keys after
-// rotation have lost, R_s μ, is a sum over angles of positions, which all kv heads add (angles_impl.h). Of q the first r_K
+// instruction set read as they are packed; only exact arithmetic unpacks them. What such keys after
+// rotation have lost, R_s μ, is a sum over the angles of positions, added where a head has one (angles_impl.h). Of q the first r_K
 // coordinates meet the row's r_K; of out the first r_V are written and the rest are zero: what is
 // not kept counts as zero. The scale is 1/√d at any rank.
 //
@@ -52,7 +52,7 @@ struct Split {
     int g, m, first, count, pos;
     size_t d, p_stride;
     float *p, *scaled, *rows;  // (m, p_stride), (m, d), (BLOCK, a row)  keys or rows as f32
-    float* against_mean;       // (m, d)  scaled, too
+    float* against_mean;       // (m, d)  scaled, too; or queries turned back
     char* rest;                // of RebuiltKeys
 
     Split(const CpuBackend& backend, const CacheLayer& layer, const float* angles, int group,
@@ -103,20 +103,38 @@ struct Split {
         });
     }
 
-    // p ← q · k̃ of one run, keys rebuilt.
+    // turned (m, d) ← queries turned back by the angles of a position: R_sᵀ (a, b) is R_s (b, a), halves
+    // exchanged.
+    void turn_back(float* turned, int position) const {
+        const float* angle = rotation + size_t(position) * d;
+        size_t half = d / 2;
+        for (size_t h = 0; h < size_t(m); h++, turned += d) {
+            const float* from = scaled + h * d;
+            std::copy(from, from + half, turned + half);
+            std::copy(from + half, from + d, turned);
+            kernels.rotate(turned, angle, half);
+            std::swap_ranges(turned, turned + half, turned + half);
+        }
+    }
+
+    // p ← q · k̃ of one run, keys rebuilt. They are turned from a multiple of NEAR on, to which queries
+    // are turned back: the angles of 0 … NEAR − 1 stay in the nearest cache.
     void score_rebuilt(const RebuiltKeys& rebuilt, const Run& run) {
-        for (int s = 0; s < run.count; s += RebuiltKeys::BLOCK) {
-            int n = std::min(RebuiltKeys::BLOCK, run.count - s);
-            const float* angle = rotation + size_t(run.first + s) * d;
-            float* to = p + (run.first - first) + s;
+        for (int s = 0, n; s < run.count; s += n) {
+            int at = run.first + s, near = at % NEAR;
+            n = std::min(NEAR - near, run.count - s);
+            float* to = p + (at - first);
             char* from = run.rows + size_t(s) * size_t(run.store.bytes);
-            rebuilt.rebuild(rows, {run.first + s, n, from, run.store});
+            rebuilt.rebuild(rows, {at, n, from, run.store});
             if (!cpu.exact) {
-                kernels.turned_scores(to, p_stride, scaled, d, rows, angle, m, n, d / 2);
+                float* turned = against_mean;
+                turn_back(turned, at - near);
+                const float* angle = rotation + size_t(near) * d;
+                kernels.turned_scores(to, p_stride, turned, d, rows, angle, m, n, d / 2);
                 continue;
             }
             for (size_t i = 0; i < size_t(n); i++)
-                kernels.rotate(rows + i * d, angle + i * d, d / 2);
+                kernels.rotate(rows + i * d, rotation + (size_t(at) + i) * d, d / 2);
             kernels.scores[int(DType::F32)](to, p_stride, scaled, d, rows, m, n, cache.d);
         }
     }
@@ -224,6 +242,7 @@ void CpuBackend::attend_singly(float* out, const Queries& q, const float* rotati
                                const CacheLayer& cache, const Step& step) {
     size_t width = size_t(cache.H) * size_t(cache.d);
     size_t values = size_t(cache.H) * size_t(cache.values_width());
+    if (q.against_mean) gather_near_angles(rotation, cache.d, step.pos + step.T);
     for (int t = 0, end; t < step.T; t = end) {
         int split = split_of(step.pos + t + 1);
         for (end = t + 1; end < step.T && split_of(step.pos + end + 1) == split;) end++;

@@ -6,7 +6,7 @@
 // they are. Memory is one tile of each, whatever T and S. Where the backend is not exact, rows have
 // 16 bits and the processor multiplies pairs, q, k̃, p and ṽ are rounded to bf16 for it.
 //
-// Coded keys after rotation are less R_s μ: their rows have the angles of their positions ahead of them,
+// Keys after rotation that are less R_s μ: their rows have the angles of their positions ahead of them,
 // and queries what meets those (cache_rows.cpp).
 //
 // A key may lie in one format for some tokens of the tile and in another for others: the tile goes

@@ -53,12 +53,11 @@ void CpuBackend::append(const CacheLayer& cache, float* q, float* k, const float
     if (rotation) rope(q, cache.rotated ? k : nullptr, rotation, q ? cache.H : 0, cache.G, cache.d, step);
     size_t d = size_t(cache.d), width = size_t(cache.G) * d, values = size_t(cache.values_width());
 
-    // centred (count, d) ← x − μ; of keys that are rotated here x − R_s μ, of those that come so x
+    // centred (count, d) ← x − μ, or − R_s μ
     auto centre = [&](float* centred, const CacheRows& head, const float* x, int pos, int count) {
         for (size_t t = 0; t < size_t(count); t++, centred += d, x += width) {
             std::copy(head.mean, head.mean + d, centred);
-            if (cache.rotated && !rotation) std::fill(centred, centred + d, 0.0f);
-            if (cache.rotated && rotation)
+            if (cache.rotated)
                 kernels.rotate(centred, rotation + (size_t(pos) + t) * d, d / 2);
             for (size_t i = 0; i < d; i++) centred[i] = x[i] - centred[i];
         }
@@ -66,6 +65,9 @@ void CpuBackend::append(const CacheLayer& cache, float* q, float* k, const float
     // x: of n columns; latent: (count, n)
     auto store = [&](const CacheRows& head, const float* x, size_t stride, int n, int pos, int count,
                      float* latent, auto takes) {
+        if (std::none_of(head.store, head.store + MOST_STORES,
+                         [&](const RowStore& one) { return one.data && takes(one.format); }))
+            return;
         if (head.encode) {
             head_product(kernels, latent, size_t(n), x, stride, head.encode, count, n, n);
             x = latent, stride = size_t(n);
@@ -80,7 +82,8 @@ void CpuBackend::append(const CacheLayer& cache, float* q, float* k, const float
     auto any = [](const RowFormat&) { return true; };
     auto store_keys = [&](size_t g, const float* x, int pos, int count, float* latent) {
         const CacheRows& head = cache.k[g];
-        if (!head.mean) return store(head, x, width, cache.d, pos, count, latent, any);
+        bool comes_so = cache.rotated && !rotation;  // less its mean
+        if (!head.mean || comes_so) return store(head, x, width, cache.d, pos, count, latent, any);
         float* centred = latent + size_t(count) * values;
         centre(centred, head, x, pos, count);
         if (!cache.rotated) return store(head, centred, d, cache.d, pos, count, latent, any);
@@ -114,7 +117,7 @@ void CpuBackend::append(const CacheLayer& cache, float* q, float* k, const float
 // Queries as the rows of keys meet them: q_h Dᵀ, or q itself where those are the plain coordinates.
 // Keys that are rebuilt are met by q as it is. And where coded keys are less R_s μ, pairs (j, j + d/2)
 //     w_j = q_j μ_j + q_{j+d/2} μ_{j+d/2},  w_{j+d/2} = q_{j+d/2} μ_j − q_j μ_{j+d/2},
-// since q · R_s μ = w · (cos, sin) of position s.
+// since q · R_s μ = w · (cos, sin) of position s: calibrate/README.md (22).
 Queries CpuBackend::turn_queries(const float* q, const CacheLayer& cache, int T) {
     if (!cache.rotated || !cache.k[0].decode_t) return {q, nullptr};
     size_t d = size_t(cache.d), half = d / 2, width = size_t(cache.H) * d, m = size_t(cache.H / cache.G);
@@ -174,7 +177,6 @@ void CpuBackend::attend(Operand out, const float* q, const float* rotation, cons
                         const Step& step) {
     prepare(cache);
     Queries queries = turn_queries(q, cache, step.T);
-    if (queries.against_mean) gather_near_angles(rotation, cache.d, step.pos + step.T);
     float* latent = out.data;
     if (cache.joint) {
         joint_latents.resize(size_t(step.T) * size_t(cache.H) * size_t(cache.joint));

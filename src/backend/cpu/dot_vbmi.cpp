@@ -21,7 +21,7 @@ void store_levels(float* to, __m512i biased, __m512 step, __mmask16 some) {
 }  // namespace
 
 // Each column of Δ D in the unit that its largest element asks for, or the largest sum.
-void code_panel_vbmi(void* memory, const float* D, const RowLayout& layout, int d) {
+void code_panel_vbmi(void* memory, const float* D, const float* mean, const RowLayout& layout, int d) {
     constexpr float LIMIT = 1.677e7f;        // · 128 < 2³¹, with ½ for the rounding of 2048
     CodePanel panel(memory, layout, d);
     for (int c = 0; c < d; c += 16) {
@@ -47,6 +47,7 @@ void code_panel_vbmi(void* memory, const float* D, const RowLayout& layout, int 
         unit = _mm512_mask_mov_ps(_mm512_maskz_mov_ps(used, unit), bad,
                                   _mm512_set1_ps(__builtin_nanf("")));
         _mm512_storeu_ps(panel.unit + c, unit);
+        _mm512_storeu_ps(panel.mean + c, mean ? _mm512_maskz_loadu_ps(some, mean + c) : _mm512_setzero_ps());
         char* to = panel.n + size_t(c) * 4;
         for (int i = 0; i < layout.codes; i += 2, to += panel.columns * 4) {
             __m512i first = _mm512_cvtps_epi32(_mm512_mul_ps(scaled(i), inverse));

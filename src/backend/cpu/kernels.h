@@ -61,10 +61,10 @@ struct Kernels {
     void (*coded_accumulate)(float* acc, size_t acc_stride, const float* p, size_t p_stride,
                              const void* rows, const RowLayout& layout, int m, int count);
 
-    // out (count, d) ← c[:kept] D of such rows: keys rebuilt. D (kept, d) comes as a panel of
-    // code_panel_bytes, made once for many rows. As exact as coded_scores. Null where unpack_rows
-    // and product are as fast.
-    void (*code_panel)(void* panel, const float* D, const RowLayout& layout, int d);
+    // out (count, d) ← μ + c[:kept] D of such rows: keys rebuilt. D (kept, d) and μ (d), null: 0, come
+    // as a panel of code_panel_bytes, made once for many rows. As exact as coded_scores. Null where
+    // unpack_rows and product are as fast.
+    void (*code_panel)(void* panel, const float* D, const float* mean, const RowLayout& layout, int d);
     void (*coded_product)(float* out, size_t out_stride, const void* rows, const void* panel,
                           const RowLayout& layout, int count, int d);
 
@@ -112,10 +112,10 @@ struct Kernels {
     uint64_t (*checksum)(const void* memory, size_t bytes);  // Σ of its 64-bit words, zero-filled
 };
 
-// A panel of 16-bit integers in pairs, its columns' units, D's rows of whole elements as they are.
+// A panel of 16-bit integers in pairs, its columns' units, μ, D's rows of whole elements as they are.
 constexpr size_t code_panel_bytes(const RowLayout& layout, int d) {
     size_t columns = (size_t(d) + 15) / 16 * 16;
-    return columns * (4 + 2 * size_t(layout.codes) + 4 * size_t(layout.whole));
+    return columns * (8 + 2 * size_t(layout.codes) + 4 * size_t(layout.whole));
 }
 
 extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_neon;
@@ -126,7 +126,7 @@ void coded_scores_vbmi(float* out, size_t out_stride, const float* q, size_t q_s
                        const void* rows, const RowLayout& layout, int m, int count);
 void coded_accumulate_vbmi(float* acc, size_t acc_stride, const float* p, size_t p_stride,
                            const void* rows, const RowLayout& layout, int m, int count);
-void code_panel_vbmi(void* panel, const float* D, const RowLayout& layout, int d);
+void code_panel_vbmi(void* panel, const float* D, const float* mean, const RowLayout& layout, int d);
 void coded_product_vbmi(float* out, size_t out_stride, const void* rows, const void* panel,
                         const RowLayout& layout, int count, int d);
 

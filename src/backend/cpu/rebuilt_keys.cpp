@@ -67,7 +67,7 @@ RebuiltKeys::RebuiltKeys(const CpuBackend& backend, const CacheLayer& layer, con
     for (size_t i = 0; i < MOST_STORES; i++) {
         const RowStore& store = head.store[i];
         if (!by_integers(cpu, cache, store)) continue;
-        kernels.code_panel(next, head.decode, cpu.layout(store.format, cache.dtype), cache.d);
+        kernels.code_panel(next, head.decode, head.mean, cpu.layout(store.format, cache.dtype), cache.d);
         code_panel[i] = next;
         next += code_bytes(cpu, cache, store);
     }
@@ -91,6 +91,9 @@ RebuiltKeys::RebuiltKeys(const CpuBackend& backend, const CacheLayer& layer, con
 
 void RebuiltKeys::rebuild(float* keys, const Run& run) const {
     assert(run.count <= BLOCK);
+    if (const char* panel = code_panel[&run.store - head.store])
+        return kernels.coded_product(keys, size_t(cache.d), run.rows, panel,
+                                     cpu.layout(run.store.format, cache.dtype), run.count, cache.d);
     multiply(keys, run);
     const float one = 1;  // of μ to each
     if (head.mean)
@@ -102,9 +105,6 @@ void RebuiltKeys::multiply(float* keys, const Run& run) const {
     size_t d = size_t(cache.d), count = size_t(run.count);
     const RowFormat& format = run.store.format;
     int kept = format.kept();
-    if (const char* panel = code_panel[&run.store - head.store])
-        return kernels.coded_product(keys, d, run.rows, panel, cpu.layout(format, cache.dtype),
-                                     run.count, cache.d);
     if (!pairs || kept > r) {
         unpack(cpu, latent, size_t(kept), run, cache.dtype);
         head_product(kernels, keys, d, latent, size_t(kept), head.decode, run.count, cache.d, kept);

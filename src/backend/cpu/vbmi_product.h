@@ -39,18 +39,19 @@ __m512 unpack_words(int16_t* words, const Rows& rows, const RowLayout& layout) {
 // Where a panel's parts are.
 struct CodePanel {
     size_t columns;
-    float* unit;                             // (columns)
+    float *unit, *mean;                      // (columns) ×2
     char* n;                                 // (codes / 2, columns, 2) 16-bit integers
     float* whole;                            // (whole, columns)
 
     CodePanel(const void* panel, const RowLayout& layout, int d)
         : columns((size_t(d) + 15) / 16 * 16),
           unit(static_cast<float*>(const_cast<void*>(panel))),
-          n(reinterpret_cast<char*>(unit + columns)),
+          mean(unit + columns),
+          n(reinterpret_cast<char*>(mean + columns)),
           whole(reinterpret_cast<float*>(n + size_t(layout.codes) * columns * 2)) {}
 };
 
-// out (4, n <= 16 C) ← unit ρ Σ_i words_i n_i, of it the first `count` rows.
+// out (4, n <= 16 C) ← μ + unit ρ Σ_i words_i n_i, of it the first `count` rows.
 template <int C>
 void product_tile(float* out, size_t out_stride, const int16_t* words, const CodePanel& panel,
                   const float* rho, size_t column, int codes, int count, int n) {
@@ -71,8 +72,9 @@ void product_tile(float* out, size_t out_stride, const int16_t* words, const Cod
         constexpr int t = i / C, c = i % C;
         if (t >= count) return;
         __m512 unit = _mm512_loadu_ps(panel.unit + column + 16 * c);
-        __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[t][c]),
-                                 _mm512_mul_ps(unit, _mm512_set1_ps(rho[t])));
+        __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[t][c]),
+                                   _mm512_mul_ps(unit, _mm512_set1_ps(rho[t])),
+                                   _mm512_loadu_ps(panel.mean + column + 16 * c));
         int left = n - 16 * c;
         float* to = out + size_t(t) * out_stride + 16 * c;
         if (left >= 16) _mm512_storeu_ps(to, y);

@@ -109,10 +109,12 @@ struct Shape {
     int age = 0;         // tokens that are seen in a format of their own; 0: all are alike
     bool plain = false;  // without bases
     bool means = false;  // keys are less one
+    size_t shared = 0;   // bytes that a block may have; 0: as many as ever
     std::string name() const {
-        return format("d %d, %d heads of %d, rank %d%s, keys %s rotation%s, window %d, age %d, by %d",
+        return format("d %d, %d heads of %d, rank %d%s, keys %s rotation%s, window %d, age %d, by %d%s",
                       d, H, G, rank, plain ? ", plain" : codes ? " in codes" : "",
-                      rotated ? "after" : "before", means ? " less a mean" : "", recent, age, batch);
+                      rotated ? "after" : "before", means ? " less a mean" : "", recent, age, batch,
+                      shared ? ", little shared memory" : "");
     }
 };
 
@@ -140,6 +142,7 @@ Bases bases_of(const Config& config, const Shape& shape) {
 Floats attention(const Shape& shape, DType dtype, bool ladder) {
     constexpr int S = 170, LAST = 20;
     Lab lab(PLAYED);
+    if (shape.shared) static_cast<CudaBackend&>(*lab.backend).shared_limit = shape.shared;
     Config config;
     config.L = 1, config.H = shape.H, config.G = shape.G, config.d = shape.d;
     Bases bases = bases_of(config, shape);
@@ -288,6 +291,7 @@ std::vector<Scene> all_scenes() {
     }
     add(DType::F16, {8, 2, 128, 128, true, 0, false, 170, 0, true});
     add(DType::BF16, {8, 8, 64, 64, true, 0, false, 170, 0, true});
+    add(DType::F16, {8, 2, 128, 128, true, 0, false, 170, 0, true, false, 99 << 10});
     // Two tiles of queries: packed rows are expanded, of two ages, beside a window's ring.
     add(DType::BF16, {20, 2, 128, 44, true, 70, true, 40});
     add(DType::F16, {20, 2, 64, 44, true, 40, true, 40, 110});
