@@ -54,8 +54,8 @@ def coordinates(figure):
             "kv head; rotated by its position*")
     bars(figure, 90, plain, ["soft"] * D)
     figure.arrow((LEFT + RIGHT) / 2, 97, (LEFT + RIGHT) / 2, 118)
-    heading(figure, 2, 142, "Coordinates", "c = k E, learned: what the",
-            "model looks at comes first")
+    heading(figure, 2, 142, "Coordinates", "c = (k − μ, rotated as k is) E:",
+            "what the model looks at, first")
     bars(figure, 172, [4 + 42 * math.exp(-i / 16) for i in range(D)], ["c0"] * D)
     figure.arrow((LEFT + RIGHT) / 2, 179, (LEFT + RIGHT) / 2, 200)
 
@@ -111,7 +111,7 @@ def zoom(figure, x, width, group):
 def ages(figure):
     """Positions from the first to the newest, each as high as its rows have bits."""
     heading(figure, 5, 462, "Age", "near tokens are looked at most:",
-            "whole first, packed again later")
+            "whole first, then in fewer bits")
     parts = [(4, 16, "first 4: whole"), (36, 2, "older: 2 bits"), (14, 4, "to 256: 4 bits"),
              (10, 16, "last 32: whole")]
     at, base = 0, 494
@@ -134,10 +134,10 @@ def score(figure):
     heading(figure, 6, 552, "Score", "q̂ = q Dᵀ once a token; no key", "is ever rebuilt*")
     figure.rect(LEFT, 536, RIGHT - LEFT, 42, "line", 0.35, radius=6)
     figure.text((LEFT + RIGHT) / 2, 563,
-                "q · k̃  =  ρ Σ_b Σ_i (Δ_b q̂_i) (code_i − (2ᵇ − 1)/2)   →   softmax", 16,
+                "q · k̃  =  q · R_s μ  +  ρ Σ_b Σ_i (Δ_b q̂_i) L_b(code_i)   →   softmax", 16,
                 anchor="middle", formula=True)
     for i, line in enumerate([
-            "* Keys may be kept before rotation, which compresses better: then a tile of rows is "
+            "* Keys are kept before rotation by default, which compresses better: then a tile of rows is "
             "unpacked, rebuilt (D) and",
             "rotated when it is read, once for the queries that share it. Values take the same way "
             "with bases of their own, unrotated."]):
