@@ -47,7 +47,7 @@ struct alignas(16) TallBlock {
         const CacheRows &keys = cache.k(g), &values = cache.v(g);
         const Stretch& one = cache.seen(g).stretch[stretch];
         const RowStore& store = side ? values.store[one.v] : keys.store[one.k];
-        if (read_in_place(store, D, cache.rotated, side)) return nullptr;
+        if (!rows.memory || read_in_place(store, D, cache.rotated, side)) return nullptr;
         size_t ahead = rows.each * size_t(g - rows.g0) +
                        expanded_ahead(cache.seen(g), keys, values, D, cache.rotated, pos, pos + T - 1,
                                       stretch, side);
