@@ -20,8 +20,9 @@ struct OneShared {
 // A query head: q rotated, q Dᵀ, and what it meets a turned mean with. A kv head's keys or its values:
 // rotated where that is kept, c = (k − μ) E, and c into all of the head's stores; of rotated keys less R_s μ
 // into those of codes, and k E into those of whole rows.
-// grid queries + 2G, block 256. Shared: OneShared, x, c, both of whole rows, sums, and where `staged` the basis, which like all
-// that waits for no other kernel comes before they are through. Bound by the basis' bytes, d²·4 a head.
+// grid queries + 2G, block 256. Shared: OneShared, x, c, both of whole rows, sums, and where `staged` the
+// basis, which like all that waits for no other kernel comes before they are through. Bound by the basis'
+// bytes, d²·4 a head.
 template <class E, int EACH>
 __global__ void __launch_bounds__(ONE_BLOCK, 2)
     append_one_kernel(CacheView cache, HeadsIn in, const int* pos, bool staged, bool codes, bool whole) {
@@ -44,7 +45,8 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
     copy_async_commit();
     int half = d / 2;
     float mean_low = 0, mean_high = 0;  // of coordinates tid and tid + half
-    bool asked = query ? in.against_mean != nullptr : !cache.rotated || in.rotation;  // else keys come less it
+    // Not where keys come less it.
+    bool asked = query ? in.against_mean != nullptr : !cache.rotated || in.rotation;
     const float* mean = asked ? rows.mean : nullptr;
     if (mean && tid < half)
         mean_low = mean[tid], mean_high = mean[tid + half];

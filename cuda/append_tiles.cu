@@ -132,8 +132,8 @@ __device__ __forceinline__ void store_tile(const EncoderTables& tables, const Le
 }
 
 // Of kv heads, with bases or codes: keys rotated where that is kept, c = (x − μ) E, a tile's product at
-// once, and c into all of the head's stores. Rotated keys less R_s μ go to the stores of codes alone, and a third
-// part of the grid has k E for those of whole rows.
+// once, and c into all of the head's stores. Rotated keys less R_s μ go to the stores of codes alone, and a
+// third part of the grid has k E for those of whole rows.
 // grid (tiles, 2G or 3G), block 256. Shared: the tile, in which c and the levels take the place of x, and the
 // encoder's tables, which come before the kernels before this one are through. Reads E once for each tile;
 // other blocks fill the time in which a piece comes, as registers are few.

@@ -128,8 +128,8 @@ void for_tensor_rows(const CacheLayer& cache, const F& f) {
 }
 
 // Rows that attend_tiles_whole does not read where they lie, made whole (expand_rows.cu): packed ones, those
-// less a turned mean, and keys before rotation. Of kv heads g0 … g0 + heads − 1 each `each` rows of d elements, stretch by stretch,
-// keys and then values, of all positions that the step's tokens see.
+// less a turned mean, and keys before rotation. Of kv heads g0 … g0 + heads − 1 each `each` rows of d
+// elements, stretch by stretch, keys and then values, of all positions that the step's tokens see.
 struct ExpandedRows {
     void* memory = nullptr;
     int g0 = 0, heads = 0;

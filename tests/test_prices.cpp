@@ -44,7 +44,8 @@ double off(const Floats& a, const Floats& b) {
 
 TEST_CASE("what all keys of a head have in common costs no bits") {
     PriceSamples plain = samples(0), moved = samples(8);
-    PricedUnit a = price_unit(plain, 0, true, false, DType::F16), b = price_unit(moved, 0, true, false, DType::F16);
+    PricedUnit a = price_unit(plain, 0, true, false, DType::F16);
+    PricedUnit b = price_unit(moved, 0, true, false, DType::F16);
     REQUIRE(a.mean.size() == WIDE);
     REQUIRE(b.mean.size() == WIDE);
     for (size_t i = 0; i < WIDE; i++) CHECK(std::fabs(b.mean[i] - a.mean[i] - 8) <= 8 * 0x1p-23);

@@ -141,46 +141,6 @@ TEST_CASE("turned scores are inner products with rotated rows") {
             }
 }
 
-TEST_CASE("sums over the angles of positions are added, the same whatever else is asked") {
-    constexpr int POSITIONS = 140;
-    for (const Kernels* kernels : all_kernels())
-        for (int half : {1, 4, 32, 70, 128})
-            for (int m : {1, 2, 3, 7, 8}) {
-                CAPTURE(kernels->name);
-                CAPTURE(half);
-                CAPTURE(m);
-                size_t d = size_t(2 * half);
-                Floats w = normals(size_t(m) * d, 81), rotation, near(d * NEAR);
-                for (int s = 0; s < POSITIONS; s++)
-                    for (bool sine : {false, true})
-                        for (int j = 0; j < half; j++) {
-                            double angle = s * std::pow(0.8, j);
-                            rotation.push_back(float(sine ? std::sin(angle) : std::cos(angle)));
-                        }
-                for (size_t s = 0; s < NEAR; s++)
-                    for (size_t j = 0; j < d; j++) near[j * NEAR + s] = rotation[s * d + j];
-                Floats all(size_t(m) * POSITIONS, 0.0f);
-                auto add = [&](Floats& out, int first, int count) {
-                    kernels->add_angles(out.data() + first, POSITIONS, w.data(), d, near.data(),
-                                        rotation.data(), first, count, m, size_t(half));
-                };
-                add(all, 0, POSITIONS);
-                Doubles want;
-                for (int h = 0; h < m; h++)
-                    for (int s = 0; s < POSITIONS; s++) {
-                        double sum = 0;
-                        for (size_t j = 0; j < d; j++)
-                            sum += double(w[size_t(h) * d + j]) * double(rotation[size_t(s) * d + j]);
-                        want.push_back(sum);
-                    }
-                CHECK(nmse(all.data(), want.data(), want.size()) <= TOL_F32);
-                Floats parts(all.size(), 0.0f);
-                int ends[] = {0, 1, 31, 33, 64, 65, 100, POSITIONS};
-                for (int i = 1; i < 8; i++) add(parts, ends[i - 1], ends[i] - ends[i - 1]);
-                CHECK(same_bits(parts, all));
-            }
-}
-
 TEST_CASE("rebuilt keys are c[:r] D[:r], to what two bf16 hold or to f32") {
     const struct { int d, r, count; const char* why; } cases[] = {
         {64, 16, 128, "a quarter, a whole block"}, {64, 4, 1, "the smallest rank, one key"},
@@ -277,8 +237,10 @@ TEST_CASE("attention over rebuilt keys is the exact one to what two bf16 hold") 
     for (float& one : decode) one /= 8;
     for (int s = 0; s < S; s++)
         for (bool sine : {false, true})
-            for (int j = 0; j < d / 2; j++)
-                rotation.push_back(float(sine ? std::sin(s * std::pow(0.7, j)) : std::cos(s * std::pow(0.7, j))));
+            for (int j = 0; j < d / 2; j++) {
+                double angle = s * std::pow(0.7, j);
+                rotation.push_back(float(sine ? std::sin(angle) : std::cos(angle)));
+            }
     for (DType dtype : {DType::F16, DType::BF16})
         for (int T : {1, 9}) {
             CAPTURE(std::string(name_of(dtype)));

@@ -1,8 +1,8 @@
 // random_bases MODEL OUT --keep F | --bits B [--ages AGE:B,...] [--keys post|pre] [--window S,R]
 // Random orthonormal bases of the same format in every head: whole rows of F of the head width, or
 // a mixture of widths of B bits a coordinate, scale included, and of others while younger, keys then
-// less a random mean. To measure the speed and memory of a compressed cache at shapes that nobody calibrated. They are
-// good for nothing else.
+// less a random mean. To measure the speed and memory of a compressed cache at shapes that nobody
+// calibrated. They are good for nothing else.
 #include <cstdio>
 #include <cstdlib>
 #include <string>

@@ -174,8 +174,8 @@ struct Backend {
                         const Step& step) = 0;
     // out_h = Σ_s softmax_s(q_h · k̃_s / √d) ṽ_s over the positions s ≤ the token's own, where
     // k̃_s = R_s (μ + c̃_s D) of keys stored before rotation, R_s μ + c̃_s D of those after it that are not
-    // whole, c̃_s the row that the token sees, unpacked, and whatever tokens were appended together. Online softmax
-    // over tiles of positions: memory does not grow with the context (Dao et al. 2022).
+    // whole, c̃_s the row that the token sees, unpacked, and whatever tokens were appended together. Online
+    // softmax over tiles of positions: memory does not grow with the context (Dao et al. 2022).
     virtual void attend(Operand out,            // (T, H, d)
                         const float* q,         // (T, H, d)  rotated
                         const float* rotation,  // (context, 2, d/2)  as in rope

@@ -26,8 +26,9 @@ struct RowStore {
 // One kv head's keys or values: latent coordinates c = (k − μ) E, packed into every store at once. Rows
 // of all stores come from the same c: packing a row again later would lose more. Keys after rotation
 // lose μ as it is turned to their position, R_s μ, but for whole rows of d elements, which are k E.
-// Where the values of a layer are joint, the stores of all heads are the same rows, of up to G·d coordinates; encode and
-// weight are the first head's, (G·d, G·d) and (G·d), and decode is each head's own, (G·d, d).
+// Where the values of a layer are joint, the stores of all heads are the same rows, of up to G·d
+// coordinates; encode and weight are the first head's, (G·d, G·d) and (G·d), and decode is each head's own,
+// (G·d, d).
 struct CacheRows {
     RowStore store[MOST_STORES];
     int width = 0;                    // coordinates kept by the widest of them
