@@ -162,12 +162,14 @@ void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const Cach
 }
 
 void attend_one(CudaBackend& gpu, float* out, const float* q, const float* rotation,
-                const CacheLayer& cache) {
+                const CacheLayer& cache, int reach) {
+    constexpr int LEAST = 64;  // positions worth a split; windows have one of their own
     bool tensor = tensor_cores(gpu, cache);
+    int most = reach / LEAST + 1;
     merge_splits(gpu, out,
-                 tensor && plain_rows(gpu, cache) ? attend_splits_whole(gpu, q, cache)
-                 : tensor                         ? attend_splits_tensor(gpu, q, rotation, cache)
-                                                  : attend_splits_plain(gpu, q, rotation, cache),
+                 tensor && plain_rows(gpu, cache) ? attend_splits_whole(gpu, q, cache, most)
+                 : tensor                         ? attend_splits_tensor(gpu, q, rotation, cache, most)
+                                                  : attend_splits_plain(gpu, q, rotation, cache, most),
                  cache);
 }
 

@@ -6,9 +6,9 @@
 
 namespace stief {
 
-// Decode: T = 1, of queries in the coordinates of the cache (attention.cu).
+// Decode: T = 1, of queries in the coordinates of the cache (attention.cu), at a position below `reach`.
 void attend_one(CudaBackend& gpu, float* out, const float* q, const float* rotation,
-                const CacheLayer& cache);
+                const CacheLayer& cache, int reach);
 
 // Heads of several tokens, (T, H·d) of an Operand: float32, or bf16 at the beginning of a token's
 // place.
@@ -73,15 +73,16 @@ struct Partial {
     }
 };
 
-// How many splits there are of the positions: so many blocks that every multiprocessor has `each`,
-// but never more than a full cache has tiles, nor than `most`. The same for every position, as a
-// captured step is replayed at others.
+// How many splits there are of the positions: so many blocks that every multiprocessor has `each`, but
+// never more than a full cache has tiles, nor than `most`, and `least` whatever these are. The same for
+// all positions below a reach, as a captured step is replayed at others.
 struct Splits {
     Partial partials;
     int count;
-    Splits(CudaBackend& gpu, const CacheLayer& cache, int blocks, int each, int tile, int most) {
+    Splits(CudaBackend& gpu, const CacheLayer& cache, int blocks, int each, int tile, int most,
+           int least = 1) {
         int tiles = (cache.capacity + tile - 1) / tile;
-        count = std::max(1, std::min({most, tiles, gpu.multiprocessors * each / blocks}));
+        count = std::max(least, std::min({most, tiles, gpu.multiprocessors * each / blocks}));
         size_t floats = size_t(count) * size_t(cache.H) * size_t(cache.d + 2);
         void* memory = gpu.scratch(CudaBackend::Scratch::Partials, floats * sizeof(float));
         partials = {static_cast<float*>(memory), cache.H, cache.d};

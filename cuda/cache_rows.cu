@@ -118,7 +118,7 @@ void CudaBackend::attend(Operand out, const float* q, const float* rotation, con
           cache.d, WIDEST_HEAD);
     if (step.T == 0) return;
     q = latent_queries(*this, q, cache, step.T);
-    if (step.T == 1) return attend_one(*this, out.data, q, rotation, cache);
+    if (step.T == 1) return attend_one(*this, out.data, q, rotation, cache, reach(step));
     HeadsOut heads{out.data, cache.H * cache.d, rounds(out.meets, step.T)};
     if (!cache.v[0].decode) return attend_tiles(*this, heads, q, rotation, cache, step);
     size_t n = size_t(step.T) * size_t(cache.H) * size_t(cache.d);

@@ -3,8 +3,10 @@
 // Weights are copied to the device when they are bound. Everything runs on one stream. A step with a
 // replay number is issued as any other the first time, captured as a graph the second time, when every
 // kernel is loaded and all scratch is there, and replayed from then on. So kernels read the position
-// and the tokens from device memory (pos, ids), where begin_step puts them, captured or not.
+// and the tokens from device memory (pos, ids), where begin_step puts them, captured or not; of how far
+// the position is they know a bound (reach), and each bound has a capture of its own.
 #pragma once
+#include <climits>
 #include <map>
 #include <vector>
 
@@ -59,6 +61,11 @@ struct CudaBackend final : Backend {
                int V) override;
     uint64_t stream(const void* memory, size_t bytes) override;
 
+    // Positions up to which a step at this one may be replayed: few need few blocks of attention.
+    static int reach(const Step& step) {
+        int S = step.pos + step.T;
+        return S <= 256 ? 256 : S <= 1024 ? 1024 : INT_MAX;
+    }
     // Whether products of T tokens with weights of that dtype take x in bf16. An Operand that meets
     // them is kept so: the bf16 of a token at the beginning of its K floats.
     bool rounds(DType weights, int T) const {

@@ -43,6 +43,7 @@ struct CudaBackend::Impl {
     // every kernel is loaded and all scratch is there.
     struct Graph {
         uint64_t replay;
+        int reach;
         cudaGraphExec_t exec;  // null: came once
     };
     std::vector<Graph> graphs;   // oldest first

@@ -55,7 +55,7 @@ bool CudaBackend::begin_step(const Step& step) {
     impl->replaying = nullptr;
     if (!step.replay) return true;
     for (Impl::Graph& one : impl->graphs) {
-        if (one.replay != step.replay) continue;
+        if (one.replay != step.replay || one.reach != reach(step)) continue;
         impl->replaying = one.exec;
         if (one.exec) return false;
         // Relaxed: an operation may still take scratch memory.
@@ -67,7 +67,7 @@ bool CudaBackend::begin_step(const Step& step) {
         if (impl->graphs.front().exec) CUDA_CHECK(cudaGraphExecDestroy(impl->graphs.front().exec));
         impl->graphs.erase(impl->graphs.begin());
     }
-    impl->graphs.push_back({step.replay, nullptr});
+    impl->graphs.push_back({step.replay, reach(step), nullptr});
     return true;
 }
 

@@ -285,6 +285,35 @@ TEST_CASE("every backend gives the same logits and the same greedy text") {
     }
 }
 
+// A GPU captures steps, each for positions up to a bound (CudaBackend::reach).
+TEST_CASE("tokens one by one, over the bounds of what was captured, are what they are together") {
+    Scratch scratch;
+    write_tiny_model({.why = "", .H = 2, .G = 1, .context = 1040},
+                     scratch.folder.string());
+    for (const Variant& variant : groups()) {
+        CAPTURE(variant.group);
+        Model model = open_model(scratch.folder.string(), variant);
+        size_t V = size_t(model.config.V);
+        std::vector<Token> ids;
+        for (int i = 0; i < 1040; i++) ids.push_back(Token((i * 31 + i / 7) % model.config.V));
+        for (int near : {256, 1024}) {
+            if (variant.slow && near > 256) continue;
+            CAPTURE(near);
+            Transformer transformer(model, 1040, 64);
+            transformer.exact = true;
+            std::span<const Token> all(ids.data(), size_t(near + 6));
+            KvCache together(*model.backend, model.config, 1040, DType::F32);
+            std::vector<float> want(12 * V, NaN), got(12 * V, NaN);
+            transformer.forward(together, all, want.data(), 12);
+            KvCache cache(*model.backend, model.config, 1040, DType::F32);
+            transformer.forward(cache, all.first(size_t(near - 6)), nullptr, 0);
+            for (size_t i = 0; i < 12; i++)
+                transformer.forward(cache, all.subspan(size_t(near - 6) + i, 1), &got[i * V], 1);
+            CHECK(nmse(got, want) <= TOL_F32);
+        }
+    }
+}
+
 TEST_CASE("greedy text ends where it is asked to, and nothing behind it stays in the cache") {
     Scratch scratch;
     write_tiny_model({.why = "no token follows itself", .tied = false, .deviation = 0.6},
