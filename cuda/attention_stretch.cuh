@@ -15,10 +15,23 @@ struct HeadShared {
 
     // By the whole block; a barrier must follow.
     __device__ __forceinline__ void fill(const CacheView& cache, int g, int h0, int heads) {
+        static_assert(sizeof(CacheRows) <= TENSOR_BLOCK * sizeof(uint32_t));  // a word a thread
+        static_assert(sizeof(Seen) <= TENSOR_BLOCK * sizeof(uint32_t));
         int i = int(threadIdx.x);
-        copy_words(&k, &cache.k(g), i, TENSOR_BLOCK), copy_words(&v, &cache.v(g), i, TENSOR_BLOCK);
-        copy_words(&seen, &cache.seen(g), i, TENSOR_BLOCK);
+        uint32_t keys = word_of(&cache.k(g), i), values = word_of(&cache.v(g), i);
+        uint32_t sees = word_of(&cache.seen(g), i);  // all are on their way before one is stored
+        put_word(&k, keys, i), put_word(&v, values, i), put_word(&seen, sees, i);
         if (i == 0) first = cache.H / cache.G * g + h0, R = heads;
+    }
+
+private:
+    template <class T>
+    __device__ __forceinline__ static uint32_t word_of(const T* from, int i) {
+        return i < int(sizeof(T) / sizeof(uint32_t)) ? reinterpret_cast<const uint32_t*>(from)[i] : 0;
+    }
+    template <class T>
+    __device__ __forceinline__ static void put_word(T* to, uint32_t word, int i) {
+        if (i < int(sizeof(T) / sizeof(uint32_t))) reinterpret_cast<uint32_t*>(to)[i] = word;
     }
 };
 
@@ -62,13 +75,13 @@ struct Task {
     }
 };
 
-// How the rows of each stretch lie, half of that a warp; a barrier must follow.
+// How the rows of each of the block's stretches lie, half of that a warp; a barrier must follow.
 template <class One, int D>
 __device__ __forceinline__ void describe_rows(StretchRows<D>* lying, const HeadShared& head,
-                                              const LevelTables& levels) {
+                                              const Task& task, const LevelTables& levels) {
     int warp = int(threadIdx.x) / WARP, lane = int(threadIdx.x) % WARP, element = One::ELEMENT;
-    for (int i = 0; i < 2 * head.seen.count; i++) {
-        if (i % TENSOR_WARPS != warp) continue;
+    for (int i = 0, of = 0; i < 2 * head.seen.count; i++) {
+        if (!task.has(i / 2) || of++ % TENSOR_WARPS != warp) continue;
         const Stretch& one = head.seen.stretch[i / 2];
         const RowStore &keys = head.k.store[one.k], &values = head.v.store[one.v];
         if (i % 2)
@@ -86,7 +99,10 @@ __device__ __forceinline__ void prepare_stretch([[maybe_unused]] const One& one,
                                                 [[maybe_unused]] const Rebuild<E, D>& basis,
                                                 [[maybe_unused]] const CacheRows& k,
                                                 const StretchRows<D>& rows) {
-    copy_words(static_cast<StretchRows<D>*>(&tables), &rows, int(threadIdx.x), TENSOR_BLOCK);
+    static_assert(sizeof(StretchRows<D>) % sizeof(uint4) == 0 && alignof(StretchRows<D>) >= alignof(uint4));
+    uint4* to = reinterpret_cast<uint4*>(static_cast<StretchRows<D>*>(&tables));
+    for (int i = int(threadIdx.x); i < int(sizeof(rows) / sizeof(uint4)); i += TENSOR_BLOCK)
+        to[i] = reinterpret_cast<const uint4*>(&rows)[i];
     __syncthreads();  // the tables are there
     if constexpr (!ROTATED) {
         const RowShape& shape = one.k.shape;

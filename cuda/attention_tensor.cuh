@@ -132,10 +132,14 @@ struct RowTiles {
                                           int rows = ROWS) const {
         const char* from = row_of(s);
         if (shape.groups) {
-            int lead = int(reinterpret_cast<uintptr_t>(from) % 16), all = lead + count * shape.bytes;
+            int lead = int(reinterpret_cast<uintptr_t>(from) % 16);
+            int left = lead + count * shape.bytes - 16 * i;
+            stage += 16 * i, from += 16 * i - lead;
 #pragma unroll 1
-            for (int at = 16 * i; at < all; at += 16 * threads)
-                copy_async_16(stage + at, from - lead + at, true);
+            for (; left > 0; left -= 64 * threads, stage += 64 * threads, from += 64 * threads)
+#pragma unroll
+                for (int at = 0; at < 64 * threads; at += 16 * threads)
+                    if (at < left) copy_async_16(stage + at, from + at, true);
             return;
         }
         E* to = reinterpret_cast<E*>(stage);
@@ -209,17 +213,17 @@ __device__ __forceinline__ uint32_t within(uint32_t x, int column, int from, int
 
 // ---- keys before rotation ----------------------------------------------------------------------
 
-// R_pᵀ x of pairs (j, j + half), (j + 1, …), (j + 8, …) and (j + 9, …) times `by`, as fragments b[0] of the
-// columns from j on and b[1] of those from j + half on.   angle: cosines, sines of p
+// R_pᵀ x of pairs (j, j + half), (j + 1, …), (j + 8, …) and (j + 9, …), as fragments b[0] of the columns
+// from j on and b[1] of those from j + half on.   angle: cosines, sines of p
 template <class E>
 __device__ __forceinline__ void turned_pairs(uint32_t (&b)[2][2], const float* x, const float* angle,
-                                             int half, int j, float by = 1) {
+                                             int half, int j) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         float2 low = load_pair(x + j + 8 * i), high = load_pair(x + half + j + 8 * i);
         float2 cos = load_pair(angle + j + 8 * i), sin = load_pair(angle + half + j + 8 * i);
-        b[0][i] = pack2<E>(by * (low.x * cos.x + high.x * sin.x), by * (low.y * cos.y + high.y * sin.y));
-        b[1][i] = pack2<E>(by * (high.x * cos.x - low.x * sin.x), by * (high.y * cos.y - low.y * sin.y));
+        b[0][i] = pack2<E>(low.x * cos.x + high.x * sin.x, low.y * cos.y + high.y * sin.y);
+        b[1][i] = pack2<E>(high.x * cos.x - low.x * sin.x, high.y * cos.y - low.y * sin.y);
     }
 }
 

@@ -42,7 +42,8 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
         else
             this->score(s, reinterpret_cast<const E*>(keys));
         if constexpr (ROTATED)
-            if (tables.mean && (k.shape.groups || k.shape.width < D)) tables.mean->add_to(s, angle);
+            if (tables.mean && (k.shape.groups || k.shape.width < D))
+                TurnedMean<D, Q>::at(tables.mean).add_to(s, angle);
         if (CODES && v.shape.groups)
             this->take_coded(s, coded_v, count);
         else

@@ -46,9 +46,9 @@ __device__ __forceinline__ E* elements_at(const RowStore& store, int s) {
 }
 
 __host__ __device__ inline bool coded(const RowFormat& format) {
-    for (int w = 1; w < RowFormat::WIDTHS; w++)
-        if (format.count[w]) return true;
-    return false;
+    unsigned any = 0;  // all are read at once
+    for (int w = 1; w < RowFormat::WIDTHS; w++) any |= format.count[w];
+    return any;
 }
 inline bool whole_rows(const CacheLayer& cache) {
     for (const std::vector<CacheRows>* side : {&cache.k, &cache.v})

@@ -15,8 +15,9 @@
 // when rows of another kind follow, or in the end.
 //
 // Fragments are f16 whatever the cache's elements: levels are integers of 8 bits. u = level + 128
-// behind the byte 0x64 is the number 1024 + u. Of values 1152 is subtracted; of keys after rotation
-// what it adds to a score is known: 1152 Σ q, once a stretch. Keys that are rebuilt are multiplied
+// behind the byte 0x64 is the number 1024 + u. Of values a second product takes off what 1152 times the
+// weights are, at once, so that sums stay small; of keys after rotation what it adds to a score is known:
+// 1152 Σ q, once a stretch. Keys that are rebuilt are multiplied
 // by D, in the type of the elements.
 #pragma once
 #include "coded_slots.cuh"
@@ -88,8 +89,8 @@ __device__ __forceinline__ void score_four(float (&s)[T][Q][4], const CodeRows& 
     CodeRows::Place place = rows.place<W>(slot, lane / 4);
 #pragma unroll
     for (int i = 0; i < T; i++) {
-        uint2 x = levels_of<W>(slot, place.read<W>(2 * i));      // key g
-        uint2 y = levels_of<W>(slot, place.read<W>(2 * i + 1));  // key g + 8
+        uint2 x = levels_of<W>(slot, place.next<W>());      // key g
+        uint2 y = levels_of<W>(slot, place.next<W>());  // key g + 8
         const uint32_t low[4] = {
             permute_bytes(x.x, ABOVE, 0x4140), permute_bytes(y.x, ABOVE, 0x4140),
             permute_bytes(x.x, ABOVE, 0x4342), permute_bytes(y.x, ABOVE, 0x4342)};
@@ -138,8 +139,8 @@ __device__ __forceinline__ void key_fragments(uint4* to, const CodeRows& rows, i
         const CodeSlot& slot = slots.slot[0][4 * i + lane % 4];
         with_widths(slots.keys[i], [&]<Widths W>() {
             CodeRows::Place place = rows.place<W>(slot, lane / 4);
-            uint2 x = levels_of<W>(slot, place.read<W>(0));  // key g
-            uint2 y = levels_of<W>(slot, place.read<W>(1));  // key g + 8
+            uint2 x = levels_of<W>(slot, place.next<W>());  // key g
+            uint2 y = levels_of<W>(slot, place.next<W>());  // key g + 8
             to[0] = make_uint4(level_pair<E>(x.x, 0), level_pair<E>(y.x, 0), level_pair<E>(x.x, 1),
                                level_pair<E>(y.x, 1));
             to[WARP] = make_uint4(level_pair<E>(x.y, 0), level_pair<E>(y.y, 0),
@@ -183,7 +184,8 @@ template <Widths W, int T, int Q, int FRAGMENTS>
 __device__ __forceinline__ void add_eight(float (&acc)[Q][FRAGMENTS][4], int c,
                                           const uint32_t (&weight)[T][Q][2], const CodeRows& rows,
                                           const CodeSlot& slot, int lane) {
-    constexpr uint32_t ABOVE = 0x64646464, BIAS = 0x64806480;  // 1024 + u, 1152 in f16
+    constexpr uint32_t ABOVE = 0x64646464;                             // 1024 + u in f16
+    constexpr uint32_t BIAS[4] = {0xe480e480, 0xe480e480, 0xe480e480, 0xe480e480};  // −1152
     static_assert(T <= 2);
     CodeRows::Place even = rows.place<W>(slot, 2 * (lane % 4));
     CodeRows::Place odd = rows.place<W>(slot, 2 * (lane % 4) + 1);
@@ -192,18 +194,18 @@ __device__ __forceinline__ void add_eight(float (&acc)[Q][FRAGMENTS][4], int c,
         uint32_t u[2][4];  // of keys from 2t on, from 2t + 8 on
 #pragma unroll
         for (int i = 0; i < 2; i++)
-            levels_of_two<W>(u[i], slot, even.read<W>(2 * k + i), odd.read<W>(2 * k + i));
+            levels_of_two<W>(u[i], slot, even.next<W>(), odd.next<W>());
 #pragma unroll
         for (int m = 0; m < 4; m++) {
-            const uint32_t a[4] = {subtract2<f16>(permute_bytes(u[0][m], ABOVE, 0x4240), BIAS),
-                                   subtract2<f16>(permute_bytes(u[0][m], ABOVE, 0x4341), BIAS),
-                                   subtract2<f16>(permute_bytes(u[1][m], ABOVE, 0x4240), BIAS),
-                                   subtract2<f16>(permute_bytes(u[1][m], ABOVE, 0x4341), BIAS)};
+            const uint32_t a[4] = {
+                permute_bytes(u[0][m], ABOVE, 0x4240), permute_bytes(u[0][m], ABOVE, 0x4341),
+                permute_bytes(u[1][m], ABOVE, 0x4240), permute_bytes(u[1][m], ABOVE, 0x4341)};
 #pragma unroll
             for (int n = 0; n < Q; n++) {
                 const uint32_t b[2] = {k ? weight[T - 1][n][0] : weight[0][n][0],
                                        k ? weight[T - 1][n][1] : weight[0][n][1]};
                 mma_16x8x16<f16>(acc[n][4 * c + m], a, b);
+                mma_16x8x16<f16>(acc[n][4 * c + m], BIAS, b);
             }
         }
     }
@@ -227,13 +229,11 @@ struct StretchRows {
     StretchTables<D> rows;
     CodeSlots<D> slots;
 };
-template <int D, int Q>
-struct TurnedMean;  // turned_mean.cuh
 // What a block knows of the stretch at hand.
 template <class E, int D, int Q>
 struct BlockTables : StretchRows<D> {
     LevelTables levels;
-    const TurnedMean<D, Q>* mean;  // shared; null: no key is less one
+    int mean;  // where TurnedMean is (turned_mean.cuh), bytes of the block's memory; 0: no key is less one
     StretchQueries<E, D, Q> queries;
 };
 

@@ -99,15 +99,17 @@ struct CodeRows {
 #pragma unroll
         for (int i = 0; i < N; i++, at += 8 * bytes) x[i] = log2_scale_of(uint8_t(*at));
     }
-    // Where the group of row `row` + 8 i is: all lie alike in their words, `on` bytes apart.
+    // Where the groups of a row and of every eighth behind it are: they lie alike in their words, `on`
+    // bytes apart.
     struct Place {
         const char* words;
         uint32_t shift;
         unsigned on;
-        // Its bits: of up to 4 bits in the lower word.
+        // The bits of the next: of up to 4 bits in the lower word.
         template <Widths W>
-        __device__ __forceinline__ uint2 read(int i) const {
-            const uint32_t* from = reinterpret_cast<const uint32_t*>(words + unsigned(i) * on);
+        __device__ __forceinline__ uint2 next() {
+            const uint32_t* from = reinterpret_cast<const uint32_t*>(words);
+            words += on;
             return {funnel_right(from[0], from[1], shift),
                     W == Widths::Any ? funnel_right(from[1], from[2], shift) : 0};
         }

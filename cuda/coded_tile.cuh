@@ -64,9 +64,8 @@ __device__ __forceinline__ uint32_t nibbles_of(uint32_t packed, const Gaps& gaps
 // permute_bytes takes that sign, 0. No byte borrows.
 template <bool FOUR>
 __device__ __forceinline__ uint2 levels_of_nibbles(const uint4& table, uint32_t x) {
-    uint32_t y = x >> 16;
-    uint2 levels = {permute_bytes(table.x, table.y, x & 0x77777777),
-                    permute_bytes(table.x, table.y, y & 0x77777777)};
+    uint32_t low = x & 0x77777777, y = x >> 16;
+    uint2 levels = {permute_bytes(table.x, table.y, low), permute_bytes(table.x, table.y, low >> 16)};
     if constexpr (FOUR) {
         levels.x -= permute_bytes(table.z, table.w, x);
         levels.y -= permute_bytes(table.z, table.w, y);

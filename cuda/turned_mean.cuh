@@ -1,7 +1,12 @@
 // What coded keys after rotation have lost, R_s μ, and scores get back: q · R_s μ = w · (cos, sin)_s, where w
 // (against_mean of HeadsIn) is the query against the mean. A step's positions are p, p + 1, … 31 at most
 // beyond p, so w is turned to p, as angles are linear in the position, and meets those of 0 … 31, which a
-// block has as a tile: a product of tensor cores, and a row of angles from memory for 32 keys.
+// block has as fragments: a product of tensor cores, and a row of angles from memory for 32 keys.
+//
+// The pairs c + 4t … c + 4t + 3 of sixteen (t = lane % 4) are columns 2t, 2t + 1, 2t + 8 and 2t + 9 of a
+// product, which does not ask for the order of what it sums: so a lane's angles lie together. All in f16,
+// to a part in 2^11 of a term: w is divided by 2^8 and the near angles multiplied by it, which puts terms
+// of 2^-6 … 2^22 in range (those below are off by 2^-17; scores are log₂ of weights).
 #pragma once
 #include "attention_tensor.cuh"
 
@@ -9,55 +14,88 @@ namespace stief {
 
 template <int D, int Q>
 struct TurnedMean {
-    static constexpr int ROWS = 32, STRIDE = D + 8, HALF = D / 2;
-    alignas(16) f16 near[ROWS * STRIDE];  // cosines, sines of positions 0 … 31
-    float w[8 * Q * STRIDE];              // as queries: scaled by log₂ e / √d
-    float largest[8 * Q];                 // |w| of a head
-    float unit, back;                     // what w is multiplied by as its turned pairs become f16; 1 / unit
+    static constexpr int HALF = D / 2, SIXTEENS = HALF / 16, FRAGMENTS = D / 16;
+    static constexpr int BLOCK = 128;  // threads
+    static constexpr float UNIT = 256;
+    uint4 near[2][FRAGMENTS][WARP];  // a of 16 positions: cosines, sines of sixteen pairs after sixteen
+    uint4 w[SIXTEENS][Q][WARP];      // of head g: w of a lane's four pairs, those of cosines, of sines
 
+    // In the block's memory, so many bytes from its beginning.
+    __device__ __forceinline__ static TurnedMean& at(int bytes) {
+        return *reinterpret_cast<TurnedMean*>(dynamic_shared() + bytes);
+    }
     // By the whole block, waits for no kernel; a barrier must follow.
     __device__ void fill_near(const float* rotation, int capacity) {
-        for (int i = int(threadIdx.x); i < ROWS * HALF; i += int(blockDim.x)) {
-            int row = i / HALF, j = i % HALF * 2;
-            float2 x = load_pair(rotation + size_t(min(row, capacity - 1)) * D + size_t(j));
-            *reinterpret_cast<uint32_t*>(near + row * STRIDE + j) = pack2<f16>(x.x, x.y);
+        constexpr int EACH = 2 * FRAGMENTS * WARP / BLOCK;
+        float4 x[EACH][2];  // of positions g, g + 8 of 16: all loads at once
+        int lane = int(threadIdx.x) % WARP, warp = int(threadIdx.x) / WARP;
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            int one = warp + i * (BLOCK / WARP), f = one % FRAGMENTS;
+            int position = one / FRAGMENTS * 16 + lane / 4;
+            const float* from = rotation + f % 2 * HALF + f / 2 * 16 + lane % 4 * 4;
+            x[i][0] = load_four(from + size_t(min(position, capacity - 1)) * D);
+            x[i][1] = load_four(from + size_t(min(position + 8, capacity - 1)) * D);
+        }
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            int one = warp + i * (BLOCK / WARP);
+            const float4 &low = x[i][0], &high = x[i][1];
+            near[one / FRAGMENTS][one % FRAGMENTS][lane] =
+                make_uint4(pair(low.x, low.y, UNIT), pair(high.x, high.y, UNIT),
+                           pair(low.z, low.w, UNIT), pair(high.z, high.w, UNIT));
         }
     }
-    // By one thread, once w is there; a barrier must follow. The largest turned pair is below 2^15.
-    __device__ __forceinline__ void set_unit() {
-        float most = 0;
-        for (float one : largest) most = fmaxf(most, one);
-        int log = min(max(140 - int(__float_as_uint(most) >> 23), -100), 100);
-        unit = power_of_two(float(log)), back = power_of_two(float(-log));
+    // By the whole block: w of R heads, scaled as queries are; a barrier must follow.
+    __device__ void fill(const float* against_mean, int R) {
+        float by = LOG2_E / sqrtf(float(D)) / UNIT;
+        for (int i = int(threadIdx.x); i < SIXTEENS * Q * WARP; i += int(blockDim.x)) {
+            int lane = i % WARP, n = i / WARP % Q, c = i / WARP / Q, head = 8 * n + lane / 4;
+            float4 low = make_float4(0, 0, 0, 0), high = low;
+            if (head < R) {
+                const float* from = against_mean + head * D + 16 * c + lane % 4 * 4;
+                low = load_four(from), high = load_four(from + HALF);
+            }
+            w[c][n][lane] = make_uint4(pair(low.x, low.y, by), pair(low.z, low.w, by),
+                                       pair(high.x, high.y, by), pair(high.z, high.w, by));
+        }
     }
-    // s += w · (cos, sin) of 16 T keys from the position of `angle` on; s counts in w's units meanwhile, as
-    // registers are few.   angle: shared (D)
+    // s += w · (cos, sin) of 16 T keys from the position of `angle` on.   angle: shared (D)
     template <int T>
     __device__ __forceinline__ void add_to(float (&s)[T][Q][4], const float* angle) const {
-        int lane = int(threadIdx.x) % WARP, g = lane / 4, t = lane % 4;
-        scale(s, unit);
+        int lane = int(threadIdx.x) % WARP;
+        angle += lane % 4 * 4;
 #pragma unroll 1
-        for (int c = 0; c < HALF; c += 16) {
+        for (int c = 0; c < SIXTEENS; c++) {
+            float4 x = load_four(angle + 16 * c), y = load_four(angle + HALF + 16 * c);
+            const uint32_t cos[2] = {pair(x.x, x.y, 1), pair(x.z, x.w, 1)};
+            const uint32_t sin[2] = {pair(y.x, y.y, 1), pair(y.z, y.w, 1)};
             uint32_t b[Q][2][2];
 #pragma unroll
-            for (int n = 0; n < Q; n++)
-                turned_pairs<f16>(b[n], w + (8 * n + g) * STRIDE, angle, HALF, c + 2 * t, unit);
+            for (int n = 0; n < Q; n++) {
+                uint4 one = w[c][n][lane];
+                const uint32_t low[2] = {one.x, one.y}, high[2] = {one.z, one.w};
+                for (int i = 0; i < 2; i++) {
+                    b[n][0][i] = multiply_add2(low[i], cos[i], multiply2(high[i], sin[i]));
+                    b[n][1][i] = multiply_add2(high[i], cos[i], negate2(multiply2(low[i], sin[i])));
+                }
+            }
 #pragma unroll
             for (int i = 0; i < 2 * T; i++) {
-                uint32_t a[4];
-                load_a(a, near, STRIDE, i / 2 * 16, i % 2 * HALF + c);
+                uint4 one = near[i / 2][2 * c + i % 2][lane];
+                const uint32_t a[4] = {one.x, one.y, one.z, one.w};
 #pragma unroll
                 for (int n = 0; n < Q; n++) mma_16x8x16<f16>(s[i / 2][n], a, b[n][i % 2]);
             }
         }
-        scale(s, back);
     }
 
 private:
-    template <int T>
-    __device__ __forceinline__ static void scale(float (&s)[T][Q][4], float by) {
-#pragma unroll
-        for (int i = 0; i < 4 * T * Q; i++) s[i / 4 / Q][i / 4 % Q][i % 4] *= by;
+    __device__ __forceinline__ static uint32_t pair(float x, float y, float by) {
+        return pack2<f16>(by * x, by * y);
+    }
+    __device__ __forceinline__ static float4 load_four(const float* x) {
+        return *reinterpret_cast<const float4*>(x);
     }
 };
 

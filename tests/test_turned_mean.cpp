@@ -44,7 +44,8 @@ TEST_CASE("sums over the angles of positions are added, the same whatever else i
                 CAPTURE(half);
                 CAPTURE(m);
                 size_t d = size_t(2 * half);
-                Floats w = normals(size_t(m) * d, 81), rotation = rotations(POSITIONS, 2 * half), near(d * NEAR);
+                Floats w = normals(size_t(m) * d, 81), rotation = rotations(POSITIONS, 2 * half);
+                Floats near(d * NEAR);
                 for (size_t s = 0; s < NEAR; s++)
                     for (size_t j = 0; j < d; j++) near[j * NEAR + s] = rotation[s * d + j];
                 Floats all(size_t(m) * POSITIONS, 0.0f);

@@ -148,6 +148,23 @@ __device__ __forceinline__ uint32_t subtract2(uint32_t a, uint32_t b) {
     return pair;
 }
 
+// a b, a b + c rounded once, and −a, of two f16 in each register.
+__device__ __forceinline__ uint32_t multiply2(uint32_t a, uint32_t b) {
+    uint32_t pair;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+    return pair;
+}
+__device__ __forceinline__ uint32_t multiply_add2(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t pair;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(a), "r"(b), "r"(c));
+    return pair;
+}
+__device__ __forceinline__ uint32_t negate2(uint32_t a) {
+    uint32_t pair;
+    asm("neg.f16x2 %0, %1;" : "=r"(pair) : "r"(a));
+    return pair;
+}
+
 // Byte i of the result is the one of the eight of (low, high) that nibble i of the selector names,
 // 0 … 7; of 8 … 15 its sign, eight times. Of the selector the lower half counts.
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {

@@ -163,6 +163,18 @@ uint32_t subtract2(uint32_t a, uint32_t b) {
     auto half = [](uint32_t pair, int i) { return to_float(E{uint16_t(pair >> (16 * i))}); };
     return pack2<E>(half(a, 0) - half(b, 0), half(a, 1) - half(b, 1));
 }
+// In double, where a product of two f16 is exact and a sum with a third nearly so.
+inline uint32_t multiply_add2(uint32_t a, uint32_t b, uint32_t c) {
+    auto half = [](uint32_t pair, int i) { return double(to_float(f16{uint16_t(pair >> (16 * i))})); };
+    return pack2<f16>(float(half(a, 0) * half(b, 0) + half(c, 0)),
+                      float(half(a, 1) * half(b, 1) + half(c, 1)));
+}
+inline uint32_t multiply2(uint32_t a, uint32_t b) {
+    return multiply_add2(a, b, 0x80008000);  // −0, which leaves a product's sign
+}
+inline uint32_t negate2(uint32_t a) {
+    return a ^ 0x80008000;
+}
 inline uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
     uint64_t all = uint64_t(high) << 32 | low;
     uint32_t bytes = 0;

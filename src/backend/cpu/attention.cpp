@@ -8,8 +8,8 @@
 // A row is r elements, or codes of mixed widths (row_format.h), which the scores and sums of the
 // instruction set read as they are packed; only exact arithmetic unpacks them. What such keys after
 // rotation have lost, R_s μ, is a sum over the angles of positions, added where a head has one
-// (angles_impl.h). Of q the first r_K coordinates meet the row's r_K; of out the first r_V are written and the rest are zero: what is
-// not kept counts as zero. The scale is 1/√d at any rank.
+// (angles_impl.h). Of q the first r_K coordinates meet the row's r_K; of out the first r_V are written
+// and the rest are zero: what is not kept counts as zero. The scale is 1/√d at any rank.
 //
 // The bytes are few, so arithmetic must be too. Keys before rotation are rebuilt in blocks that
 // stay in the nearest cache and are turned in registers on their way into the scores

@@ -1,0 +1,119 @@
+// The shared memory of a block of decode attention on tensor cores (attention_tensor.cu): what lies where,
+// and how much of it a cache wants.
+#pragma once
+#include <algorithm>
+
+#include "attention_stretch.cuh"
+#include "window_warp.cuh"
+
+namespace stief {
+
+// Where a block keeps what: its head, queries, tables, how the rows of each stretch lie, each warp's
+// memory and in its place the merging of warps after it, the basis or what a turned mean needs. A block of
+// windows has its rows in the place of the last two.
+template <class E, int D, int Q, bool ROTATED>
+struct TensorShared {
+    using One = Warp<E, D, Q, ROTATED>;
+    static constexpr int ROWS = 8 * Q;
+    static constexpr size_t QUERIES = ROWS * One::Q_STRIDE * sizeof(float);
+    static constexpr size_t HEAD = (sizeof(HeadShared) + 15) / 16 * 16;
+    static constexpr size_t MERGING = TENSOR_WARPS * ROWS * (D + 2) * sizeof(float);
+    // Windows of whole rows are met as such: not of keys to be rotated, nor by two tiles of heads.
+    static constexpr bool SHORT_WINDOWS = ROTATED && Q == 1;
+
+    // `stages` of the oldest rows, most of all, and of the others one at least; but for windows that take
+    // the short way.
+    static size_t warp_bytes(const CacheRows& k, const CacheRows& v, const Seen& seen, int stages) {
+        size_t most = One::ORDERING;
+        bool windows = short_way(k, v, seen);
+        for (const Stretch& one : seen) {
+            const RowStore &keys = k.store[one.k], &values = v.store[one.v];
+            if (windows && !coded(keys.format) && !coded(values.format)) continue;
+            size_t count = &one == &seen.oldest() ? size_t(stages) : 1;
+            most = std::max(most, One::front_bytes(keys, values) +
+                                      count * One::stage_bytes(keys, values, k.mean));
+        }
+        return most;
+    }
+    static __host__ __device__ size_t warps_bytes(size_t warp) {
+        return TENSOR_WARPS * warp < MERGING ? MERGING : TENSOR_WARPS * warp;
+    }
+    // Ahead of the warps' memory.
+    static size_t front_bytes(const Seen& seen) {
+        return HEAD + QUERIES + sizeof(BlockTables<E, D, Q>) +
+               size_t(seen.count) * sizeof(StretchRows<D>);
+    }
+    // Whether there are windows beside codes, all of whole rows: then two splits there are at least, and the
+    // first has them (Task).
+    static bool short_way(const CacheRows& k, const CacheRows& v, const Seen& seen) {
+        auto in_codes = [&](const Stretch& one) {
+            return coded(k.store[one.k].format) || coded(v.store[one.v].format);
+        };
+        bool any = false, whole = SHORT_WINDOWS && in_codes(seen.oldest());
+        for (const Stretch& one : seen)
+            if (!in_codes(one))
+                any = true, whole = whole && lies_whole(k.store[one.k], D) && lies_whole(v.store[one.v], D);
+        return any && whole;
+    }
+    static size_t bytes(const CacheRows& k, const CacheRows& v, const Seen& seen, size_t warp) {
+        int rows = 0;  // of D
+        for (const Stretch& one : seen) rows = std::max(rows, basis_rows(k.store[one.k].format));
+        size_t rest = warps_bytes(warp) + (!ROTATED ? Rebuild<E, D>::shared_bytes(rows)
+                                           : k.mean ? sizeof(TurnedMean<D, Q>)
+                                                    : 0);
+        if (short_way(k, v, seen)) rest = std::max(rest, TENSOR_WARPS * WindowWarp<E, D>::STAGE_BYTES);
+        return front_bytes(seen) + rest;
+    }
+};
+
+// Blocks that the registers of a multiprocessor hold: fewer where keys are rebuilt, and with two tiles of
+// query heads.
+constexpr int most_blocks(int Q, bool rotated) {
+    return Q == 2 ? 2 : rotated ? 4 : 3;
+}
+
+// Bytes of shared memory: of a block, and of each warp's rows; and where windows take the short way, which
+// wants two splits, the steps of them that a warp has room for.
+struct Room {
+    size_t block, warp;
+    int window_stages, least_splits;
+};
+
+template <class E, int D, int Q, bool ROTATED>
+inline Room room_with(const CacheLayer& cache, int stages) {
+    using Shared = TensorShared<E, D, Q, ROTATED>;
+    Room room = {};
+    for (size_t g = 0; g < size_t(cache.G); g++)
+        room.warp = std::max(room.warp,
+                             Shared::warp_bytes(cache.k[g], cache.v[g], cache.seen[g], stages));
+    for (size_t g = 0; g < size_t(cache.G); g++)
+        room.block =
+            std::max(room.block, Shared::bytes(cache.k[g], cache.v[g], cache.seen[g], room.warp));
+    size_t left = room.block;
+    for (size_t g = 0; g < size_t(cache.G); g++)
+        left = std::min(left, room.block - Shared::front_bytes(cache.seen[g]));
+    room.window_stages = int(left / TENSOR_WARPS / WindowWarp<E, D>::STAGE_BYTES);
+    room.least_splits = 1;
+    for (size_t g = 0; g < size_t(cache.G); g++)
+        if (Shared::short_way(cache.k[g], cache.v[g], cache.seen[g])) room.least_splits = 2;
+    return room;
+}
+// The blocks that a multiprocessor has: shared_limit is what it gives one, and it keeps 1 KB of each.
+template <int Q, bool ROTATED>
+inline int blocks_of(const Room& room, size_t limit) {
+    return std::min(int(limit / (room.block + 1024)), most_blocks(Q, ROTATED));
+}
+// The most stages with which a multiprocessor has the most blocks; one alone where no more fit in a block.
+template <class E, int D, int Q, bool ROTATED>
+inline Room room_for(const CacheLayer& cache, size_t limit) {
+    Room best = {limit + 1, 0, 0, 1};
+    for (int stages = TensorShared<E, D, Q, ROTATED>::One::MOST_STAGES; stages > 0; stages--) {
+        Room room = room_with<E, D, Q, ROTATED>(cache, stages);
+        if (best.block > limit ||
+            (stages > 1 && blocks_of<Q, ROTATED>(room, limit) > blocks_of<Q, ROTATED>(best, limit)))
+            best = room;
+    }
+    return best;
+}
+
+}  // namespace stief
