@@ -89,13 +89,13 @@ inline Room room_with(const CacheLayer& cache, int stages) {
     for (size_t g = 0; g < size_t(cache.G); g++)
         room.block =
             std::max(room.block, Shared::bytes(cache.k[g], cache.v[g], cache.seen[g], room.warp));
-    size_t left = room.block;
-    for (size_t g = 0; g < size_t(cache.G); g++)
-        left = std::min(left, room.block - Shared::front_bytes(cache.seen[g]));
-    room.window_stages = int(left / TENSOR_WARPS / WindowWarp<E, D>::STAGE_BYTES);
+    size_t left = room.block;  // behind what a block of windows has ahead
     room.least_splits = 1;
-    for (size_t g = 0; g < size_t(cache.G); g++)
-        if (Shared::short_way(cache.k[g], cache.v[g], cache.seen[g])) room.least_splits = 2;
+    for (size_t g = 0; g < size_t(cache.G); g++) {
+        if (!Shared::short_way(cache.k[g], cache.v[g], cache.seen[g])) continue;
+        room.least_splits = 2, left = std::min(left, room.block - Shared::front_bytes(cache.seen[g]));
+    }
+    room.window_stages = int(left / TENSOR_WARPS / WindowWarp<E, D>::STAGE_BYTES);
     return room;
 }
 // The blocks that a multiprocessor has: shared_limit is what it gives one, and it keeps 1 KB of each.

@@ -56,9 +56,9 @@ struct Task {
     __device__ __forceinline__ bool has(int i) const {
         return !apart || (windows >> i & 1) == uint32_t(mine);
     }
-    // The stretch that this block is most likely to begin with.
+    // The stretch, of its own, that this block is most likely to begin with.
     __device__ __forceinline__ int likely(const Seen& seen) const {
-        if (mine) return windows & 1 ? 0 : seen.count - 1;
+        if (mine) return lowest_bit(windows);
         return int(&seen.oldest() - seen.stretch);
     }
     // The positions of its stretches; of others', too.

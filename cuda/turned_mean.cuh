@@ -4,9 +4,10 @@
 // block has as fragments: a product of tensor cores, and a row of angles from memory for 32 keys.
 //
 // The pairs c + 4t … c + 4t + 3 of sixteen (t = lane % 4) are columns 2t, 2t + 1, 2t + 8 and 2t + 9 of a
-// product, which does not ask for the order of what it sums: so a lane's angles lie together. All in f16,
-// to a part in 2^11 of a term: w is divided by 2^8 and the near angles multiplied by it, which puts terms
-// of 2^-6 … 2^22 in range (those below are off by 2^-17; scores are log₂ of weights).
+// product, which does not ask for the order of what it sums: so a lane's angles lie together. All in f16:
+// w, the angles of p, both of turning and the near angles are rounded by at most a part in 2^11 each. w is
+// divided by 2^8 and the near angles multiplied by it, which puts terms of 2^-6 … 2^22 in range (those
+// below are off by 2^-16 or so; scores are log₂ of weights).
 #pragma once
 #include "attention_tensor.cuh"
 

@@ -17,8 +17,9 @@ struct Case {
     int H, G, d, sinks, recent, S;
     bool rotated;
     std::vector<int> ages;
-    std::vector<Formats> formats;  // by age, of keys and values of each head in turn
+    std::vector<Formats> formats;  // by age, of all heads' keys, then of their values, again and again
     const char* why;
+    bool means = true;
 };
 
 // Coordinates at 16, 8, 6, 5, 4, 3, 2 and 1 bits.
@@ -63,7 +64,7 @@ Bases bases_of(const Case& c) {
         for (int g = 0; g < c.G; g++)
             side->push_back(exact_basis(c.d, c.formats[next++ % c.formats.size()], random));
     // Keys of the first head, and of every other one, have a mean: of the size of a key.
-    for (size_t g = 0; g < layer.k.size(); g += 2) {
+    for (size_t g = 0; c.means && g < layer.k.size(); g += 2) {
         layer.k[g].mean = normals(size_t(c.d), 7 + g);
         if (c.rotated) layer.k[g].decode = inverse_of(layer.k[g].encode, size_t(c.d));
     }
@@ -212,6 +213,7 @@ void check_case(const Case& c, DType dtype, bool exact, std::initializer_list<in
 const RowFormat ALL = counts({4, 8, 8, 8, 8, 8, 8, 8}), FOUR = counts({0, 0, 0, 0, 64, 0, 0, 0});
 const RowFormat TWO = counts({0, 8, 0, 0, 16, 0, 24, 0}), NONE = counts({});
 const RowFormat WHOLE = RowFormat::whole(64), SOME = RowFormat::whole(20);
+const RowFormat WIDE = counts({0, 0, 0, 8, 24, 24, 24, 24});  // of 128
 
 const Case cases[] = {
     {4, 2, 64, 0, 0, 70, true, {}, {{ALL}, {FOUR}, {TWO}, {SOME}}, "every width, no window"},
@@ -315,6 +317,12 @@ const Case cases[] = {
      {100},
      {{counts({0, 0, 32, 0, 96, 0, 0, 0}), counts({0, 0, 0, 0, 16, 16, 40, 56})}},
      "wide heads, more than a split, keys before rotation"},
+    {2, 2, 128, 0, 0, 90, true, {12, 40},
+     {{RowFormat::whole(128), WIDE, WIDE},
+      {WIDE, counts({0, 0, 0, 8, 24, 32, 24, 24}), counts({0, 0, 0, 8, 24, 24, 24, 16})}},
+     "a young age of whole rows beside a head of three formats of codes", false},
+    {4, 2, 64, 0, 0, 90, false, {12, 40}, {{FOUR, SOME, TWO}, {TWO, SOME, FOUR}},
+     "elements between two ages of codes, keys before rotation"},
 };
 
 }  // namespace
