@@ -46,14 +46,7 @@ struct TensorShared {
     // Whether there are windows beside codes, all of whole rows: then two splits there are at least, and the
     // first has them (Task).
     static bool short_way(const CacheRows& k, const CacheRows& v, const Seen& seen) {
-        auto in_codes = [&](const Stretch& one) {
-            return coded(k.store[one.k].format) || coded(v.store[one.v].format);
-        };
-        bool any = false, whole = SHORT_WINDOWS && in_codes(seen.oldest());
-        for (const Stretch& one : seen)
-            if (!in_codes(one))
-                any = true, whole = whole && lies_whole(k.store[one.k], D) && lies_whole(v.store[one.v], D);
-        return any && whole;
+        return SHORT_WINDOWS && whole_windows(k, v, seen, windows_of(k, v, seen), D);
     }
     static size_t bytes(const CacheRows& k, const CacheRows& v, const Seen& seen, size_t warp) {
         int rows = 0;  // of D

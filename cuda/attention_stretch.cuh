@@ -15,44 +15,46 @@ struct HeadShared {
 
     // By the whole block; a barrier must follow.
     __device__ __forceinline__ void fill(const CacheView& cache, int g, int h0, int heads) {
-        static_assert(sizeof(CacheRows) <= TENSOR_BLOCK * sizeof(uint32_t));  // a word a thread
-        static_assert(sizeof(Seen) <= TENSOR_BLOCK * sizeof(uint32_t));
         int i = int(threadIdx.x);
-        uint32_t keys = word_of(&cache.k(g), i), values = word_of(&cache.v(g), i);
-        uint32_t sees = word_of(&cache.seen(g), i);  // all are on their way before one is stored
-        put_word(&k, keys, i), put_word(&v, values, i), put_word(&seen, sees, i);
+        copy_words(&k, &cache.k(g), i, TENSOR_BLOCK), copy_words(&v, &cache.v(g), i, TENSOR_BLOCK);
+        copy_words(&seen, &cache.seen(g), i, TENSOR_BLOCK);
         if (i == 0) first = cache.H / cache.G * g + h0, R = heads;
     }
-
-private:
-    template <class T>
-    __device__ __forceinline__ static uint32_t word_of(const T* from, int i) {
-        return i < int(sizeof(T) / sizeof(uint32_t)) ? reinterpret_cast<const uint32_t*>(from)[i] : 0;
-    }
-    template <class T>
-    __device__ __forceinline__ static void put_word(T* to, uint32_t word, int i) {
-        if (i < int(sizeof(T) / sizeof(uint32_t))) reinterpret_cast<uint32_t*>(to)[i] = word;
-    }
 };
+
+// The windows of exact rows beside codes, by stretch: those without codes, where the oldest has some.
+__host__ __device__ inline uint32_t windows_of(const CacheRows& k, const CacheRows& v, const Seen& seen) {
+    auto codes = [&](const Stretch& one) {
+        return coded(k.store[one.k].format) || coded(v.store[one.v].format);
+    };
+    uint32_t windows = 0;
+    bool beside = codes(seen.oldest());
+    for (int i = 0; beside && i < seen.count; i++) windows |= uint32_t(!codes(seen.stretch[i])) << i;
+    return windows;
+}
+// Whether there are such, and all of their rows are d elements.
+__host__ __device__ inline bool whole_windows(const CacheRows& k, const CacheRows& v, const Seen& seen,
+                                              uint32_t windows, int d) {
+    bool all = windows;
+    for (int i = 0; i < seen.count; i++) {
+        const Stretch& one = seen.stretch[i];
+        if (windows >> i & 1) all = all && lies_whole(k.store[one.k], d) && lies_whole(v.store[one.v], d);
+    }
+    return all;
+}
 
 // Which stretches a block has. Where there are windows of exact rows beside codes, they are the first
 // split's, which has nothing else: beginning a stretch costs as much time as hundreds of its positions,
 // and so no block waits for one that has three. Windows of whole rows are met all at once
 // (window_warp.cuh).
 struct Task {
-    uint32_t windows = 0;  // by stretch
+    uint32_t windows;  // by stretch
     bool apart, mine;      // windows are apart; this block has them
 
-    __device__ __forceinline__ explicit Task(const HeadShared& head) {
-        auto codes = [&](const Stretch& one) {
-            return coded(head.k.store[one.k].format) || coded(head.v.store[one.v].format);
-        };
-        const Seen& seen = head.seen;
-        bool beside = codes(seen.oldest());
-        for (int i = 0; beside && i < seen.count; i++)
-            windows |= uint32_t(!codes(seen.stretch[i])) << i;
-        apart = windows && gridDim.y > 1, mine = apart && blockIdx.y == 0;
-    }
+    __device__ __forceinline__ explicit Task(const HeadShared& head)
+        : windows(windows_of(head.k, head.v, head.seen)),
+          apart(windows && gridDim.y > 1),
+          mine(apart && blockIdx.y == 0) {}
     __device__ __forceinline__ bool has(int i) const {
         return !apart || (windows >> i & 1) == uint32_t(mine);
     }

@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     memory += seen.count * int(sizeof(StretchRows<D>));
     Task task(head);
     if constexpr (Shared::SHORT_WINDOWS)
-        if (task.mine && WindowRows::whole<D>(head, task.windows)) {
+        if (task.mine && whole_windows(k, v, seen, task.windows, D)) {
             let_next_begin();
             await_kernels();
             return attend_windows<E, D>(partials, head, task.windows, memory, window_stages, q, *pos,

@@ -16,7 +16,6 @@ namespace stief {
 template <int D, int Q>
 struct TurnedMean {
     static constexpr int HALF = D / 2, SIXTEENS = HALF / 16, FRAGMENTS = D / 16;
-    static constexpr int BLOCK = 128;  // threads
     static constexpr float UNIT = 256;
     uint4 near[2][FRAGMENTS][WARP];  // a of 16 positions: cosines, sines of sixteen pairs after sixteen
     uint4 w[SIXTEENS][Q][WARP];      // of head g: w of a lane's four pairs, those of cosines, of sines
@@ -27,24 +26,14 @@ struct TurnedMean {
     }
     // By the whole block, waits for no kernel; a barrier must follow.
     __device__ void fill_near(const float* rotation, int capacity) {
-        constexpr int EACH = 2 * FRAGMENTS * WARP / BLOCK;
-        float4 x[EACH][2];  // of positions g, g + 8 of 16: all loads at once
-        int lane = int(threadIdx.x) % WARP, warp = int(threadIdx.x) / WARP;
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            int one = warp + i * (BLOCK / WARP), f = one % FRAGMENTS;
-            int position = one / FRAGMENTS * 16 + lane / 4;
+        for (int i = int(threadIdx.x); i < 2 * FRAGMENTS * WARP; i += int(blockDim.x)) {
+            int lane = i % WARP, f = i / WARP % FRAGMENTS, sixteen = i / WARP / FRAGMENTS;
+            int position = 16 * sixteen + lane / 4;
             const float* from = rotation + f % 2 * HALF + f / 2 * 16 + lane % 4 * 4;
-            x[i][0] = load_four(from + size_t(min(position, capacity - 1)) * D);
-            x[i][1] = load_four(from + size_t(min(position + 8, capacity - 1)) * D);
-        }
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            int one = warp + i * (BLOCK / WARP);
-            const float4 &low = x[i][0], &high = x[i][1];
-            near[one / FRAGMENTS][one % FRAGMENTS][lane] =
-                make_uint4(pair(low.x, low.y, UNIT), pair(high.x, high.y, UNIT),
-                           pair(low.z, low.w, UNIT), pair(high.z, high.w, UNIT));
+            float4 low = load_four(from + size_t(min(position, capacity - 1)) * D);
+            float4 high = load_four(from + size_t(min(position + 8, capacity - 1)) * D);
+            near[sixteen][f][lane] = make_uint4(pair(low.x, low.y, UNIT), pair(high.x, high.y, UNIT),
+                                                pair(low.z, low.w, UNIT), pair(high.z, high.w, UNIT));
         }
     }
     // By the whole block: w of R heads, scaled as queries are; a barrier must follow.

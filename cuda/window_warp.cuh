@@ -13,17 +13,6 @@ struct WindowRows {
     uint32_t windows;  // by stretch
     int last;          // the position of the query
 
-    // Whether all rows of those stretches are D elements.
-    template <int D>
-    __device__ __forceinline__ static bool whole(const HeadShared& head, uint32_t windows) {
-        bool all = windows;
-        for (int i = 0; i < head.seen.count; i++) {
-            const Stretch& one = head.seen.stretch[i];
-            if (windows >> i & 1)
-                all = all && lies_whole(head.k.store[one.k], D) && lies_whole(head.v.store[one.v], D);
-        }
-        return all;
-    }
     // f(stretch, its first position, positions) of each.
     template <class F>
     __device__ __forceinline__ void each(const F& f) const {
