@@ -156,7 +156,7 @@ $(BUILD)/run_tests: $(LIB_OBJ) $(TEST_OBJ) $(CUDA_OBJ)
 
 # The CUDA code played on the CPU: the harness, the .cu files and select.cpp compiled against it, and
 # those of the tests that take a Backend.
-SIMT_TESTS := main scratch backends test_ops test_inputs test_score test_attention test_cache \
+SIMT_TESTS := main jobs scratch backends test_ops test_inputs test_score test_attention test_cache \
               test_cache_rows test_turned_mean test_forward test_backward test_backward_sums \
               test_model_backward test_model_descent test_layer_loss test_calibrate_backends \
               test_watch test_audit
@@ -206,7 +206,7 @@ $(BUILD)/watch/tests/%.o: tests/%.cpp $(BUILD)/flags | $(BUILD)/doctest.found
 	$(Q)$(CXX) $(SIMT) $(WATCH_FLAGS) -c $< -o $@
 
 $(BUILD)/run_race: $(patsubst %,$(BUILD)/watch/tests/simt/watch/test_%.o,race counts) \
-                   $(BUILD)/tests/main.o $(WATCHED)
+                   $(BUILD)/tests/main.o $(BUILD)/tests/jobs.o $(WATCHED)
 	@echo "  link $@"
 	$(Q)$(CXX) $^ $(LINK) -no-pie -o $@
 
@@ -215,14 +215,17 @@ $(BUILD)/counts: $(BUILD)/tests/simt/watch/counts_table.o $(WATCHED)
 	$(Q)$(CXX) $^ $(LINK) -no-pie -o $@
 
 race: found $(BUILD)/run_race    ## no kernel has a race, and each of its barriers is needed
-	$(BUILD)/run_race $(filter-out --gpu --gpu=only,$(TESTFLAGS))
+	$(BUILD)/run_race $(JOBS) $(filter-out --gpu --gpu=only,$(TESTFLAGS))
 
 counts: found $(BUILD)/counts    ## how kernels meet memory: conflicts of banks, sectors a request
 	$(BUILD)/counts
 
+# As many test cases at once as there are processors; TESTFLAGS="--jobs=1 …" in one process.
+JOBS     := --jobs=$(shell nproc 2>/dev/null || echo 2)
+
 test: found stief $(BUILD)/run_tests $(BUILD)/run_simt   ## every test (TESTFLAGS=... goes to both programs)
-	$(RUNNER) $(BUILD)/run_tests $(TESTFLAGS)
-	$(RUNNER) $(BUILD)/run_simt $(filter-out --gpu --gpu=only,$(TESTFLAGS))
+	$(RUNNER) $(BUILD)/run_tests $(JOBS) $(TESTFLAGS)
+	$(RUNNER) $(BUILD)/run_simt $(JOBS) $(filter-out --gpu --gpu=only,$(TESTFLAGS))
 
 # What nvcc makes of the kernels. Without cuobjdump only what ptxas says of them.
 SASS_ARCH := 80 90
@@ -256,8 +259,8 @@ floors:
 check: floors core test race $(if $(NVCC),sass)   ## floors, tests, races, tests again under the sanitizers
 	$(MAKE) CONFIG=sanitize build/sanitize/stief build/sanitize/run_tests \
 	    build/sanitize/run_simt
-	build/sanitize/run_tests $(TESTFLAGS)
-	build/sanitize/run_simt $(filter-out --gpu --gpu=only,$(TESTFLAGS))
+	build/sanitize/run_tests $(JOBS) $(TESTFLAGS)
+	build/sanitize/run_simt $(JOBS) $(filter-out --gpu --gpu=only,$(TESTFLAGS))
 
 # Each fuzzer runs FUZZ_SECONDS over what it can think of; what it finds becomes a test.
 FUZZ_SECONDS ?= 60

@@ -45,7 +45,6 @@ bool only_gpu();
 // Counts and prints a skipped test:
 //     if (shared("data").empty()) return skip("needs ../shared/data");
 void skip(const std::string& why);
-int skipped();
 
 // A folder of its own, removed at the end.
 struct Scratch {
