@@ -64,6 +64,7 @@ RowLayout::RowLayout(const RowFormat& form, DType type)
     group = all_groups.data();
     make_windows();
     make_blocks();
+    make_couples();
 }
 
 // The fewest windows from left to right; the scale counts as one byte of a group.
@@ -128,6 +129,39 @@ void RowLayout::make_blocks() {
     }
     blocks = int(all_blocks.size());
     block = all_blocks.data();
+}
+
+void RowLayout::make_couples() {
+    auto tables_of = [](int bits) { return bits == 8 ? 0 : bits > 4 ? 1 << (bits - 4) : 1; };
+    for (int g = 0, n; g < groups; g += n) {
+        bool two = group[g].bits < 8 && g + 1 < groups;
+        n = two ? 2 : 1;
+        Couple to = {};
+        to.offset = group[g].offset, to.first = g * ROW_GROUP, to.codes = n * ROW_GROUP;
+        to.tables = tables_of(group[g].bits);
+        std::fill_n(to.spread, 32, N);
+        for (int lane = 0; lane < n; lane++) {
+            const Group& from = group[g + lane];
+            size_t begin = size_t(lane) * 8, b = size_t(from.bits);
+            for (size_t i = 0; i < 8; i++) {
+                size_t bit = i * b % 8, byte = from.offset - to.offset + i * b / 8;
+                // a second byte that no code needs may be one behind the 16
+                to.spread[2 * (begin + i)] = uint8_t(byte);
+                to.spread[2 * (begin + i) + 1] = bit + b > 8 ? uint8_t(byte + 1) : N;
+                to.up[begin + i] = uint16_t(1 << (16 - b - bit));
+                to.down[begin + i] = uint16_t(1 << b);
+                to.least[begin + i] = int16_t(from.level[0]);
+            }
+            for (int k = 0; k < tables_of(from.bits); k++)
+                for (int i = 0; i < std::min(16, 1 << b); i++) {
+                    float before = k ? from.level[16 * (k - 1) + i] : from.level[0];
+                    to.level[k][2 * begin + size_t(i)] = uint8_t(int(from.level[16 * k + i] - before));
+                }
+        }
+        all_couples.push_back(to);
+    }
+    couples = int(all_couples.size());
+    couple = all_couples.data();
 }
 
 }  // namespace stief

@@ -1,7 +1,7 @@
 // A row's format as the inner loops want it: made once for each format and dtype, read by every
 // pack and unpack. Plain members only: the kernels' files may call no inline function of a header.
 //
-// Two ways through the codes of many rows at once, both without a branch for the width:
+// Three ways through the codes of many rows at once. Without a branch for the width:
 //   windows   16 bytes of a row, a lane of 128 bits each; a group becomes 8 words of its lane,
 //             each code in the word's lower byte
 //   blocks    32 bytes of a row, two rows a register; 16 coordinates become pairs of words, the
@@ -9,7 +9,13 @@
 // In both a shuffle of bytes (spread) brings the bytes of some codes into each 64 bits, a shift for
 // every byte (shift: the bit at which it begins) aligns them and a mask cuts them off. With `base`
 // added a code is an index of Levels::biased, looked up where `lookup` has a bit for the byte; a
-// code of 8 bits is its own biased level.
+// code of 8 bits is its own biased level. For processors that look up 16 bytes at most:
+//   couples   16 bytes of a row, a group in either lane of 128 bits; each word gets the two bytes
+//             that hold its code, times 2^(16 − b − bit) moves the code to its upper end (up), and
+//             the upper half of times 2^b to its lower (down). Looked up is how far the level is
+//             above the least, in tables of 16: the kth has what 16 codes more add, for codes from
+//             16 k on. Couples of as many tables follow one another; of 8 bits there are none,
+//             and such a group has no other beside it.
 #pragma once
 #include <vector>
 
@@ -51,6 +57,15 @@ struct RowLayout {
         int first, pairs;                    // its first code, and how many times 16 from there
     };
 
+    struct alignas(32) Couple {
+        uint8_t spread[32];
+        uint16_t up[16], down[16];
+        int16_t least[16];                   // levels
+        uint8_t level[4][32];
+        uint32_t offset;
+        int first, codes, tables;            // 8 or 16 codes from `first` on; 0, 4, 2 or 1 tables
+    };
+
     RowFormat format;
     DType dtype;
     size_t bytes;                            // of a row; rows lie at multiples
@@ -61,6 +76,8 @@ struct RowLayout {
     const Window* window;                    // (windows)
     const WindowGroup* in_window;            // (groups)
     const Block* block;                      // (blocks)
+    int couples;
+    const Couple* couple;                    // (couples)
     // (codes, filled to FILL with steps of 1)
     const float* step;                       // Δ_b
     const float* cell;                       // δ_b
@@ -79,10 +96,12 @@ struct RowLayout {
     std::vector<Window> all_windows;
     std::vector<WindowGroup> window_groups;
     std::vector<Block> all_blocks;
+    std::vector<Couple> all_couples;
     std::vector<float> coordinates;          // step, cell, halves, middle
 
     void make_windows();
     void make_blocks();
+    void make_couples();
 };
 
 }  // namespace stief

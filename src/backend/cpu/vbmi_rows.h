@@ -2,36 +2,16 @@
 // of row_layout.h; numbers in 16 bits of a fixed point. For dot_vbmi.cpp, as all of vbmi_*.h.
 #pragma once
 #include "backend/cpu/coded_impl.h"
+#include "backend/cpu/fixed_impl.h"
 #include "backend/cpu/vector_avx512.h"
 #include "backend/levels.h"
 
 namespace stief {
 namespace {
 
-constexpr int HEADS = 4;                     // at once
-constexpr float LARGEST = 32767;
-
 __m512i four_times(const void* at) {
     return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(at)));
 }
-
-// The unit of some numbers, so large that none exceeds 16 bits in it nor their sum `limit`; NaN
-// where one of them is not finite.
-struct Fixed {
-    float unit, inverse;
-
-    Fixed(__m512 largest, __m512 sum, float limit) {
-        float most = _mm512_reduce_max_ps(largest), all = _mm512_reduce_add_ps(sum);
-        unit = most / LARGEST > all / limit ? most / LARGEST : all / limit;
-        // smaller ones would have no inverse
-        if (unit < 0x1p-120f) unit = 0;
-        inverse = unit > 0 ? 1 / unit : 0;
-        if (!(all < __builtin_inff())) unit = __builtin_nanf(""), inverse = 0;
-    }
-    __m512i round(__m512 x) const {
-        return _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse)));
-    }
-};
 
 // 16 rows: row 4 L + j in lane L of the jth register. Either one after another or, of the last
 // ones, by their addresses.
@@ -95,17 +75,6 @@ struct Pairs {
                       block.lookup[c]);
     }
 };
-
-template <class Function>
-void by_heads(int m, const Function& f) {
-    for (int h = 0; h < m; h += HEADS) {
-        int M = m - h < HEADS ? m - h : HEADS;
-        if (M == 4) f.template operator()<4>(size_t(h));
-        if (M == 3) f.template operator()<3>(size_t(h));
-        if (M == 2) f.template operator()<2>(size_t(h));
-        if (M == 1) f.template operator()<1>(size_t(h));
-    }
-}
 
 }  // namespace
 }  // namespace stief

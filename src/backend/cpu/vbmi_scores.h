@@ -31,10 +31,10 @@ Query fix_query(int16_t* n, const float* q, const RowLayout& layout) {
         largest = _mm512_max_ps(_mm512_abs_ps(x), largest);
         sum = _mm512_add_ps(sum, _mm512_abs_ps(x));
     }
-    Fixed fixed(largest, sum, LIMIT);
+    Fixed<V> fixed(largest, sum, LIMIT);
     __m512i all = _mm512_setzero_si512();
     for (int i = 0; i < layout.codes; i += 16) {
-        __m512i whole = fixed.round(_mm512_load_ps(scaled + i));
+        __m512i whole = _mm512_cvtps_epi32(fixed.scaled(_mm512_load_ps(scaled + i)));
         all = _mm512_add_epi32(all, whole);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(n + i), _mm512_cvtepi32_epi16(whole));
     }

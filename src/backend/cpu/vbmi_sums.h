@@ -27,10 +27,10 @@ void fix_weights(Weights& weights, int h, const float* p, const float* rho, int 
         largest = _mm512_max_ps(_mm512_abs_ps(x), largest);
         sum = _mm512_add_ps(sum, _mm512_abs_ps(x));
     }
-    Fixed fixed(largest, sum, TILE * LARGEST);
+    Fixed<V> fixed(largest, sum, TILE * LARGEST);
     __m512i all = _mm512_setzero_si512();
     for (int s = 0; s < filled; s += 16) {
-        __m512i n = fixed.round(_mm512_load_ps(scaled + s));
+        __m512i n = _mm512_cvtps_epi32(fixed.scaled(_mm512_load_ps(scaled + s)));
         all = _mm512_add_epi32(all, n);
         _mm256_store_si256(reinterpret_cast<__m256i*>(weights.n[h] + s), _mm512_cvtepi32_epi16(n));
     }
