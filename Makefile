@@ -246,12 +246,9 @@ sass: $(CUBINS)                  ## registers, spills, loads in flight of every 
 	python3 -B tools/sass_test.py
 	python3 tools/sass.py $(BUILD)/sass $(SASS_ARCH)
 
-# What the harness cannot prove: the tests on a device, and the sanitizer's view of memory and of races.
-GPU_SUITES := backend,cache
-gpu: found $(BUILD)/run_tests    ## every test on a GPU, then under compute-sanitizer
-	$(BUILD)/run_tests --gpu
-	compute-sanitizer --tool memcheck --error-exitcode 1 $(BUILD)/run_tests --gpu=only -ts=$(GPU_SUITES)
-	compute-sanitizer --tool racecheck --error-exitcode 1 $(BUILD)/run_tests --gpu=only -ts=$(GPU_SUITES)
+# What the harness cannot prove: tests, sanitizers and figures of a device.
+gpu: found $(BUILD)/stief $(BUILD)/run_tests tools   ## on a GPU: tests, compute-sanitizer, speed
+	tools/gpu.sh $(BUILD) build/figures $(GPU)
 
 floors:
 	@tools/floors.sh
