@@ -34,6 +34,17 @@ __m256i above_least(const char* row, const Couple& couple) {
     return level;
 }
 
+// f<tables>(couple, 16 · its number), from left to right.
+template <class Function>
+void for_couples(const RowLayout& layout, const Function& f) {
+    const Couple *c = layout.couple, *end = c + layout.couples;
+    size_t at = 0;
+    auto run = [&]<int TABLES>(Indices<TABLES>) {
+        for (; c < end && c->tables == TABLES; c++, at += 16) f.template operator()<TABLES>(*c, at);
+    };
+    run(Indices<0>()), run(Indices<4>()), run(Indices<2>()), run(Indices<1>());
+}
+
 int sum_of(__m256i x) {
     __m128i four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
     __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x0e));

@@ -48,19 +48,14 @@ void score_two(__m256i (&sum)[M][4], int r, const Query* q, const char* const* r
                const RowLayout& layout) {
     __m256i part[M][2];
     unroll<2 * M>([&]<int i>() { part[i / 2][i % 2] = _mm256_setzero_si256(); });
-    const Couple *c = layout.couple, *end = c + layout.couples;
-    size_t at = 0;
-    auto run = [&]<int TABLES>(Indices<TABLES>) {
-        for (; c < end && c->tables == TABLES; c++, at += 16) {
-            __m256i a = above_least<TABLES>(row[r], *c), b = above_least<TABLES>(row[r + 1], *c);
-            unroll<M>([&]<int h>() {
-                __m256i n = all_of(q[h].n + at);
-                part[h][0] = _mm256_add_epi32(part[h][0], _mm256_madd_epi16(a, n));
-                part[h][1] = _mm256_add_epi32(part[h][1], _mm256_madd_epi16(b, n));
-            });
-        }
-    };
-    run(Indices<0>()), run(Indices<4>()), run(Indices<2>()), run(Indices<1>());
+    for_couples(layout, [&]<int TABLES>(const Couple& couple, size_t at) {
+        __m256i a = above_least<TABLES>(row[r], couple), b = above_least<TABLES>(row[r + 1], couple);
+        unroll<M>([&]<int h>() {
+            __m256i n = all_of(q[h].n + at);
+            part[h][0] = _mm256_add_epi32(part[h][0], _mm256_madd_epi16(a, n));
+            part[h][1] = _mm256_add_epi32(part[h][1], _mm256_madd_epi16(b, n));
+        });
+    });
     unroll<M>([&]<int h>() { sum[h][r] = part[h][0], sum[h][r + 1] = part[h][1]; });
 }
 

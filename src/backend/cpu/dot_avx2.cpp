@@ -1,4 +1,5 @@
 // AVX2 with FMA and F16C. Compiled with its own flags; chosen by isa.cpp.
+#include "backend/cpu/avx2_product.h"
 #include "backend/cpu/avx2_scores.h"
 #include "backend/cpu/avx2_sums.h"
 #include "backend/cpu/kernels_impl.h"
@@ -9,6 +10,8 @@ static constexpr Kernels with_integers() {
     Kernels table = make_table<V>("avx2");
     table.coded_scores = coded_scores_avx2;
     table.coded_accumulate = coded_accumulate_avx2;
+    table.code_panel = code_panel_avx2;
+    table.coded_product = coded_product_avx2;
     return table;
 }
 

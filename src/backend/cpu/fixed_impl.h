@@ -27,6 +27,21 @@ struct Fixed {
     typename V::F scaled(typename V::F x) const { return V::mul(x, V::set1(inverse)); }
 };
 
+// Where the parts of a panel of code_panel (kernels.h) are.
+struct CodePanel {
+    size_t columns;
+    float *unit, *mean;                      // (columns) ×2
+    char* n;                                 // (codes / 2, columns, 2) 16-bit integers
+    float* whole;                            // (whole, columns)
+
+    CodePanel(const void* panel, const RowLayout& layout, int d)
+        : columns((size_t(d) + 15) / 16 * 16),
+          unit(static_cast<float*>(const_cast<void*>(panel))),
+          mean(unit + columns),
+          n(reinterpret_cast<char*>(mean + columns)),
+          whole(reinterpret_cast<float*>(n + size_t(layout.codes) * columns * 2)) {}
+};
+
 template <class Function>
 void by_heads(int m, const Function& f) {
     for (int h = 0; h < m; h += HEADS) {

@@ -53,7 +53,7 @@ struct Kernels {
     // As unpack_row, to f32's roundings.                  out (count, ·)
     void (*unpack_rows)(float* out, size_t out_stride, const void* rows, const RowLayout& layout,
                         int count);
-    // scores and accumulate over such rows. With VBMI their codes are multiplied as integers: q and
+    // scores and accumulate over such rows. With AVX2 and VBMI codes are multiplied as integers: q and
     // p in 16 bits of a fixed point (vbmi_*.h have the bounds), sums exact. Where f32 arithmetic
     // is asked for (Backend::exact), unpack_rows and the functions of f32 rows are it.
     void (*coded_scores)(float* out, size_t out_stride, const float* q, size_t q_stride,

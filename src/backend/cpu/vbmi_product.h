@@ -36,21 +36,6 @@ __m512 unpack_words(int16_t* words, const Rows& rows, const RowLayout& layout) {
     return scales_of(x, layout.scale_at, layout.rho);
 }
 
-// Where a panel's parts are.
-struct CodePanel {
-    size_t columns;
-    float *unit, *mean;                      // (columns) ×2
-    char* n;                                 // (codes / 2, columns, 2) 16-bit integers
-    float* whole;                            // (whole, columns)
-
-    CodePanel(const void* panel, const RowLayout& layout, int d)
-        : columns((size_t(d) + 15) / 16 * 16),
-          unit(static_cast<float*>(const_cast<void*>(panel))),
-          mean(unit + columns),
-          n(reinterpret_cast<char*>(mean + columns)),
-          whole(reinterpret_cast<float*>(n + size_t(layout.codes) * columns * 2)) {}
-};
-
 // out (4, n <= 16 C) ← μ + unit ρ Σ_i words_i n_i, of it the first `count` rows.
 template <int C>
 void product_tile(float* out, size_t out_stride, const int16_t* words, const CodePanel& panel,
