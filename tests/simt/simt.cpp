@@ -197,7 +197,7 @@ static void run_thread() {
 }
 
 void barrier(const Site& site) {
-    check(block.playing, "simt: __syncthreads() outside a kernel");
+    if (!block.playing) fail("simt: __syncthreads() outside a kernel");
     Thread& me = block.threads[block.current];
     if (block.at_barrier == 0)
         block.first_site = site, block.first_thread = block.current;
@@ -234,7 +234,7 @@ static void complete(Warp& warp, unsigned base, unsigned mask) {
 }
 
 void meet(unsigned mask, void* operands, Combine combine, const Site& site) {
-    check(block.playing, "simt: a warp exchange outside a kernel");
+    if (!block.playing) fail("simt: a warp exchange outside a kernel");
     unsigned lane = block.current % LANES, base = block.current - lane;
     Thread& me = block.threads[block.current];
     Warp& warp = block.warps[base / LANES];
