@@ -13,7 +13,7 @@ ARCH     := $(firstword $(subst -, ,$(TARGET)))
 BUILD    := build/$(CONFIG)$(if $(filter-out x86_64,$(ARCH)),-$(ARCH))
 VERSION  := 0.1.0
 
-CXXFLAGS ?= -O2 -g
+CXXFLAGS ?= -O2 -g1
 WARN     := -Wall -Wextra -Wshadow -Werror
 FLAGS    := -std=c++20 $(WARN) -ffp-contract=off -fno-math-errno -pthread -MMD -MP -Isrc \
             -DSTIEF_VERSION='"$(VERSION)"'

@@ -149,6 +149,24 @@ TEST_CASE("a signal leaves no temporary file, and ends the program as that signa
     }
 }
 
+TEST_CASE("a calibration that is stopped says how it goes on") {
+    Scratch scratch;
+    std::string text = "the cache keeps what the model looks at. ", bases = scratch.path("b"), all;
+    while (all.size() < 8000) all += text + std::to_string(all.size()) + "\n";
+    std::ofstream(scratch.path("t")) << all;
+    Running stopped({"stief", "calibrate", MODEL, scratch.path("t"), "-o", bases, "--objective",
+                     "layer", "--tokens", "512", "--context", "128", "--steps", "400"},
+                    scratch.path("err"));
+    bool began = stopped.wait_until(
+        [&] { return std::filesystem::exists(bases + ".partial/layers.1"); });
+    kill(stopped.child, SIGINT);
+    int status = stopped.wait();
+    REQUIRE(began);
+    CHECK(WIFSIGNALED(status));
+    CHECK(read_text(scratch.path("err")).find("--resume goes on") != std::string::npos);
+    CHECK(!std::filesystem::exists(bases));
+}
+
 TEST_CASE("a file that may not grow further is one error line, and nothing is left") {
     Scratch scratch, place;
     Ran ran = shell("ulimit -f 8; $S logits " + std::string(MODEL) + " --ids '1 2 3 4' -o " +

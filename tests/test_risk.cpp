@@ -132,6 +132,7 @@ TEST_CASE("what --risk cannot do is said before a conversation") {
         {"needle models/parlour --risk audit", 2, "--risk"},
         {"needle models/parlour --audit 8", 2, "belongs to a compressed cache"},
         {"needle models/parlour --lengths 64", 1, "too few for needles"},
+        {"needle models/parlour --lengths 256 --file /dev/null", 1, "0 bytes are too few to hide"},
     };
     for (const auto& c : cases) {
         CAPTURE(std::string(c.words));

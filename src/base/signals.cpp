@@ -23,6 +23,7 @@ struct Temporary {
     std::atomic<char*> path{nullptr};
 };
 Temporary temporaries[32];
+std::atomic<char*> last_words{nullptr};
 
 // begin is written last and cleared first: where it is not 0, the rest is whole.
 struct Mapping {
@@ -64,6 +65,7 @@ void raise_default(int number) {
 void on_end(int number) {
     remove_temporaries();
     if (stderr_line_is_open()) put("\n");
+    if (char* line = last_words.exchange(nullptr)) put(line);
     raise_default(number);
 }
 
@@ -125,6 +127,10 @@ void forget_temporary(int place) {
     if (place < 0) return;
     std::free(temporaries[place].path.exchange(nullptr));
     temporaries[place].taken = false;
+}
+
+void say_if_ended(const std::string& line) {
+    std::free(last_words.exchange(line.empty() ? nullptr : strdup((line + "\n").c_str())));
 }
 
 bool replace_lost_mapping(const void* address) {

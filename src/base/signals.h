@@ -20,6 +20,9 @@ void install_signal_handlers();
 int remember_temporary(const std::string& path);
 void forget_temporary(int place);
 
+// One line that such a signal says before it ends the program; "" for none, as at first.
+void say_if_ended(const std::string& line);
+
 // A mapping by the name of its file, so that a fault in it can be said.
 void remember_mapping(const void* begin, size_t size, const std::string& path);
 void forget_mapping(const void* begin);

@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "base/file.h"
+#include "base/signals.h"
 #include "calibrate/partial.h"
 
 namespace stief {
@@ -81,6 +82,7 @@ Partial::Partial(const std::string& name) : output(name), folder(name + ".partia
 }
 
 Partial::~Partial() {
+    say_if_ended("");
     if (lock < 0) return;
     std::error_code failed;
     bool layers = false;
@@ -111,6 +113,7 @@ void Partial::remove_own(bool all) const {
 }
 
 void Partial::remove() {
+    say_if_ended("");
     remove_own(true);
     close(std::exchange(lock, -1));
 }

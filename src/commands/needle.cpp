@@ -146,6 +146,10 @@ int needle(const Args& args) {
     if (compresses(args)) opened.risk = "exact";
     Tokenizer tokenizer = Tokenizer::open(args.model);
     std::string novel = args.file.empty() ? "" : read_text(args.file);
+    size_t enough = std::max(1024, 4 * longest);  // twice what is between two needles
+    check(args.file.empty() || novel.size() > enough,
+          "%s: %zu bytes are too few to hide needles in %d tokens, expected more than %zu; give a longer "
+          "text, shorter --lengths, or no --file", args.file.c_str(), novel.size(), longest, enough);
     Session session(opened);
     NeedleRun run{session, session.watch ? *session.watch->whole : *session.cache, args.audit};
 
