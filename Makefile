@@ -215,17 +215,17 @@ $(BUILD)/counts: $(BUILD)/tests/simt/watch/counts_table.o $(WATCHED)
 	$(Q)$(CXX) $^ $(LINK) -no-pie -o $@
 
 race: found $(BUILD)/run_race    ## no kernel has a race, and each of its barriers is needed
-	$(BUILD)/run_race $(JOBS) $(filter-out --gpu --gpu=only,$(TESTFLAGS))
+	$(BUILD)/run_race --jobs=$(JOBS) $(filter-out --gpu --gpu=only,$(TESTFLAGS))
 
 counts: found $(BUILD)/counts    ## how kernels meet memory: conflicts of banks, sectors a request
 	$(BUILD)/counts
 
-# As many test cases at once as there are processors; TESTFLAGS="--jobs=1 …" in one process.
-JOBS     := --jobs=$(shell nproc 2>/dev/null || echo 2)
+# As many test cases at once as there are processors, or JOBS=1 in one process.
+JOBS     ?= $(shell nproc 2>/dev/null || echo 2)
 
 test: found stief $(BUILD)/run_tests $(BUILD)/run_simt   ## every test (TESTFLAGS=... goes to both programs)
-	$(RUNNER) $(BUILD)/run_tests $(JOBS) $(TESTFLAGS)
-	$(RUNNER) $(BUILD)/run_simt $(JOBS) $(filter-out --gpu --gpu=only,$(TESTFLAGS))
+	$(RUNNER) $(BUILD)/run_tests --jobs=$(JOBS) $(TESTFLAGS)
+	$(RUNNER) $(BUILD)/run_simt --jobs=$(JOBS) $(filter-out --gpu --gpu=only,$(TESTFLAGS))
 
 # What nvcc makes of the kernels. Without cuobjdump only what ptxas says of them.
 SASS_ARCH := 80 90
@@ -246,7 +246,7 @@ sass: $(CUBINS)                  ## registers, spills, loads in flight of every 
 	python3 -B tools/sass_test.py
 	python3 tools/sass.py $(BUILD)/sass $(SASS_ARCH)
 
-# What the harness cannot prove: tests, sanitizers and figures of a device.
+# What the harness cannot prove: tests, sanitizers and figures of a device; GPU="tests bench": parts.
 gpu: found $(BUILD)/stief $(BUILD)/run_tests tools   ## on a GPU: tests, compute-sanitizer, speed
 	tools/gpu.sh $(BUILD) build/figures $(GPU)
 
@@ -256,8 +256,8 @@ floors:
 check: floors core test race $(if $(NVCC),sass)   ## floors, tests, races, tests again under the sanitizers
 	$(MAKE) CONFIG=sanitize build/sanitize/stief build/sanitize/run_tests \
 	    build/sanitize/run_simt
-	build/sanitize/run_tests $(JOBS) $(TESTFLAGS)
-	build/sanitize/run_simt $(JOBS) $(filter-out --gpu --gpu=only,$(TESTFLAGS))
+	build/sanitize/run_tests --jobs=$(JOBS) $(TESTFLAGS)
+	build/sanitize/run_simt --jobs=$(JOBS) $(filter-out --gpu --gpu=only,$(TESTFLAGS))
 
 # Each fuzzer runs FUZZ_SECONDS over what it can think of; what it finds becomes a test.
 FUZZ_SECONDS ?= 60

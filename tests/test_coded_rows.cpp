@@ -181,7 +181,7 @@ TEST_CASE("rows of zeros, of NaN, of the largest and of the least numbers pack a
         }
 }
 
-// What the integers of vbmi_scores.h allow, for every score: half a unit of the queries' fixed
+// What integers allow (vbmi_scores.h, avx2_scores.h), for every score: half a unit of the queries' fixed
 // point for each level; and f32's roundings, 2⁻²⁴ for each of a few hundred terms' sizes. Every
 // other set keeps within the latter.
 TEST_CASE("scores over rows of mixed widths are inner products with what unpack_row reads") {

@@ -1,6 +1,7 @@
 // What a signal must not leave behind: temporary files, and an end without a word.
 //
-//   HUP INT QUIT TERM PIPE XCPU   temporary files are removed, then the signal does what it does
+//   HUP INT QUIT TERM PIPE XCPU   temporary files are removed, one line may be said (say_if_ended), then
+//                                 the signal does what it does
 //   XFSZ                          ignored: the write fails, and that is an Error
 //   BUS                           a mapped file became shorter: one error line, status 1; where the
 //                                 file could be spared, zeros take its place

@@ -37,6 +37,7 @@ struct Partial {
     void begin(uint64_t run, bool resume);
     // False: not there. Error where the layer is damaged or of another run.
     bool load(int n, const Config& config, LearnedLayer& bases) const;
+    // After it a signal that ends the program says that --resume goes on; so does the other.
     void save(int n, const LearnedLayer& bases) const;
     // How many phases are done, 0 for none, and the state after the last of them.
     int load(PricedState& state) const;

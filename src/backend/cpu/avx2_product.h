@@ -1,6 +1,6 @@
 // Keys rebuilt from packed rows, as in vbmi_product.h: D's columns become 16-bit integers, each in its
-// own unit, rows their levels, and sums are exact. Two instructions for 16 products, of which a
-// processor has three or four in a cycle, and not two as of f32's.
+// own unit, rows their levels, and sums are exact: two instructions for 16 products, as many as for
+// f32's, but a sum of integers needs no multiplier.
 #pragma once
 #include "backend/cpu/avx2_rows.h"
 #include "backend/cpu/product_impl.h"
@@ -10,7 +10,6 @@ namespace {
 
 // Each column of Δ D in the unit that its largest element asks for, or the largest sum.
 void code_panel_avx2(void* memory, const float* D, const float* mean, const RowLayout& layout, int d) {
-    constexpr float LIMIT = 1.677e7f;        // · 128 < 2³¹, with ½ for the rounding of 2048
     CodePanel panel(memory, layout, d);
     for (int c = 0; c < int(panel.columns); c += 8) {
         int left = d - c < 0 ? 0 : d - c < 8 ? d - c : 8;
@@ -27,7 +26,7 @@ void code_panel_avx2(void* memory, const float* D, const float* mean, const RowL
             most = _mm256_max_ps(size, most), sum = _mm256_add_ps(sum, size);
         }
         __m256 unit = _mm256_max_ps(_mm256_mul_ps(most, _mm256_set1_ps(1 / LARGEST)),
-                                    _mm256_mul_ps(sum, _mm256_set1_ps(1 / LIMIT)));
+                                    _mm256_mul_ps(sum, _mm256_set1_ps(1 / MOST_IN_SUM)));
         __m256 used = _mm256_cmp_ps(unit, _mm256_set1_ps(0x1p-120f), _CMP_GE_OQ);
         __m256 inverse = _mm256_and_ps(used, _mm256_div_ps(_mm256_set1_ps(1), unit));
         __m256 bad = _mm256_cmp_ps(sum, _mm256_set1_ps(__builtin_inff()), _CMP_NLT_UQ);

@@ -1,16 +1,13 @@
 // Codes from their bits to 16-bit words with AVX2, by the couples of row_layout.h: four instructions
 // for 16 codes of up to 4 bits. For dot_avx2.cpp, as all of avx2_*.h.
 #pragma once
-#include "backend/cpu/coded_impl.h"
-#include "backend/cpu/fixed_impl.h"
+#include "backend/cpu/integers_impl.h"
 #include "backend/cpu/vector_avx2.h"
 
 namespace stief {
 namespace {
 
 using Couple = RowLayout::Couple;
-
-constexpr size_t AHEAD = 1536;               // bytes: the prefetcher stops at a page's end
 
 __m256i all_of(const void* at) {
     return _mm256_load_si256(static_cast<const __m256i*>(at));

@@ -17,7 +17,6 @@ struct Query {
 };
 
 Query fix_query(int16_t* n, const float* q, const RowLayout& layout) {
-    constexpr float LIMIT = 1.677e7f;        // · 128 < 2³¹, with ½ for the rounding of 2048
     alignas(32) float scaled[MOST_SLOTS];
     __m256 largest = _mm256_setzero_ps(), sum = largest;
     float* to = scaled;
@@ -31,7 +30,7 @@ Query fix_query(int16_t* n, const float* q, const RowLayout& layout) {
             largest = _mm256_max_ps(size_of_each(x), largest);
             sum = _mm256_add_ps(sum, size_of_each(x));
         }
-    Fixed<V> fixed(largest, sum, LIMIT);
+    Fixed<V> fixed(largest, sum, MOST_IN_SUM);
     __m256i all = _mm256_setzero_si256();
     for (int c = 0; c < layout.couples; c++) {
         int16_t* words = n + 16 * c;
@@ -101,17 +100,6 @@ void score_codes(float* out, size_t out_stride, const float* q, size_t q_stride,
         for (size_t i = 0; i < 4 * layout.bytes; i += 64) _mm_prefetch(at + AHEAD + i, _MM_HINT_T0);
         score_four<M>(out + s, out_stride, query, row, layout, some);
     }
-}
-
-void coded_scores_avx2(float* out, size_t out_stride, const float* q, size_t q_stride,
-                       const void* rows, const RowLayout& layout, int m, int count) {
-    if (layout.whole || !layout.groups)
-        whole_scores<V>(out, out_stride, q, q_stride, rows, layout, m, count);
-    if (!layout.groups) return;
-    by_heads(m, [&]<int M>(size_t h) {
-        score_codes<M>(out + h * out_stride, out_stride, q + h * q_stride, q_stride,
-                       static_cast<const char*>(rows), layout, count);
-    });
 }
 
 }  // namespace

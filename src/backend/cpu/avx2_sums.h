@@ -6,15 +6,6 @@
 namespace stief {
 namespace {
 
-constexpr int TILE = 256;                    // rows: 256 · 255 · 32767 < 2³¹
-
-// One tile's weights as integers, of rows in pairs; beyond the last row zero.
-struct Weights {
-    alignas(32) int16_t n[HEADS][TILE];
-    float unit[HEADS];
-    int sum[HEADS];                          // Σ n
-};
-
 void fix_weights(Weights& weights, int h, const float* p, const float* rho, int count) {
     alignas(32) float scaled[TILE];
     __m256 largest = _mm256_setzero_ps(), sum = largest;
@@ -87,17 +78,6 @@ void weigh_codes(float* acc, size_t acc_stride, const float* p, size_t p_stride,
             weigh(acc, acc_stride, weights, rows, layout, *c, some);
         }
     }
-}
-
-void coded_accumulate_avx2(float* acc, size_t acc_stride, const float* p, size_t p_stride,
-                           const void* rows, const RowLayout& layout, int m, int count) {
-    if (layout.whole)
-        whole_accumulate<V>(acc, acc_stride, p, p_stride, rows, layout, m, count);
-    if (!layout.groups) return;
-    by_heads(m, [&]<int M>(size_t h) {
-        weigh_codes<M>(acc + h * acc_stride + layout.whole, acc_stride, p + h * p_stride, p_stride,
-                       static_cast<const char*>(rows), layout, count);
-    });
 }
 
 }  // namespace

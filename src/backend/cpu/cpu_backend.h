@@ -80,7 +80,7 @@ struct CpuBackend final : Backend {
 
     // The same over the heads of tokens: part(first, end, h, h_end) for tokens first … end − 1 and
     // heads h … h_end − 1. Many tokens come TOGETHER, of which products have no tile left over (of
-    // 4, 6, 10 or 12 tokens, product_impl.h): a tile of one takes six times as long a token.
+    // 4, 6, 10 or 12 tokens, product_impl.h).
     template <class Function>
     void for_heads(size_t T, size_t heads, size_t cost, const Function& part) {
         constexpr size_t TOGETHER = 60;

@@ -8,8 +8,8 @@ namespace stief {
 
 static constexpr Kernels with_integers() {
     Kernels table = make_table<V>("avx2");
-    table.coded_scores = coded_scores_avx2;
-    table.coded_accumulate = coded_accumulate_avx2;
+    table.coded_scores = integer_scores<V>;
+    table.coded_accumulate = integer_accumulate<V>;
     table.code_panel = code_panel_avx2;
     table.coded_product = coded_product_avx2;
     return table;

@@ -22,7 +22,6 @@ void store_levels(float* to, __m512i biased, __m512 step, __mmask16 some) {
 
 // Each column of Δ D in the unit that its largest element asks for, or the largest sum.
 void code_panel_vbmi(void* memory, const float* D, const float* mean, const RowLayout& layout, int d) {
-    constexpr float LIMIT = 1.677e7f;        // · 128 < 2³¹, with ½ for the rounding of 2048
     CodePanel panel(memory, layout, d);
     for (int c = 0; c < d; c += 16) {
         __mmask16 some = d - c >= 16 ? 0xffff : V::first(d - c);
@@ -40,7 +39,7 @@ void code_panel_vbmi(void* memory, const float* D, const float* mean, const RowL
             most = _mm512_max_ps(size, most), sum = _mm512_add_ps(sum, size);
         }
         __m512 unit = _mm512_max_ps(_mm512_mul_ps(most, _mm512_set1_ps(1 / LARGEST)),
-                                    _mm512_mul_ps(sum, _mm512_set1_ps(1 / LIMIT)));
+                                    _mm512_mul_ps(sum, _mm512_set1_ps(1 / MOST_IN_SUM)));
         __mmask16 used = _mm512_cmp_ps_mask(unit, _mm512_set1_ps(0x1p-120f), _CMP_GE_OQ);
         __m512 inverse = _mm512_maskz_div_ps(used, _mm512_set1_ps(1), unit);
         __mmask16 bad = _mm512_cmp_ps_mask(sum, _mm512_set1_ps(__builtin_inff()), _CMP_NLT_UQ);
@@ -110,24 +109,12 @@ void unpack_rows_vbmi(float* out, size_t out_stride, const void* rows, const Row
 
 void coded_scores_vbmi(float* out, size_t out_stride, const float* q, size_t q_stride,
                        const void* rows, const RowLayout& layout, int m, int count) {
-    if (layout.whole || !layout.groups)
-        whole_scores<V>(out, out_stride, q, q_stride, rows, layout, m, count);
-    if (!layout.groups) return;
-    by_heads(m, [&]<int M>(size_t h) {
-        score_codes<M>(out + h * out_stride, out_stride, q + h * q_stride, q_stride,
-                       static_cast<const char*>(rows), layout, count);
-    });
+    integer_scores<V>(out, out_stride, q, q_stride, rows, layout, m, count);
 }
 
 void coded_accumulate_vbmi(float* acc, size_t acc_stride, const float* p, size_t p_stride,
                            const void* rows, const RowLayout& layout, int m, int count) {
-    if (layout.whole)
-        whole_accumulate<V>(acc, acc_stride, p, p_stride, rows, layout, m, count);
-    if (!layout.groups) return;
-    by_heads(m, [&]<int M>(size_t h) {
-        weigh_codes<M>(acc + h * acc_stride + layout.whole, acc_stride, p + h * p_stride, p_stride,
-                       static_cast<const char*>(rows), layout, count);
-    });
+    integer_accumulate<V>(acc, acc_stride, p, p_stride, rows, layout, m, count);
 }
 
 }  // namespace stief

@@ -1,8 +1,7 @@
 // Codes from their bits to 16-bit words in three instructions, whatever their widths, by the tables
-// of row_layout.h; numbers in 16 bits of a fixed point. For dot_vbmi.cpp, as all of vbmi_*.h.
+// of row_layout.h. For dot_vbmi.cpp, as all of vbmi_*.h.
 #pragma once
-#include "backend/cpu/coded_impl.h"
-#include "backend/cpu/fixed_impl.h"
+#include "backend/cpu/integers_impl.h"
 #include "backend/cpu/vector_avx512.h"
 #include "backend/levels.h"
 

@@ -9,8 +9,6 @@
 namespace stief {
 namespace {
 
-constexpr size_t AHEAD = 1536;               // bytes: the prefetcher stops at a page's end
-
 // One head's query as integers.
 struct Query {
     int16_t* n;                              // (codes, filled)
@@ -19,7 +17,6 @@ struct Query {
 };
 
 Query fix_query(int16_t* n, const float* q, const RowLayout& layout) {
-    constexpr float LIMIT = 1.677e7f;        // · 128 < 2³¹, with ½ for the rounding of 2048
     alignas(64) float scaled[RowLayout::MOST];
     __m512 largest = _mm512_setzero_ps(), sum = largest;
     for (int i = 0; i < layout.codes; i += 16) {
@@ -31,7 +28,7 @@ Query fix_query(int16_t* n, const float* q, const RowLayout& layout) {
         largest = _mm512_max_ps(_mm512_abs_ps(x), largest);
         sum = _mm512_add_ps(sum, _mm512_abs_ps(x));
     }
-    Fixed<V> fixed(largest, sum, LIMIT);
+    Fixed<V> fixed(largest, sum, MOST_IN_SUM);
     __m512i all = _mm512_setzero_si512();
     for (int i = 0; i < layout.codes; i += 16) {
         __m512i whole = _mm512_cvtps_epi32(fixed.scaled(_mm512_load_ps(scaled + i)));

@@ -7,15 +7,6 @@
 namespace stief {
 namespace {
 
-constexpr int TILE = 256;                    // rows: 256 · 255 · 32767 < 2³¹
-
-// One tile's weights as integers, of rows in pairs; beyond the last row zero.
-struct Weights {
-    alignas(64) int16_t n[HEADS][TILE];
-    float unit[HEADS];
-    int sum[HEADS];                          // Σ n
-};
-
 void fix_weights(Weights& weights, int h, const float* p, const float* rho, int count) {
     alignas(64) float scaled[TILE];
     __m512 largest = _mm512_setzero_ps(), sum = largest;
