@@ -1,9 +1,9 @@
 // What all inner loops begin with: loops that are unrolled for certain, elements of any type as
 // vectors, their conversions.
 //
-// V is the instruction set's vector (vector_*.h, dot_*.cpp). All of *_impl.h is compiled once for each set with
-// that set's flags: an unnamed namespace and no inline function of any other header, so that the
-// linker cannot pick a copy with AVX-512 in it for code that runs on a processor without.
+// V is the instruction set's vector (vector_*.h, dot_*.cpp). All of *_impl.h is compiled once for each
+// set with that set's flags: an unnamed namespace and no inline function of any other header, so that
+// the linker cannot pick a copy with AVX-512 in it for code that runs on a processor without.
 #pragma once
 #include <cstddef>
 #include <cstdint>
