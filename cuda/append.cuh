@@ -14,6 +14,8 @@ struct HeadsIn {
     const float* rotation;  // null: nothing is rotated
     int queries;            // heads of q: H, or 0
 
+    // Those of keys and of values; joint ones have a way of their own (joint_values.cuh).
+    int heads_of(const CacheLayer& cache) const { return !k ? 0 : cache.joint ? cache.G : 2 * cache.G; }
     // Whether a head's keys that are whole rows differ from the others of the same head: they lose no mean.
     bool apart(const CacheLayer& cache) const {
         bool any = false;
@@ -30,11 +32,12 @@ void append_one(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in);
 void append_tiles(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, int T);
 
 // What storing a head's rows reads again and again.
-struct alignas(16) EncoderTables {
+template <class Widths>
+struct alignas(16) TablesOf {
     CacheRows head;
     int kinds[MOST_STORES];  // NONE, WHOLE or CODES
-    float weight[RowWidths::MOST];  // where a store has codes, as are the next
-    RowWidths widths[MOST_STORES];
+    float weight[Widths::MOST];  // where a store has codes, as are the next
+    Widths widths[MOST_STORES];
     enum { NONE, WHOLE, CODES };
 
     // By the whole block, and waits for no kernel: the levels, far away, by cp.async.
@@ -55,11 +58,13 @@ struct alignas(16) EncoderTables {
             kinds[tid] = !store.data ? NONE : coded(store.format) ? CODES : WHOLE;
         }
         if (!codes) return;
-        for (int i = tid; i < head.width; i += threads) weight[i] = head.weight ? head.weight[i] : 1;
+        for (int i = tid; i < min(head.width, Widths::MOST); i += threads)
+            weight[i] = head.weight ? head.weight[i] : 1;
 #pragma unroll 1
         for (int n = 0; n < MOST_STORES; n++)
             if (head.store[n].data) widths[n].fill(head.store[n].format, tid, threads);
     }
 };
+using EncoderTables = TablesOf<RowWidths>;
 
 }  // namespace stief

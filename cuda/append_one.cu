@@ -20,9 +20,9 @@ struct OneShared {
 // A query head: q rotated, q Dᵀ, and what it meets a turned mean with. A kv head's keys or its values:
 // rotated where that is kept, c = (k − μ) E, and c into all of the head's stores; of rotated keys less R_s μ
 // into those of codes, and k E into those of whole rows.
-// grid queries + 2G, block 256. Shared: OneShared, x, c, both of whole rows, sums, and where `staged` the
-// basis, which like all that waits for no other kernel comes before they are through. Bound by the basis'
-// bytes, d²·4 a head.
+// grid queries + 2G, or G where values are joint, block 256. Shared: OneShared, x, c, both of whole rows,
+// sums, and where `staged` the basis, which like all that waits for no other kernel comes before they are
+// through. Bound by the basis' bytes, d²·4 a head.
 template <class E, int EACH>
 __global__ void __launch_bounds__(ONE_BLOCK, 2)
     append_one_kernel(CacheView cache, HeadsIn in, const int* pos, bool staged, bool codes, bool whole) {
@@ -113,7 +113,7 @@ void append_one(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in) {
     size_t bytes = sizeof(OneShared) + size_t(4 * d + ONE_BLOCK) * sizeof(float);
     bool bases = cache.k[0].encode || cache.v[0].encode || cache.k[0].decode_t;
     bool staged = bases && square <= MOST_STAGED && d % 4 == 0 && square + bytes <= gpu.shared_limit;
-    dim3 grid(unsigned(in.queries + (in.k ? 2 * cache.G : 0)));
+    dim3 grid(unsigned(in.queries + in.heads_of(cache)));
     auto run = [&]<class E, int EACH>() {
         launch_ahead(append_one_kernel<E, EACH>, grid, ONE_BLOCK, bytes + (staged ? square : 0),
                      gpu.queue, CacheView(cache), in, gpu.pos, staged, !whole_rows(cache), in.apart(cache));

@@ -134,9 +134,10 @@ __device__ __forceinline__ void store_tile(const EncoderTables& tables, const Le
 // Of kv heads, with bases or codes: keys rotated where that is kept, c = (x − μ) E, a tile's product at
 // once, and c into all of the head's stores. Rotated keys less R_s μ go to the stores of codes alone, and a
 // third part of the grid has k E for those of whole rows.
-// grid (tiles, 2G or 3G), block 256. Shared: the tile, in which c and the levels take the place of x, and the
-// encoder's tables, which come before the kernels before this one are through. Reads E once for each tile;
-// other blocks fill the time in which a piece comes, as registers are few.
+// grid (tiles, 2G or 3G; those of values are nobody's where they are joint), block 256. Shared: the tile,
+// in which c and the levels take the place of x, and the encoder's tables, which come before the kernels
+// before this one are through. Reads E once for each tile; other blocks fill the time in which a piece
+// comes, as registers are few.
 template <class E, int WIDEST>
 __global__ void __launch_bounds__(TILE_BLOCK, TileProduct<WIDEST>::BLOCKS)
     append_tiles_kernel(CacheView cache, HeadsIn in, const int* pos, int T) {
@@ -148,7 +149,7 @@ __global__ void __launch_bounds__(TILE_BLOCK, TileProduct<WIDEST>::BLOCKS)
     bool comes_so = cache.rotated && !in.rotation;  // less its mean
     const float* mean = part == 2 || comes_so ? nullptr : head.mean;
     bool apart = head.mean && turns;  // keys' whole rows differ from the others
-    if (part == 2 && !apart) return;
+    if (part == 2 ? !apart : side && cache.joint) return await_kernels();
     Tile tile(dynamic_shared(), head.encode, d, d);
     EncoderTables& tables = *reinterpret_cast<EncoderTables*>(dynamic_shared() + Tile::BYTES);
     Levels* levels = reinterpret_cast<Levels*>(tile.behind_c());
@@ -206,7 +207,7 @@ __global__ void __launch_bounds__(TILE_BLOCK, 2)
 
 static void append_plain(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, int T) {
     dim3 grid(unsigned((T + PLAIN_TOKENS - 1) / PLAIN_TOKENS),
-              unsigned(in.queries + (in.k ? 2 * cache.G : 0)));
+              unsigned(in.queries + in.heads_of(cache)));
     size_t bytes = PLAIN_HEAD + size_t(PLAIN_TOKENS * cache.d) * sizeof(float);
     for_dtype(cache.dtype, [&]<class E>(E) {
         launch_ahead(append_plain_kernel<E>, grid, TILE_BLOCK, bytes, gpu.queue, CacheView(cache), in,

@@ -1,6 +1,7 @@
 // Decode attention: out_h = softmax(q_h Kᵀ / √d) V, one query row per head. Positions are split
 // over blocks and merged by their running max and sum (Dao et al. 2023, Flash-Decoding). Twin:
 // src/backend/cpu/attention.cpp.
+#include "attention_merge.cuh"
 #include "attention_plain.cuh"
 #include "dispatch.cuh"
 
@@ -33,7 +34,7 @@ __global__ void __launch_bounds__(PLAIN_BLOCK, 2)
     if (tile.row >= R) return;
     float* to = partials.of(int(blockIdx.y), g * m + h0 + tile.row);
     if (tile.lane == 0) to[0] = tile.max, to[1] = tile.sum;
-    int width = tile.v.width;
+    int width = cache.values_of(g);
 #pragma unroll
     for (int n = 0; n < PLAIN_WIDTH / 16; n++)
         if (tile.lane + 16 * n < width) to[2 + tile.lane + 16 * n] = tile.acc[n];
@@ -41,37 +42,6 @@ __global__ void __launch_bounds__(PLAIN_BLOCK, 2)
 
 constexpr int MERGE_BLOCK = 512, MERGE_PIECE = 64;  // threads; columns of out of one block
 constexpr int MERGE_LOADS = 20;                     // of a thread, on their way at once
-
-// The weights of the splits of head h, 2^(max_i − max) / Σ, by each warp for itself: no barrier of the
-// block. weight: shared (splits), this warp's.
-__device__ __forceinline__ void split_weights(float* weight, const Partial& partials, int splits,
-                                              int h) {
-    constexpr int LOADS = 4;  // of a lane, on their way at once: nothing is stored between them
-    int lane = int(threadIdx.x) % WARP;
-    float most = -INFINITY, sum = 0;
-#pragma unroll 1
-    for (int first = lane; first < splits; first += LOADS * WARP) {
-        float max[LOADS], part[LOADS];
-#pragma unroll
-        for (int i = 0; i < LOADS; i++) {
-            bool there = first + i * WARP < splits;
-            const float* one = partials.of(there ? first + i * WARP : 0, h);
-            max[i] = there ? one[0] : -INFINITY, part[i] = there ? one[1] : 0;
-        }
-#pragma unroll
-        for (int i = 0; i < LOADS; i++) {
-            float old = most;
-            if (first + i * WARP < splits) weight[first + i * WARP] = max[i];
-            most = fmaxf(most, max[i]);
-            if (max[i] > -INFINITY) sum = sum * exp2f(old - most) + part[i] * exp2f(max[i] - most);
-        }
-    }
-    float all = warp_max(most);
-    sum = warp_sum(most == -INFINITY ? 0 : sum * exp2f(most - all));
-    for (int i = lane; i < splits; i += WARP)
-        weight[i] = weight[i] == -INFINITY ? 0 : exp2f(weight[i] - all) / sum;
-    __syncwarp();  // this warp's weights are there
-}
 
 // out_h ← (Σ_i 2^(max_i − max) acc_i) D / Σ_i 2^(max_i − max) sum_i over the splits.
 // grid (H, pieces of columns), block 512: a second launch, which decodes besides, so that a step of
@@ -82,9 +52,9 @@ __global__ void __launch_bounds__(MERGE_BLOCK, 1)
     merge_kernel(float* out, Partial partials, CacheView cache, int splits, bool staged) {
     int h = int(blockIdx.x), d = cache.d, tid = int(threadIdx.x);
     const CacheRows& head = cache.v(h / (cache.H / cache.G));
-    int width = head.width, column = int(blockIdx.y) * MERGE_PIECE;
+    int width = cache.values_of(h / (cache.H / cache.G)), column = int(blockIdx.y) * MERGE_PIECE;
     int n = min(MERGE_PIECE, d - column);
-    const float* decode = head.decode ? head.decode + column : nullptr;
+    const float* decode = head.decode && !cache.joint ? head.decode + column : nullptr;
     float* basis = reinterpret_cast<float*>(dynamic_shared());  // (d, MERGE_PIECE)
     float* merged = basis + (staged ? d * MERGE_PIECE : 0);     // (d)
     float *decoded = merged + d, *sums = decoded + MERGE_PIECE;
@@ -154,7 +124,7 @@ void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const Cach
     dim3 grid(unsigned(cache.H), unsigned((cache.d + MERGE_PIECE - 1) / MERGE_PIECE));
     size_t floats = size_t(cache.d + MERGE_PIECE + MERGE_BLOCK + MERGE_BLOCK / WARP * splits.count);
     size_t basis = size_t(cache.d * MERGE_PIECE);
-    bool staged = cache.v[0].decode && cache.d % 4 == 0 &&
+    bool staged = cache.v[0].decode && !cache.joint && cache.d % 4 == 0 &&
                   (floats + basis) * sizeof(float) <= gpu.shared_limit;
     if (staged) floats += basis;
     launch_ahead(merge_kernel, grid, MERGE_BLOCK, floats * sizeof(float), gpu.queue, out,
@@ -166,6 +136,9 @@ void attend_one(CudaBackend& gpu, float* out, const float* q, const float* rotat
     constexpr int LEAST = 64;  // positions worth a split; windows have one of their own
     bool tensor = tensor_cores(gpu, cache);
     int most = reach / LEAST + 1;
+    if (tensor && cache.joint && tensor_splits_fit(gpu, cache) && joint_fits(gpu, cache))
+        return attend_joint(gpu, out, attend_scores(gpu, q, rotation, cache, most), cache, reach);
+    tensor = tensor && !cache.joint;
     merge_splits(gpu, out,
                  tensor && plain_rows(gpu, cache) ? attend_splits_whole(gpu, q, cache, most)
                  : tensor                         ? attend_splits_tensor(gpu, q, rotation, cache, most)

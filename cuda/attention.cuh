@@ -76,17 +76,28 @@ struct Partial {
 // How many splits there are of the positions: so many blocks that every multiprocessor has `each`, but
 // never more than a full cache has tiles, nor than `most`, and `least` whatever these are. The same for
 // all positions below a reach, as a captured step is replayed at others.
+inline int splits_for(const CudaBackend& gpu, const CacheLayer& cache, int blocks, int each, int tile,
+                      int most, int least = 1) {
+    int tiles = (cache.capacity + tile - 1) / tile;
+    return std::max(least, std::min({most, tiles, gpu.multiprocessors * each / blocks}));
+}
 struct Splits {
     Partial partials;
     int count;
-    Splits(CudaBackend& gpu, const CacheLayer& cache, int blocks, int each, int tile, int most,
-           int least = 1) {
-        int tiles = (cache.capacity + tile - 1) / tile;
-        count = std::max(least, std::min({most, tiles, gpu.multiprocessors * each / blocks}));
-        size_t floats = size_t(count) * size_t(cache.H) * size_t(cache.d + 2);
+    Splits(CudaBackend& gpu, const CacheLayer& cache, int splits, int width) : count(splits) {
+        size_t floats = size_t(count) * size_t(cache.H) * size_t(width + 2);
         void* memory = gpu.scratch(CudaBackend::Scratch::Partials, floats * sizeof(float));
-        partials = {static_cast<float*>(memory), cache.H, cache.d};
+        partials = {static_cast<float*>(memory), cache.H, width};
     }
+    Splits(CudaBackend& gpu, const CacheLayer& cache, int blocks, int each, int tile, int most,
+           int least = 1)
+        : Splits(gpu, cache, splits_for(gpu, cache, blocks, each, tile, most, least), cache.d) {}
+};
+// HeadScores of every head's query with every key, log₂ e q·k / √d, where values are another kernel's.
+struct HeadScores {
+    float* memory;  // (H, stride)
+    int stride;     // positions
+    __device__ float* of(int h) const { return memory + size_t(h) * size_t(stride); }
 };
 
 // The share of positions 0 … S − 1 that a split has: whole tiles, the same for every block.
@@ -109,6 +120,10 @@ Splits attend_splits_tensor(CudaBackend& gpu, const float* q, const float* rotat
                             const CacheLayer& cache, int most = ANY_SPLITS);
 Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotation,
                            const CacheLayer& cache, int most = ANY_SPLITS);
+// Joint values: scores of them all, then attention over them (attention_joint.cu).
+HeadScores attend_scores(CudaBackend& gpu, const float* q, const float* rotation, const CacheLayer& cache,
+                     int most);
+void attend_joint(CudaBackend& gpu, float* out, const HeadScores& scores, const CacheLayer& cache, int reach);
 void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const CacheLayer& cache);
 
 // attend_tiles where tensor_cores, of rows that are whole (attention_tiles_whole.cu) and of any
@@ -129,28 +144,35 @@ void for_tensor_rows(const CacheLayer& cache, const F& f) {
 }
 
 // Rows that attend_tiles_whole does not read where they lie, made whole (expand_rows.cu): packed ones, those
-// less a turned mean, and keys before rotation. Of kv heads g0 … g0 + heads − 1 each `each` rows of d
-// elements, stretch by stretch, keys and then values, of all positions that the step's tokens see.
+// less a turned mean, keys before rotation, and joint values, which become each head's own. Of kv heads g0
+// … g0 + heads − 1 each `each` rows of d elements, stretch by stretch, keys and then values, of all
+// positions that the step's tokens see.
 struct ExpandedRows {
     void* memory = nullptr;
     int g0 = 0, heads = 0;
     size_t each = 0;
 };
-// Of a cache whose keys are rotated; side 1: values.
-__host__ __device__ inline bool read_in_place(const RowStore& store, int d, bool rotated, int side) {
-    return (side || rotated) && lies_whole(store, d);
-}
+// Whether rows are read where they lie; side 1: values.
+struct InPlace {
+    int d;
+    bool rotated, joint;
+    __host__ __device__ InPlace(const CacheView& cache)
+        : d(cache.d), rotated(cache.rotated), joint(cache.joint) {}
+    __host__ __device__ bool operator()(const RowStore& store, int side) const {
+        return (side ? !joint : rotated) && lies_whole(store, d);
+    }
+};
 // How many of a head's such rows, for tokens at pos … last, are ahead of those of a stretch's keys or
 // values (side 1).
 __host__ __device__ inline size_t expanded_ahead(const Seen& seen, const CacheRows& k,
-                                                 const CacheRows& v, int d, bool rotated, int pos,
+                                                 const CacheRows& v, const InPlace& in_place, int pos,
                                                  int last, int stretch, int side) {
     size_t rows = 0;
     for (int i = 0; i < 2 * stretch + side; i++) {
         const Stretch& one = seen.stretch[i / 2];
         int n = one.end_for(last) - one.begin_for(pos);
         const RowStore& store = i % 2 ? v.store[one.v] : k.store[one.k];
-        if (n > 0 && !read_in_place(store, d, rotated, i % 2)) rows += size_t(n);
+        if (n > 0 && !in_place(store, i % 2)) rows += size_t(n);
     }
     return rows;
 }
@@ -162,6 +184,7 @@ void expand_rows(CudaBackend& gpu, ExpandedRows& rows, const float* rotation, co
 
 // Whether a block of this device has the shared memory for them; else decode, or prefill, is plain.
 bool tensor_splits_fit(const CudaBackend& gpu, const CacheLayer& cache);
+bool joint_fits(const CudaBackend& gpu, const CacheLayer& cache);
 bool tensor_tiles_fit(const CudaBackend& gpu, const CacheLayer& cache);
 bool whole_tiles_fit(const CudaBackend& gpu, const CacheLayer& cache);
 

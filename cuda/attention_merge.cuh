@@ -63,4 +63,35 @@ __device__ __forceinline__ void merge_nothing(const Partial& partials, int h0, i
     }
 }
 
+// The weights of the splits of head h, 2^(max_i − max) / Σ, by each warp for itself: no barrier of the
+// block. weight: shared (splits), this warp's.
+__device__ __forceinline__ void split_weights(float* weight, const Partial& partials, int splits,
+                                              int h) {
+    constexpr int LOADS = 4;  // of a lane, on their way at once: nothing is stored between them
+    int lane = int(threadIdx.x) % WARP;
+    float most = -INFINITY, sum = 0;
+#pragma unroll 1
+    for (int first = lane; first < splits; first += LOADS * WARP) {
+        float max[LOADS], part[LOADS];
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) {
+            bool there = first + i * WARP < splits;
+            const float* one = partials.of(there ? first + i * WARP : 0, h);
+            max[i] = there ? one[0] : -INFINITY, part[i] = there ? one[1] : 0;
+        }
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) {
+            float old = most;
+            if (first + i * WARP < splits) weight[first + i * WARP] = max[i];
+            most = fmaxf(most, max[i]);
+            if (max[i] > -INFINITY) sum = sum * exp2f(old - most) + part[i] * exp2f(max[i] - most);
+        }
+    }
+    float all = warp_max(most);
+    sum = warp_sum(most == -INFINITY ? 0 : sum * exp2f(most - all));
+    for (int i = lane; i < splits; i += WARP)
+        weight[i] = weight[i] == -INFINITY ? 0 : exp2f(weight[i] - all) / sum;
+    __syncwarp();  // this warp's weights are there
+}
+
 }  // namespace stief

@@ -49,14 +49,18 @@ struct PlainTile {
         p = latent + PLAIN_KEYS * (cache.d + 1);
     }
 
-    // to (KEYS, d + 1) ← rows of the cache; those beyond count are zero. Returns their width.
-    __device__ int load(float* to, const RowStore& store, int first, int count) {
+    // to (KEYS, d + 1) ← rows of the cache, d coordinates of them at most, from `column` on; those beyond
+    // count are zero. Returns how many.
+    __device__ int load(float* to, const RowStore& store, int first, int count, int column = 0) {
         __syncthreads();  // what is there was read
-        int width = row < count ? unpack_row<E>(to + row * (cache.d + 1), store,
-                                                row_at(store, first + row), lane, 16)
-                                : zero_row(to + row * (cache.d + 1), store, lane, 16);
+        int columns = min(kept_of(store.format) - column, cache.d);
+        float* mine = to + row * (cache.d + 1);
+        if (row < count)
+            unpack_row<E>(mine, store, row_at(store, first + row), column, columns, lane, 16);
+        else
+            for (int j = lane; j < columns; j += 16) mine[j] = 0;
         __syncthreads();  // the tile is whole
-        return width;
+        return columns;
     }
 
     // keys (KEYS, d) ← μ + c[:r] D[:r], rotated to their positions.
@@ -106,9 +110,28 @@ struct PlainTile {
         return s;
     }
 
+    // keys (KEYS, d) ← a head's own values c D, of a joint c, d columns of it after d.
+    __device__ void gather_joint(const RowStore& store, int first, int count) {
+        int d = cache.d, kept = kept_of(store.format);
+        float* own = keys + row * (d + 1);
+        for (int column = 0; column < kept || column == 0; column += d) {
+            int columns = load(latent, store, first, count, column);
+            const float* c = latent + row * (d + 1);
+            for (int j = lane; j < d; j += 16) {
+                const float* D = v.decode + size_t(column) * size_t(d) + j;
+                float value = column ? own[j] : 0;
+                for (int i = 0; i < columns; i++) value = fmaf(c[i], D[size_t(i) * size_t(d)], value);
+                own[j] = value;
+            }
+        }
+        __syncthreads();  // the values are whole
+    }
+
     // acc += p ṽ
     __device__ void add_values(const RowStore& store, int first, int count) {
-        int width = load(keys, store, first, count);
+        int width = cache.d;
+        if (cache.joint) gather_joint(store, first, count);
+        else width = load(keys, store, first, count);
 #pragma unroll
         for (int n = 0; n < PLAIN_WIDTH / 16; n++) {
             int j = lane + 16 * n;

@@ -11,15 +11,15 @@ namespace stief {
 // Where a block keeps what: its head, queries, tables, how the rows of each stretch lie, each warp's
 // memory and in its place the merging of warps after it, the basis or what a turned mean needs. A block of
 // windows has its rows in the place of the last two.
-template <class E, int D, int Q, bool ROTATED>
+template <class E, int D, int Q, bool ROTATED, bool SCORES = false>
 struct TensorShared {
-    using One = Warp<E, D, Q, ROTATED>;
+    using One = Warp<E, D, Q, ROTATED, SCORES>;
     static constexpr int ROWS = 8 * Q;
     static constexpr size_t QUERIES = ROWS * One::Q_STRIDE * sizeof(float);
     static constexpr size_t HEAD = (sizeof(HeadShared) + 15) / 16 * 16;
     static constexpr size_t MERGING = TENSOR_WARPS * ROWS * (D + 2) * sizeof(float);
     // Windows of whole rows are met as such: not of keys to be rotated, nor by two tiles of heads.
-    static constexpr bool SHORT_WINDOWS = ROTATED && Q == 1;
+    static constexpr bool SHORT_WINDOWS = ROTATED && Q == 1 && !SCORES;
 
     // `stages` of the oldest rows, most of all, and of the others one at least; but for windows that take
     // the short way.
@@ -72,20 +72,22 @@ struct Room {
     int window_stages, least_splits;
 };
 
-template <class E, int D, int Q, bool ROTATED>
+template <class E, int D, int Q, bool ROTATED, bool SCORES>
 inline Room room_with(const CacheLayer& cache, int stages) {
-    using Shared = TensorShared<E, D, Q, ROTATED>;
+    using Shared = TensorShared<E, D, Q, ROTATED, SCORES>;
+    const CacheRows none;
+    auto values = [&](size_t g) -> const CacheRows& { return SCORES ? none : cache.v[g]; };
     Room room = {};
     for (size_t g = 0; g < size_t(cache.G); g++)
         room.warp = std::max(room.warp,
-                             Shared::warp_bytes(cache.k[g], cache.v[g], cache.seen[g], stages));
+                             Shared::warp_bytes(cache.k[g], values(g), cache.seen[g], stages));
     for (size_t g = 0; g < size_t(cache.G); g++)
         room.block =
-            std::max(room.block, Shared::bytes(cache.k[g], cache.v[g], cache.seen[g], room.warp));
+            std::max(room.block, Shared::bytes(cache.k[g], values(g), cache.seen[g], room.warp));
     size_t left = room.block;  // behind what a block of windows has ahead
     room.least_splits = 1;
     for (size_t g = 0; g < size_t(cache.G); g++) {
-        if (!Shared::short_way(cache.k[g], cache.v[g], cache.seen[g])) continue;
+        if (!Shared::short_way(cache.k[g], values(g), cache.seen[g])) continue;
         room.least_splits = 2, left = std::min(left, room.block - Shared::front_bytes(cache.seen[g]));
     }
     room.window_stages = int(left / TENSOR_WARPS / WindowWarp<E, D>::STAGE_BYTES);
@@ -97,11 +99,11 @@ inline int blocks_of(const Room& room, size_t limit) {
     return std::min(int(limit / (room.block + 1024)), most_blocks(Q, ROTATED));
 }
 // The most stages with which a multiprocessor has the most blocks; one alone where no more fit in a block.
-template <class E, int D, int Q, bool ROTATED>
+template <class E, int D, int Q, bool ROTATED, bool SCORES = false>
 inline Room room_for(const CacheLayer& cache, size_t limit) {
     Room best = {limit + 1, 0, 0, 1};
     for (int stages = TensorShared<E, D, Q, ROTATED>::One::MOST_STAGES; stages > 0; stages--) {
-        Room room = room_with<E, D, Q, ROTATED>(cache, stages);
+        Room room = room_with<E, D, Q, ROTATED, SCORES>(cache, stages);
         if (best.block > limit ||
             (stages > 1 && blocks_of<Q, ROTATED>(room, limit) > blocks_of<Q, ROTATED>(best, limit)))
             best = room;

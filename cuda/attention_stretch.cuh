@@ -13,10 +13,16 @@ struct HeadShared {
     int first, R;  // the block's query heads: kept here, as registers are few
     int S, begin, end;  // positions, and the block's share of them
 
-    // By the whole block; a barrier must follow.
+    // By the whole block; a barrier must follow. Without values their rows are nothing.
+    template <bool VALUES>
     __device__ __forceinline__ void fill(const CacheView& cache, int g, int h0, int heads) {
         int i = int(threadIdx.x);
-        copy_words(&k, &cache.k(g), i, TENSOR_BLOCK), copy_words(&v, &cache.v(g), i, TENSOR_BLOCK);
+        copy_words(&k, &cache.k(g), i, TENSOR_BLOCK);
+        if constexpr (VALUES)
+            copy_words(&v, &cache.v(g), i, TENSOR_BLOCK);
+        else
+            for (int word = i; word < int(sizeof(v) / sizeof(uint32_t)); word += TENSOR_BLOCK)
+                reinterpret_cast<uint32_t*>(&v)[word] = 0;
         copy_words(&seen, &cache.seen(g), i, TENSOR_BLOCK);
         if (i == 0) first = cache.H / cache.G * g + h0, R = heads;
     }

@@ -47,10 +47,9 @@ struct alignas(16) TallBlock {
         const CacheRows &keys = cache.k(g), &values = cache.v(g);
         const Stretch& one = cache.seen(g).stretch[stretch];
         const RowStore& store = side ? values.store[one.v] : keys.store[one.k];
-        if (!rows.memory || read_in_place(store, D, cache.rotated, side)) return nullptr;
+        if (!rows.memory || InPlace(cache)(store, side)) return nullptr;
         size_t ahead = rows.each * size_t(g - rows.g0) +
-                       expanded_ahead(cache.seen(g), keys, values, D, cache.rotated, pos, pos + T - 1,
-                                      stretch, side);
+                       expanded_ahead(cache.seen(g), keys, values, cache, pos, pos + T - 1, stretch, side);
         return static_cast<const char*>(rows.memory) +
                (ptrdiff_t(ahead) - one.begin_for(pos)) * ptrdiff_t(D * sizeof(E));
     }

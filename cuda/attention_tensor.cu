@@ -59,12 +59,13 @@ __device__ void attend_windows(const Partial& partials, const HeadShared& head, 
 // 10 KB and 512 bytes a step. Keys before rotation: D as E, 16 rotations, and of codes 16 KB of their
 // fragments.
 // tools/measurements.md has what the machine code says.
-template <class E, int D, int Q, bool ROTATED>
+// SCORES: of keys alone, to `scores` (attention_joint.cu); nothing is summed.
+template <class E, int D, int Q, bool ROTATED, bool SCORES>
 __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
-    attend_one_tensor(Partial partials, CacheView cache, const float* q, const float* against_mean,
-                      const float* rotation, const int* pos, int chunks, int warp_bytes,
-                      int window_stages) {
-    using Shared = TensorShared<E, D, Q, ROTATED>;
+    attend_one_tensor(Partial partials, HeadScores scores, CacheView cache, const float* q,
+                      const float* against_mean, const float* rotation, const int* pos, int chunks,
+                      int warp_bytes, int window_stages) {
+    using Shared = TensorShared<E, D, Q, ROTATED, SCORES>;
     using One = typename Shared::One;
     constexpr int ROWS = Shared::ROWS;
     int g = int(blockIdx.x) / chunks, h0 = int(blockIdx.x) % chunks * ROWS;
@@ -75,7 +76,7 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     memory += sizeof(BlockTables<E, D, Q>);
     int warp = int(threadIdx.x) / WARP;
     tables.levels.fill(int(threadIdx.x), TENSOR_BLOCK);
-    head.fill(cache, g, h0, min(ROWS, cache.H / cache.G - h0));
+    head.template fill<!SCORES>(cache, g, h0, min(ROWS, cache.H / cache.G - h0));
     __syncthreads();  // the head's description is there, and the levels
     const CacheRows &k = head.k, &v = head.v;
     const Seen& seen = head.seen;
@@ -102,6 +103,7 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     let_next_begin();
     __syncthreads();  // how rows lie is there
     One one(rotation, queries, basis, tables, memory + warp * warp_bytes);
+    if constexpr (SCORES) one.scores = {scores.of(head.first), scores.stride}, one.heads = head.R;
     // The stretch whose tables, and basis, are there; and whether its queries' fragments are.
     int prepared = -1;
     bool loaded = false, turned = false, clean = true;
@@ -128,11 +130,12 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
 
     int S = *pos + 1;
     Share share = task.share(seen, S);
+    if (SCORES && share.first >= share.end) return;
     if (share.first >= share.end) return merge_nothing(partials, head.first, head.R);
     if (threadIdx.x == 0) head.S = S, head.begin = share.first, head.end = share.end;
     __syncthreads();  // the share is there
     if constexpr (!ROTATED) load();
-    one.begin_sums();
+    if constexpr (!SCORES) one.begin_sums();
 #pragma unroll 1
     for (int i = 0; i < seen.count; i++) {
         const Stretch& stretch = seen.stretch[i];
@@ -140,12 +143,13 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
         int end = min(head.end, stretch.end_for(head.S - 1));
         if (s >= end || !task.has(i)) continue;
         if (!seen.stretch[prepared].lies_like(stretch)) {
-            one.leave();
+            if constexpr (!SCORES) one.leave();
             __syncthreads();  // what the last stretch had was read
             prepare(i);
         }
         attend_stretch(one, k.store[stretch.k], v.store[stretch.v], s, end, warp_bytes, clean, ready);
     }
+    if constexpr (SCORES) return;
     __syncthreads();  // every warp has read its last step
     float* merging = reinterpret_cast<float*>(memory);  // (4, ROWS, D + 2)
 #pragma unroll
@@ -176,7 +180,9 @@ static void for_kernel(const CacheLayer& cache, const F& f) {
 bool tensor_splits_fit(const CudaBackend& gpu, const CacheLayer& cache) {
     bool fits = false;
     for_kernel(cache, [&]<class E, int D, int Q, bool ROTATED>() {
-        fits = room_for<E, D, Q, ROTATED>(cache, gpu.shared_limit).block <= gpu.shared_limit;
+        Room room = cache.joint ? room_for<E, D, Q, ROTATED, true>(cache, gpu.shared_limit)
+                                : room_for<E, D, Q, ROTATED>(cache, gpu.shared_limit);
+        fits = room.block <= gpu.shared_limit;
     });
     return fits;
 }
@@ -191,12 +197,30 @@ Splits attend_splits_tensor(CudaBackend& gpu, const float* q, const float* rotat
         Room room = room_for<E, D, Q, ROTATED>(cache, gpu.shared_limit);
         int each = std::max(blocks_of<Q, ROTATED>(room, gpu.shared_limit), 1);
         splits.emplace(gpu, cache, blocks, each, SHARE, most, room.least_splits);
-        launch_ahead(attend_one_tensor<E, D, Q, ROTATED>,
+        launch_ahead(attend_one_tensor<E, D, Q, ROTATED, false>,
                      dim3(unsigned(blocks), unsigned(splits->count)), TENSOR_BLOCK, room.block,
-                     gpu.queue, splits->partials, CacheView(cache), q, against, rotation, gpu.pos, chunks,
-                     int(room.warp), room.window_stages);
+                     gpu.queue, splits->partials, HeadScores{}, CacheView(cache), q, against, rotation,
+                     gpu.pos, chunks, int(room.warp), room.window_stages);
     });
     return *splits;
+}
+
+HeadScores attend_scores(CudaBackend& gpu, const float* q, const float* rotation, const CacheLayer& cache,
+                     int most) {
+    const float* against = less_turned_means(cache) ? against_mean(q, cache) : nullptr;
+    int stride = (cache.capacity + 31) / 32 * 32;  // rows of them begin in a line of memory
+    size_t bytes = size_t(cache.H) * size_t(stride) * sizeof(float);
+    HeadScores scores = {static_cast<float*>(gpu.scratch(CudaBackend::Scratch::Scores, bytes)), stride};
+    for_kernel(cache, [&]<class E, int D, int Q, bool ROTATED>() {
+        int m = cache.H / cache.G, chunks = (m + 8 * Q - 1) / (8 * Q), blocks = cache.G * chunks;
+        Room room = room_for<E, D, Q, ROTATED, true>(cache, gpu.shared_limit);
+        int each = std::max(blocks_of<Q, ROTATED>(room, gpu.shared_limit), 1);
+        int splits = splits_for(gpu, cache, blocks, each, SHARE, most);
+        launch_ahead(attend_one_tensor<E, D, Q, ROTATED, true>, dim3(unsigned(blocks), unsigned(splits)),
+                     TENSOR_BLOCK, room.block, gpu.queue, Partial{}, scores, CacheView(cache), q, against,
+                     rotation, gpu.pos, chunks, int(room.warp), room.window_stages);
+    });
+    return scores;
 }
 
 }  // namespace stief

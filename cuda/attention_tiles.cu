@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(PLAIN_BLOCK)
     tile.add_range(cache.seen(g), 0, first + tokens, first, first + tokens - 1);
 
     if (tile.row >= R) return;
-    int width = tile.v.width;
+    int width = cache.values_of(g);
 #pragma unroll
     for (int n = 0; n < PLAIN_WIDTH / 16; n++) {
         int j = tile.lane + 16 * n;
@@ -50,7 +50,7 @@ void attend_tiles(CudaBackend& gpu, const HeadsOut& out, const float* q, const f
     bool tensor = tensor_cores(gpu, cache);
     if (tensor && whole_tiles(gpu, cache, step))
         return attend_tiles_whole(gpu, out, q, rotation, cache, step);
-    if (tensor && !less_turned_means(cache) && tensor_tiles_fit(gpu, cache))
+    if (tensor && !cache.joint && !less_turned_means(cache) && tensor_tiles_fit(gpu, cache))
         return attend_tiles_tensor(gpu, out, q, rotation, cache, step.T);
     int m = cache.H / cache.G, heads = std::min(m, PLAIN_ROWS), chunks = (m + heads - 1) / heads;
     int tokens = PLAIN_ROWS / heads;

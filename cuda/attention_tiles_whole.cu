@@ -59,7 +59,8 @@ bool whole_tiles_fit(const CudaBackend& gpu, const CacheLayer& cache) {
 bool whole_tiles(const CudaBackend& gpu, const CacheLayer& cache, const Step& step) {
     bool whole = true, codes = false;
     if (!whole_tiles_fit(gpu, cache)) return false;
-    if (less_turned_means(cache)) return true;  // rows as they are lack what expand_rows gives back
+    // Rows as they are lack what expand_rows gives back, or are no head's own.
+    if (cache.joint || less_turned_means(cache)) return true;
     for (size_t g = 0; g < size_t(cache.G); g++)
         for (const Stretch& one : cache.seen[g])
             for (const RowStore* store : {&cache.k[g].store[one.k], &cache.v[g].store[one.v]}) {

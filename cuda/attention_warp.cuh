@@ -14,13 +14,16 @@ namespace stief {
 constexpr int TENSOR_WARPS = 4, TENSOR_BLOCK = TENSOR_WARPS * WARP;
 constexpr int SHARE = TENSOR_WARPS * STEP;  // positions: a block's share is a multiple of these
 
-template <class E, int D, int Q, bool ROTATED>
+// SCORES: keys alone, whose scores are kept (HeadScores), of values that another kernel sums.
+template <class E, int D, int Q, bool ROTATED, bool SCORES = false>
 struct Warp : WarpValues<E, D, Q, ROTATED> {
     using Values = WarpValues<E, D, Q, ROTATED>;
     using typename Values::Tiles;
     using Values::in_codes, Values::k, Values::v, Values::tables, Values::memory, Values::lane;
     using Values::rotation;
     using Values::Values;
+    HeadScores scores;  // from the block's first query head on
+    int heads;      // of those
 
     // One step: positions s0 … s0 + count − 1, which have arrived in a stage, at most 16 T.
     template <int T>
@@ -44,10 +47,25 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
         if constexpr (ROTATED)
             if (tables.mean && (k.shape.groups || k.shape.width < D))
                 TurnedMean<D, Q>::at(tables.mean).add_to(s, angle);
-        if (CODES && v.shape.groups)
+        if constexpr (SCORES)
+            keep(s, s0, count);
+        else if (CODES && v.shape.groups)
             this->take_coded(s, coded_v, count);
         else
             this->take(s, reinterpret_cast<const E*>(values), count);
+    }
+    template <int T>
+    __device__ __forceinline__ void keep(const float (&s)[T][Q][4], int s0, int count) const {
+#pragma unroll
+        for (int n = 0; n < Q; n++)
+            for (int h = 0; h < 2; h++) {
+                int head = 8 * n + 2 * this->t + h;
+                float* to = scores.of(head) + s0;
+#pragma unroll
+                for (int i = 0; i < 2 * T; i++)
+                    if (head < heads && this->g + 8 * i < count)
+                        to[this->g + 8 * i] = s[i / 2][n][i % 2 * 2 + h];
+            }
     }
     template <int T>
     __device__ __forceinline__ void widen(const CodeRows& rows, const CodeGroup* group, int side) {
@@ -104,6 +122,7 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
     // the order of the last stretch's codes: one with the same rows may follow. The tables are there,
     // no copy is on its way.
     __device__ __forceinline__ void enter() {
+        if constexpr (SCORES) return;
         if (v.shape.groups && !in_codes && this->any_keys()) this->count_in(true);
         in_codes = v.shape.groups;
     }

@@ -8,22 +8,33 @@ namespace stief {
 
 // ---- kernels -----------------------------------------------------------------------------------
 
-constexpr int BLOCK = 256, ROWS = BLOCK / WARP;  // threads; rows a block, a warp each
+constexpr int BLOCK = 256;
 
-// grid rows / ROWS, block 256. Shared: RowWidths. Reads and writes a row once.
-template <class E>
+// How a row is rounded: by a warp, or by a block where it may be of joint values.
+template <int LANES>
+struct Rounding {
+    static constexpr int ROWS = BLOCK / LANES;
+    using Widths = std::conditional_t<LANES == WARP, RowWidths, JointWidths>;
+    using Encoder = RowEncoder<Widths::MOST / LANES, Widths, LANES>;
+    Widths widths;
+    float sums[BLOCK / WARP];
+};
+
+// grid rows / ROWS, block 256. Shared: Rounding. Reads and writes a row once.
+template <class E, int LANES>
 __global__ void __launch_bounds__(BLOCK, 1)
     round_rows_kernel(float* c, const float* weight, RowFormat format, int rows, int d, int kept) {
-    int row = int(blockIdx.x) * ROWS + int(threadIdx.x) / WARP, lane = int(threadIdx.x) % WARP;
-    RowWidths& widths = *reinterpret_cast<RowWidths*>(dynamic_shared());
-    widths.fill(format, int(threadIdx.x), BLOCK);
+    using Shared = Rounding<LANES>;
+    int tid = int(threadIdx.x), row = int(blockIdx.x) * Shared::ROWS + tid / LANES, lane = tid % LANES;
+    Shared& shared = *reinterpret_cast<Shared*>(dynamic_shared());
+    shared.widths.fill(format, tid, BLOCK);
     __syncthreads();  // the widths are there
     if (row >= rows) return;
     c += size_t(row) * size_t(d);
     int whole = int(format.count[0]);
     if (kept > whole) {
-        RowEncoder encoder(DEVICE_LEVELS, widths, format, c, weight);
-        int scale = encoder.search();
+        typename Shared::Encoder encoder(DEVICE_LEVELS, shared.widths, format, c, weight, shared.sums);
+        int scale = encoder.best_scale();
         float rho = scale_of(scale), per = scale_of(256 - scale);
         encoder.each([&](int i, int j) {
             float step = rho * step_of(encoder.w[i]);
@@ -31,8 +42,8 @@ __global__ void __launch_bounds__(BLOCK, 1)
                 c[whole + j] = step * encoder.level(encoder.code(i, rho, per), encoder.w[i]);
         });
     }
-    for (int j = lane; j < whole; j += WARP) c[j] = to_float(to_element<E>(c[j]));
-    for (int j = kept + lane; j < d; j += WARP) c[j] = 0;
+    for (int j = lane; j < whole; j += LANES) c[j] = to_float(to_element<E>(c[j]));
+    for (int j = kept + lane; j < d; j += LANES) c[j] = 0;
 }
 
 // ln Σ eᶻ of a row, by a block.
@@ -84,9 +95,14 @@ void CudaBackward::round_rows(float* c, const float* weight, const RowFormat& fo
             gpu.scratch(CudaBackend::Scratch::Reduction, kept * sizeof(float)));
         gpu.upload(weights, weight, kept * sizeof(float));
     }
+    auto round = [&]<class E, int LANES>() {
+        constexpr int ROWS = Rounding<LANES>::ROWS;
+        launch(round_rows_kernel<E, LANES>, dim3(unsigned((rows + ROWS - 1) / ROWS)), BLOCK,
+               sizeof(Rounding<LANES>), gpu.queue, c, static_cast<const float*>(weights), format, rows, d,
+               int(kept));
+    };
     for_dtype(dtype, [&]<class E>(E) {
-        launch(round_rows_kernel<E>, dim3(unsigned((rows + ROWS - 1) / ROWS)), BLOCK, sizeof(RowWidths),
-               gpu.queue, c, static_cast<const float*>(weights), format, rows, d, int(kept));
+        d <= RowWidths::MOST ? round.template operator()<E, WARP>() : round.template operator()<E, BLOCK>();
     });
 }
 

@@ -7,6 +7,7 @@
 #include "append.cuh"
 #include "attention.cuh"
 #include "dispatch.cuh"
+#include "joint_values.cuh"
 #include "tile_product.cuh"
 
 namespace stief {
@@ -76,6 +77,7 @@ void CudaBackend::append(const CacheLayer& cache, float* q, float* k, const floa
     if (q && cache.rotated && cache.k[0].decode_t)
         turn_to(in, latent_memory(*this, cache, step.T), cache, step.T), turned = q;
     launch_append(*this, cache, in, step.T);
+    if (cache.joint && v) append_joint(*this, cache, v, step.T);
 }
 
 const float* latent_queries(CudaBackend& gpu, const float* q, const CacheLayer& cache, int T) {
@@ -104,8 +106,9 @@ std::string CudaBackend::plain_attention(const CacheLayer& cache) const {
     if (cache.dtype == DType::F32) return std::string(slow) + "they take no --cache f32";
     if (!tensor_cores(*this, cache))
         return slow + format("they take heads of 64 and 128, not of %d", cache.d);
-    bool one = tensor_splits_fit(*this, cache);
-    bool many = less_turned_means(cache) ? whole_tiles_fit(*this, cache) : tensor_tiles_fit(*this, cache);
+    bool one = tensor_splits_fit(*this, cache) && (!cache.joint || joint_fits(*this, cache));
+    bool whole = cache.joint || less_turned_means(cache);
+    bool many = whole ? whole_tiles_fit(*this, cache) : tensor_tiles_fit(*this, cache);
     if (one && many) return "";
     return slow + format("a block's %zu KiB of shared memory do not hold the rows%s",
                          shared_limit >> 10, one ? " of several tokens" : many ? " of one" : "");
@@ -120,7 +123,7 @@ void CudaBackend::attend(Operand out, const float* q, const float* rotation, con
     q = latent_queries(*this, q, cache, step.T);
     if (step.T == 1) return attend_one(*this, out.data, q, rotation, cache, reach(step));
     HeadsOut heads{out.data, cache.H * cache.d, rounds(out.meets, step.T)};
-    if (!cache.v[0].decode) return attend_tiles(*this, heads, q, rotation, cache, step);
+    if (!cache.v[0].decode || cache.joint) return attend_tiles(*this, heads, q, rotation, cache, step);
     size_t n = size_t(step.T) * size_t(cache.H) * size_t(cache.d);
     float* latent = static_cast<float*>(scratch(Scratch::Partials, n * sizeof(float)));
     attend_tiles(*this, {latent, cache.H * cache.d, false}, q, rotation, cache, step);

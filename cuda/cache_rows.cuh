@@ -10,6 +10,7 @@ struct CacheView {
     const CacheRows* rows;  // (2, G)  keys, then values
     const Seen* seen_rows;  // (G)
     int capacity, H, G, d;
+    int joint;  // G·d where values are joint, 0 where heads have their own
     bool rotated;
 
     explicit CacheView(const CacheLayer& cache)
@@ -19,10 +20,13 @@ struct CacheView {
           H(cache.H),
           G(cache.G),
           d(cache.d),
+          joint(cache.joint),
           rotated(cache.rotated) {}
     __device__ const CacheRows& k(int g) const { return rows[g]; }
     __device__ const CacheRows& v(int g) const { return rows[G + g]; }
     __device__ const Seen& seen(int g) const { return seen_rows[g]; }
+    // What attention by head sums of values: their coordinates, or joint ones made a head's own.
+    __device__ int values_of(int g) const { return joint ? d : v(g).width; }
 };
 
 // A description to shared memory, by so many threads of which this is number i: what it says is read in
@@ -62,6 +66,10 @@ __host__ __device__ inline int groups_of(const RowFormat& format) {
     int codes = 0;
     for (int w = 1; w < RowFormat::WIDTHS; w++) codes += int(format.count[size_t(w)]);
     return codes / ROW_GROUP;
+}
+// Coordinates of a row.
+__host__ __device__ inline int kept_of(const RowFormat& format) {
+    return int(format.count[0]) + ROW_GROUP * groups_of(format);
 }
 // Coordinates of a whole row; of a row of codes count[0] of them are elements.
 __host__ __device__ inline int elements_of(const RowStore& store) {

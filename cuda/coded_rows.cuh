@@ -60,37 +60,29 @@ struct CodePlace {
     }
 };
 
-// to (kept) ← a row, by `threads` threads of which this is number i. Returns how many.
+// to (columns) ← a row's coordinates first … first + columns − 1, which it has, by `threads` threads of which
+// this is number `tid`.
 template <class E>
-__device__ __forceinline__ int unpack_row(float* to, const RowStore& store, const char* row, int i,
-                                          int threads) {
+__device__ __forceinline__ void unpack_row(float* to, const RowStore& store, const char* row, int first,
+                                           int columns, int tid, int threads) {
     const RowFormat& format = store.format;
-    int whole = int(format.count[0]), kept = 0;
-    for (int w = 0; w < RowFormat::WIDTHS; w++) kept += int(format.count[w]);
-    float rho = kept > whole ? scale_of(uint8_t(row[store.bytes - 1])) : 0;
-    for (int j = i; j < kept; j += threads) {
+    int whole = int(format.count[0]);
+    float rho = coded(format) ? scale_of(uint8_t(row[store.bytes - 1])) : 0;
+    for (int i = tid; i < columns; i += threads) {
+        int j = first + i;
         if (j < whole) {
             E element;  // rows of codes lie at any address
             memcpy(&element, row + size_t(j) * sizeof(E), sizeof(E));
-            to[j] = to_float(element);
+            to[i] = to_float(element);
             continue;
         }
         CodePlace at(format, int(sizeof(E)), j);
-        int bits = bits_of(at.w), first = at.n * bits, code = 0;
-        for (int b = first / 8; b <= (first + bits - 1) / 8; b++)
-            code |= int(uint8_t(row[at.byte + b])) << (8 * (b - first / 8));
-        code = code >> (first % 8) & ((1 << bits) - 1);
-        to[j] = rho * step_of(at.w) * float(DEVICE_LEVELS.of[at.w][code]);
+        int bits = bits_of(at.w), bit = at.n * bits, code = 0;
+        for (int b = bit / 8; b <= (bit + bits - 1) / 8; b++)
+            code |= int(uint8_t(row[at.byte + b])) << (8 * (b - bit / 8));
+        code = code >> (bit % 8) & ((1 << bits) - 1);
+        to[i] = rho * step_of(at.w) * float(DEVICE_LEVELS.of[at.w][code]);
     }
-    return kept;
-}
-
-// The same for a row that is not there.
-__device__ __forceinline__ int zero_row(float* to, const RowStore& store, int i, int threads) {
-    int kept = 0;
-    for (int w = 0; w < RowFormat::WIDTHS; w++) kept += int(store.format.count[w]);
-    for (int j = i; j < kept; j += threads) to[j] = 0;
-    return kept;
 }
 
 }  // namespace stief

@@ -78,7 +78,7 @@ struct CudaBackend final : Backend {
 
     // Device memory that operations use within one call: a block for each purpose, which grows and
     // is not moved under a captured graph (outgrown blocks live as long as the backend).
-    enum class Scratch { Activations, Weights, Partials, Queries, Rows, Reduction, Count };
+    enum class Scratch { Activations, Weights, Partials, Queries, Rows, Scores, Reduction, Count };
     void* scratch(Scratch purpose, size_t bytes);
 
   private:

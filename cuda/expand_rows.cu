@@ -1,5 +1,5 @@
-// Packed rows made whole, keys rebuilt and rotated, or given back R_s μ E, once for all tiles of queries that
-// meet them:
+// Packed rows made whole, keys rebuilt and rotated, or given back R_s μ E, joint values made each head's own,
+// once for all tiles of queries that meet them:
 // attention_tiles_whole.cu reads them as it reads whole ones. A coordinate is scale · step · level or an
 // element, zero beyond a row's own; it, or the rotated key that comes of them, is rounded to the cache's own
 // type.
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(EXPAND_BLOCK)
     int pos0 = *pos, last = pos0 + T - 1, tid = int(threadIdx.x);
     int from = int(blockIdx.x) * EXPAND_ROWS, s = one.begin_for(pos0) + from;
     int count = min(EXPAND_ROWS, one.end_for(last) - s);
-    bool rebuilt = side == 0 && (!cache.rotated || cache.k(g).mean);
+    bool rebuilt = side ? cache.joint : !cache.rotated || cache.k(g).mean;
     if (rebuilt || lies_whole(store, D) || count <= 0) return;
 
     auto& tables = *reinterpret_cast<ExpandTables<D>*>(dynamic_shared());
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(EXPAND_BLOCK)
     if (tid < groups) tables.group[tid] = CodeGroup::of(store.format, int(sizeof(E)), tid);
     __syncthreads();  // the tables are there
     size_t ahead = to.each * size_t(head) + size_t(from) +
-                   expanded_ahead(seen, cache.k(g), cache.v(g), D, cache.rotated, pos0, last, n, side);
+                   expanded_ahead(seen, cache.k(g), cache.v(g), cache, pos0, last, n, side);
     E* rows = static_cast<E*>(to.memory) + ahead * D;
     int lane = tid % PER;
     for (int row = tid / PER; row < count; row += EXPAND_BLOCK / PER) {
@@ -84,32 +84,41 @@ __global__ void __launch_bounds__(EXPAND_BLOCK)
     }
 }
 
-// put(row, j, x) of each coordinate of `count` rows of keys from position s on, zero beyond a row's own.
-template <class E, int D, class Put>
-__device__ __forceinline__ void unpack_keys(const ExpandTables<D>& tables, const RowStore& store, int s,
-                                            int count, const Put& put) {
-    constexpr int PER = D / ROW_GROUP;
+// put(row, j − first, x) of coordinates j = first … first + columns − 1 of `count` rows from position s on,
+// zero beyond a row's own.   group: of all that a row has
+template <class E, int PER, class Put>
+__device__ __forceinline__ void unpack_columns(const CodeGroup* group, const LevelTables& tables,
+                                               const RowStore& store, int s, int count, int first,
+                                               int columns, const Put& put) {
     int groups = groups_of(store.format), elements = elements_of(store), tid = int(threadIdx.x);
-    int lane = tid % PER;
+    int lane = tid % PER, end = first + columns, first_group = max(0, first - elements) / ROW_GROUP;
     for (int row = tid / PER; row < count; row += EXPAND_BLOCK / PER) {
         const char* packed = row_at(store, s + row);
-        if (lane < groups) {
-            const CodeGroup group = tables.group[lane];
-            float by = group.step * scale_of(uint8_t(packed[store.bytes - 1]));
-            uint2 levels = levels_of(tables.levels, group, packed + group.byte);
+        for (int n = first_group + lane; n < groups && elements + ROW_GROUP * n < end; n += PER) {
+            const CodeGroup one = group[n];
+            float by = one.step * scale_of(uint8_t(packed[store.bytes - 1]));
+            uint2 levels = levels_of(tables, one, packed + one.byte);
 #pragma unroll
             for (int i = 0; i < ROW_GROUP; i++) {
                 uint32_t four = i < 4 ? levels.x : levels.y;
-                put(row, elements + ROW_GROUP * lane + i, by * float(int(four >> i % 4 * 8 & 255) - 128));
+                int j = elements + ROW_GROUP * n + i;
+                if (j >= first && j < end)
+                    put(row, j - first, by * float(int(four >> i % 4 * 8 & 255) - 128));
             }
         }
-        for (int j = lane; j < elements; j += PER) {  // at any address
+        for (int j = first + lane; j < min(elements, end); j += PER) {  // at any address
             E one;
             memcpy(&one, packed + size_t(j) * sizeof(E), sizeof(E));
-            put(row, j, to_float(one));
+            put(row, j - first, to_float(one));
         }
-        for (int j = elements + ROW_GROUP * groups + lane; j < D; j += PER) put(row, j, 0);
+        for (int j = max(first, elements + ROW_GROUP * groups) + lane; j < end; j += PER)
+            put(row, j - first, 0);
     }
+}
+template <class E, int D, class Put>
+__device__ __forceinline__ void unpack_keys(const ExpandTables<D>& tables, const RowStore& store, int s,
+                                            int count, const Put& put) {
+    unpack_columns<E, D / ROW_GROUP>(tables.group, tables.levels, store, s, count, 0, D, put);
 }
 
 // x (count, D) of a tile ← R_s μ of positions s ….
@@ -170,7 +179,7 @@ __global__ void __launch_bounds__(EXPAND_BLOCK, TileProduct<D>::BLOCKS)
     }
     E* rows = static_cast<E*>(to.memory);
     rows += (to.each * size_t(head) + size_t(from) +
-             expanded_ahead(seen, keys, cache.v(g), D, ROTATED, pos0, last, n, 0)) * D;
+             expanded_ahead(seen, keys, cache.v(g), cache, pos0, last, n, 0)) * D;
     for (int i = tile.tid; i < count * PAIRS; i += EXPAND_BLOCK) {
         int row = i / PAIRS, j = i % PAIRS * 2;
         const float* x = tile.c + row * Tile::C_STRIDE + j;
@@ -192,6 +201,42 @@ __global__ void __launch_bounds__(EXPAND_BLOCK, TileProduct<D>::BLOCKS)
     }
 }
 
+// Joint values made a head's own: c D. grid (tiles of positions, stretches, kv heads), block 256. Shared: a
+// tile, 5 KB of tables. Reads D once for a tile; 2 r d flops a value and head, six times over, and unpacks
+// each row once a head.
+template <class E, int D>
+__global__ void __launch_bounds__(EXPAND_BLOCK, 2)
+    rebuild_values_kernel(ExpandedRows to, CacheView cache, const int* pos, int T) {
+    using Tile = TileProduct<D>;
+    using Tables = ExpandTables<MOST_KEPT>;
+    int head = int(blockIdx.z), g = to.g0 + head, n = int(blockIdx.y);
+    const Seen& seen = cache.seen(g);
+    if (n >= seen.count) return;
+    const Stretch& one = seen.stretch[n];
+    const CacheRows& values = cache.v(g);
+    const RowStore& store = values.store[one.v];
+    int pos0 = *pos, last = pos0 + T - 1, from = int(blockIdx.x) * Tile::TOKENS;
+    int s = one.begin_for(pos0) + from, count = min(Tile::TOKENS, one.end_for(last) - s);
+    if (count <= 0) return;
+
+    Tile tile(dynamic_shared(), values.decode, kept_of(store.format), D, D);
+    auto& tables = *reinterpret_cast<Tables*>(dynamic_shared() + Tile::BYTES);
+    tables.levels.fill(tile.tid, EXPAND_BLOCK);
+    for (int i = tile.tid; i < groups_of(store.format); i += EXPAND_BLOCK)
+        tables.group[i] = CodeGroup::of(store.format, int(sizeof(E)), i);
+    typename Tile::Sums sum;  // whose first barrier orders the tables
+    tile.sums_by_pieces(sum, count, [&](int first) {
+        unpack_columns<E, D / ROW_GROUP>(tables.group, tables.levels, store, s, count, first, tile.padded(),
+                                         [&](int row, int j, float x) { tile.put(row, j, x); });
+    });
+    E* rows = static_cast<E*>(to.memory);
+    rows += (to.each * size_t(head) + size_t(from) +
+             expanded_ahead(seen, cache.k(g), values, cache, pos0, last, n, 1)) * D;
+    tile.each(sum, [&](int row, int j, float a, float b) {
+        if (row < count) *reinterpret_cast<uint32_t*>(rows + size_t(row) * D + j) = pack_finite<E>(a, b);
+    });
+}
+
 // ---- launchers ---------------------------------------------------------------------------------
 
 ExpandedRows expanded_rows(const CudaBackend& gpu, const CacheLayer& cache, const Step& step) {
@@ -199,11 +244,11 @@ ExpandedRows expanded_rows(const CudaBackend& gpu, const CacheLayer& cache, cons
     int last = step.pos + step.T - 1;
     for (size_t g = 0; g < size_t(cache.G); g++)
         rows.each = std::max(rows.each,
-                             expanded_ahead(cache.seen[g], cache.k[g], cache.v[g], cache.d,
-                                            cache.rotated, step.pos, last, cache.seen[g].count, 0));
+                             expanded_ahead(cache.seen[g], cache.k[g], cache.v[g], CacheView(cache),
+                                            step.pos, last, cache.seen[g].count, 0));
     size_t bytes = rows.each * size_t(cache.d) * size_of(cache.dtype);
     rows.heads = bytes ? int(std::min(size_t(cache.G), gpu.most_expanded / bytes)) : cache.G;
-    if (less_turned_means(cache)) rows.heads = std::max(rows.heads, 1);  // they have no other way
+    if (cache.joint || less_turned_means(cache)) rows.heads = std::max(rows.heads, 1);  // no other way
     return rows;
 }
 
@@ -220,6 +265,10 @@ void expand_rows(CudaBackend& gpu, ExpandedRows& rows, const float* rotation, co
         launch(expand_rows_kernel<E, D>, grid(EXPAND_ROWS, 2 * stretches), EXPAND_BLOCK,
                sizeof(ExpandTables<D>), gpu.queue, rows, CacheView(cache), gpu.pos, step.T);
         using Tile = TileProduct<D>;
+        if (cache.joint)
+            launch(rebuild_values_kernel<E, D>, grid(Tile::TOKENS, stretches), EXPAND_BLOCK,
+                   Tile::BYTES + sizeof(ExpandTables<MOST_KEPT>), gpu.queue, rows, CacheView(cache), gpu.pos,
+                   step.T);
         auto rebuild = [&](auto kernel) {
             launch(kernel, grid(Tile::TOKENS, stretches), EXPAND_BLOCK,
                    Tile::BYTES + sizeof(ExpandTables<D>), gpu.queue, rows, CacheView(cache), rotation,

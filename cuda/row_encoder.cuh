@@ -10,8 +10,9 @@ namespace stief {
 
 // Of each coordinate of a format its width's number, and of each group of codes its first byte, counted
 // from that of the first group. Shared memory.
-struct RowWidths {
-    static constexpr int MOST = CudaBackend::WIDEST_HEAD;
+template <int WIDEST>
+struct WidthsOf {
+    static constexpr int MOST = WIDEST;
     float cell[RowFormat::WIDTHS], per_cell[RowFormat::WIDTHS];  // δ_b, 1 / δ_b
     uint16_t byte[MOST / ROW_GROUP];
     uint8_t of[MOST];
@@ -35,6 +36,8 @@ struct RowWidths {
         }
     }
 };
+using RowWidths = WidthsOf<CudaBackend::WIDEST_HEAD>;
+using JointWidths = WidthsOf<MOST_KEPT>;  // of joint values
 
 // One element at any address. By way of pack2's 32 bits: where a register of 16 is stored by bytes,
 // ptxas 13.0 takes its lower one for the number converted to an integer (tools/sass.py looks for it).
@@ -46,27 +49,29 @@ __device__ __forceinline__ void store_bytes(char* to, float x) {
     for (size_t b = 0; b < sizeof(E); b++) to[b] = char(bits >> (8 * b));
 }
 
-// A row's coordinates in registers: lane i has those of codes i, i + 32, …, up to EACH. All 32 lanes
-// together.
-template <int EACH = RowWidths::MOST / WARP>
+// A row's coordinates in registers: of LANES, a warp or a whole block, lane i has those of codes i,
+// i + LANES, …, up to EACH. All lanes together.
+template <int EACH = RowWidths::MOST / WARP, class Widths = RowWidths, int LANES = WARP>
 struct RowEncoder {
     const Levels& levels;
-    const RowWidths& widths;
+    const Widths& widths;
     const float* c;  // (kept)
     int whole, codes, lane;
     float x[EACH], y[EACH];  // a coordinate, and in steps of its width
     float cost[EACH];        // what an error of a step in it costs
     int w[EACH];             // its width's number
     float by_weight;         // 1 / Σ weight
+    float* scratch;          // (LANES / 32)  of a block, shared
 
     // weight (kept): the costs; null: 1
-    __device__ RowEncoder(const Levels& table, const RowWidths& by, const RowFormat& format,
-                          const float* row, const float* weight)
+    __device__ RowEncoder(const Levels& table, const Widths& by, const RowFormat& format,
+                          const float* row, const float* weight, float* memory = nullptr)
         : levels(table),
           widths(by),
           whole(int(format.count[0])),
           codes(__shfl_sync(~0u, ROW_GROUP * groups_of(format), 0)),  // known to be the warp's
-          lane(int(threadIdx.x) % WARP) {
+          lane(int(threadIdx.x) % LANES),
+          scratch(memory) {
         float sum = 0;
         each([&](int i, int j) {
             bool there = j < codes;
@@ -74,7 +79,7 @@ struct RowEncoder {
             w[i] = there ? widths.of[whole + j] : 1, sum += one;
             cost[i] = one * widths.cell[w[i]] * widths.cell[w[i]];
         });
-        by_weight = 1 / warp_sum(sum);
+        by_weight = 1 / sum_of(sum);
         take(row);
     }
 
@@ -92,7 +97,12 @@ struct RowEncoder {
     __device__ __forceinline__ void each(const F& f) const {
 #pragma unroll
         for (int i = 0; i < EACH; i++)
-            if (i < EACH / 2 || i * WARP < codes) f(i, i * WARP + lane);
+            if (i < EACH / 2 || i * LANES < codes) f(i, i * LANES + lane);
+    }
+    // Σ x over the lanes, the same to all.
+    __device__ __forceinline__ float sum_of(float one) const {
+        if constexpr (LANES == WARP) return warp_sum(one);
+        else return block_sum(one, scratch);
     }
 
     // The code of the level nearest to so many steps of width number `width`.
@@ -130,7 +140,7 @@ struct RowEncoder {
         const float rho[] = {scale_of(scale)}, per[] = {scale_of(256 - scale)};
         float sum[1];
         lane_costs(sum, rho, per);
-        return warp_sum(sum[0]);
+        return sum_of(sum[0]);
     }
 
     // The scale nearest to the root of the codes' weighted mean square. In floats: their sums move it by
@@ -138,7 +148,7 @@ struct RowEncoder {
     __device__ int first_scale() const {
         float square = 0;
         each([&](int i, int) { square += cost[i] * y[i] * y[i]; });
-        float mean = warp_sum(square) * by_weight, exponent = mean > 0 ? 255 : 0;
+        float mean = sum_of(square) * by_weight, exponent = mean > 0 ? 255 : 0;
         if (mean > 0 && mean < 1e38f) exponent = fminf(fmaxf(4 * log2f(mean) + 128, 0.0f), 255.0f);
         return int(exponent + 0.5f);
     }
@@ -199,6 +209,30 @@ struct RowEncoder {
         return best;
     }
 
+    // The same by all lanes of a block, which try one scale after the other.
+    __device__ int search_together() const {
+        int s = first_scale(), best = s;
+        float least = INFINITY;
+        auto offer = [&](int scale) {
+            if (scale < 0 || scale > 255) return;
+            float sum = cost_under(scale);
+            if (sum < least) least = sum, best = scale;
+        };
+#pragma unroll 1
+        for (int i = 0; i < 7; i++) offer(i == 0 ? s : s + 4 * i - (i < 3 ? 12 : 8));
+#pragma unroll 1
+        for (int near = 2; near > 0; near--) {
+            int middle = best;
+            offer(middle - near), offer(middle + near);
+        }
+        return best;
+    }
+
+    __device__ __forceinline__ int best_scale() const {
+        if constexpr (LANES == WARP) return search();
+        else return search_together();
+    }
+
     // This lane's code i under ρ: of x / (ρ δ) as it is rounded, a product with the inverse and what that
     // misses.
     __device__ __forceinline__ int code(int i, float rho, float per) const {
@@ -210,9 +244,9 @@ struct RowEncoder {
     // row ← the codes and the scale, and elements E before them.
     template <class E>
     __device__ void pack(char* row, int bytes) const {
-        for (int j = lane; j < whole; j += WARP) store_bytes<E>(row + size_t(j) * sizeof(E), c[j]);
+        for (int j = lane; j < whole; j += LANES) store_bytes<E>(row + size_t(j) * sizeof(E), c[j]);
         if (!codes) return;
-        int scale = search(), n = lane % ROW_GROUP;
+        int scale = best_scale(), n = lane % ROW_GROUP;
         float rho = scale_of(scale), per = scale_of(256 - scale);
         char* to = row + size_t(whole) * sizeof(E);
         each([&](int i, int j) {

@@ -30,22 +30,26 @@ struct TileProduct {
 
     bf16 *x, *stage;  // (PARTS, TOKENS, STRIDE), (PARTS, PIECE, STRIDE)  shared
     float* c;         // (TOKENS, C_STRIDE)  in the place of x
-    const float* M;   // (K, columns)  aligned to 8 bytes; null: there is none, and put is for c
-    int K, columns;   // columns: even
+    const float* M;   // (K, columns), rows M_stride apart, aligned to 8 bytes; null: none, and put is for c
+    int K, columns, M_stride;  // columns, stride: even
     int tid, row, column;  // of this warp's first sum
     float2 next[PAIRS];    // of the piece on its way
 
     // shared (BYTES), aligned to 16 bytes
-    __device__ TileProduct(char* shared, const float* basis, int rows, int wide)
+    __device__ TileProduct(char* shared, const float* basis, int rows, int wide, int stride)
         : x(reinterpret_cast<bf16*>(shared)),
           stage(x + PARTS * X_PART),
           c(reinterpret_cast<float*>(shared)),
           M(basis),
           K(rows),
           columns(wide),
+          M_stride(stride),
           tid(int(threadIdx.x)),
           row(tid / WARP / ACROSS * SIDE),
           column(tid / WARP % ACROSS * SIDE) {}
+
+    __device__ TileProduct(char* shared, const float* basis, int rows, int wide)
+        : TileProduct(shared, basis, rows, wide, wide) {}
 
     // Columns that are to be put: zeros from K on.
     __device__ __forceinline__ int padded() const { return (K + PIECE - 1) / PIECE * PIECE; }
@@ -72,15 +76,37 @@ struct TileProduct {
         for (int i = 0; i < PAIRS; i++) {
             int k = piece * PIECE + pair_row(i), j = pair_column(i);
             next[i] = make_float2(0, 0);
-            if (k < K && j < columns) next[i] = *reinterpret_cast<const float2*>(M + k * columns + j);
+            if (k < K && j < columns) next[i] = *reinterpret_cast<const float2*>(M + k * M_stride + j);
         }
     }
     // sum ← x M of this warp. By the whole block; x may be written until all threads come here, and from
     // when all are back. AHEAD, behind fetch(0): each piece is asked for while the one before is multiplied.
     template <bool AHEAD>
     __device__ __forceinline__ void sums(Sums& sum, int count) {
+        clear(sum);
+        add_sums<AHEAD>(sum, count);
+    }
+    // The same for a K of any size, by pieces of WIDEST columns of x: fill(first) puts those from there on,
+    // padded() of them.
+    template <class F>
+    __device__ __forceinline__ void sums_by_pieces(Sums& sum, int count, const F& fill) {
+        clear(sum);
+        int all = K;
+#pragma unroll 1
+        for (int first = 0; first < all; first += WIDEST, M += size_t(WIDEST) * size_t(M_stride)) {
+            K = min(WIDEST, all - first);
+            __syncthreads();  // the columns before were read
+            fill(first);
+            add_sums<false>(sum, count);
+        }
+    }
+    __device__ __forceinline__ static void clear(Sums& sum) {
         for (auto& tile : sum)
             for (auto& one : tile) one[0] = one[1] = one[2] = one[3] = 0;
+    }
+    // sum += x M.
+    template <bool AHEAD>
+    __device__ __forceinline__ void add_sums(Sums& sum, int count) {
 #pragma unroll 1
         for (int piece = 0; piece * PIECE < K; piece++) {
             if (!AHEAD) fetch(piece);

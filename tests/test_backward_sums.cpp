@@ -180,7 +180,8 @@ TEST_CASE("rows are rounded to what a cache of their format would give back") {
                  {{4, 0, 0, 0, 0, 0, 8, 8}, 5, 24, "elements, codes, and coordinates that are cut"},
                  {{8, 0, 0, 0, 0, 0, 0, 0}, 3, 8, "whole rows"},
                  {{0, 0, 0, 0, 0, 0, 0, 0}, 3, 8, "nothing is stored"},
-                 {{0, 0, 0, 0, 0, 0, 0, 8}, 1, 8, "one row of one bit"}};
+                 {{0, 0, 0, 0, 0, 0, 0, 8}, 1, 8, "one row of one bit"},
+                 {{16, 24, 40, 40, 80, 104, 72, 64}, 3, 480, "joint values"}};
     for (auto& c : cases)
         for (DType dtype : {DType::F16, DType::BF16, DType::F32})
             for (bool weighted : {false, true}) {

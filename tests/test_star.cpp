@@ -42,7 +42,7 @@ Star some_star(const Config& c, bool coded, bool joint = false) {
 TEST_CASE("the gradient of the divergence by every threshold is its central difference") {
     for (const Variant& variant : groups())
         for (bool rotated : {false, true}) {
-            bool joint = rotated && !variant.device();
+            bool joint = rotated;
             CAPTURE(variant.group);
             CAPTURE(rotated);
             if (variant.prepare) variant.prepare();

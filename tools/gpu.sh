@@ -60,13 +60,14 @@ bench() {
         esac > "$out/$shape.json"
         model=$out/$shape
         [ -d "$model" ] || "$bin/random_checkpoint" "$out/$shape.json" "$model"
-        for cache in full q8 post pre; do
+        for cache in full q8 post pre joint; do
             case $cache in
             full) with= ;;
             q8) with="--cache q8" ;;
-            *) with="--bases $out/$shape.$cache.bases"
+            *) with="--bases $out/$shape.$cache.bases" ways="--keys $cache"
+                [ $cache = joint ] && ways="--keys post --values joint"
                 [ -f "$out/$shape.$cache.bases" ] || "$bin/random_bases" "$model" \
-                    "$out/$shape.$cache.bases" --bits 2.25 --keys $cache > /dev/null ;;
+                    "$out/$shape.$cache.bases" --bits 2.25 $ways > /dev/null ;;
             esac
             step $shape.$cache "$bin/stief" bench "$model" --backend "$backend" $with \
                 --prompt "${PROMPT:-2048}" --generate 32 --context $((${depths##*,} + 128)) \

@@ -278,6 +278,12 @@ __device__ __forceinline__ void copy_async_8(void* shared, const void* global, b
                  "l"(__cvta_generic_to_global(global)), "r"(valid ? 8 : 0)
                  : "memory");
 }
+// And 4.
+__device__ __forceinline__ void copy_async_4(void* shared, const void* global, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)),
+                 "l"(__cvta_generic_to_global(global)), "r"(valid ? 4 : 0)
+                 : "memory");
+}
 // This thread's copies since the last commit become one group.
 __device__ __forceinline__ void copy_async_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");

@@ -54,12 +54,19 @@ size_t LayerArrays::place(const Config& c, int most, float* first) {
     return arena.used / sizeof(float);
 }
 
+// Of the widest basis, that of joint values.
+static size_t basis_floats(const Config& c) {
+    return size_t(c.G * c.d) * size_t(c.G * c.d);
+}
+
 // All that learning of sequences of that many tokens takes of the backend beside the weights: the
 // arrays, what is staged, and end_to_end.h's rows and logits. Rotations of every position go along.
-static size_t bytes_for(const Config& c, size_t positions, int most) {
+static size_t bytes_for(const Model& model, size_t positions, int most) {
+    const Config& c = model.config;
     constexpr size_t LOGITS = size_t(32) << 20;
     size_t rows = size_t(most) * size_t(c.D);
-    return (LayerArrays().place(c, most, nullptr) + 5 * rows + positions * size_t(c.d)) *
+    size_t bases = model.backend->copies_weights ? 2 * basis_floats(c) : 0;
+    return (LayerArrays().place(c, most, nullptr) + 5 * rows + positions * size_t(c.d) + bases) *
                sizeof(float) +
            LOGITS;
 }
@@ -67,13 +74,13 @@ static size_t bytes_for(const Config& c, size_t positions, int most) {
 static void require_memory(const Model& model, size_t positions, int most) {
     constexpr double GIB = 1 << 30;
     const Config& c = model.config;
-    size_t needed = bytes_for(c, positions, most), available = model.backend->available();
+    size_t needed = bytes_for(model, positions, most), available = model.backend->available();
     if (needed <= available) return;
     constexpr int STEP = 64;
     int fits = 0, high = most / STEP + 1;  // the largest multiple that fits is in [fits, high)
     while (high - fits > 1) {
         int middle = (fits + high) / 2;
-        (bytes_for(c, positions, middle * STEP) <= available ? fits : high) = middle;
+        (bytes_for(model, positions, middle * STEP) <= available ? fits : high) = middle;
     }
     std::string advice = fits > 0 ? format("--context %d fits", fits * STEP) : "give --backend cpu";
     fail("%s: a layer over sequences of %d tokens needs %.2f GiB, %.2f GiB are available; %s",
@@ -96,8 +103,8 @@ LayerPass::LayerPass(Model& owner, int tokens, const std::vector<float>& table)
     place(c, most, arena.f32());
     x_staged = Staged(ops, rows, "a layer's inputs");
     y_staged = Staged(ops, rows, "a layer's outputs");
-    cut_staged = Staged(ops, size_t(c.d) * size_t(c.d), "a head's basis");
-    decode_staged = Staged(ops, size_t(c.d) * size_t(c.d), "a head's basis");
+    cut_staged = Staged(ops, basis_floats(c), "a basis");
+    decode_staged = Staged(ops, basis_floats(c), "a basis");
     mean_staged = Staged(ops, size_t(c.d), "a head's mean");
     rotation_staged = Staged(ops, table.size(), "the rotations of all positions");
     turns = rotation_staged.read(table.data(), table.size());

@@ -251,6 +251,9 @@ inline void copy_async_16(void* shared, const void* global, bool valid) {
 inline void copy_async_8(void* shared, const void* global, bool valid) {
     simt::copy_async(shared, global, 8, valid);
 }
+inline void copy_async_4(void* shared, const void* global, bool valid) {
+    simt::copy_async(shared, global, 4, valid);
+}
 inline void copy_async_commit() {
     simt::copy_async_commit();
 }

@@ -110,11 +110,12 @@ struct Shape {
     bool plain = false;  // without bases
     bool means = false;  // keys are less one
     size_t shared = 0;   // bytes that a block may have; 0: as many as ever
+    bool joint = false;  // values have one basis
     std::string name() const {
-        return format("d %d, %d heads of %d, rank %d%s, keys %s rotation%s, window %d, age %d, by %d%s",
+        return format("d %d, %d heads of %d, rank %d%s, keys %s rotation%s, window %d, age %d, by %d%s%s",
                       d, H, G, rank, plain ? ", plain" : codes ? " in codes" : "",
                       rotated ? "after" : "before", means ? " less a mean" : "", recent, age, batch,
-                      shared ? ", little shared memory" : "");
+                      shared ? ", little shared memory" : "", joint ? ", joint values" : "");
     }
 };
 
@@ -131,6 +132,14 @@ Bases bases_of(const Config& config, const Shape& shape) {
         }
     for (HeadBasis& head : bases.layer[0].k)
         if (shape.means) head.mean = normals(size_t(shape.d), 8);
+    if (shape.joint) {
+        size_t n = size_t(shape.G * shape.d);
+        Matrix all = random_orthogonal(n, random);
+        HeadBasis& one = bases.layer[0].v[0];
+        one.encode = to_floats(all), one.decode = to_floats(transpose(all)), one.weight = Floats(n, 1.0f);
+        if (shape.codes) one.format[0].count = {8, 8, 16, 8, 24, 16, 0, 8};
+        bases.layer[0].v.resize(1), bases.layer[0].joint = true;
+    }
     if (shape.age) bases.ages = {shape.age};
     bases.layer[0].rotated = shape.rotated;
     bases.sinks = shape.recent ? 4 : 0, bases.recent = shape.recent;
@@ -300,6 +309,13 @@ std::vector<Scene> all_scenes() {
     add(DType::F16, {20, 2, 64, 44, true, 0, true, 40, 110, false, true});
     add(DType::F32, {6, 2, 64, 44, true, 40, true, 40, 0, false, true});
     add(DType::F16, {6, 2, 64, 44, false, 40, true, 40, 0, false, true});
+    // Values of all heads together: on tensor cores, by one tile of heads and by several, and plain.
+    for (Shape shape : {Shape{8, 2, 128, 44, true, 70, true, 40}, {20, 2, 64, 44, false, 40, true, 40, 110},
+                        {6, 2, 64, 44, true, 0, false, 170}}) {
+        shape.joint = true;
+        add(shape.d == 128 ? DType::BF16 : DType::F16, shape);
+        if (!shape.codes) add(DType::F32, shape);
+    }
     return all;
 }
 
