@@ -136,7 +136,8 @@ void attend_one(CudaBackend& gpu, float* out, const float* q, const float* rotat
     constexpr int LEAST = 64;  // positions worth a split; windows have one of their own
     bool tensor = tensor_cores(gpu, cache);
     int most = reach / LEAST + 1;
-    if (tensor && cache.joint && tensor_splits_fit(gpu, cache) && joint_fits(gpu, cache))
+    if (tensor && cache.joint && joint_in_slots(cache) && tensor_splits_fit(gpu, cache) &&
+        joint_fits(gpu, cache))
         return attend_joint(gpu, out, attend_scores(gpu, q, rotation, cache, most), cache, reach);
     tensor = tensor && !cache.joint;
     merge_splits(gpu, out,

@@ -93,7 +93,7 @@ struct Splits {
            int least = 1)
         : Splits(gpu, cache, splits_for(gpu, cache, blocks, each, tile, most, least), cache.d) {}
 };
-// HeadScores of every head's query with every key, log₂ e q·k / √d, where values are another kernel's.
+// Scores of every head's query with every key, log₂ e q·k / √d, where values are another kernel's.
 struct HeadScores {
     float* memory;  // (H, stride)
     int stride;     // positions
@@ -121,8 +121,8 @@ Splits attend_splits_tensor(CudaBackend& gpu, const float* q, const float* rotat
 Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotation,
                            const CacheLayer& cache, int most = ANY_SPLITS);
 // Joint values: scores of them all, then attention over them (attention_joint.cu).
-HeadScores attend_scores(CudaBackend& gpu, const float* q, const float* rotation, const CacheLayer& cache,
-                     int most);
+HeadScores attend_scores(CudaBackend& gpu, const float* q, const float* rotation,
+                         const CacheLayer& cache, int most);
 void attend_joint(CudaBackend& gpu, float* out, const HeadScores& scores, const CacheLayer& cache, int reach);
 void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const CacheLayer& cache);
 
@@ -185,6 +185,8 @@ void expand_rows(CudaBackend& gpu, ExpandedRows& rows, const float* rotation, co
 // Whether a block of this device has the shared memory for them; else decode, or prefill, is plain.
 bool tensor_splits_fit(const CudaBackend& gpu, const CacheLayer& cache);
 bool joint_fits(const CudaBackend& gpu, const CacheLayer& cache);
+// Whether joint rows have their elements ahead of codes in eights, as attend_joint takes them.
+bool joint_in_slots(const CacheLayer& cache);
 bool tensor_tiles_fit(const CudaBackend& gpu, const CacheLayer& cache);
 bool whole_tiles_fit(const CudaBackend& gpu, const CacheLayer& cache);
 

@@ -94,12 +94,15 @@ static size_t joint_bytes(const CacheLayer& cache) {
     return bytes + JOINT_STAGES * stage_of(cache);
 }
 
-// Elements ahead of codes are whole slots here.
-bool joint_fits(const CudaBackend& gpu, const CacheLayer& cache) {
+bool joint_in_slots(const CacheLayer& cache) {
     for (const Stretch& one : cache.seen[0]) {
         const RowStore& store = cache.v[0].store[one.v];
         if (coded(store.format) && elements_of(store) % ROW_GROUP) return false;
     }
+    return true;
+}
+
+bool joint_fits(const CudaBackend& gpu, const CacheLayer& cache) {
     return joint_bytes(cache) <= gpu.shared_limit;
 }
 

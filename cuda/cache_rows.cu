@@ -106,6 +106,9 @@ std::string CudaBackend::plain_attention(const CacheLayer& cache) const {
     if (cache.dtype == DType::F32) return std::string(slow) + "they take no --cache f32";
     if (!tensor_cores(*this, cache))
         return slow + format("they take heads of 64 and 128, not of %d", cache.d);
+    if (cache.joint && !joint_in_slots(cache))
+        return std::string(slow) +
+               "they take joint values whose 16-bit coordinates ahead of codes come in eights";
     bool one = tensor_splits_fit(*this, cache) && (!cache.joint || joint_fits(*this, cache));
     bool whole = cache.joint || less_turned_means(cache);
     bool many = whole ? whole_tiles_fit(*this, cache) : tensor_tiles_fit(*this, cache);

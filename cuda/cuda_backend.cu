@@ -42,7 +42,7 @@ CudaBackend::CudaBackend(const BackendOptions& options) : impl(std::make_unique<
     name = "cuda";
     device = describe(properties);
     copies_weights = runs_ahead = cold_apart = true;
-    widest_head = WIDEST_HEAD, joint_values = true;
+    widest_head = WIDEST_HEAD;
     multiprocessors = properties.multiProcessorCount;
     shared_limit = properties.sharedMemPerBlockOptin;
     CUDA_CHECK(cudaStreamCreateWithFlags(&queue, cudaStreamNonBlocking));

@@ -34,8 +34,7 @@ WITHIN = [
     (r"matvec_kernel<", r"LDGSTS\.E\.BYPASS\.128", 8),  # each copy is asked for as one is used
     (r"attend_one_whole<", r"LDGSTS\.E\.BYPASS\.128", 8),
     (r"attend_tiles_whole_kernel<", r"HMMA", 128),
-    (r"(append_tiles|turn_tiles|decode_tiles|rebuild_keys|rebuild_values)_kernel<", r"HMMA", 48),  # of 18
-                                                                                         # ldmatrix
+    (r"(append_tiles|turn_tiles|decode_tiles|rebuild_keys|rebuild_values)_kernel<", r"HMMA", 48),
 ]
 # kernel, how many loads it has on their way at once at some point, at least: with no store between them
 BURST = [(r"(append|turn|decode)_tiles_kernel<", 16)]

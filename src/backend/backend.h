@@ -95,7 +95,6 @@ struct Backend {
     bool runs_ahead = false;      // work is only asked for: a step need not be done at its end_step
     bool cold_apart = false;      // alloc_cold gives host memory that available() does not count
     int widest_head = 1 << 20;    // coordinates of a head that attend() covers at most
-    bool joint_values = false;    // append() and attend() know CacheLayer::joint
     // float32 in every product; otherwise, in products of more than one token, a matrix unit may
     // take x rounded to bf16 where w is bf16, and x and an f32 w rounded to TF32's 11 bits where it
     // is not; and attention over 16-bit rows may round to their type. May be changed between steps.

@@ -38,10 +38,6 @@ size_t Bases::Layer::bytes(DType dtype) const {
     return sum;
 }
 
-bool Bases::joint() const {
-    return std::any_of(layer.begin(), layer.end(), [](const Layer& one) { return one.joint; });
-}
-
 size_t Bases::bytes_per_token(DType dtype) const {
     return bytes_per_token(ages.size(), dtype);
 }

@@ -78,7 +78,6 @@ struct Bases {
     static Bases open(const std::string& path, const Config& config, uint64_t fingerprint);
     void save(const std::string& path, uint64_t fingerprint) const;
 
-    bool joint() const;  // in any layer
     size_t bytes_per_token(DType dtype) const;  // Σ Layer::bytes
     size_t bytes_per_token(size_t age, DType dtype) const;  // of a token of that age
     // Bits an element of what the last of so many tokens reads: the window whole, the others each at

@@ -211,9 +211,6 @@ size_t KvCache::bytes_for(const Config& c, int capacity, DType dtype, const Base
 KvCache::KvCache(Backend& backend, const Config& c, int positions, DType type, const Bases* bases,
                  int batch, const std::string* cold)
     : capacity(positions), dtype(type) {
-    check(!bases || !bases->joint() || backend.joint_values,
-          "bases with joint values (calibrate --value-basis joint) run on --backend cpu, not on %s",
-          backend.name.c_str());
     size_t tables = size_t(c.L) * table_bytes(c);
     size_t floats = matrix_floats(c, bases) * sizeof(float);
     size_t total = bytes_for(c, positions, type, bases, batch);

@@ -135,9 +135,6 @@ int calibrate_bases(const Args& args) {
     Partial partial(args.output);
     Model model = Model::open(args.model, backend_options(args), args.threads);
     model.backend->exact = args.exact;
-    check(!options.joint_values || model.backend->joint_values,
-          "joint values run on --backend cpu, not on %s; give --value-basis head",
-          model.backend->name.c_str());
     CalibrationText text = read_texts(args, files, options.sequence);
 
     CalibrationResult result;

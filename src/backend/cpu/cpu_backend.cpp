@@ -17,7 +17,7 @@ namespace stief {
 CpuBackend::CpuBackend(const BackendOptions& options, Threads& pool)
     : kernels(choose_kernels(options.isa.c_str())), threads(pool) {
     name = "cpu";
-    most_singly = 33, joint_values = true;
+    most_singly = 33;
     device = format("%s, %d thread%s", kernels.name, pool.count(), pool.count() == 1 ? "" : "s");
 }
 
