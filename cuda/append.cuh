@@ -13,6 +13,8 @@ struct HeadsIn {
     const float *k, *v;     // (T, G, d)
     const float* rotation;  // null: nothing is rotated
     int queries;            // heads of q: H, or 0
+    float* later = nullptr; // (2, G, d)  of one token, what its rows of codes are made of behind the step
+                            // (append_later.cu); of keys apart c is for them alone. null: at once
 
     // Those of keys and of values; joint ones have a way of their own (joint_values.cuh).
     int heads_of(const CacheLayer& cache) const { return !k ? 0 : cache.joint ? cache.G : 2 * cache.G; }
@@ -30,6 +32,12 @@ struct HeadsIn {
 // values', where there are any.
 void append_one(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in);
 void append_tiles(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, int T);
+
+// A token's rows of codes in one layer, which are still to be made of x (2, G, d), HeadsIn::later.
+struct WaitingRows {
+    CacheView cache;
+    const float* x;
+};
 
 // What storing a head's rows reads again and again.
 template <class Widths>

@@ -1,27 +1,17 @@
 // Append of one token, a head a block: rotated, into latent coordinates, stored. What it costs is waiting:
 // for memory, and for code that each multiprocessor meets once, so that there is little of it. A row's
 // scale is searched by all warps of the block, each with one. append_tiles.cu has several tokens.
-#include "append.cuh"
-#include "dispatch.cuh"
+#include "append_one.cuh"
 
 namespace stief {
 
 // ---- kernels -----------------------------------------------------------------------------------
 
-constexpr int ONE_BLOCK = 256;
-
-// What a block shares besides x, c, the product's sums, and the basis.
-struct OneShared {
-    EncoderTables tables;
-    alignas(16) Levels levels;
-    float tried[2][7];
-};
-
 // A query head: q rotated, q Dᵀ, and what it meets a turned mean with. A kv head's keys or its values:
 // rotated where that is kept, c = (k − μ) E, and c into all of the head's stores; of rotated keys less R_s μ
-// into those of codes, and k E into those of whole rows.
-// grid queries + 2G, or G where values are joint, block 256. Shared: OneShared, x, c, both of whole rows,
-// sums, and where `staged` the basis, which like all that waits for no other kernel comes before they are
+// into those of codes, and k E into those of whole rows. Codes at once, or what becomes them to in.later.
+// grid queries + 2G, or G where values are joint, block 256. Shared: OneShared, sums, x, c, both of whole
+// rows, and where `staged` the basis, which like all that waits for no other kernel comes before they are
 // through. Bound by the basis' bytes, d²·4 a head.
 template <class E, int EACH>
 __global__ void __launch_bounds__(ONE_BLOCK, 2)
@@ -33,15 +23,14 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
     int g = query ? h / (cache.H / cache.G) : (h - in.queries) % cache.G;
     const CacheRows& rows = side ? cache.v(g) : cache.k(g);
     OneShared& shared = *reinterpret_cast<OneShared*>(dynamic_shared());
-    float* x = reinterpret_cast<float*>(&shared + 1);  // (d)
-    float *c = x + d, *whole_x = c + d, *whole_c = whole_x + d;  // (d) each
-    float *partial = whole_c + d, *basis = partial + ONE_BLOCK;
+    float* partial = reinterpret_cast<float*>(&shared + 1);
+    float *x = partial + product_sums(ONE_BLOCK), *c = x + d;  // (d) each
+    float *whole_x = c + d, *whole_c = whole_x + d, *basis = whole_c + d;
     if (!query && codes) EncoderTables::fetch_levels(&shared.levels);
     if (!query) shared.tables.fetch(rows);
     const float* M = !query ? rows.encode : in.latent ? rows.decode_t : nullptr;
     int n = query && rows.mean ? d : rows.width;  // a turned mean has all coordinates
-    for (int i = tid; M && staged && i < d * d / 4; i += ONE_BLOCK)
-        copy_async_16(basis + 4 * i, M + 4 * i, true);
+    if (M && staged) fetch_basis(basis, M, d);
     copy_async_commit();
     int half = d / 2;
     float mean_low = 0, mean_high = 0;  // of coordinates tid and tid + half
@@ -71,6 +60,10 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
         }
         whole_x[tid] = a, whole_x[tid + half] = b;
         x[tid] = query ? a : a - mean_low, x[tid + half] = query ? b : b - mean_high;
+        if (!query && in.later) {
+            float* later = in.later + size_t(side * cache.G + g) * size_t(d);
+            later[tid] = x[tid], later[tid + half] = x[tid + half];
+        }
         if (query && mean) {
             float* w = in.against_mean + size_t(h) * size_t(d);
             w[tid] = a * mean_low + b * mean_high, w[tid + half] = b * mean_low - a * mean_high;
@@ -81,23 +74,19 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
     if (query && !M) return;
     copy_async_wait<0>();
     __syncthreads();  // x is there, and all that came ahead
-    if (M) row_product(c, x, staged ? basis : M, size_t(d), d, n, partial);
+    if (M && !(apart && in.later)) row_product(c, x, staged ? basis : M, size_t(d), d, n, partial);
     if (M && apart && whole) row_product(whole_c, whole_x, staged ? basis : M, size_t(d), d, n, partial);
     if (query) {
         if (tid < d) in.latent[size_t(h) * size_t(d) + size_t(tid)] = tid < n ? c[tid] : 0;
         return;
     }
     if (!M) c = x;
+    if (codes) store_codes<E, EACH>(shared, c, s);
 #pragma unroll 1
     for (int i = 0; i < MOST_STORES; i++) {
-        int kind = shared.tables.kinds[i];
-        if (kind == EncoderTables::NONE) continue;
+        if (shared.tables.kinds[i] != EncoderTables::WHOLE) continue;
         const RowStore& store = shared.tables.head.store[i];
-        if (kind == EncoderTables::CODES)
-            RowEncoder<EACH>(shared.levels, shared.tables.widths[i], store.format, c,
-                             shared.tables.weight)
-                .template pack_by_block<E>(row_at(store, s), store.bytes, shared.tried);
-        else if (tid < elements_of(store))
+        if (tid < elements_of(store))
             elements_at<E>(store, s)[tid] =
                 to_element<E>(apart && lies_whole(store, d) ? whole_c[tid] : c[tid]);
     }
@@ -106,22 +95,12 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
 // ---- launchers ---------------------------------------------------------------------------------
 
 void append_one(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in) {
-    constexpr size_t MOST_STAGED = 64 << 10;  // leaves room for a block of the product before
-    int d = cache.d;
-    check(d <= ONE_BLOCK, "--backend cuda: heads of %d coordinates, expected at most %d", d, ONE_BLOCK);
-    size_t square = size_t(d) * size_t(d) * sizeof(float);
-    size_t bytes = sizeof(OneShared) + size_t(4 * d + ONE_BLOCK) * sizeof(float);
-    bool bases = cache.k[0].encode || cache.v[0].encode || cache.k[0].decode_t;
-    bool staged = bases && square <= MOST_STAGED && d % 4 == 0 && square + bytes <= gpu.shared_limit;
+    OneRoom room(gpu, cache.d, cache.k[0].encode || cache.v[0].encode || cache.k[0].decode_t);
+    bool codes = !whole_rows(cache) && !in.later;
     dim3 grid(unsigned(in.queries + in.heads_of(cache)));
-    auto run = [&]<class E, int EACH>() {
-        launch_ahead(append_one_kernel<E, EACH>, grid, ONE_BLOCK, bytes + (staged ? square : 0),
-                     gpu.queue, CacheView(cache), in, gpu.pos, staged, !whole_rows(cache), in.apart(cache));
-    };
-    for_dtype(cache.dtype, [&]<class E>(E) {
-        d <= 2 * WARP   ? run.template operator()<E, 2>()
-        : d <= 4 * WARP ? run.template operator()<E, 4>()
-                        : run.template operator()<E, RowWidths::MOST / WARP>();
+    for_row(cache.dtype, cache.d, [&]<class E, int EACH>() {
+        launch_ahead(append_one_kernel<E, EACH>, grid, ONE_BLOCK, room.bytes, gpu.queue, CacheView(cache),
+                     in, gpu.pos, room.staged, codes, in.apart(cache));
     });
 }
 

@@ -56,9 +56,9 @@ __global__ void __launch_bounds__(MERGE_BLOCK, 1)
     int n = min(MERGE_PIECE, d - column);
     const float* decode = head.decode && !cache.joint ? head.decode + column : nullptr;
     float* basis = reinterpret_cast<float*>(dynamic_shared());  // (d, MERGE_PIECE)
-    float* merged = basis + (staged ? d * MERGE_PIECE : 0);     // (d)
-    float *decoded = merged + d, *sums = decoded + MERGE_PIECE;
-    float* weight = sums + MERGE_BLOCK + tid / WARP * splits;
+    float* sums = basis + (staged ? d * MERGE_PIECE : 0);
+    float *merged = sums + product_sums(MERGE_BLOCK), *decoded = merged + d;  // (d), (MERGE_PIECE)
+    float* weight = decoded + MERGE_PIECE + tid / WARP * splits;
     for (int i = tid; decode && staged && i < width * n / 4; i += MERGE_BLOCK) {
         int row = i / (n / 4), four = i % (n / 4) * 4;
         copy_async_16(basis + row * MERGE_PIECE + four, decode + row * d + four, true);
@@ -122,7 +122,8 @@ Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotati
 
 void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const CacheLayer& cache) {
     dim3 grid(unsigned(cache.H), unsigned((cache.d + MERGE_PIECE - 1) / MERGE_PIECE));
-    size_t floats = size_t(cache.d + MERGE_PIECE + MERGE_BLOCK + MERGE_BLOCK / WARP * splits.count);
+    size_t weights = size_t(MERGE_BLOCK / WARP * splits.count);
+    size_t floats = size_t(product_sums(MERGE_BLOCK) + cache.d + MERGE_PIECE) + weights;
     size_t basis = size_t(cache.d * MERGE_PIECE);
     bool staged = cache.v[0].decode && !cache.joint && cache.d % 4 == 0 &&
                   (floats + basis) * sizeof(float) <= gpu.shared_limit;

@@ -37,21 +37,30 @@ __device__ __forceinline__ void put_tile(float* to, const float (&max)[2], const
 // The block's partial of R query heads from h0 on ← what its warps have put: memory (WARPS, ROWS, D + 2),
 // shared. All of it is there; `width` coordinates are wanted.
 template <int WARPS, int ROWS, int D>
-__device__ __forceinline__ void merge_warps(const Partial& partials, const float* memory, int h0,
-                                            int R, int width) {
-    constexpr int EACH = ROWS * (D + 2);
-    for (int i = int(threadIdx.x); i < R * D; i += WARPS * WARP) {
+__device__ __forceinline__ void merge_warps(const Partial& partials, float* memory, int h0, int R,
+                                            int width) {
+    constexpr int EACH = ROWS * (D + 2), TOGETHER = WARP / WARPS;
+    static_assert(ROWS % TOGETHER == 0);
+    int tid = int(threadIdx.x), lane = tid % WARP;
+    // A row's maxima become weights, those of some rows by a warp.
+    for (int row = tid / WARP * TOGETHER + lane % TOGETHER; row < ROWS; row += WARPS * TOGETHER) {
+        float* one = memory + lane / TOGETHER * EACH + row * (D + 2);
+        float max = one[0], most = max, sum = one[1];
+        for (int mask = TOGETHER; mask < WARP; mask *= 2)
+            most = fmaxf(most, __shfl_xor_sync(~0u, most, mask));
+        float weight = max > -INFINITY ? power_of_two(max - most) : 0;  // of a warp without keys
+        one[0] = weight, sum *= weight;
+        for (int mask = TOGETHER; mask < WARP; mask *= 2) sum += __shfl_xor_sync(~0u, sum, mask);
+        float* to = partials.of(int(blockIdx.y), h0 + row);
+        if (row < R && lane < TOGETHER) to[0] = most, to[1] = sum;
+    }
+    __syncthreads();  // the weights are there
+    for (int i = tid; i < R * D; i += WARPS * WARP) {
         int row = i / D, j = i % D;
         const float* from = memory + row * (D + 2);
-        float most = from[0], sum = 0, value = 0;
-        for (int w = 1; w < WARPS; w++) most = fmaxf(most, from[w * EACH]);
-        for (int w = 0; w < WARPS; w++, from += EACH) {
-            float weight = from[0] > -INFINITY ? exp2f(from[0] - most) : 0;  // a warp without keys
-            sum += weight * from[1], value += weight * from[2 + j];
-        }
-        float* to = partials.of(int(blockIdx.y), h0 + row);
-        if (j == 0) to[0] = most, to[1] = sum;
-        if (j < width) to[2 + j] = value;
+        float value = 0;
+        for (int w = 0; w < WARPS; w++) value += from[w * EACH] * from[w * EACH + 2 + j];
+        if (j < width) partials.of(int(blockIdx.y), h0 + row)[2 + j] = value;
     }
 }
 

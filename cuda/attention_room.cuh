@@ -16,7 +16,7 @@ struct TensorShared {
     using One = Warp<E, D, Q, ROTATED, SCORES>;
     static constexpr int ROWS = 8 * Q;
     static constexpr size_t QUERIES = ROWS * One::Q_STRIDE * sizeof(float);
-    static constexpr size_t HEAD = (sizeof(HeadShared) + 15) / 16 * 16;
+    static constexpr size_t HEAD = sizeof(HeadShared) + sizeof(BlockShare);
     static constexpr size_t MERGING = TENSOR_WARPS * ROWS * (D + 2) * sizeof(float);
     // Windows of whole rows are met as such: not of keys to be rotated, nor by two tiles of heads.
     static constexpr bool SHORT_WINDOWS = ROTATED && Q == 1 && !SCORES;
@@ -39,23 +39,23 @@ struct TensorShared {
         return TENSOR_WARPS * warp < MERGING ? MERGING : TENSOR_WARPS * warp;
     }
     // Ahead of the warps' memory.
-    static size_t front_bytes(const Seen& seen) {
-        return HEAD + QUERIES + sizeof(BlockTables<E, D, Q>) +
-               size_t(seen.count) * sizeof(StretchRows<D>);
+    static size_t front_bytes(int stretches) {
+        return HEAD + QUERIES + sizeof(BlockTables<E, D, Q>) + size_t(stretches) * sizeof(StretchRows<D>);
     }
     // Whether there are windows beside codes, all of whole rows: then two splits there are at least, and the
     // first has them (Task).
     static bool short_way(const CacheRows& k, const CacheRows& v, const Seen& seen) {
         return SHORT_WINDOWS && whole_windows(k, v, seen, windows_of(k, v, seen), D);
     }
-    static size_t bytes(const CacheRows& k, const CacheRows& v, const Seen& seen, size_t warp) {
+    static size_t bytes(const CacheRows& k, const CacheRows& v, const Seen& seen, int stretches, size_t warp,
+                        [[maybe_unused]] bool means) {
         int rows = 0;  // of D
         for (const Stretch& one : seen) rows = std::max(rows, basis_rows(k.store[one.k].format));
         size_t rest = warps_bytes(warp) + (!ROTATED ? Rebuild<E, D>::shared_bytes(rows)
                                            : k.mean ? sizeof(TurnedMean<D, Q>)
                                                     : 0);
         if (short_way(k, v, seen)) rest = std::max(rest, TENSOR_WARPS * WindowWarp<E, D>::STAGE_BYTES);
-        return front_bytes(seen) + rest;
+        return front_bytes(stretches) + rest;
     }
 };
 
@@ -66,10 +66,11 @@ constexpr int most_blocks(int Q, bool rotated) {
 }
 
 // Bytes of shared memory: of a block, and of each warp's rows; and where windows take the short way, which
-// wants two splits, the steps of them that a warp has room for.
+// wants two splits, the steps of them that a warp has room for; the positions of the least share; and the
+// most stretches of a head.
 struct Room {
     size_t block, warp;
-    int window_stages, least_splits;
+    int window_stages, least_splits, share, stretches;
 };
 
 template <class E, int D, int Q, bool ROTATED, bool SCORES>
@@ -78,17 +79,21 @@ inline Room room_with(const CacheLayer& cache, int stages) {
     const CacheRows none;
     auto values = [&](size_t g) -> const CacheRows& { return SCORES ? none : cache.v[g]; };
     Room room = {};
-    for (size_t g = 0; g < size_t(cache.G); g++)
-        room.warp = std::max(room.warp,
-                             Shared::warp_bytes(cache.k[g], values(g), cache.seen[g], stages));
-    for (size_t g = 0; g < size_t(cache.G); g++)
-        room.block =
-            std::max(room.block, Shared::bytes(cache.k[g], values(g), cache.seen[g], room.warp));
-    size_t left = room.block;  // behind what a block of windows has ahead
-    room.least_splits = 1;
     for (size_t g = 0; g < size_t(cache.G); g++) {
+        size_t warp = Shared::warp_bytes(cache.k[g], values(g), cache.seen[g], stages);
+        room.warp = std::max(room.warp, warp), room.stretches = std::max(room.stretches, cache.seen[g].count);
+    }
+    for (size_t g = 0; g < size_t(cache.G); g++)
+        room.block = std::max(room.block, Shared::bytes(cache.k[g], values(g), cache.seen[g], room.stretches,
+                                                        room.warp, less_turned_means(cache)));
+    size_t left = room.block;  // behind what a block of windows has ahead
+    room.least_splits = 1, room.share = INT_MAX;
+    for (size_t g = 0; g < size_t(cache.G); g++) {
+        const Stretch& oldest = cache.seen[g].oldest();
+        room.share = std::min(room.share, Shared::One::share_of(cache.k[g].store[oldest.k],
+                                                                values(g).store[oldest.v]));
         if (!Shared::short_way(cache.k[g], values(g), cache.seen[g])) continue;
-        room.least_splits = 2, left = std::min(left, room.block - Shared::front_bytes(cache.seen[g]));
+        room.least_splits = 2, left = std::min(left, room.block - Shared::front_bytes(room.stretches));
     }
     room.window_stages = int(left / TENSOR_WARPS / WindowWarp<E, D>::STAGE_BYTES);
     return room;
@@ -101,7 +106,7 @@ inline int blocks_of(const Room& room, size_t limit) {
 // The most stages with which a multiprocessor has the most blocks; one alone where no more fit in a block.
 template <class E, int D, int Q, bool ROTATED, bool SCORES = false>
 inline Room room_for(const CacheLayer& cache, size_t limit) {
-    Room best = {limit + 1, 0, 0, 1};
+    Room best = {limit + 1, 0, 0, 1, 1, 0};
     for (int stages = TensorShared<E, D, Q, ROTATED>::One::MOST_STAGES; stages > 0; stages--) {
         Room room = room_with<E, D, Q, ROTATED, SCORES>(cache, stages);
         if (best.block > limit ||

@@ -5,29 +5,6 @@
 
 namespace stief {
 
-// What describes a kv head. Which rows a stretch has and where they lie are reads that depend on each
-// other: in shared memory they are no round trips, and the copy waits for no kernel.
-struct HeadShared {
-    CacheRows k, v;
-    Seen seen;
-    int first, R;  // the block's query heads: kept here, as registers are few
-    int S, begin, end;  // positions, and the block's share of them
-
-    // By the whole block; a barrier must follow. Without values their rows are nothing.
-    template <bool VALUES>
-    __device__ __forceinline__ void fill(const CacheView& cache, int g, int h0, int heads) {
-        int i = int(threadIdx.x);
-        copy_words(&k, &cache.k(g), i, TENSOR_BLOCK);
-        if constexpr (VALUES)
-            copy_words(&v, &cache.v(g), i, TENSOR_BLOCK);
-        else
-            for (int word = i; word < int(sizeof(v) / sizeof(uint32_t)); word += TENSOR_BLOCK)
-                reinterpret_cast<uint32_t*>(&v)[word] = 0;
-        copy_words(&seen, &cache.seen(g), i, TENSOR_BLOCK);
-        if (i == 0) first = cache.H / cache.G * g + h0, R = heads;
-    }
-};
-
 // The windows of exact rows beside codes, by stretch: those without codes, where the oldest has some.
 __host__ __device__ inline uint32_t windows_of(const CacheRows& k, const CacheRows& v, const Seen& seen) {
     auto codes = [&](const Stretch& one) {
@@ -49,6 +26,38 @@ __host__ __device__ inline bool whole_windows(const CacheRows& k, const CacheRow
     return all;
 }
 
+// What describes a kv head, the same for every step.
+struct alignas(16) HeadShared {
+    CacheRows k, v;
+    Seen seen;
+    uint32_t windows;    // of exact rows beside codes, by stretch
+    int whole_windows;   // whether there are such, and all of their rows are d elements
+
+    // By a whole block; barriers must follow each. Without values their rows are nothing.
+    template <bool VALUES>
+    __device__ __forceinline__ void fill(const CacheView& cache, int g) {
+        int i = int(threadIdx.x), threads = int(blockDim.x);
+        copy_words(&k, &cache.k(g), i, threads);
+        if constexpr (VALUES)
+            copy_words(&v, &cache.v(g), i, threads);
+        else
+            for (int word = i; word < int(sizeof(v) / sizeof(uint32_t)); word += threads)
+                reinterpret_cast<uint32_t*>(&v)[word] = 0;
+        copy_words(&seen, &cache.seen(g), i, threads);
+    }
+    __device__ __forceinline__ void find_windows(int d) {
+        if (threadIdx.x > 0) return;
+        windows = windows_of(k, v, seen), whole_windows = stief::whole_windows(k, v, seen, windows, d);
+    }
+};
+static_assert(sizeof(HeadShared) % 16 == 0);
+
+// A block's query heads and share of the positions: kept in shared memory, as registers are few.
+struct alignas(16) BlockShare {
+    int first, R;
+    int S, begin, end;  // positions, and the block's share of them
+};
+
 // Which stretches a block has. Where there are windows of exact rows beside codes, they are the first
 // split's, which has nothing else: beginning a stretch costs as much time as hundreds of its positions,
 // and so no block waits for one that has three. Windows of whole rows are met all at once
@@ -58,7 +67,7 @@ struct Task {
     bool apart, mine;      // windows are apart; this block has them
 
     __device__ __forceinline__ explicit Task(const HeadShared& head)
-        : windows(windows_of(head.k, head.v, head.seen)),
+        : windows(head.windows),
           apart(windows && gridDim.y > 1),
           mine(apart && blockIdx.y == 0) {}
     __device__ __forceinline__ bool has(int i) const {
@@ -69,8 +78,8 @@ struct Task {
         if (mine) return lowest_bit(windows);
         return int(&seen.oldest() - seen.stretch);
     }
-    // The positions of its stretches; of others', too.
-    __device__ __forceinline__ Share share(const Seen& seen, int S) const {
+    // The positions of its stretches; of others', too. Shares are multiples of `tile`.
+    __device__ __forceinline__ Share share(const Seen& seen, int S, int tile) const {
         int first = S, end = 0;
 #pragma unroll 1
         for (int i = 0; i < seen.count; i++) {
@@ -78,18 +87,17 @@ struct Task {
             if (from < to && has(i)) first = min(first, from), end = max(end, to);
         }
         if (mine) return Share(first, end);
-        Share share(max(end - first, 0), int(blockIdx.y) - apart, int(gridDim.y) - apart, SHARE);
+        Share share(max(end - first, 0), int(blockIdx.y) - apart, int(gridDim.y) - apart, tile);
         return Share(share.first + first, share.end + first);
     }
 };
 
-// How the rows of each of the block's stretches lie, half of that a warp; a barrier must follow.
+// How the rows of each of a head's stretches lie, half of that a warp.
 template <class One, int D>
 __device__ __forceinline__ void describe_rows(StretchRows<D>* lying, const HeadShared& head,
-                                              const Task& task, const LevelTables& levels) {
+                                              const LevelTables& levels) {
     int warp = int(threadIdx.x) / WARP, lane = int(threadIdx.x) % WARP, element = One::ELEMENT;
-    for (int i = 0, of = 0; i < 2 * head.seen.count; i++) {
-        if (!task.has(i / 2) || of++ % TENSOR_WARPS != warp) continue;
+    for (int i = warp; i < 2 * head.seen.count; i += TENSOR_WARPS) {
         const Stretch& one = head.seen.stretch[i / 2];
         const RowStore &keys = head.k.store[one.k], &values = head.v.store[one.v];
         if (i % 2)

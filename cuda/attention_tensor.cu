@@ -4,7 +4,7 @@
 #include <optional>
 
 #include "attention_merge.cuh"
-#include "attention_room.cuh"
+#include "attention_tables.cuh"
 #include "dispatch.cuh"
 
 namespace stief {
@@ -31,19 +31,19 @@ __device__ void load_queries(float* to, int stride, float* largest, const float*
 
 // The block's windows by the short way, and its partial of them.
 template <class E, int D>
-__device__ void attend_windows(const Partial& partials, const HeadShared& head, uint32_t windows,
-                               char* memory, int stages, const float* q, int last, int v_width) {
+__device__ void attend_windows(const Partial& partials, const HeadShared& head, const BlockShare& share,
+                               char* memory, int stages, const float* q, int last) {
     using One = WindowWarp<E, D>;
     static_assert(WHOLE_WARPS == TENSOR_WARPS);
     int warp = int(threadIdx.x) / WARP;
     One one(reinterpret_cast<E*>(memory + size_t(warp * stages) * One::STAGE_BYTES));
-    one.run({head, windows, last}, stages,
-            [&] { one.load_queries(q + size_t(head.first) * D, head.R); });
+    one.run({head, head.windows, last}, stages,
+            [&] { one.load_queries(q + size_t(share.first) * D, share.R); });
     __syncthreads();  // every warp has read its last step
     float* merging = reinterpret_cast<float*>(memory);  // (4, 8, D + 2)
     put_tile<D>(merging + warp * WHOLE_HEADS * (D + 2), one.max, one.sum, one.acc);
     __syncthreads();  // all warps' are there
-    merge_warps<WHOLE_WARPS, WHOLE_HEADS, D>(partials, merging, head.first, head.R, v_width);
+    merge_warps<WHOLE_WARPS, WHOLE_HEADS, D>(partials, merging, share.first, share.R, head.v.width);
 }
 
 // ---- kernels -----------------------------------------------------------------------------------
@@ -62,48 +62,48 @@ __device__ void attend_windows(const Partial& partials, const HeadShared& head, 
 // SCORES: of keys alone, to `scores` (attention_joint.cu); nothing is summed.
 template <class E, int D, int Q, bool ROTATED, bool SCORES>
 __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
-    attend_one_tensor(Partial partials, HeadScores scores, CacheView cache, const float* q,
-                      const float* against_mean, const float* rotation, const int* pos, int chunks,
-                      int warp_bytes, int window_stages) {
+    attend_one_tensor(Partial partials, HeadScores scores, CacheView cache, LayerTables<D> known,
+                      const float* q, const float* against_mean, const float* rotation, const int* pos,
+                      int chunks, int stretches, int warp_bytes, int window_stages) {
     using Shared = TensorShared<E, D, Q, ROTATED, SCORES>;
     using One = typename Shared::One;
     constexpr int ROWS = Shared::ROWS;
     int g = int(blockIdx.x) / chunks, h0 = int(blockIdx.x) % chunks * ROWS;
     HeadShared& head = *reinterpret_cast<HeadShared*>(dynamic_shared());
-    float* queries = reinterpret_cast<float*>(dynamic_shared() + Shared::HEAD);
-    char* memory = dynamic_shared() + Shared::HEAD + Shared::QUERIES;
+    BlockShare& block = *reinterpret_cast<BlockShare*>(&head + 1);
+    float* queries = reinterpret_cast<float*>(&block + 1);
+    char* memory = reinterpret_cast<char*>(queries) + Shared::QUERIES;
     BlockTables<E, D, Q>& tables = *reinterpret_cast<BlockTables<E, D, Q>*>(memory);
     memory += sizeof(BlockTables<E, D, Q>);
+    StretchRows<D>* lying = reinterpret_cast<StretchRows<D>*>(memory);  // of each stretch
+    memory += stretches * int(sizeof(StretchRows<D>));
     int warp = int(threadIdx.x) / WARP;
-    tables.levels.fill(int(threadIdx.x), TENSOR_BLOCK);
-    head.template fill<!SCORES>(cache, g, h0, min(ROWS, cache.H / cache.G - h0));
-    __syncthreads();  // the head's description is there, and the levels
+    int behind = int(memory - dynamic_shared() + Shared::warps_bytes(size_t(warp_bytes)));
+    copy_table(&head, &known.heads[g].head);
+    copy_table(&tables.levels, &known.heads[g].levels);
+    copy_table(lying, known.heads[g].rows, stretches);
+    if (ROTATED && against_mean) copy_table(&TurnedMean<D, Q>::at(behind).near, known.near(cache.G));
+    copy_async_commit();
+    if (threadIdx.x == 0)
+        block.first = cache.H / cache.G * g + h0, block.R = min(ROWS, cache.H / cache.G - h0);
+    Rebuild<E, D> basis = {};
+    One one(rotation, queries, basis, tables, memory + warp * warp_bytes);
+    one.clear(warp_bytes);
+    copy_async_wait<0>();
+    __syncthreads();  // what is known is there
     const CacheRows &k = head.k, &v = head.v;
     const Seen& seen = head.seen;
-    StretchRows<D>* lying = reinterpret_cast<StretchRows<D>*>(memory);  // of each stretch
-    memory += seen.count * int(sizeof(StretchRows<D>));
     Task task(head);
     if constexpr (Shared::SHORT_WINDOWS)
-        if (task.mine && whole_windows(k, v, seen, task.windows, D)) {
+        if (task.mine && head.whole_windows) {
             let_next_begin();
             await_kernels();
-            return attend_windows<E, D>(partials, head, task.windows, memory, window_stages, q, *pos,
-                                        v.width);
+            return attend_windows<E, D>(partials, head, block, memory, window_stages, q, *pos);
         }
-    Rebuild<E, D> basis = {};
-    if constexpr (!ROTATED)
-        basis.fill_angles(memory + Shared::warps_bytes(size_t(warp_bytes)), cache, k, rotation);
-    int mean = 0;
-    if (ROTATED && k.mean) {
-        mean = int(memory - dynamic_shared() + Shared::warps_bytes(size_t(warp_bytes)));
-        TurnedMean<D, Q>::at(mean).fill_near(rotation, cache.capacity);
-    }
+    if constexpr (!ROTATED) basis.fill_angles(dynamic_shared() + behind, cache, k, rotation);
+    int mean = ROTATED && k.mean ? behind : 0;
     if (threadIdx.x == 0) tables.mean = mean;
-    describe_rows<One>(lying, head, task, tables.levels);
-    let_next_begin();
-    __syncthreads();  // how rows lie is there
-    One one(rotation, queries, basis, tables, memory + warp * warp_bytes);
-    if constexpr (SCORES) one.scores = {scores.of(head.first), scores.stride}, one.heads = head.R;
+    if constexpr (SCORES) one.scores = {scores.of(block.first), scores.stride}, one.heads = block.R;
     // The stretch whose tables, and basis, are there; and whether its queries' fragments are.
     int prepared = -1;
     bool loaded = false, turned = false, clean = true;
@@ -111,9 +111,9 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
         prepared = i, turned = false, prepare_stretch<ROTATED>(one, tables, basis, k, lying[i]);
     };
     auto load = [&] {
-        load_queries<D>(queries, One::Q_STRIDE, tables.queries.largest, q + size_t(head.first) * D, ROWS,
-                        head.R);
-        if (mean) TurnedMean<D, Q>::at(mean).fill(against_mean + size_t(head.first) * D, head.R);
+        load_queries<D>(queries, One::Q_STRIDE, tables.queries.largest, q + size_t(block.first) * D, ROWS,
+                        block.R);
+        if (mean) TurnedMean<D, Q>::at(mean).fill(against_mean + size_t(block.first) * D, block.R);
         __syncthreads();  // the queries are there
     };
     auto ready = [&] {
@@ -124,23 +124,24 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
             loaded = turned = true;
         }
     };
-    one.clear(warp_bytes);
-    prepare(task.likely(seen));  // neither waits for a kernel
+    prepare(task.likely(seen));  // waits for no kernel
+    let_next_begin();
     await_kernels();
 
     int S = *pos + 1;
-    Share share = task.share(seen, S);
+    const Stretch& oldest = seen.oldest();
+    Share share = task.share(seen, S, One::share_of(k.store[oldest.k], v.store[oldest.v]));
     if (SCORES && share.first >= share.end) return;
-    if (share.first >= share.end) return merge_nothing(partials, head.first, head.R);
-    if (threadIdx.x == 0) head.S = S, head.begin = share.first, head.end = share.end;
+    if (share.first >= share.end) return merge_nothing(partials, block.first, block.R);
+    if (threadIdx.x == 0) block.S = S, block.begin = share.first, block.end = share.end;
     __syncthreads();  // the share is there
     if constexpr (!ROTATED) load();
     if constexpr (!SCORES) one.begin_sums();
 #pragma unroll 1
     for (int i = 0; i < seen.count; i++) {
         const Stretch& stretch = seen.stretch[i];
-        int s = max(head.begin, stretch.begin_for(head.S - 1));
-        int end = min(head.end, stretch.end_for(head.S - 1));
+        int s = max(block.begin, stretch.begin_for(block.S - 1));
+        int end = min(block.end, stretch.end_for(block.S - 1));
         if (s >= end || !task.has(i)) continue;
         if (!seen.stretch[prepared].lies_like(stretch)) {
             if constexpr (!SCORES) one.leave();
@@ -155,7 +156,7 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
 #pragma unroll
     for (int n = 0; n < Q; n++) one.put(merging + (warp * ROWS + 8 * n) * (D + 2), n);
     __syncthreads();  // all warps' are there
-    merge_warps<TENSOR_WARPS, ROWS, D>(partials, merging, head.first, head.R, v.width);
+    merge_warps<TENSOR_WARPS, ROWS, D>(partials, merging, block.first, block.R, v.width);
 }
 
 // ---- launchers ---------------------------------------------------------------------------------
@@ -196,11 +197,12 @@ Splits attend_splits_tensor(CudaBackend& gpu, const float* q, const float* rotat
         int m = cache.H / cache.G, chunks = (m + 8 * Q - 1) / (8 * Q), blocks = cache.G * chunks;
         Room room = room_for<E, D, Q, ROTATED>(cache, gpu.shared_limit);
         int each = std::max(blocks_of<Q, ROTATED>(room, gpu.shared_limit), 1);
-        splits.emplace(gpu, cache, blocks, each, SHARE, most, room.least_splits);
+        splits.emplace(gpu, cache, blocks, each, room.share, most, room.least_splits);
         launch_ahead(attend_one_tensor<E, D, Q, ROTATED, false>,
                      dim3(unsigned(blocks), unsigned(splits->count)), TENSOR_BLOCK, room.block,
-                     gpu.queue, splits->partials, HeadScores{}, CacheView(cache), q, against, rotation,
-                     gpu.pos, chunks, int(room.warp), room.window_stages);
+                     gpu.queue, splits->partials, HeadScores{}, CacheView(cache),
+                     tables_of<E, D, Q, ROTATED, false>(gpu, cache, rotation), q, against, rotation,
+                     gpu.pos, chunks, room.stretches, int(room.warp), room.window_stages);
     });
     return *splits;
 }
@@ -215,10 +217,11 @@ HeadScores attend_scores(CudaBackend& gpu, const float* q, const float* rotation
         int m = cache.H / cache.G, chunks = (m + 8 * Q - 1) / (8 * Q), blocks = cache.G * chunks;
         Room room = room_for<E, D, Q, ROTATED, true>(cache, gpu.shared_limit);
         int each = std::max(blocks_of<Q, ROTATED>(room, gpu.shared_limit), 1);
-        int splits = splits_for(gpu, cache, blocks, each, SHARE, most);
+        int splits = splits_for(gpu, cache, blocks, each, room.share, most);
         launch_ahead(attend_one_tensor<E, D, Q, ROTATED, true>, dim3(unsigned(blocks), unsigned(splits)),
-                     TENSOR_BLOCK, room.block, gpu.queue, Partial{}, scores, CacheView(cache), q, against,
-                     rotation, gpu.pos, chunks, int(room.warp), room.window_stages);
+                     TENSOR_BLOCK, room.block, gpu.queue, Partial{}, scores, CacheView(cache),
+                     tables_of<E, D, Q, ROTATED, true>(gpu, cache, rotation), q, against, rotation, gpu.pos,
+                     chunks, room.stretches, int(room.warp), room.window_stages);
     });
     return scores;
 }

@@ -12,7 +12,6 @@
 namespace stief {
 
 constexpr int TENSOR_WARPS = 4, TENSOR_BLOCK = TENSOR_WARPS * WARP;
-constexpr int SHARE = TENSOR_WARPS * STEP;  // positions: a block's share is a multiple of these
 
 // SCORES: keys alone, whose scores are kept (HeadScores), of values that another kernel sums.
 template <class E, int D, int Q, bool ROTATED, bool SCORES = false>
@@ -86,6 +85,10 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
     // rotation, which turn by their distance from the step's first.
     static __host__ __device__ int step_of(const RowStore& keys, const RowStore& values) {
         return ROTATED && (coded(keys.format) || coded(values.format)) ? CODED_STEP : STEP;
+    }
+    // Positions: a block's share is a multiple of these, a step for each of its warps.
+    static __host__ __device__ int share_of(const RowStore& keys, const RowStore& values) {
+        return TENSOR_WARPS * step_of(keys, values);
     }
     __device__ __forceinline__ bool codes() const { return k.shape.groups || v.shape.groups; }
     __device__ __forceinline__ int step_keys() const {

@@ -18,6 +18,12 @@ __global__ void scaled_difference_kernel(float* out, const float* a, const float
     size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i < n) out[i] = scale * (a[i] - b[i]);
 }
+// Rows of `width` floats; strides of to and from, of which from's may be 0.
+__global__ void copy_rows_kernel(float* to, size_t to_stride, const float* from, size_t from_stride,
+                                 size_t rows, size_t width) {
+    size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < rows * width) to[i / width * to_stride + i % width] = from[i / width * from_stride + i % width];
+}
 __global__ void add_kernel(float* out, const float* x, size_t n) {
     size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i < n) out[i] += x[i];
@@ -95,8 +101,8 @@ void CudaBackward::copy_rows(float* to, size_t to_stride, const float* from, siz
         CUDA_CHECK(
             cudaMemcpyAsync(to, from, rows * width * F, cudaMemcpyDeviceToDevice, gpu.queue));
     else
-        CUDA_CHECK(cudaMemcpy2DAsync(to, to_stride * F, from, from_stride * F, width * F, rows,
-                                     cudaMemcpyDeviceToDevice, gpu.queue));
+        launch(copy_rows_kernel, blocks_for(rows * width), BLOCK, 0, gpu.queue, to, to_stride, from,
+               from_stride, rows, width);
 }
 
 void CudaBackward::add(float* out, const float* x, size_t n) {

@@ -76,6 +76,7 @@ void CudaBackend::append(const CacheLayer& cache, float* q, float* k, const floa
     HeadsIn in{q, nullptr, nullptr, k, v, rotation, q ? cache.H : 0};
     if (q && cache.rotated && cache.k[0].decode_t)
         turn_to(in, latent_memory(*this, cache, step.T), cache, step.T), turned = q;
+    if (step.T == 1 && step.replay && k) in.later = wait_with_codes(cache, in);
     launch_append(*this, cache, in, step.T);
     if (cache.joint && v) append_joint(*this, cache, v, step.T);
 }

@@ -13,6 +13,7 @@ struct CacheView {
     int joint;  // G·d where values are joint, 0 where heads have their own
     bool rotated;
 
+    CacheView() = default;
     explicit CacheView(const CacheLayer& cache)
         : rows(cache.rows),
           seen_rows(cache.seen_rows),
@@ -80,33 +81,50 @@ __host__ __device__ inline bool lies_whole(const RowStore& store, int d) {
     return store.format.keeps_all(d);
 }
 
+// Floats of shared memory that row_product wants of a block of so many threads.
+constexpr int product_sums(int threads) {
+    return 4 * threads;
+}
 // to (n) ← x (K) M for the first n columns of M (K, ·), by the whole block, n ≤ blockDim; in little code,
-// which is met once. Threads are columns times slices of K, whose sums meet in partial. M in shared memory
-// or not; x, to, partial (blockDim) are, x aligned to 16 bytes. x is there; the others are free when all
-// threads come here.
+// which is met once. Threads are fours of columns times slices of K, whose sums meet in partial. M in
+// shared memory or not; x, to, partial are, x and partial aligned to 16 bytes. x is there; the others are
+// free when all threads come here. Bound by shared memory's 128 bytes a cycle: K·n·4.
 __device__ __forceinline__ void row_product(float* to, const float* x, const float* M,
                                             size_t M_stride, int K, int n, float* partial) {
     int threads = int(blockDim.x), tid = int(threadIdx.x);
-    int columns = (n + WARP - 1) / WARP * WARP, slices = threads / max(columns, WARP);
-    int slice = tid / max(columns, WARP), column = tid % max(columns, WARP);
-    int each = (K + 4 * slices - 1) / (4 * slices) * 4, i = slice * each;
-    int end = slice < slices && column < n ? min(K, i + each) : 0;
-    float sum = 0;
-    const float* from = M + column;
+    int fours = max((n + 3) / 4, 1), slices = min(min(threads / fours, 32), (K + 7) / 8);
+    int slice = tid / fours, column = tid % fours * 4;
+    int each = slices > 0 ? (K + 4 * slices - 1) / (4 * slices) * 4 : 0, i = slice * each;
+    int end = slice < slices ? min(K, i + each) : 0;
+    bool whole = M_stride % 4 == 0 && reinterpret_cast<uintptr_t>(M) % 16 == 0;
+    auto row = [&](int k) {
+        const float* at = M + size_t(k) * M_stride + column;
+        if (whole) return *reinterpret_cast<const float4*>(at);
+        float4 y = {at[0], 0, 0, 0};
+        if (column + 1 < n) y.y = at[1];
+        if (column + 2 < n) y.z = at[2];
+        if (column + 3 < n) y.w = at[3];
+        return y;
+    };
+    float4 sum = make_float4(0, 0, 0, 0);
+    auto add = [&](float by, const float4& y) {
+        sum.x = fmaf(by, y.x, sum.x), sum.y = fmaf(by, y.y, sum.y);
+        sum.z = fmaf(by, y.z, sum.z), sum.w = fmaf(by, y.w, sum.w);
+    };
 #pragma unroll 2
     for (; i + 4 <= end; i += 4) {
-        float4 y = *reinterpret_cast<const float4*>(x + i);
-        const float* at = from + size_t(i) * M_stride;
-        float w[4] = {at[0], at[M_stride], at[2 * M_stride], at[3 * M_stride]};
-        sum = fmaf(y.x, w[0], fmaf(y.y, w[1], fmaf(y.z, w[2], fmaf(y.w, w[3], sum))));
+        float4 by = *reinterpret_cast<const float4*>(x + i);
+        float4 y[4] = {row(i), row(i + 1), row(i + 2), row(i + 3)};
+        add(by.x, y[0]), add(by.y, y[1]), add(by.z, y[2]), add(by.w, y[3]);
     }
 #pragma unroll 1
-    for (; i < end; i++) sum = fmaf(x[i], from[size_t(i) * M_stride], sum);
-    partial[tid] = sum;
+    for (; i < end; i++) add(x[i], row(i));
+    if (slice < slices) *reinterpret_cast<float4*>(partial + 4 * tid) = sum;
     __syncthreads();  // all slices are there
     if (tid < n) {
         float total = 0;
-        for (int s = 0; s < slices; s++) total += partial[s * columns + tid];
+#pragma unroll 4
+        for (int s = 0; s < slices; s++) total += partial[s * 4 * fours + tid];
         to[tid] = total;
     }
     __syncthreads();  // to is whole

@@ -57,6 +57,7 @@ CudaBackend::~CudaBackend() {
     for (const Impl::Graph& one : impl->graphs)
         if (one.exec) cudaGraphExecDestroy(one.exec);
     for (void* memory : impl->owned) cudaFree(memory);
+    for (const auto& [rows, one] : impl->descriptions) cudaFree(one.memory);
     if (impl->landing) cudaFreeHost(impl->landing);
     if (impl->places) cudaFreeHost(impl->places);
     for (cudaEvent_t one : impl->there)
@@ -100,6 +101,11 @@ void* CudaBackend::alloc_cold(size_t bytes, const char* what, const std::string&
 }
 
 void CudaBackend::release(void* memory, size_t bytes) {
+    std::erase_if(impl->descriptions, [=](const auto& one) {
+        bool gone = lies_in(one.first, memory, bytes);
+        if (gone) cudaFree(one.second.memory);
+        return gone;
+    });
     std::erase_if(impl->coming,
                   [=](const Impl::Coming& one) { return lies_in(one.from, memory, bytes); });
     if (impl->cold.erase(static_cast<char*>(memory))) {
@@ -123,6 +129,7 @@ Weight CudaBackend::bind(const Tensor& tensor) {
 void CudaBackend::upload(void* to, const void* host, size_t bytes) {
     drop_capture();
     if (!bytes) return;
+    for (auto& [rows, one] : impl->descriptions) one.whole = one.whole && !lies_in(rows, to, bytes);
     CUDA_CHECK(cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, queue));
     CUDA_CHECK(cudaStreamSynchronize(queue));
 }
@@ -171,6 +178,28 @@ void* CudaBackend::scratch(Scratch purpose, size_t bytes) {
         impl->scratch[i] = memory, impl->scratch_bytes[i] = bytes;
     }
     return impl->scratch[i];
+}
+
+// Kernels read it before they wait for others: it comes from the host, like a weight; no kernel writes it.
+void* CudaBackend::described(const CacheLayer& cache, const float* rotation, size_t bytes,
+                             const std::function<void(void*)>& describe) {
+    Impl::Description& one = impl->descriptions[cache.rows];
+    if (one.whole && one.rotation == rotation) return one.memory;
+    check(!impl->capturing, "a cache's rows were described anew within a step that is captured");
+    if (bytes > one.bytes) {
+        cudaFree(std::exchange(one.memory, nullptr));  // waits for the work that uses it
+        one.bytes = 0;
+        CUDA_CHECK(cudaMalloc(&one.memory, bytes));
+        one.bytes = bytes;
+    }
+    void* made = scratch(Scratch::Reduction, bytes);
+    CUDA_CHECK(cudaMemsetAsync(made, 0, bytes, queue));
+    describe(made);
+    std::vector<char> host(bytes);
+    download(host.data(), made, bytes);
+    upload(one.memory, host.data(), bytes);
+    one.rotation = rotation, one.whole = true;
+    return one.memory;
 }
 
 std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options) {

@@ -7,6 +7,7 @@
 // the position is they know a bound (reach), and each bound has a capture of its own.
 #pragma once
 #include <climits>
+#include <functional>
 #include <map>
 #include <vector>
 
@@ -14,6 +15,8 @@
 #include "cuda.cuh"
 
 namespace stief {
+
+struct HeadsIn;  // append.cuh
 
 struct CudaBackend final : Backend {
     static constexpr int WIDEST_HEAD = 256;  // attention_plain.cuh keeps a row of values in registers
@@ -78,12 +81,21 @@ struct CudaBackend final : Backend {
 
     // Device memory that operations use within one call: a block for each purpose, which grows and
     // is not moved under a captured graph (outgrown blocks live as long as the backend).
-    enum class Scratch { Activations, Weights, Partials, Queries, Rows, Scores, Reduction, Count };
+    enum class Scratch { Activations, Weights, Partials, Queries, Rows, Scores, Waiting, Reduction, Count };
     void* scratch(Scratch purpose, size_t bytes);
+
+    // What kernels of such a layer know ahead of a step, in memory of its own; where that is new `describe`
+    // makes it, and it is whole. It lives as long as the layer's rows and seen_rows are not changed.
+    void* described(const CacheLayer& cache, const float* rotation, size_t bytes,
+                    const std::function<void(void*)>& describe);
 
   private:
     void drop_capture();
     void bring_home(const int32_t* from);
+    // append_later.cu: where to leave what a token's codes are made of, if they may wait for the end of a
+    // step, or null; and what waits.
+    float* wait_with_codes(const CacheLayer& cache, const HeadsIn& in);
+    void append_waiting();
     struct Impl;
     std::unique_ptr<Impl> impl;
 };

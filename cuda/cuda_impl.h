@@ -3,7 +3,7 @@
 #pragma once
 #include <deque>
 
-#include "cuda_backend.h"
+#include "append.cuh"
 
 namespace stief {
 
@@ -26,10 +26,22 @@ struct CudaBackend::Impl {
         int place;
     };
     std::deque<Coming> coming;
-    const int32_t* home = nullptr;  // of the step at hand
+    const int32_t* home = nullptr;  // of the step at hand, as are pos and T
+    int pos = 0, T = 0;
+    int next_pos = -1;              // of which the device knows without being told, behind a step with a home
     int32_t* places = nullptr;      // (MOST_COMING)  pinned
     cudaEvent_t there[MOST_COMING] = {};
     int next_place = 0;
+
+    // Rows of codes that wait for the end of the step at hand (append_later.cu), of layers alike.
+    struct Alike {
+        DType dtype;
+        int G, d, heads;
+        bool bases;
+        bool operator==(const Alike&) const = default;
+    };
+    std::vector<WaitingRows> waiting;
+    Alike alike = {};
 
     bool page_locked(const void* host, size_t bytes) const {
         const char* first = static_cast<const char*>(host);
@@ -38,6 +50,15 @@ struct CudaBackend::Impl {
         auto [begin, size] = *std::prev(behind);
         return first + bytes <= begin + size;
     }
+
+    // CudaBackend::described, by CacheLayer::rows.
+    struct Description {
+        void* memory = nullptr;
+        size_t bytes = 0;
+        const float* rotation = nullptr;
+        bool whole = false;
+    };
+    std::map<const void*, Description> descriptions;
 
     // A step is issued when its number is new, captured when it comes again, then replayed: by then
     // every kernel is loaded and all scratch is there.

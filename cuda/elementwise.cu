@@ -60,8 +60,12 @@ __global__ void __launch_bounds__(1024) swiglu_rounded_kernel(float* gate, const
 }
 
 // grid T, block 1024: each thread keeps the first of the largest of its elements, then the block
-// does. Shared: a float and an int a warp.
-__global__ void argmax_kernel(int32_t* out, const float* x, int V) {
+// does. Shared: a float and an int a warp. A turn of the block has AT_ONCE loads of a thread on their way, of
+// 16 bytes where rows are WHOLE: V is a multiple of 4, x aligned. Bound by what one multiprocessor reads,
+// V·4 bytes.
+template <bool WHOLE>
+__global__ void __launch_bounds__(1024) argmax_kernel(int32_t* out, const float* x, int V) {
+    constexpr int AT_ONCE = 8, EACH = WHOLE ? 4 : 1;
     int warps = int(blockDim.x) / WARP;
     float* largest = reinterpret_cast<float*>(dynamic_shared());
     int* numbers = reinterpret_cast<int*>(largest + warps);
@@ -71,10 +75,27 @@ __global__ void argmax_kernel(int32_t* out, const float* x, int V) {
 
     float most = -INFINITY;
     int first = INT_MAX, damaged = 0;
-    for (int j = int(threadIdx.x); j < V; j += int(blockDim.x)) {
-        float one = x[j];
-        damaged |= one != one;
-        if (one > most || first == INT_MAX) most = one, first = j;
+    int on = EACH * int(blockDim.x);
+    for (int from = EACH * int(threadIdx.x); from < V; from += AT_ONCE * on) {
+        float one[AT_ONCE][EACH];
+#pragma unroll
+        for (int n = 0; n < AT_ONCE; n++) {
+            int j = from + n * on;
+            if constexpr (WHOLE) {
+                float4 four = j < V ? load_4(x + j) : make_float4(0, 0, 0, 0);
+                one[n][0] = four.x, one[n][1] = four.y, one[n][2] = four.z, one[n][3] = four.w;
+            } else {
+                one[n][0] = j < V ? x[j] : 0;
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < AT_ONCE; n++)
+#pragma unroll
+            for (int i = 0; i < EACH; i++) {
+                int j = from + n * on + i;
+                damaged |= one[n][i] != one[n][i];
+                if (j < V && (one[n][i] > most || first == INT_MAX)) most = one[n][i], first = j;
+            }
     }
     float all = block_max(most, largest);
     // Of those that hold the largest, the lowest index: the largest of its negative.
@@ -137,7 +158,8 @@ void CudaBackend::swiglu_rounded(float* gate, const float* up, int T, int F) {
 
 void CudaBackend::argmax(int32_t* out, const float* x, int T, int V) {
     constexpr int BLOCK = 1024;
-    launch_ahead(argmax_kernel, dim3(unsigned(T)), BLOCK,
+    bool whole = V % 4 == 0 && whole_4(x);
+    launch_ahead(whole ? argmax_kernel<true> : argmax_kernel<false>, dim3(unsigned(T)), BLOCK,
                  BLOCK / WARP * (sizeof(float) + sizeof(int)), queue, out, x, V);
 }
 

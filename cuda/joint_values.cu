@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(PRODUCT_BLOCK, 1)
     int n = decode ? cache.d : cache.joint, K = decode ? head.width : cache.joint;
     int columns = min(PRODUCT_PIECE, n - column);
     float* partial = reinterpret_cast<float*>(dynamic_shared());
-    float *product = partial + PRODUCT_BLOCK, *x = product + PRODUCT_PIECE;  // (PIECE), (K)
+    float *product = partial + product_sums(PRODUCT_BLOCK), *x = product + PRODUCT_PIECE;  // (PIECE), (K)
     const float* M = (decode ? head.decode : head.encode) + column;
     let_next_begin();
     await_kernels();
@@ -113,7 +113,7 @@ void joint_product(CudaBackend& gpu, float* out, const float* x, const CacheLaye
                    int count) {
     int n = basis == JointBasis::Decode ? cache.d : cache.joint;
     dim3 grid(unsigned((n + PRODUCT_PIECE - 1) / PRODUCT_PIECE), unsigned(count));
-    size_t floats = size_t(PRODUCT_BLOCK + PRODUCT_PIECE + cache.joint);
+    size_t floats = size_t(product_sums(PRODUCT_BLOCK) + PRODUCT_PIECE + cache.joint);
     launch_ahead(joint_product_kernel, grid, PRODUCT_BLOCK, floats * sizeof(float), gpu.queue, out, x,
                  CacheView(cache), basis);
 }

@@ -22,6 +22,13 @@ __global__ void set_words(int32_t* to, Words words) {
     if (i < words.count) to[words.first + i] = words.word[i];
 }
 
+// *home ← *from, in page-locked memory of the host; pos goes on to the step that comes next, most often.
+// grid 1, block 1
+__global__ void bring_home_kernel(int32_t* home, const int32_t* from, int32_t* pos, int T) {
+    await_kernels();
+    *home = *from, *pos += T;
+}
+
 // ---- launchers ---------------------------------------------------------------------------------
 
 constexpr size_t MOST_GRAPHS = 16;
@@ -50,8 +57,9 @@ void CudaBackend::drop_capture() {
 bool CudaBackend::begin_step(const Step& step) {
     check(step.T <= MOST_IDS, "%d tokens at once, expected at most %d", step.T, MOST_IDS);
     drop_capture();
-    impl->home = step.home, turned = nullptr;
-    send_step(impl->step, step, queue);
+    impl->home = step.home, turned = nullptr, impl->waiting.clear();
+    if (!step.token || impl->next_pos != step.pos) send_step(impl->step, step, queue);
+    impl->next_pos = -1, impl->pos = step.pos, impl->T = step.T;
     impl->replaying = nullptr;
     if (!step.replay) return true;
     for (Impl::Graph& one : impl->graphs) {
@@ -72,6 +80,7 @@ bool CudaBackend::begin_step(const Step& step) {
 }
 
 void CudaBackend::end_step() {
+    append_waiting();
     if (impl->capturing) {
         cudaGraph_t graph = nullptr;
         Impl::Graph* one = impl->capturing;
@@ -98,8 +107,8 @@ void CudaBackend::bring_home(const int32_t* from) {
     }
     int place = all.next_place;
     all.next_place = (place + 1) % Impl::MOST_COMING;
-    CUDA_CHECK(cudaMemcpyAsync(all.places + place, from, sizeof(int32_t), cudaMemcpyDeviceToHost,
-                               queue));
+    launch_ahead(bring_home_kernel, dim3(1), 1, 0, queue, all.places + place, from, all.step, all.T);
+    all.next_pos = all.pos + all.T;
     CUDA_CHECK(cudaEventRecord(all.there[place], queue));
     all.coming.push_back({from, place});
 }

@@ -13,32 +13,43 @@
 
 namespace stief {
 
+// The angles of positions 0 … 31 as fragments of 16 positions: cosines, sines of sixteen pairs after sixteen.
+template <int D>
+struct alignas(16) NearAngles {
+    static constexpr int FRAGMENTS = D / 16;
+    static constexpr float UNIT = 256;
+    uint4 of[2][FRAGMENTS][WARP];
+
+    // By the whole block.
+    __device__ void fill(const float* rotation, int capacity) {
+        for (int i = int(threadIdx.x); i < 2 * FRAGMENTS * WARP; i += int(blockDim.x)) {
+            int lane = i % WARP, f = i / WARP % FRAGMENTS, sixteen = i / WARP / FRAGMENTS;
+            int position = 16 * sixteen + lane / 4;
+            const float* from = rotation + f % 2 * (D / 2) + f / 2 * 16 + lane % 4 * 4;
+            float4 low = load_4(from + size_t(min(position, capacity - 1)) * D);
+            float4 high = load_4(from + size_t(min(position + 8, capacity - 1)) * D);
+            of[sixteen][f][lane] = make_uint4(pair(low.x, low.y, UNIT), pair(high.x, high.y, UNIT),
+                                              pair(low.z, low.w, UNIT), pair(high.z, high.w, UNIT));
+        }
+    }
+    __device__ __forceinline__ static uint32_t pair(float x, float y, float by) {
+        return pack2<f16>(by * x, by * y);
+    }
+};
+
 template <int D, int Q>
 struct TurnedMean {
-    static constexpr int HALF = D / 2, SIXTEENS = HALF / 16, FRAGMENTS = D / 16;
-    static constexpr float UNIT = 256;
-    uint4 near[2][FRAGMENTS][WARP];  // a of 16 positions: cosines, sines of sixteen pairs after sixteen
+    static constexpr int HALF = D / 2, SIXTEENS = HALF / 16;
+    NearAngles<D> near;
     uint4 w[SIXTEENS][Q][WARP];      // of head g: w of a lane's four pairs, those of cosines, of sines
 
     // In the block's memory, so many bytes from its beginning.
     __device__ __forceinline__ static TurnedMean& at(int bytes) {
         return *reinterpret_cast<TurnedMean*>(dynamic_shared() + bytes);
     }
-    // By the whole block, waits for no kernel; a barrier must follow.
-    __device__ void fill_near(const float* rotation, int capacity) {
-        for (int i = int(threadIdx.x); i < 2 * FRAGMENTS * WARP; i += int(blockDim.x)) {
-            int lane = i % WARP, f = i / WARP % FRAGMENTS, sixteen = i / WARP / FRAGMENTS;
-            int position = 16 * sixteen + lane / 4;
-            const float* from = rotation + f % 2 * HALF + f / 2 * 16 + lane % 4 * 4;
-            float4 low = load_four(from + size_t(min(position, capacity - 1)) * D);
-            float4 high = load_four(from + size_t(min(position + 8, capacity - 1)) * D);
-            near[sixteen][f][lane] = make_uint4(pair(low.x, low.y, UNIT), pair(high.x, high.y, UNIT),
-                                                pair(low.z, low.w, UNIT), pair(high.z, high.w, UNIT));
-        }
-    }
     // By the whole block: w of R heads, scaled as queries are; a barrier must follow.
     __device__ void fill(const float* against_mean, int R) {
-        float by = LOG2_E / sqrtf(float(D)) / UNIT;
+        float by = LOG2_E / sqrtf(float(D)) / NearAngles<D>::UNIT;
         for (int i = int(threadIdx.x); i < SIXTEENS * Q * WARP; i += int(blockDim.x)) {
             int lane = i % WARP, n = i / WARP % Q, c = i / WARP / Q, head = 8 * n + lane / 4;
             float4 low = make_float4(0, 0, 0, 0), high = low;
@@ -72,7 +83,7 @@ struct TurnedMean {
             }
 #pragma unroll
             for (int i = 0; i < 2 * T; i++) {
-                uint4 one = near[i / 2][2 * c + i % 2][lane];
+                uint4 one = near.of[i / 2][2 * c + i % 2][lane];
                 const uint32_t a[4] = {one.x, one.y, one.z, one.w};
 #pragma unroll
                 for (int n = 0; n < Q; n++) mma_16x8x16<f16>(s[i / 2][n], a, b[n][i % 2]);
@@ -82,7 +93,7 @@ struct TurnedMean {
 
 private:
     __device__ __forceinline__ static uint32_t pair(float x, float y, float by) {
-        return pack2<f16>(by * x, by * y);
+        return NearAngles<D>::pair(x, y, by);
     }
     __device__ __forceinline__ static float4 load_four(const float* x) {
         return *reinterpret_cast<const float4*>(x);

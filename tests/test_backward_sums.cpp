@@ -34,6 +34,12 @@ TEST_CASE("copies, zeros, sums and differences of activations") {
     check_backward(want, 0, before, [&](Lab& lab, Backward& ops, float* out) {
         ops.copy_rows(out + 1, 5, lab.in(a) + 2, 7, 4, 3);
     });
+    // The same row again and again.
+    for (size_t i = 0; i < 4; i++)
+        for (size_t j = 0; j < 3; j++) want[i * 5 + 1 + j] = double(a[2 + j]);
+    check_backward(want, 0, before, [&](Lab& lab, Backward& ops, float* out) {
+        ops.copy_rows(out + 1, 5, lab.in(a) + 2, 0, 4, 3);
+    });
 }
 
 TEST_CASE("squared norms and distances are sums in double, the same every time") {

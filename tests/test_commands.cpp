@@ -1,8 +1,8 @@
 // The program from outside: what is typed, what comes out, the exit status.
 #include <cmath>
-
 #include <cstring>
 
+#include "backends.h"
 #include "base/json.h"
 #include "commands/args.h"
 #include "program.h"
@@ -157,7 +157,6 @@ TEST_CASE("what the machine or a file gets wrong exits with 1 and one line") {
         {"chat no/such/folder", "no/such/folder"},
         {"inspect models", "config.json"},
         {"generate models/parlour -p x --isa mmx", "mmx"},
-        {"generate models/parlour -p x --backend cuda", "cuda"},
         {"generate models/parlour -p x --context 4096", "2048"},
         {"generate models/parlour -f no-such-file", "no-such-file"},
         {"logits models/parlour --ids '1 x' -o out.tmp", "'x'"},
@@ -179,6 +178,15 @@ TEST_CASE("what the machine or a file gets wrong exits with 1 and one line") {
     Ran full = run("tokenize models/parlour hello", "", "/dev/full");
     CHECK(full.status == 1);
     CHECK(full.err == "error: cannot write to standard output: No space left on device\n");
+}
+
+TEST_CASE("--backend cuda without a device is one line that says why not") {
+    for (const Variant& one : variants())
+        if (one.device()) return skip("a device is here");
+    Ran ran = run("generate models/parlour -p x --backend cuda");
+    CHECK(ran.status == 1);
+    CHECK(ran.err.find("error: --backend cuda: ") == 0);
+    CHECK(lines(ran.err) == 1);
 }
 
 TEST_CASE("tokenize takes standard input byte for byte and gives it back") {

@@ -184,8 +184,8 @@ TEST_CASE("a model that is cut short or written to while it is measured is an er
     std::filesystem::permissions(weights, std::filesystem::perms::owner_all);
     put_ids(scratch.path("ids"));
     auto begin = [&](const std::string& out) {
-        return Running({"stief", "logits", model, "--exact", "--threads", "1", "--ids-file",
-                        scratch.path("ids"), "-o", out},
+        return Running({"stief", "logits", model, "--exact", "--backend", "cpu", "--threads", "1",
+                        "--ids-file", scratch.path("ids"), "-o", out},
                        scratch.path("err"));
     };
     Running written = begin(scratch.path("o"));

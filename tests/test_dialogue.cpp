@@ -9,6 +9,7 @@ namespace {
 Args args_of(const std::string& risk) {
     Args args;
     args.model = "models/parlour";
+    args.backend = "cpu";  // where a row is the same whether it was read alone or with others
     args.quiet = args.greedy = true;
     args.context = 400, args.threads = 2;
     if (risk.empty()) return args;

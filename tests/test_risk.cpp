@@ -122,7 +122,7 @@ TEST_CASE("what --risk cannot do is said before a conversation") {
         {"chat models/parlour --cache q4 --audit 8", 2, "belong to --risk"},
         {"chat models/parlour --cache q4 --risk exact --cold reread", 2, "--cold reread keeps nothing"},
         {"chat models/parlour --cache q4 --risk exact --audit 64", 2, "at most 32 tokens"},
-        {"chat models/parlour --cache q4 --risk audit --cold models/parlour/config.json", 1,
+        {"chat models/parlour --cache q4 --risk audit --cold models/parlour/config.json --backend cpu", 1,
          "cannot be made"},
         {"chat models/parlour --cache q4 --risk maybe", 2, "one of off, audit, exact"},
         {"risk models/parlour README.md", 2, "--bases FILE, --cache q8 or q4"},

@@ -3,7 +3,7 @@
 # writes and reads caches, and the table of tools/measurements.md (random weights and bases):
 #   tools/gpu.sh BIN OUT [tests] [sanitize] [bench]
 # BIN has run_tests, stief, random_checkpoint and random_bases; logs go to OUT. LAYERS=8 takes 8 of
-# 8B's 32, DEPTHS, SHAPES="8B 1B", JOBS; BACKEND=cpu tries the script itself.
+# 8B's 32, DEPTHS, SHAPES="8B 1B", CACHES, JOBS; BACKEND=cpu tries the script itself.
 set -eu
 [ $# -ge 2 ] || { sed -n '4s/^# */usage: /p' "$0" >&2; exit 2; }
 bin=$1 out=$2
@@ -11,6 +11,7 @@ shift 2
 [ $# -gt 0 ] || set -- tests sanitize bench
 backend=${BACKEND:-cuda} jobs=${JOBS:-$(nproc)}
 depths=${DEPTHS:-0,4096,32768,131072} shapes=${SHAPES:-8B 1B}
+caches=${CACHES:-full q8 post pre joint}
 mkdir -p "$out"
 failed=0
 
@@ -60,7 +61,7 @@ bench() {
         esac > "$out/$shape.json"
         model=$out/$shape
         [ -d "$model" ] || "$bin/random_checkpoint" "$out/$shape.json" "$model"
-        for cache in full q8 post pre joint; do
+        for cache in $caches; do
             case $cache in
             full) with= ;;
             q8) with="--cache q8" ;;

@@ -90,7 +90,8 @@ struct Backward {
 
     // ---- copies and sums
     virtual void zero(float* x, size_t n) = 0;
-    // Rows of `width` floats, strides apart: one head's columns of (T, H, d) and back.
+    // Rows of `width` floats, strides apart: one head's columns of (T, H, d) and back. from_stride may be
+    // 0: the same row again and again.
     virtual void copy_rows(float* to, size_t to_stride, const float* from, size_t from_stride,
                            size_t rows, size_t width) = 0;
     virtual void add(float* out, const float* x, size_t n) = 0;  // out += x

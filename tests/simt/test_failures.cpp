@@ -159,8 +159,8 @@ TEST_CASE("a layer is so many launches, and no product of several tokens waits f
     const struct { int T; bool bases, rotated; uint64_t kernels, products; const char* why; } cases[] = {
         {1, false, true, 7, 0, "q k v with the norm; append; attention and its merge; W_o; gate and "
                                "up with the norm; down"},
-        {1, true, true, 7, 0, "with a basis: queries are turned where rows are appended"},
-        {1, true, false, 7, 0, "keys before rotation"},
+        {1, true, true, 7 + 1, 0, "with a basis: turns queries on the way; once, how rows lie"},
+        {1, true, false, 7 + 1, 0, "keys before rotation; once, how rows lie"},
         {8, false, true, 5, 7, "norm, append, attention, norm, SwiGLU"},
         {8, true, true, 7, 7, "queries into coordinates, and values out of them"},
         {8, true, false, 7, 7, "keys before rotation, few tokens"},

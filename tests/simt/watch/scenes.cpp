@@ -199,7 +199,7 @@ Floats steps(DType dtype, int d) {
     write_tiny_model(tiny, scratch.folder.string());
     Model model = Model::open(scratch.folder.string(), {.name = "cuda"}, 1);
     Config& config = model.config;
-    Bases bases = bases_of(config, {config.H, config.G, d, d / 2, d != 64, 4});
+    Bases bases = bases_of(config, {config.H, config.G, d, d / 2, d != 64, 4, d == 128});
     KvCache cache(*model.backend, config, 16, DType::F16, d == 40 ? nullptr : &bases, 8);
     Transformer transformer(model, 16, 8);
     const Token prompt[] = {1, 2, 3};

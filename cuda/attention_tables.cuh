@@ -1,0 +1,64 @@
+// What decode attention on tensor cores knows ahead of a step: how each kv head's rows lie, and the angles
+// near a position. It is the same for every step, and found out in long chains of reads; so it is found out
+// once and kept in the device's memory, from where a block copies it while other kernels run.
+#pragma once
+#include "attention_room.cuh"
+
+namespace stief {
+
+template <int D>
+struct alignas(16) HeadTables {
+    HeadShared head;
+    LevelTables levels;
+    StretchRows<D> rows[MOST_STORES + 1];  // of each stretch
+};
+// Of a layer: (G) heads, then NearAngles.
+template <int D>
+struct LayerTables {
+    const HeadTables<D>* heads;
+    static size_t bytes(int G) { return size_t(G) * sizeof(HeadTables<D>) + sizeof(NearAngles<D>); }
+    __host__ __device__ const NearAngles<D>* near(int G) const {
+        return reinterpret_cast<const NearAngles<D>*>(heads + G);
+    }
+};
+
+// grid G, block 128. Shared: a head's description and levels. rotation: null where no key is less a turned
+// mean.
+template <class E, int D, int Q, bool ROTATED, bool SCORES>
+__global__ void __launch_bounds__(TENSOR_BLOCK)
+    describe_heads(HeadTables<D>* to, CacheView cache, const float* rotation) {
+    using One = Warp<E, D, Q, ROTATED, SCORES>;
+    int g = int(blockIdx.x), tid = int(threadIdx.x);
+    HeadShared& head = *reinterpret_cast<HeadShared*>(dynamic_shared());
+    LevelTables& levels = *reinterpret_cast<LevelTables*>(&head + 1);
+    levels.fill(tid, TENSOR_BLOCK);
+    head.template fill<!SCORES>(cache, g);
+    __syncthreads();  // the head's description is there, and the levels
+    head.find_windows(D);
+    __syncthreads();  // and its windows
+    describe_rows<One>(to[g].rows, head, levels);
+    copy_words(&to[g].head, &head, tid, TENSOR_BLOCK);
+    copy_words(&to[g].levels, &levels, tid, TENSOR_BLOCK);
+    if (g == 0 && rotation) reinterpret_cast<NearAngles<D>*>(to + cache.G)->fill(rotation, cache.capacity);
+}
+
+// What is known of the layer, found out now if it was not before.
+template <class E, int D, int Q, bool ROTATED, bool SCORES>
+LayerTables<D> tables_of(CudaBackend& gpu, const CacheLayer& cache, const float* rotation) {
+    void* memory = gpu.described(cache, rotation, LayerTables<D>::bytes(cache.G), [&](void* to) {
+        launch(describe_heads<E, D, Q, ROTATED, SCORES>, dim3(unsigned(cache.G)), TENSOR_BLOCK,
+               sizeof(HeadShared) + sizeof(LevelTables), gpu.queue, static_cast<HeadTables<D>*>(to),
+               CacheView(cache), less_turned_means(cache) ? rotation : nullptr);
+    });
+    return {static_cast<const HeadTables<D>*>(memory)};
+}
+
+// to ← from by cp.async, by the whole block.
+template <class T>
+__device__ __forceinline__ void copy_table(T* to, const T* from, int count = 1) {
+    static_assert(sizeof(T) % 16 == 0);
+    for (int i = int(threadIdx.x); i < count * int(sizeof(T) / 16); i += int(blockDim.x))
+        copy_async_16(reinterpret_cast<uint4*>(to) + i, reinterpret_cast<const uint4*>(from) + i, true);
+}
+
+}  // namespace stief
