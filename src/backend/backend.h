@@ -57,7 +57,7 @@ struct Input {
 };
 
 // Where a call stands: its T tokens have the positions pos … pos + T − 1. A device reads pos and
-// ids from its own memory, where begin_step put them and where they stay until the next begin_step.
+// ids from its own memory, where begin_step put them, until the next one, or the end of one with a home.
 struct Step {
     int pos = 0, T = 0;
     const int32_t* ids = nullptr; // (T)  host; null where nothing is embedded, or what follows is
