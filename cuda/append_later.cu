@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
     const CacheRows& rows = head < cache.G ? cache.k(head) : cache.v(head - cache.G);
     OneShared& shared = *reinterpret_cast<OneShared*>(dynamic_shared());
     float* partial = reinterpret_cast<float*>(&shared + 1);
-    float *x = partial + product_sums(ONE_BLOCK), *c = x + d, *basis = x + 4 * d;
+    float *x = partial + product_sums(ONE_BLOCK), *c = x + d, *basis = x + 4 * d;  // as append_one.cu has it
     let_next_begin();
     EncoderTables::fetch_levels(&shared.levels);
     shared.tables.fetch(rows);
@@ -43,8 +43,8 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
 
 // ---- launchers ---------------------------------------------------------------------------------
 
-// Whether every head's newest row is met as it is whole: d elements, of keys less a turned mean each one
-// that is no code, so that nothing but codes is made of what waits.
+// Whether every head's newest row is met as elements, and of keys less a turned mean rows of elements have
+// all d of them: then nothing but codes is made of what waits.
 static bool meets_whole_rows(const CacheLayer& cache) {
     for (size_t g = 0; g < size_t(cache.G); g++) {
         bool newest = false;

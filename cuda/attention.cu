@@ -46,8 +46,8 @@ constexpr int MERGE_LOADS = 20;                     // of a thread, on their way
 // out_h ← (Σ_i 2^(max_i − max) acc_i) D / Σ_i 2^(max_i − max) sum_i over the splits.
 // grid (H, pieces of columns), block 512: a second launch, which decodes besides, so that a step of
 // one token has three: append, attention, this. Shared: `staged` the piece of D, which has come before
-// attention is through, the merged values, the slices' sums, and weights. Reads the partials: from the
-// second cache, as they are small. Its time is that of one read and two barriers, or four.
+// attention is through, the slices' sums, the merged values, those decoded, and weights. Reads the
+// partials: from the second cache, as they are small. Its time is that of one read and two barriers, or four.
 __global__ void __launch_bounds__(MERGE_BLOCK, 1)
     merge_kernel(float* out, Partial partials, CacheView cache, int splits, bool staged) {
     int h = int(blockIdx.x), d = cache.d, tid = int(threadIdx.x);

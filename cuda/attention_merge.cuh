@@ -35,7 +35,7 @@ __device__ __forceinline__ void put_tile(float* to, const float (&max)[2], const
 }
 
 // The block's partial of R query heads from h0 on ← what its warps have put: memory (WARPS, ROWS, D + 2),
-// shared. All of it is there; `width` coordinates are wanted.
+// shared; their maxima become weights. All of it is there; `width` coordinates are wanted. A barrier inside.
 template <int WARPS, int ROWS, int D>
 __device__ __forceinline__ void merge_warps(const Partial& partials, float* memory, int h0, int R,
                                             int width) {

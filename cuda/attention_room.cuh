@@ -52,8 +52,8 @@ struct TensorShared {
         int rows = 0;  // of D
         for (const Stretch& one : seen) rows = std::max(rows, basis_rows(k.store[one.k].format));
         size_t rest = warps_bytes(warp) + (!ROTATED ? Rebuild<E, D>::shared_bytes(rows)
-                                           : k.mean ? sizeof(TurnedMean<D, Q>)
-                                                    : 0);
+                                           : means ? sizeof(TurnedMean<D, Q>)
+                                                   : 0);
         if (short_way(k, v, seen)) rest = std::max(rest, TENSOR_WARPS * WindowWarp<E, D>::STAGE_BYTES);
         return front_bytes(stretches) + rest;
     }

@@ -45,10 +45,11 @@ __global__ void __launch_bounds__(TENSOR_BLOCK)
 // What is known of the layer, found out now if it was not before.
 template <class E, int D, int Q, bool ROTATED, bool SCORES>
 LayerTables<D> tables_of(CudaBackend& gpu, const CacheLayer& cache, const float* rotation) {
-    void* memory = gpu.described(cache, rotation, LayerTables<D>::bytes(cache.G), [&](void* to) {
+    const float* near = less_turned_means(cache) ? rotation : nullptr;
+    void* memory = gpu.described(cache, near, LayerTables<D>::bytes(cache.G), [&](void* to) {
         launch(describe_heads<E, D, Q, ROTATED, SCORES>, dim3(unsigned(cache.G)), TENSOR_BLOCK,
                sizeof(HeadShared) + sizeof(LevelTables), gpu.queue, static_cast<HeadTables<D>*>(to),
-               CacheView(cache), less_turned_means(cache) ? rotation : nullptr);
+               CacheView(cache), near);
     });
     return {static_cast<const HeadTables<D>*>(memory)};
 }

@@ -3,8 +3,9 @@
 // Weights are copied to the device when they are bound. Everything runs on one stream. A step with a
 // replay number is issued as any other the first time, captured as a graph the second time, when every
 // kernel is loaded and all scratch is there, and replayed from then on. So kernels read the position
-// and the tokens from device memory (pos, ids), where begin_step puts them, captured or not; of how far
-// the position is they know a bound (reach), and each bound has a capture of its own.
+// and the tokens from device memory (pos, ids), where begin_step puts them, captured or not, and where pos
+// goes on by itself behind a step with a home; of how far the position is they know a bound (reach), and
+// each bound has a capture of its own.
 #pragma once
 #include <climits>
 #include <functional>
@@ -79,13 +80,15 @@ struct CudaBackend final : Backend {
     // swiglu, rounded: gate (T, F) becomes an Operand that is kept in bf16.
     void swiglu_rounded(float* gate, const float* up, int T, int F);
 
-    // Device memory that operations use within one call: a block for each purpose, which grows and
-    // is not moved under a captured graph (outgrown blocks live as long as the backend).
+    // Device memory that operations use within one call, Waiting to the end of a step: a block for each
+    // purpose, which grows and is not moved under a captured graph (outgrown blocks live as long as the
+    // backend).
     enum class Scratch { Activations, Weights, Partials, Queries, Rows, Scores, Waiting, Reduction, Count };
     void* scratch(Scratch purpose, size_t bytes);
 
     // What kernels of such a layer know ahead of a step, in memory of its own; where that is new `describe`
-    // makes it, and it is whole. It lives as long as the layer's rows and seen_rows are not changed.
+    // makes it, and it is whole. It lives until the memory at cache.rows is written or released; seen_rows,
+    // and the angles of a rotation that it was made with, stay as they are.
     void* described(const CacheLayer& cache, const float* rotation, size_t bytes,
                     const std::function<void(void*)>& describe);
 

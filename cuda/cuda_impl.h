@@ -2,6 +2,7 @@
 // (steps.cu).
 #pragma once
 #include <deque>
+#include <optional>
 
 #include "append.cuh"
 
@@ -26,9 +27,9 @@ struct CudaBackend::Impl {
         int place;
     };
     std::deque<Coming> coming;
-    const int32_t* home = nullptr;  // of the step at hand, as are pos and T
-    int pos = 0, T = 0;
-    int next_pos = -1;              // of which the device knows without being told, behind a step with a home
+    const int32_t* home = nullptr;  // of the step at hand, as are its end and its tokens
+    int end_pos = 0, T = 0;
+    int next_pos = -1;              // at which the device stands behind a step with a home; −1: unknown
     int32_t* places = nullptr;      // (MOST_COMING)  pinned
     cudaEvent_t there[MOST_COMING] = {};
     int next_place = 0;
@@ -68,6 +69,8 @@ struct CudaBackend::Impl {
         cudaGraphExec_t exec;  // null: came once
     };
     std::vector<Graph> graphs;   // oldest first
+    std::optional<Graph> issued; // the step at hand, whose number is new
+    void remember(const Graph& one);
     Graph* capturing = nullptr;  // the step at hand, while it is captured
     cudaGraphExec_t replaying = nullptr;
 };

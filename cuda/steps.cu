@@ -59,8 +59,8 @@ bool CudaBackend::begin_step(const Step& step) {
     drop_capture();
     impl->home = step.home, turned = nullptr, impl->waiting.clear();
     if (!step.token || impl->next_pos != step.pos) send_step(impl->step, step, queue);
-    impl->next_pos = -1, impl->pos = step.pos, impl->T = step.T;
-    impl->replaying = nullptr;
+    impl->next_pos = -1, impl->end_pos = step.pos + step.T, impl->T = step.T;
+    impl->replaying = nullptr, impl->issued.reset();
     if (!step.replay) return true;
     for (Impl::Graph& one : impl->graphs) {
         if (one.replay != step.replay || one.reach != reach(step)) continue;
@@ -71,12 +71,17 @@ bool CudaBackend::begin_step(const Step& step) {
         impl->capturing = &one;
         return true;
     }
-    if (impl->graphs.size() == MOST_GRAPHS) {
-        if (impl->graphs.front().exec) CUDA_CHECK(cudaGraphExecDestroy(impl->graphs.front().exec));
-        impl->graphs.erase(impl->graphs.begin());
-    }
-    impl->graphs.push_back({step.replay, reach(step), nullptr});
+    impl->issued = {step.replay, reach(step), nullptr};
     return true;
+}
+
+// Not before all of it was issued: a step that failed comes anew.
+void CudaBackend::Impl::remember(const Graph& one) {
+    if (graphs.size() == MOST_GRAPHS) {
+        if (graphs.front().exec) CUDA_CHECK(cudaGraphExecDestroy(graphs.front().exec));
+        graphs.erase(graphs.begin());
+    }
+    graphs.push_back(one);
 }
 
 void CudaBackend::end_step() {
@@ -93,6 +98,7 @@ void CudaBackend::end_step() {
     }
     if (impl->replaying) CUDA_CHECK(cudaGraphLaunch(impl->replaying, queue));
     impl->replaying = nullptr;
+    if (impl->issued) impl->remember(*std::exchange(impl->issued, std::nullopt));
     if (impl->home) bring_home(std::exchange(impl->home, nullptr));
 }
 
@@ -108,7 +114,7 @@ void CudaBackend::bring_home(const int32_t* from) {
     int place = all.next_place;
     all.next_place = (place + 1) % Impl::MOST_COMING;
     launch_ahead(bring_home_kernel, dim3(1), 1, 0, queue, all.places + place, from, all.step, all.T);
-    all.next_pos = all.pos + all.T;
+    all.next_pos = all.end_pos;
     CUDA_CHECK(cudaEventRecord(all.there[place], queue));
     all.coming.push_back({from, place});
 }

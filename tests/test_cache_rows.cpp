@@ -371,20 +371,21 @@ TEST_CASE("codes that wait until a step is through are those that are made at on
                 }
                 size_t q = size_t(H * d), kv = size_t(G * d);
                 const float* rotation = lab.in(rotations(S, d));
-                Output queries(lab, q), keys(lab, kv), values(lab, kv), out(lab, q);
+                Output queries(lab, q), keys(lab, L * kv), values(lab, L * kv), out(lab, q);
                 auto rows_after = [&](uint64_t replay) {
                     KvCache cache(*lab.backend, config, S, DType::F16, &bases, 1);
                     for (int s = 0; s < S; s++) {
                         Step step{s, 1};
                         step.replay = replay;
-                        Floats x = normals(q + 2 * kv, uint64_t(s) + 20);
-                        lab.backend->upload(queries.data(), x.data(), q * sizeof(float));
-                        lab.backend->upload(keys.data(), x.data() + q, kv * sizeof(float));
-                        lab.backend->upload(values.data(), x.data() + q + kv, kv * sizeof(float));
+                        Floats x = normals(q + 2 * L * kv, uint64_t(s) + 20);
+                        const float* from = x.data();
+                        for (Output* to : {&queries, &keys, &values})
+                            lab.backend->upload(to->data(), from, to->n * sizeof(float)), from += to->n;
                         if (lab.backend->begin_step(step))
-                            for (const CacheLayer& layer : cache.layer) {
-                                lab.backend->append(layer, queries.data(), keys.data(), values.data(),
-                                                    rotation, step);
+                            for (size_t l = 0; l < L; l++) {
+                                const CacheLayer& layer = cache.layer[l];
+                                lab.backend->append(layer, queries.data(), keys.data() + l * kv,
+                                                    values.data() + l * kv, rotation, step);
                                 lab.backend->attend(out.data(), queries.data(), rotation, layer, step);
                             }
                         lab.backend->end_step();
