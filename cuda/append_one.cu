@@ -1,6 +1,6 @@
 // Append of one token, a head a block: rotated, into latent coordinates, stored. What it costs is waiting:
-// for memory, and for code that each multiprocessor meets once, so that there is little of it. A row's
-// scale is searched by all warps of the block, each with one. append_tiles.cu has several tokens.
+// for memory, and for one sum after the other. A row's scale is searched by all warps of the block, each
+// with one. append_tiles.cu has several tokens.
 #include "append_one.cuh"
 
 namespace stief {
