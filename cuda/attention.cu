@@ -44,10 +44,10 @@ constexpr int MERGE_BLOCK = 512, MERGE_PIECE = 64;  // threads; columns of out o
 constexpr int MERGE_LOADS = 20;                     // of a thread, on their way at once
 
 // out_h ← (Σ_i 2^(max_i − max) acc_i) D / Σ_i 2^(max_i − max) sum_i over the splits.
-// grid (H, pieces of columns), block 512: a second launch, which decodes besides, so that a step of
-// one token has three: append, attention, this. Shared: `staged` the piece of D, which has come before
-// attention is through, the slices' sums, the merged values, those decoded, and weights. Reads the
-// partials: from the second cache, as they are small. Its time is that of one read and two barriers, or four.
+// grid (H, pieces of columns), block 512: a second launch, which decodes besides. Shared: `staged` the piece
+// of D, which has come before attention is through, the slices' sums, the merged values, those decoded, and
+// weights. Reads the partials: from the second cache, as they are small. Its time is that of one read and two
+// barriers, or four.
 __global__ void __launch_bounds__(MERGE_BLOCK, 1)
     merge_kernel(float* out, Partial partials, CacheView cache, int splits, bool staged) {
     int h = int(blockIdx.x), d = cache.d, tid = int(threadIdx.x);
@@ -108,6 +108,11 @@ __global__ void __launch_bounds__(MERGE_BLOCK, 1)
 
 // ---- launchers ---------------------------------------------------------------------------------
 
+int most_splits(int reach) {
+    constexpr int LEAST = 64;  // positions worth a split; windows have one of their own
+    return reach / LEAST + 1;
+}
+
 Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotation,
                            const CacheLayer& cache, int most) {
     int chunks = (cache.H / cache.G + PLAIN_ROWS - 1) / PLAIN_ROWS, blocks = cache.G * chunks;
@@ -134,13 +139,13 @@ void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const Cach
 
 void attend_one(CudaBackend& gpu, float* out, const float* q, const float* rotation,
                 const CacheLayer& cache, int reach) {
-    constexpr int LEAST = 64;  // positions worth a split; windows have one of their own
     bool tensor = tensor_cores(gpu, cache);
-    int most = reach / LEAST + 1;
+    int most = most_splits(reach);
     if (tensor && cache.joint && joint_in_slots(cache) && tensor_splits_fit(gpu, cache) &&
         joint_fits(gpu, cache))
         return attend_joint(gpu, out, attend_scores(gpu, q, rotation, cache, most), cache, reach);
     tensor = tensor && !cache.joint;
+    if (tensor && plain_cache(gpu, cache)) return attend_plain_cache(gpu, out, q, {}, cache, reach);
     merge_splits(gpu, out,
                  tensor && plain_rows(gpu, cache) ? attend_splits_whole(gpu, q, cache, most)
                  : tensor                         ? attend_splits_tensor(gpu, q, rotation, cache, most)

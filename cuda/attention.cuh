@@ -116,6 +116,16 @@ constexpr int ANY_SPLITS = 1 << 30;
 bool plain_rows(const CudaBackend& gpu, const CacheLayer& cache);
 Splits attend_splits_whole(CudaBackend& gpu, const float* q, const CacheLayer& cache,
                            int most = ANY_SPLITS);
+// Plain rows that are keys after rotation and values as they are: attention with the token's own row on its
+// way into the cache. in.k = null: that is there already, and q rotated.
+struct NewRow {
+    const float *k, *v;     // (G, d)
+    const float* rotation;  // (context, 2, d/2)
+};
+int most_splits(int reach);  // of positions below it
+bool plain_cache(const CudaBackend& gpu, const CacheLayer& cache);
+void attend_plain_cache(CudaBackend& gpu, float* out, const float* q, const NewRow& in,
+                        const CacheLayer& cache, int reach);
 Splits attend_splits_tensor(CudaBackend& gpu, const float* q, const float* rotation,
                             const CacheLayer& cache, int most = ANY_SPLITS);
 Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotation,

@@ -36,9 +36,10 @@ __device__ __forceinline__ void put_tile(float* to, const float (&max)[2], const
 
 // The block's partial of R query heads from h0 on ← what its warps have put: memory (WARPS, ROWS, D + 2),
 // shared; their maxima become weights. All of it is there; `width` coordinates are wanted. A barrier inside.
+// out: null; or (H, D), of a block that has met every key: no partial, but what attention gives.
 template <int WARPS, int ROWS, int D>
 __device__ __forceinline__ void merge_warps(const Partial& partials, float* memory, int h0, int R,
-                                            int width) {
+                                            int width, float* out = nullptr) {
     constexpr int EACH = ROWS * (D + 2), TOGETHER = WARP / WARPS;
     static_assert(ROWS % TOGETHER == 0);
     int tid = int(threadIdx.x), lane = tid % WARP;
@@ -49,10 +50,11 @@ __device__ __forceinline__ void merge_warps(const Partial& partials, float* memo
         for (int mask = TOGETHER; mask < WARP; mask *= 2)
             most = fmaxf(most, __shfl_xor_sync(~0u, most, mask));
         float weight = max > -INFINITY ? power_of_two(max - most) : 0;  // of a warp without keys
-        one[0] = weight, sum *= weight;
+        sum *= weight;
         for (int mask = TOGETHER; mask < WARP; mask *= 2) sum += __shfl_xor_sync(~0u, sum, mask);
+        one[0] = out ? weight / sum : weight;
         float* to = partials.of(int(blockIdx.y), h0 + row);
-        if (row < R && lane < TOGETHER) to[0] = most, to[1] = sum;
+        if (!out && row < R && lane < TOGETHER) to[0] = most, to[1] = sum;
     }
     __syncthreads();  // the weights are there
     for (int i = tid; i < R * D; i += WARPS * WARP) {
@@ -60,7 +62,8 @@ __device__ __forceinline__ void merge_warps(const Partial& partials, float* memo
         const float* from = memory + row * (D + 2);
         float value = 0;
         for (int w = 0; w < WARPS; w++) value += from[w * EACH] * from[w * EACH + 2 + j];
-        if (j < width) partials.of(int(blockIdx.y), h0 + row)[2 + j] = value;
+        if (out) out[size_t(h0 + row) * D + j] = value;
+        else if (j < width) partials.of(int(blockIdx.y), h0 + row)[2 + j] = value;
     }
 }
 

@@ -66,12 +66,16 @@ static void turn_to(HeadsIn& in, float* latent, const CacheLayer& cache, int T) 
     if (T == 1 && less_turned_means(cache)) in.against_mean = against_mean(latent, cache);
 }
 
-void CudaBackend::append(const CacheLayer& cache, float* q, float* k, const float* v,
-                         const float* rotation, const Step& step) {
+static void check_room(const CacheLayer& cache, const Step& step) {
     check(step.pos + step.T <= cache.capacity, "position %d does not fit a cache of %d",
           step.pos + step.T - 1, cache.capacity);
     check(cache.batch == 0 || step.T <= cache.batch,
           "%d tokens at once do not fit the rings of a cache for %d", step.T, cache.batch);
+}
+
+void CudaBackend::append(const CacheLayer& cache, float* q, float* k, const float* v,
+                         const float* rotation, const Step& step) {
+    check_room(cache, step);
     if (step.T < 1) return;
     HeadsIn in{q, nullptr, nullptr, k, v, rotation, q ? cache.H : 0};
     if (q && cache.rotated && cache.k[0].decode_t)
@@ -132,6 +136,14 @@ void CudaBackend::attend(Operand out, const float* q, const float* rotation, con
     float* latent = static_cast<float*>(scratch(Scratch::Partials, n * sizeof(float)));
     attend_tiles(*this, {latent, cache.H * cache.d, false}, q, rotation, cache, step);
     decode_values(*this, heads, latent, cache, step.T);
+}
+
+void CudaBackend::append_and_attend(Operand out, const CacheLayer& cache, float* q, float* k,
+                                    const float* v, const float* rotation, const Step& step) {
+    if (step.T != 1 || !plain_cache(*this, cache))
+        return Backend::append_and_attend(out, cache, q, k, v, rotation, step);
+    check_room(cache, step);
+    attend_plain_cache(*this, out.data, q, {k, v, rotation}, cache, reach(step));
 }
 
 }  // namespace stief

@@ -59,6 +59,8 @@ struct CudaBackend final : Backend {
                 const Step& step) override;
     void attend(Operand out, const float* q, const float* rotation, const CacheLayer& cache,
                 const Step& step) override;
+    void append_and_attend(Operand out, const CacheLayer& cache, float* q, float* k, const float* v,
+                           const float* rotation, const Step& step) override;
     std::string plain_attention(const CacheLayer& cache) const override;
     void argmax(int32_t* out, const float* x, int T, int V) override;
     void score(RowScore* out, const float* logits, const float* full, const int32_t* next, int rows,

@@ -59,33 +59,55 @@ __global__ void __launch_bounds__(1024) swiglu_rounded_kernel(float* gate, const
     }
 }
 
-// grid T, block 1024: each thread keeps the first of the largest of its elements, then the block
-// does. Shared: a float and an int a warp. A turn of the block has AT_ONCE loads of a thread on their way, of
-// 16 bytes where rows are WHOLE: V is a multiple of 4, x aligned. Bound by what one multiprocessor reads,
-// V·4 bytes.
+// The first of the largest elements of a piece of a row; index −1: one of them is NaN.
+struct Largest {
+    float x;
+    int index;
+};
+// What a thread has: index INT_MAX: no element.
+struct Candidate {
+    float x = -INFINITY;
+    int index = INT_MAX, damaged = 0;
+
+    __device__ __forceinline__ void meet(float other, int at) {
+        damaged |= other != other;
+        if (other > x || index == INT_MAX) x = other, index = at;
+    }
+    // Of the whole block, the same to all. Shared: a float and an int a warp.
+    __device__ __forceinline__ Largest of_block() const {
+        float* largest = reinterpret_cast<float*>(dynamic_shared());
+        int* numbers = reinterpret_cast<int*>(largest + blockDim.x / WARP);
+        float all = block_max(x, largest);
+        // Of those that hold the largest, the lowest index: the largest of its negative.
+        int lowest = -block_max(x == all && index != INT_MAX ? -index : -INT_MAX, numbers);
+        return {all, block_max(damaged, numbers) ? -1 : lowest};
+    }
+};
+
+// grid (T, pieces of a row), block 1024; each element of out, or of parts (T, pieces). A turn of the block
+// has AT_ONCE loads of a thread on their way, of 16 bytes where rows are WHOLE: V is a multiple of 4, x
+// aligned. Its time is that of one turn where there are pieces, else V·4 bytes of one multiprocessor.
 template <bool WHOLE>
-__global__ void __launch_bounds__(1024) argmax_kernel(int32_t* out, const float* x, int V) {
+__global__ void __launch_bounds__(1024)
+    argmax_kernel(int32_t* out, Largest* parts, const float* x, int V, int piece) {
     constexpr int AT_ONCE = 8, EACH = WHOLE ? 4 : 1;
-    int warps = int(blockDim.x) / WARP;
-    float* largest = reinterpret_cast<float*>(dynamic_shared());
-    int* numbers = reinterpret_cast<int*>(largest + warps);
+    int begin = int(blockIdx.y) * piece, end = min(V, begin + piece);
     x += size_t(blockIdx.x) * size_t(V);
     let_next_begin();
     await_kernels();
 
-    float most = -INFINITY;
-    int first = INT_MAX, damaged = 0;
+    Candidate best;
     int on = EACH * int(blockDim.x);
-    for (int from = EACH * int(threadIdx.x); from < V; from += AT_ONCE * on) {
+    for (int from = begin + EACH * int(threadIdx.x); from < end; from += AT_ONCE * on) {
         float one[AT_ONCE][EACH];
 #pragma unroll
         for (int n = 0; n < AT_ONCE; n++) {
             int j = from + n * on;
             if constexpr (WHOLE) {
-                float4 four = j < V ? load_4(x + j) : make_float4(0, 0, 0, 0);
+                float4 four = j < end ? load_4(x + j) : make_float4(0, 0, 0, 0);
                 one[n][0] = four.x, one[n][1] = four.y, one[n][2] = four.z, one[n][3] = four.w;
             } else {
-                one[n][0] = j < V ? x[j] : 0;
+                one[n][0] = j < end ? x[j] : 0;
             }
         }
 #pragma unroll
@@ -93,15 +115,26 @@ __global__ void __launch_bounds__(1024) argmax_kernel(int32_t* out, const float*
 #pragma unroll
             for (int i = 0; i < EACH; i++) {
                 int j = from + n * on + i;
-                damaged |= one[n][i] != one[n][i];
-                if (j < V && (one[n][i] > most || first == INT_MAX)) most = one[n][i], first = j;
+                if (j < end) best.meet(one[n][i], j);
             }
     }
-    float all = block_max(most, largest);
-    // Of those that hold the largest, the lowest index: the largest of its negative.
-    int lowest = -block_max(most == all && first != INT_MAX ? -first : -INT_MAX, numbers);
-    damaged = block_max(damaged, numbers);
-    if (threadIdx.x == 0) out[blockIdx.x] = damaged ? -1 : lowest;
+    Largest found = best.of_block();
+    if (threadIdx.x > 0) return;
+    if (parts) parts[blockIdx.x * gridDim.y + blockIdx.y] = found;
+    else out[blockIdx.x] = found.index;
+}
+
+// The same of the pieces' largest, in the order of the row. grid T, block 128
+__global__ void argmax_parts_kernel(int32_t* out, const Largest* parts, int pieces) {
+    let_next_begin();
+    await_kernels();
+    Candidate best;
+    for (int i = int(threadIdx.x); i < pieces; i += int(blockDim.x)) {
+        Largest one = parts[int(blockIdx.x) * pieces + i];
+        best.meet(one.x, one.index), best.damaged |= one.index < 0;
+    }
+    Largest found = best.of_block();
+    if (threadIdx.x == 0) out[blockIdx.x] = found.index;
 }
 
 // sums_b ← the sum of block b's 64-bit words. grid any, block 256; 16 bytes a load, four in flight.
@@ -157,10 +190,19 @@ void CudaBackend::swiglu_rounded(float* gate, const float* up, int T, int F) {
 }
 
 void CudaBackend::argmax(int32_t* out, const float* x, int T, int V) {
-    constexpr int BLOCK = 1024;
+    constexpr int BLOCK = 1024, PIECE = 4 * BLOCK, PARTS_BLOCK = 128;
+    constexpr size_t A_WARP = sizeof(float) + sizeof(int);
     bool whole = V % 4 == 0 && whole_4(x);
-    launch_ahead(whole ? argmax_kernel<true> : argmax_kernel<false>, dim3(unsigned(T)), BLOCK,
-                 BLOCK / WARP * (sizeof(float) + sizeof(int)), queue, out, x, V);
+    // Rows that are many have a block each.
+    int pieces = T > 8 ? 1 : (V + PIECE - 1) / PIECE, piece = pieces > 1 ? PIECE : V;
+    Largest* parts = nullptr;
+    if (pieces > 1)
+        parts = static_cast<Largest*>(scratch(Scratch::Reduction, size_t(T * pieces) * sizeof(Largest)));
+    launch_ahead(whole ? argmax_kernel<true> : argmax_kernel<false>, dim3(unsigned(T), unsigned(pieces)),
+                 BLOCK, BLOCK / WARP * A_WARP, queue, out, parts, x, V, piece);
+    if (pieces > 1)
+        launch_ahead(argmax_parts_kernel, dim3(unsigned(T)), PARTS_BLOCK, PARTS_BLOCK / WARP * A_WARP,
+                     queue, out, parts, pieces);
 }
 
 uint64_t CudaBackend::stream(const void* memory, size_t bytes) {

@@ -29,21 +29,26 @@ __global__ void __launch_bounds__(most_warps(C) * WARP, 1)
     matvec_kernel(Matrices<E> all, const float* x, NormOf<E> norm, int K, bool add) {
     using Part = LanePart<E, C>;
     constexpr int UNIT = GATED ? 2 : 1, AHEAD = Part::AHEAD;
-    constexpr int TOGETHER = AHEAD > 4 ? AHEAD : 4;  // rows whose sums over the lanes are made at once
-    static_assert(SLOTS % C == 0 && TOGETHER % AHEAD == 0 && PASS % TOGETHER == 0);
+    constexpr int TOGETHER = 4;  // rows whose sums over the lanes are made at once
+    constexpr int TURN = AHEAD > TOGETHER ? AHEAD : TOGETHER;  // after which slots come again
+    constexpr int AT_ONCE = AHEAD < TOGETHER ? AHEAD : TOGETHER;
+    static_assert(SLOTS % C == 0 && TURN % AHEAD == 0 && TURN % TOGETHER == 0 && PASS % TURN == 0);
     int lane = int(threadIdx.x) % WARP, warp = int(threadIdx.x) / WARP;
     int warps = int(blockDim.x) / WARP, stride = warps | 1;  // rows of sums in different banks
     float* sums = reinterpret_cast<float*>(dynamic_shared() + warps * SLOTS * WARP * 16);
-    long units = all.rows / UNIT;
-    int first = int(units * blockIdx.x / gridDim.x) * UNIT;
-    int end = int(units * (blockIdx.x + 1) / gridDim.x) * UNIT;
+    int first = all.template first<GATED>(int(blockIdx.x));
+    int end = all.template first<GATED>(int(blockIdx.x) + 1);
 
-    Part part(K, all.w[0]);
-    auto row_at = [&](int r) { return r < end ? all.template row<GATED>(r, K) : nullptr; };
+    Part part(K);
+    RowCursor<E, GATED> next(all, first, K, part.column);
 #pragma unroll
-    for (int n = 0; n < AHEAD; n++) {
-        const E* row = row_at(first + n);
-        for (int c = 0; c < C; c++) part.ask(row, n * C + c, c);
+    for (int n = 0; n < AHEAD; n += AT_ONCE) {
+        int row = next.row();
+        const E* at[AT_ONCE];
+        next.take(at);
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+            for (int c = 0; c < C; c++) part.ask(row + i < end, at[i], (n + i) * C + c, c);
     }
     uint4 weight[C] = {};
     for (int c = 0; NORM && c < C; c++)
@@ -58,23 +63,31 @@ __global__ void __launch_bounds__(most_warps(C) * WARP, 1)
     }
 
     for (int pass = first; pass < end; pass += PASS) {
-        int stop = min(end, pass + PASS);
-        for (int r = pass; r < stop; r += TOGETHER) {
-            float sum[TOGETHER] = {};
+        int stop = min(end, pass + PASS), mine = pass + int(threadIdx.x);
+        float before = 0;  // a thread's first element of out, which comes while its sum is made
+        if (!GATED && add && mine < stop) all.at(mine, [&](const E*, float* out, int j) { before = out[j]; });
+        for (int turn = pass; turn < stop; turn += TURN) {
 #pragma unroll
-            for (int n = 0; n < TOGETHER; n++) {
-                if (r + n >= stop) break;
-                const E* next = row_at(r + n + AHEAD);
+            for (int offset = 0; offset < TURN; offset += TOGETHER) {
+                int r = turn + offset;
+                if (r >= stop) break;
+                float sum[TOGETHER] = {};  // of rows beyond the end: of anything
+                int asked = 0;
+                const E* at[AT_ONCE];
 #pragma unroll
-                for (int c = 0; c < C; c++) {
-                    int slot = n % AHEAD * C + c;
-                    sum[n] = part.take(sum[n], slot, c);
-                    part.ask(next, slot, c);
+                for (int n = 0; n < TOGETHER; n++) {
+                    if (n % AT_ONCE == 0) asked = next.row() - n, next.take(at);
+#pragma unroll
+                    for (int c = 0; c < C; c++) {
+                        int slot = (offset + n) % AHEAD * C + c;
+                        sum[n] = part.take(sum[n], slot, c);
+                        part.ask(asked + n < end, at[n % AT_ONCE], slot, c);
+                    }
                 }
+                float one = warp_sums(sum);
+                constexpr int LANES = WARP / TOGETHER;
+                if (lane % LANES == 0) sums[(r - pass + lane / LANES) * stride + warp] = one;
             }
-            float one = warp_sums(sum);
-            constexpr int LANES = WARP / TOGETHER;
-            if (lane % LANES == 0) sums[(r - pass + lane / LANES) * stride + warp] = one;
         }
         __syncthreads();  // all warps' sums of these rows are there
         auto total = [&](int i) {
@@ -88,7 +101,7 @@ __global__ void __launch_bounds__(most_warps(C) * WARP, 1)
                 all.out[0][pass / 2 + i] = gate / (1.0f + expf(-gate)) * total(2 * i + 1);
             } else {
                 all.at(pass + i, [&](const E*, float* out, int j) {
-                    out[j] = add ? out[j] + total(i) : total(i);
+                    out[j] = total(i) + (pass + i == mine ? before : add ? out[j] : 0);
                 });
             }
         }
@@ -151,15 +164,16 @@ static void matvec_streamed(CudaBackend& gpu, const Matrices<E>& all, const floa
     auto run = [&]<int C>() {
         int units = all.rows / (GATED ? 2 : 1);
         int blocks = std::min(units, gpu.multiprocessors * shape.blocks(gpu));
+        check(uint64_t(all.rows) * uint64_t(blocks + 1) >> 32 == 0, "a product of %d rows", all.rows);
         auto kernel = matvec_kernel<E, C, false, GATED>;
-        if constexpr (takes_norm(C))
+        if constexpr (takes_more(C))
             if (norm.w) kernel = matvec_kernel<E, C, true, GATED>;
         launch_ahead(kernel, dim3(unsigned(blocks)), shape.warps * WARP, shape.bytes, gpu.queue, all,
                      x, norm, K, add);
     };
-    shape.C == 1   ? run.template operator()<1>()
-    : shape.C == 2 ? run.template operator()<2>()
-                   : run.template operator()<8>();
+    if (shape.C == 1) return run.template operator()<1>();
+    if (shape.C == 2) return run.template operator()<2>();
+    if constexpr (!GATED) run.template operator()<8>();
 }
 
 // Whether the rows can stream: whole copies, and a block that takes them.
@@ -178,7 +192,7 @@ static const float* without_norm(CudaBackend& gpu, const Input& x, NormOf<E>& no
     norm = {};
     if (!x.norm) return x.x;
     const E* w = static_cast<const E*>(x.norm->data);
-    bool takes = streams && takes_norm(StreamShape(gpu, K, sizeof(E)).C);
+    bool takes = streams && takes_more(StreamShape(gpu, K, sizeof(E)).C);
     if (takes && x.norm->dtype == DTYPE_OF<E> && whole_loads(x.x, w, K)) {
         norm = {w, x.eps};
         return x.x;
@@ -222,7 +236,7 @@ void gated_one(CudaBackend& gpu, float* gate, float* up, const Input& x, const W
         int N = w_gate.N, K = w_gate.K;
         Matrices<E> both = {{gate, up}, {g, u}, {N, N}, 2, 2 * N};
         NormOf<E> norm;
-        bool streams = can_stream(gpu, both, x.x, K);
+        bool streams = can_stream(gpu, both, x.x, K) && takes_more(StreamShape(gpu, K, sizeof(E)).C);
         const float* from = without_norm(gpu, x, norm, streams, K);
         if (streams && can_stream(gpu, both, from, K))
             return matvec_streamed<E, true>(gpu, both, from, norm, K, false);

@@ -1,6 +1,8 @@
 // What a kernel of one token's products knows (matvec.cu): the matrices that meet x, and a lane's part of
 // their rows, which stream through shared memory.
 #pragma once
+#include <climits>
+
 #include "cuda_backend.h"
 
 namespace stief {
@@ -24,6 +26,13 @@ struct Matrices {
     int N[MOST_PROJECTIONS];
     int count, rows;  // rows: Σ N
 
+    // Of block b its first row, and the end of those of the block before. rows · blocks < 2^32.
+    template <bool GATED>
+    __device__ __forceinline__ int first(int b) const {
+        unsigned unit = GATED ? 2 : 1;
+        return int(unsigned(rows) / unit * unsigned(b) / gridDim.x * unit);
+    }
+
     // f(w, out, row of it) of row i; without an index that only the device knows, which would put the
     // struct into local memory.
     template <class F>
@@ -38,13 +47,55 @@ struct Matrices {
         }
         f(from, to, i);
     }
-    // Row i, GATED: those of w[0] and w[1] in turn.
-    template <bool GATED>
-    __device__ __forceinline__ const E* row(int i, int K) const {
-        if constexpr (GATED) return (i % 2 ? w[1] : w[0]) + size_t(i / 2) * size_t(K);
-        const E* found = nullptr;
-        at(i, [&](const E* from, float*, int j) { found = from + size_t(j) * size_t(K); });
-        return found;
+};
+
+// Rows one after the other, N at a time: where a lane's part of each lies. GATED: those of w[0] and w[1] in
+// turn.
+template <class E, bool GATED>
+class RowCursor {
+    const Matrices<E>& all;
+    const E *from = nullptr, *other = nullptr;  // of row i, if it is ahead of turn; GATED: of row i + 1
+    int i, turn = 0;                            // the first row of the next matrix
+    const int K, column;
+
+    __device__ __forceinline__ void find() {
+        all.at(i, [&](const E* w, float*, int j) { from = w + size_t(j) * size_t(K) + column; });
+        turn = i < all.N[0] ? all.N[0] : i < all.N[0] + all.N[1] ? all.N[0] + all.N[1] : INT_MAX;
+    }
+
+  public:
+    __device__ __forceinline__ RowCursor(const Matrices<E>& matrices, int first, int width, int lane_column)
+        : all(matrices), i(first), K(width), column(lane_column) {
+        if constexpr (GATED) {
+            size_t at = size_t(first / 2) * size_t(K) + size_t(column);
+            from = all.w[0] + at, other = all.w[1] + at;
+        } else {
+            find();
+        }
+    }
+    __device__ __forceinline__ int row() const { return i; }
+    // Of rows i … i + N − 1, those beyond the last anywhere; i goes on behind them.
+    template <int N>
+    __device__ __forceinline__ void take(const E* (&at)[N]) {
+        if constexpr (GATED) {
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                at[n] = from;
+                const E* gone = from;
+                from = other, other = gone + K;
+            }
+            i += N;
+            return;
+        }
+        if (i + N <= turn) {
+#pragma unroll
+            for (int n = 0; n < N; n++) at[n] = from, from += K;
+            i += N;
+        } else {
+#pragma unroll
+            for (int n = 0; n < N; n++, i++) find(), at[n] = from;
+            find();
+        }
     }
 };
 
@@ -52,8 +103,8 @@ struct Matrices {
 constexpr int most_warps(int C) {
     return C <= 2 ? 32 : 16;
 }
-// Of the widest rows the norm is made before.
-constexpr bool takes_norm(int C) {
+// Of the widest rows the norm is made before, and gate and up meet behind their products.
+constexpr bool takes_more(int C) {
     return C <= 2;
 }
 
@@ -63,21 +114,22 @@ struct LanePart {
     static constexpr int EACH = 16 / sizeof(E), CHUNK = WARP * EACH;
     static constexpr int AHEAD = SLOTS / C;  // rows
     const int K, column;
-    const E* anywhere;  // of w: where a copy points that copies nothing
     char* ring;         // shared (SLOTS, lanes, 16)
     float x[C][EACH];
 
-    __device__ __forceinline__ LanePart(int width, const E* w)
+    __device__ __forceinline__ explicit LanePart(int width)
         : K(width),
           column(int(threadIdx.x) / WARP * C * CHUNK + int(threadIdx.x) % WARP * EACH),
-          anywhere(w),
-          ring(dynamic_shared() + (threadIdx.x / WARP * SLOTS * WARP + threadIdx.x % WARP) * 16) {}
+          ring(dynamic_shared() + (threadIdx.x / WARP * SLOTS * WARP + threadIdx.x % WARP) * 16) {
+        for (int c = 0; c < C; c++)  // beyond a row's end are zeros, for good
+            for (int n = 0; n < AHEAD && !there(c); n++)
+                *reinterpret_cast<uint4*>(ring + (n * C + c) * WARP * 16) = uint4{};
+    }
 
     __device__ __forceinline__ bool there(int c) const { return column + c * CHUNK < K; }
-    // Chunk c of a row begins to come to a slot; zeros of no row, and beyond its end.
-    __device__ __forceinline__ void ask(const E* row, int slot, int c) const {
-        bool copies = row && there(c);
-        copy_async_16(ring + slot * WARP * 16, copies ? row + column + c * CHUNK : anywhere, copies);
+    // Chunk c of a row, whose chunk 0 is at `row`, begins to come to a slot; or nothing does.
+    __device__ __forceinline__ void ask(bool copies, const E* row, int slot, int c) const {
+        if (copies && there(c)) copy_async_16(ring + slot * WARP * 16, row + c * CHUNK, true);
         copy_async_commit();
     }
     // sum + x · the chunk c that came first of those on their way. A lane reads only what it asked for.

@@ -32,13 +32,22 @@ struct WholeWarp {
         for (int f = 0; f < FRAGMENTS; f++)
             for (int i = 0; i < 4; i++) acc[f][i] = 0;
     }
-    __device__ void load_queries(const float* q, int R) {
+    // angle: of the position, (2, D/2), by which q is yet to be rotated; or null.
+    __device__ void load_queries(const float* q, int R, const float* angle = nullptr) {
         float scale = LOG2_E / sqrtf(float(D));
 #pragma unroll
-        for (int f = 0; f < FRAGMENTS; f++)
+        for (int f = 0; f < FRAGMENTS / 2; f++)
             for (int i = 0; i < 2; i++) {
-                float2 pair = g < R ? load_pair(q + g * D + 16 * f + 8 * i + 2 * t) : make_float2(0, 0);
-                query[f][i] = pack2<E>(scale * pair.x, scale * pair.y);
+                int j = 16 * f + 8 * i + 2 * t;
+                float2 low = make_float2(0, 0), high = low;
+                if (g < R) low = load_pair(q + g * D + j), high = load_pair(q + g * D + D / 2 + j);
+                if (angle) {
+                    float2 cos = load_pair(angle + j), sin = load_pair(angle + D / 2 + j), x = low;
+                    low = make_float2(x.x * cos.x - high.x * sin.x, x.y * cos.y - high.y * sin.y);
+                    high = make_float2(high.x * cos.x + x.x * sin.x, high.y * cos.y + x.y * sin.y);
+                }
+                query[f][i] = pack2<E>(scale * low.x, scale * low.y);
+                query[FRAGMENTS / 2 + f][i] = pack2<E>(scale * high.x, scale * high.y);
             }
     }
 
@@ -106,14 +115,20 @@ struct WholeWarp {
         }
     }
 
-    // This warp's steps of positions first … end − 1. `ready`: what the queries need once copies are on
-    // their way.
-    template <class Ready>
-    __device__ __forceinline__ void run(int first, int end, const Ready& ready) {
+    // Whether positions first … end − 1 are this warp's and the other warps' with that one in its step.
+    __device__ __forceinline__ static bool has(int first, int s) {
+        return (s - first) / STEP % WHOLE_WARPS == int(threadIdx.x) / WARP;
+    }
+    // This warp's steps of positions first … end − 1, of which the cache has those below `stored`, all or all
+    // but the last. `ready`: what the queries need once copies are on their way; put(key, value): that last
+    // row's elements, by all lanes.
+    template <class Ready, class Put>
+    __device__ __forceinline__ void run(int first, int end, int stored, const Ready& ready, const Put& put) {
         constexpr int ON = WHOLE_WARPS * STEP;
         int s0 = first + int(threadIdx.x) / WARP * STEP, now = 0;
+        stored = min(stored, end);
         for (int i = 0; i < STAGES - 1; i++) {
-            if (s0 + i * ON < end) begin(i, s0 + i * ON, end);
+            if (s0 + i * ON < end) begin(i, s0 + i * ON, stored);
             copy_async_commit();
         }
         ready();
@@ -121,8 +136,13 @@ struct WholeWarp {
             copy_async_wait<STAGES - 2>();
             __syncwarp();  // every lane's copies of this step are there; the last step was read
             int next = now == 0 ? STAGES - 1 : now - 1, then = s + (STAGES - 1) * ON;
-            if (then < end) begin(next, then, end);
+            if (then < end) begin(next, then, stored);
             copy_async_commit();
+            if (stored < end && s + STEP >= end) {
+                E* own = stages + now * STAGE + (stored - s) * STRIDE;
+                put(own, own + TILE);
+                __syncwarp();  // all lanes' elements of it are there
+            }
             step(now, min(STEP, end - s));
             now = now + 1 == STAGES ? 0 : now + 1;
         }

@@ -31,6 +31,7 @@ struct Lab {
     std::unique_ptr<Threads> threads;
     std::unique_ptr<Backend> backend;
     std::list<Buffer> held;
+    std::list<Floats> kept;  // what has no other owner
 
     explicit Lab(const Variant& variant);
     bool device() const { return backend->copies_weights; }
@@ -39,6 +40,7 @@ struct Lab {
     const float* in(const Floats& x) {
         return static_cast<const float*>(bytes(x.data(), x.size() * sizeof(float)));
     }
+    const float* in(Floats&& x) { return in(kept.emplace_back(std::move(x))); }
     Weight weight(Elements& from, int N, int K);
     void step(const Step& step) { backend->begin_step(step), backend->end_step(); }
     Floats floats(const float* from, size_t n) {

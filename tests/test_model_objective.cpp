@@ -75,6 +75,29 @@ TEST_CASE("calibrate by prices keeps to its bytes, and what it measured is what 
             }
 }
 
+TEST_CASE("a descent is taken where held-out text is better for it, and the result says so") {
+    int taken = 0;
+    for (double keep : {0.15, 0.5})
+        for (const char* bits : {"mixed", "16"}) {
+            CAPTURE(keep);
+            CAPTURE(bits);
+            auto found = [&](int steps) {
+                Tried tried;
+                tried.options.keep = keep, tried.options.bits = bits;
+                tried.options.steps = steps, tried.options.batch = 2, tried.options.tau = 0.1;
+                return tried.run();
+            };
+            CalibrationResult without = found(0), with = found(6);
+            CHECK(!without.descent);
+            REQUIRE(with.descent);
+            CHECK(with.descent->before > 0);
+            bool same = with.bases.hash(1) == without.bases.hash(1);
+            CHECK(same == !with.descent->taken());
+            taken += with.descent->taken();
+        }
+    CHECK(taken > 0);
+}
+
 TEST_CASE("values that are joint in rows wider than codes are refused before anything is learned") {
     CalibrationLab wide({"", 1, 16, 24, 64, 33, 33, 64});
     wide.options.objective = "model", wide.options.joint_values = true;

@@ -263,6 +263,38 @@ TEST_CASE("several products of one x are what each alone is") {
         }
 }
 
+// A device gives each block some rows of all of them, and asks for four at a time.
+TEST_CASE("products of one token go on at the end of one matrix and the beginning of the next") {
+    for (const Variant& variant : groups()) {
+        if (!variant.device()) continue;
+        CAPTURE(variant.group);
+        int K = variant.slow ? 1024 : 2048;
+        for (int more = 0; more < 4; more++)  // wherever that lies among the four
+            for (int count : {2, 3}) {
+                CAPTURE(more);
+                CAPTURE(count);
+                int N[] = {(variant.slow ? 160 : 5000) + more, variant.slow ? 70 : 700, 95};
+                Lab lab(variant);
+                Floats x = normals(size_t(K), 20);
+                std::vector<std::unique_ptr<Output>> alone, together;
+                std::vector<Projection> all;
+                for (int i = 0; i < count; i++) {
+                    Elements w(normals(size_t(N[i] * K), uint64_t(i)), DType::BF16);
+                    Weight bound = lab.weight(w, N[i], K);
+                    alone.push_back(std::make_unique<Output>(lab, size_t(N[i])));
+                    together.push_back(std::make_unique<Output>(lab, size_t(N[i])));
+                    all.push_back({together.back()->data(), bound});
+                    lab.backend->matmul(alone.back()->data(), lab.in(x), bound, 1, false);
+                }
+                lab.backend->matmul(all, lab.in(x), 1, false);
+                for (int i = 0; i < count; i++) {
+                    CHECK(together[size_t(i)]->guarded());
+                    CHECK(same_bits(together[size_t(i)]->values(), alone[size_t(i)]->values()));
+                }
+            }
+    }
+}
+
 TEST_CASE("argmax finds the first of the largest, and says where a row is damaged") {
     float inf = std::numeric_limits<float>::infinity();
     Floats tail(37, 0);

@@ -11,7 +11,6 @@ TEST_SUITE_BEGIN("cache");
 TEST_CASE("codes that wait until a step is through are those that are made at once") {
     constexpr int S = 12, L = 3, H = 4, G = 2;
     for (const Variant& variant : groups()) {
-        if (!variant.device()) continue;  // the CPU makes them at once
         for (int d : {64, 128})
             for (bool rotated : {true, false}) {
                 Lab lab(variant);

@@ -42,7 +42,7 @@ BURST = [(r"(append|turn|decode)_tiles_kernel<", 16)]
 PUNNED = r"F2I\.[US]8\.(B?F16)"
 INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
 # kernels of launch_ahead: on sm_90 they wait for those before them (griddepcontrol.wait)
-EARLY = (r"^(matvec|plain_matvec|append_\w+|\w*joint\w*|turn_tiles|merge|embed|argmax)_kernel"
+EARLY = (r"^(matvec|plain_matvec|append_\w+|\w*joint\w*|turn_tiles|merge|embed|argmax\w*)_kernel"
          r"|^attend_one_\w+<")
 # kernels that read all they need of a row before they write any of it
 ROUND_TRIP = r"^(rmsnorm|rope|embed|swiglu|turn_tiles)_kernel"

@@ -179,6 +179,13 @@ struct Backend {
                         const float* q,         // (T, H, d)  rotated
                         const float* rotation,  // (context, 2, d/2)  as in rope
                         const CacheLayer& cache, const Step& step) = 0;
+    // Both, one after the other, as a step of a model has them: a device may make one kernel of the two. What
+    // q and k hold afterwards is open.
+    virtual void append_and_attend(Operand out, const CacheLayer& cache, float* q, float* k, const float* v,
+                                   const float* rotation, const Step& step) {
+        append(cache, q, k, v, rotation, step);
+        attend(out, q, rotation, cache, step);
+    }
     // Why attention over this layer takes a way several times slower than others, in a line for people;
     // empty: it does not, or `exact` asks for it.
     virtual std::string plain_attention(const CacheLayer&) const { return ""; }

@@ -7,6 +7,7 @@
 //                       descend at its ranks → profile; allocate again → verify
 // The caller writes the bases and the report.
 #pragma once
+#include <optional>
 #include <span>
 
 #include "calibrate/budget.h"
@@ -23,6 +24,13 @@ struct CalibrationResult {
     std::vector<double> error, error_warm;  // (L) √Δ_l at these ranks, held out; by the eigenbases
     size_t bytes_per_token = 0, full_bytes_per_token = 0;
     double predicted = 0;                   // objective model: divergence by prices, Σ over ages
+    // objective model: the divergence on held-out text by the eigenbases, and by those that the descent has
+    // turned, which are taken where that is less.
+    struct Descent {
+        double before, after;
+        bool taken() const { return after < before; }
+    };
+    std::optional<Descent> descent;
     struct Phase {
         std::string name;
         double seconds;

@@ -74,15 +74,17 @@ PriceSamples samples_of(CalibrationRun& run, ModelBackward& back, const std::str
 
 // README §3 at these formats; kept where held-out text is better for it. Bases that were turned are
 // priced again, for the encoder's weights and for other sizes; the formats stay.
-void descend(CalibrationRun& run, ModelBackward& back, const std::string& folder,
-             const MeasuredKl& divergence, PricedUnits& priced, Formats& formats) {
+CalibrationResult::Descent descend(CalibrationRun& run, ModelBackward& back,
+                                   const std::string& folder, const MeasuredKl& divergence,
+                                   PricedUnits& priced, Formats& formats) {
     const CalibrationOptions& o = run.options;
     size_t passes = size_t(run.model.config.L);
     ModelDescent descent(back, run.learn, folder, [&] { run.ticker(passes); });
     PricedUnits moved = priced;
     descent.run(units_of(run), moved.unit, formats.format, [&] { return cuts_of(run, moved, formats); },
                 {o.steps, o.batch, o.tau, o.seed}, [&] { run.ticker(3 * passes); });
-    if (!(divergence(moved, formats) < divergence(priced, formats))) return;
+    CalibrationResult::Descent found{divergence(priced, formats), divergence(moved, formats)};
+    if (!found.taken()) return found;
     priced = std::move(moved);
     PriceSamples samples = samples_of(run, back, folder);
     run.model.threads->run(samples.units.count(),
@@ -90,6 +92,7 @@ void descend(CalibrationRun& run, ModelBackward& back, const std::string& folder
     priced.set_hulls(*run.model.threads, o.cache);
     formats.predicted = 0;
     for (size_t u = 0; u < priced.unit.size(); u++) formats.predicted += priced.predicted(u, formats);
+    return found;
 }
 
 // Neighbouring layers that are measured together.
@@ -276,7 +279,7 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Parti
     Formats formats = priced.within(budget);
     if (o.steps > 0) {
         run.ticker.phase = "descent";
-        descend(run, back, partial.folder, divergence, priced, formats);
+        result.descent = descend(run, back, partial.folder, divergence, priced, formats);
         clock.phase("descent");
     }
     run.ticker.phase = "what it costs";

@@ -73,6 +73,12 @@ static void add_prices(JsonWriter& json, const CalibrationResult& r) {
     add_formats(json, "v", r, &Bases::Layer::v);
     json.end_object();
     if (r.predicted > 0) json.add("kld_predicted", r.predicted);
+    if (r.descent)
+        json.begin_object("descent")
+            .add("kld_before", r.descent->before)
+            .add("kld_after", r.descent->after)
+            .add("taken", r.descent->taken())
+            .end_object();
     if (!r.thresholds.empty()) add_numbers(json, "thresholds", r.thresholds);
 }
 
@@ -193,6 +199,10 @@ std::string calibration_as_text(const CalibrationResult& r, const std::string& o
     text += format("cache       %zu bytes a token of %zu (%.1f%%, %.2f bits an element)\n",
                    r.bytes_per_token, r.full_bytes_per_token, 100 * kept,
                    bits_per_element(r, r.bytes_per_token));
+    if (r.descent)
+        text += format("descent     %.4g nats before it, %.4g after, on held-out text%s\n",
+                       r.descent->before, r.descent->after,
+                       r.descent->taken() ? "" : ": the bases stay as they were");
     text += format(
         "perplexity  %.4f, of the full cache %.4f; KL divergence %.4g nats (held-out text; %.3g%% "
         "of what was read of the cache was compressed)\n",

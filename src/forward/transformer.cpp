@@ -105,8 +105,8 @@ void Transformer::block(int l, KvCache& cache, const Step& step) {
     Operand heads(att, w.wo.dtype), hidden(gate, w.w_down.dtype);
 
     ops.matmul(qkv, attn_in, T, false);               // (T, H, d), (T, G, d) ×2  norm(x) Wᵀ
-    ops.append(kv, q, k, v, rotation.f32(), step);    // rotated; c ← k E, truncated
-    ops.attend(heads, q, rotation.f32(), kv, step);   // softmax(q K̃ᵀ / √d) Ṽ
+    // k, v rotated and stored, c ← k E, truncated; softmax(q K̃ᵀ / √d) Ṽ
+    ops.append_and_attend(heads, kv, q, k, v, rotation.f32(), step);
     ops.matmul(x, heads, w.wo, T, true);              // x += att Woᵀ
 
     ops.gated(hidden, up, ffn_in, w.w_gate, w.w_up, T);  // (T, F)  silu(· W_gateᵀ) ⊙ · W_upᵀ

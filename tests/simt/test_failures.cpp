@@ -157,8 +157,8 @@ TEST_CASE("one step is captured for each cache and use, and replayed as if it we
 TEST_CASE("a layer is so many launches, and no product of several tokens waits for a conversion") {
     // kernels: of cuda/; the rest are cuBLAS's
     const struct { int T; bool bases, rotated; uint64_t kernels, products; const char* why; } cases[] = {
-        {1, false, true, 7, 0, "q k v with the norm; append; attention and its merge; W_o; gate and "
-                               "up with the norm; down"},
+        {1, false, true, 5, 0, "q k v with the norm; attention, which appends; W_o; gate and up with the "
+                               "norm; down"},
         {1, true, true, 7 + 1, 0, "with a basis: turns queries on the way; once, how rows lie"},
         {1, true, false, 7 + 1, 0, "keys before rotation; once, how rows lie"},
         {8, false, true, 5, 7, "norm, append, attention, norm, SwiGLU"},

@@ -79,7 +79,7 @@ Floats rows(DType dtype, int D) {
 }
 
 Floats elements() {
-    constexpr int T = 3, H = 4, G = 2, d = 64, V = 3001;
+    constexpr int T = 3, H = 4, G = 2, d = 64, V = 9001;
     Lab lab(PLAYED);
     Step step{5, T};
     lab.backend->begin_step(step);
@@ -182,6 +182,9 @@ Floats attention(const Shape& shape, DType dtype, bool ladder) {
     lab.step(one);
     lab.backend->append(layer, queries.data(), keys.data(), v + S * kv, rotation, one);
     lab.backend->attend(out.data(), queries.data(), rotation, layer, one);
+    Output at_once(lab, q);
+    lab.backend->append_and_attend(at_once.data(), layer, queries.data() + q, keys.data(), v + S * kv,
+                                   rotation, one);
     for (const ladder::StepOfLadder& step : ladder::STEPS)
         if (ladder)
             step.run(static_cast<CudaBackend&>(*lab.backend), out.data(), queries.data(), rotation,
@@ -189,6 +192,7 @@ Floats attention(const Shape& shape, DType dtype, bool ladder) {
     Floats all = out.values();
     all.resize(q);  // of one token; what lies behind it is a mixture of types
     for (float x : projected.values()) all.push_back(x);
+    for (float x : at_once.values()) all.push_back(x);
     return all;
 }
 
