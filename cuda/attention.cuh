@@ -1,4 +1,4 @@
-// The two attentions behind CudaBackend::attend, and how one kernel is chosen for a call.
+// The attentions behind CudaBackend::attend and append_and_attend, and how one kernel is chosen for a call.
 #pragma once
 #include <algorithm>
 

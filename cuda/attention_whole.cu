@@ -60,11 +60,10 @@ __global__ void __launch_bounds__(WHOLE_BLOCK, WHOLE_BLOCKS)
     const float* angle = in.k ? in.rotation + size_t(s) * D : nullptr;
     OwnRow<E, D> own;
     auto ready = [&] {
-        if (in.k && share.end > s && One::has(share.first, s)) {
-            own.load(in.k + size_t(g) * D, in.v + size_t(g) * D, angle);
-            own.put(keys + size_t(s) * D, values + size_t(s) * D);
-        }
+        bool mine = in.k && share.end > s && One::has(share.first, s);
+        if (mine) own.load(in.k + size_t(g) * D, in.v + size_t(g) * D, angle);
         one.load_queries(q + size_t(h0) * D, m, angle);
+        if (mine) own.put(keys + size_t(s) * D, values + size_t(s) * D);  // behind all loads
     };
     one.run(share.first, share.end, in.k ? s : s + 1, ready, [&](E* k, E* v) { own.put(k, v); });
 
@@ -127,7 +126,8 @@ Splits attend_splits_whole(CudaBackend& gpu, const float* q, const CacheLayer& c
 
 void attend_plain_cache(CudaBackend& gpu, float* out, const float* q, const NewRow& in,
                         const CacheLayer& cache, int reach) {
-    constexpr int ALONE = 256;  // positions that a block meets sooner than a kernel merges
+    // Positions that a block meets sooner than a kernel merges: a bound of CudaBackend::reach.
+    constexpr int ALONE = 256;
     Splits splits = attend_splits(gpu, out, q, in, cache, reach > ALONE ? most_splits(reach) : 1);
     if (splits.count > 1) merge_splits(gpu, out, splits, cache);
 }

@@ -122,7 +122,8 @@ std::string CudaBackend::plain_attention(const CacheLayer& cache) const {
                          shared_limit >> 10, one ? " of several tokens" : many ? " of one" : "");
 }
 
-// One token: two launches. More: attention, and out of the values' coordinates.
+// One token: attention, and its merging where there are several pieces. More: attention, and out of the
+// values' coordinates.
 void CudaBackend::attend(Operand out, const float* q, const float* rotation, const CacheLayer& cache,
                          const Step& step) {
     check(cache.d <= WIDEST_HEAD, "--backend cuda: heads of %d coordinates, expected at most %d",

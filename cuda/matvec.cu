@@ -164,7 +164,8 @@ static void matvec_streamed(CudaBackend& gpu, const Matrices<E>& all, const floa
     auto run = [&]<int C>() {
         int units = all.rows / (GATED ? 2 : 1);
         int blocks = std::min(units, gpu.multiprocessors * shape.blocks(gpu));
-        check(uint64_t(all.rows) * uint64_t(blocks + 1) >> 32 == 0, "a product of %d rows", all.rows);
+        check(uint64_t(all.rows) * uint64_t(blocks + 1) >> 32 == 0, "a product of %d rows: too many",
+              all.rows);
         auto kernel = matvec_kernel<E, C, false, GATED>;
         if constexpr (takes_more(C))
             if (norm.w) kernel = matvec_kernel<E, C, true, GATED>;
@@ -173,7 +174,8 @@ static void matvec_streamed(CudaBackend& gpu, const Matrices<E>& all, const floa
     };
     if (shape.C == 1) return run.template operator()<1>();
     if (shape.C == 2) return run.template operator()<2>();
-    if constexpr (!GATED) run.template operator()<8>();
+    if constexpr (!GATED) return run.template operator()<8>();
+    fail("gate and up of %d columns in one product", K);
 }
 
 // Whether the rows can stream: whole copies, and a block that takes them.

@@ -115,7 +115,7 @@ struct WholeWarp {
         }
     }
 
-    // Whether positions first … end − 1 are this warp's and the other warps' with that one in its step.
+    // Whether position s, of those from `first` on, is in a step of this warp.
     __device__ __forceinline__ static bool has(int first, int s) {
         return (s - first) / STEP % WHOLE_WARPS == int(threadIdx.x) / WARP;
     }

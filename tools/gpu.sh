@@ -33,7 +33,8 @@ tests() {
 sanitize() {
     "$bin/run_tests" -ltc -ts=backend,cache |
         sed -e '/^\[doctest\]/d' -e '/^=/d' -e 's/^ *//' |
-        grep -E 'attention|append|cache|codes|rows|window|matmul|merge' | tr ',' '?' > "$out/cases"
+        grep -E 'attention|append|cache|codes|rows|row met|window|matmul|product|gated|argmax|merge' |
+        tr ',' '?' > "$out/cases"
     for tool in memcheck racecheck; do
         step $tool xargs -a "$out/cases" -d '\n' -P "$jobs" -I{} timeout 120 compute-sanitizer \
             --tool $tool --error-exitcode 1 "$bin/run_tests" --gpu=only -tc={}

@@ -105,7 +105,7 @@ void Transformer::block(int l, KvCache& cache, const Step& step) {
     Operand heads(att, w.wo.dtype), hidden(gate, w.w_down.dtype);
 
     ops.matmul(qkv, attn_in, T, false);               // (T, H, d), (T, G, d) ×2  norm(x) Wᵀ
-    // k, v rotated and stored, c ← k E, truncated; softmax(q K̃ᵀ / √d) Ṽ
+    // q rotated, k too where it is kept so; c ← k E, truncated and stored; softmax(q K̃ᵀ / √d) Ṽ
     ops.append_and_attend(heads, kv, q, k, v, rotation.f32(), step);
     ops.matmul(x, heads, w.wo, T, true);              // x += att Woᵀ
 
