@@ -156,9 +156,9 @@ $(BUILD)/run_tests: $(LIB_OBJ) $(TEST_OBJ) $(CUDA_OBJ)
 
 # The CUDA code played on the CPU: the harness, the .cu files and select.cpp compiled against it, and
 # those of the tests that take a Backend.
-SIMT_TESTS := main jobs scratch backends test_ops test_inputs test_score test_attention test_cache \
-              test_cache_rows test_waiting_codes test_joint_values test_turned_mean test_forward \
-              test_generated test_backward \
+SIMT_TESTS := main jobs scratch backends test_ops test_products test_inputs test_score \
+              test_attention test_cache test_cache_rows test_append test_waiting_codes \
+              test_joint_values test_turned_mean test_forward test_generated test_backward \
               test_backward_sums test_model_backward test_model_descent test_layer_loss \
               test_calibrate_backends test_watch test_audit
 SIMT     := $(FLAGS) $(CXXFLAGS) -Wno-unknown-pragmas -Itests/simt -Icuda -Itests $(DOCTEST_DIR:%=-I%)

@@ -51,12 +51,9 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
         float a = from[tid], b = from[tid + half];
         if (turns) {
             const float* angle = in.rotation + size_t(s) * size_t(d);
-            float cos = angle[tid], sin = angle[tid + half], low = a;
-            a = low * cos - b * sin, b = b * cos + low * sin;
-            if (apart) {
-                low = mean_low;
-                mean_low = low * cos - mean_high * sin, mean_high = mean_high * cos + low * sin;
-            }
+            float cos = angle[tid], sin = angle[tid + half];
+            turn_pair(a, b, cos, sin);
+            if (apart) turn_pair(mean_low, mean_high, cos, sin);
         }
         whole_x[tid] = a, whole_x[tid + half] = b;
         x[tid] = query ? a : a - mean_low, x[tid + half] = query ? b : b - mean_high;

@@ -23,8 +23,7 @@ __device__ __forceinline__ void load_heads(float* x, const float* from, float* i
         float a = from[size_t(t) * stride + size_t(j)], b = from[size_t(t) * stride + size_t(j + half)];
         if (angle) {
             float cos = angle[size_t(t) * size_t(d) + size_t(j)];
-            float sin = angle[size_t(t) * size_t(d) + size_t(j + half)], low = a;
-            a = low * cos - b * sin, b = b * cos + low * sin;
+            turn_pair(a, b, cos, angle[size_t(t) * size_t(d) + size_t(j + half)]);
         }
         x[t * d + j] = a, x[t * d + j + half] = b;
         if (in_place)

@@ -21,8 +21,8 @@ struct OwnRow {
 #pragma unroll
         for (int i = 0; i < N; i++) {
             int j = int(threadIdx.x) % WARP + i * WARP;
-            float a = key[j], b = key[j + D / 2], cos = angle[j], sin = angle[j + D / 2];
-            k[0][i] = a * cos - b * sin, k[1][i] = b * cos + a * sin;
+            k[0][i] = key[j], k[1][i] = key[j + D / 2];
+            turn_pair(k[0][i], k[1][i], angle[j], angle[j + D / 2]);
             v[0][i] = value[j], v[1][i] = value[j + D / 2];
         }
     }

@@ -72,6 +72,12 @@ __device__ __forceinline__ void unpack(float (&x)[16 / sizeof(E)], uint4 bytes) 
     }
 }
 
+// Coordinates j and j + d/2 of a head ← the same turned by an angle, as rope.cu says.
+__device__ __forceinline__ void turn_pair(float& low, float& high, float cos, float sin) {
+    float x = low;
+    low = x * cos - high * sin, high = high * cos + x * sin;
+}
+
 // Four elements at an address that whole_4 is true of, in one load.
 template <class E>
 __device__ __forceinline__ float4 load_4(const E* x) {

@@ -42,9 +42,8 @@ struct WholeWarp {
                 float2 low = make_float2(0, 0), high = low;
                 if (g < R) low = load_pair(q + g * D + j), high = load_pair(q + g * D + D / 2 + j);
                 if (angle) {
-                    float2 cos = load_pair(angle + j), sin = load_pair(angle + D / 2 + j), x = low;
-                    low = make_float2(x.x * cos.x - high.x * sin.x, x.y * cos.y - high.y * sin.y);
-                    high = make_float2(high.x * cos.x + x.x * sin.x, high.y * cos.y + x.y * sin.y);
+                    float2 cos = load_pair(angle + j), sin = load_pair(angle + D / 2 + j);
+                    turn_pair(low.x, high.x, cos.x, sin.x), turn_pair(low.y, high.y, cos.y, sin.y);
                 }
                 query[f][i] = pack2<E>(scale * low.x, scale * low.y);
                 query[FRAGMENTS / 2 + f][i] = pack2<E>(scale * high.x, scale * high.y);

@@ -19,6 +19,17 @@ constexpr double TOL_ROUNDED = 0x1p-16;
 // The same of the four factors of attention of many tokens: (4 · 2⁻⁸)².
 constexpr double TOL_FOUR_ROUNDED = 0x1p-12;
 
+// (S, 2, d/2)  cosines and sines of any angles
+inline Floats rotations(int S, int d) {
+    Floats table;
+    for (int s = 0; s < S; s++)
+        for (int j = 0; j < d; j++) {
+            double angle = 0.3 * s / (j % (d / 2) + 1);
+            table.push_back(float(j < d / 2 ? std::cos(angle) : std::sin(angle)));
+        }
+    return table;
+}
+
 inline Floats normals(size_t n, uint64_t seed) {
     Random random(seed);
     Floats x(n);

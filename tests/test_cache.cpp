@@ -61,16 +61,6 @@ Config config_of(const Case& c) {
     return config;
 }
 
-// (S, 2, d/2) cosines and sines of any angles.
-Floats rotations(int S, int d) {
-    Floats table;
-    for (int s = 0; s < S; s++) {
-        for (int j = 0; j < d / 2; j++) table.push_back(float(std::cos(0.3 * s / (j + 1))));
-        for (int j = 0; j < d / 2; j++) table.push_back(float(std::sin(0.3 * s / (j + 1))));
-    }
-    return table;
-}
-
 double rounded(double x, DType dtype) {
     if (dtype == DType::F16) return double(to_float(to_f16(float(x))));
     if (dtype == DType::BF16) return double(to_float(to_bf16(float(x))));
@@ -265,61 +255,6 @@ TEST_CASE("append with a rotation is rope, then append, and attention goes on fr
                     CHECK(nmse(out, want) <= (lab.device() || less ? TOL_F16 : 0));
                 }
             }
-}
-
-TEST_CASE("a token's row met on its way into the cache is the row that it finds there") {
-    constexpr int FIRST = 254, STEPS = 5;  // beyond 256 positions a device has them in several pieces
-    const struct {
-        int H, G, d;
-        DType dtype;
-    } cases[] = {{4, 2, 64, DType::F16}, {8, 1, 128, DType::BF16}, {3, 3, 128, DType::F16},
-                 {9, 1, 64, DType::BF16}, {2, 1, 40, DType::F16}, {2, 2, 64, DType::F32}};
-    for (auto [H, G, d, dtype] : cases) {
-        CAPTURE(d);
-        CAPTURE(H);
-        Config config;
-        config.L = 1, config.H = H, config.G = G, config.d = d;
-        size_t kv = size_t(G * d), width = size_t(H * d), n = FIRST + STEPS;
-        Floats q = normals(STEPS * width, 1), k = normals(n * kv, 2), v = normals(n * kv, 3);
-        Floats rotation = rotations(int(n), d);
-        for (const Variant& variant : groups()) {
-            Lab lab(variant);
-            CAPTURE(lab.group);
-            Backend& ops = *lab.backend;
-            const float *angles = lab.in(rotation), *values = lab.in(v);
-            auto attended = [&](bool at_once) {
-                KvCache cache(ops, config, int(n), dtype, nullptr, FIRST);
-                const CacheLayer& layer = cache.layer[0];
-                Output queries(lab, STEPS * width, q), keys(lab, n * kv, k), out(lab, STEPS * width);
-                Step step{0, FIRST};
-                lab.step(step);
-                ops.append(layer, keys.data(), values, step);
-                for (int i = 0; i < STEPS; i++) {
-                    step = {FIRST + i, 1};
-                    float *own = queries.data() + size_t(i) * width, *to = out.data() + size_t(i) * width;
-                    float* key = keys.data() + size_t(step.pos) * kv;
-                    const float* value = values + size_t(step.pos) * kv;
-                    lab.step(step);
-                    if (at_once) {
-                        ops.append_and_attend(to, layer, own, key, value, angles, step);
-                    } else {
-                        ops.append(layer, own, key, value, angles, step);
-                        ops.attend(to, own, angles, layer, step);
-                    }
-                }
-                CHECK(out.guarded());
-                cache.used = int(n);
-                std::vector<char> rows(cache.snapshot_bytes(int(n)));
-                cache.save(rows.data());
-                return std::pair(out.values(), rows);
-            };
-            auto [out, rows] = attended(true);
-            auto [want, stored] = attended(false);
-            CHECK(rows == stored);
-            // The compiler may contract a rotation in another way, before q is rounded.
-            CHECK(nmse(out, want) <= (lab.device() ? TOL_F16 : 0));
-        }
-    }
 }
 
 TEST_CASE("attention over truncated rows is its definition, whatever was appended together") {

@@ -71,16 +71,6 @@ Bases bases_of(const Case& c) {
     return bases;
 }
 
-Floats rotations(int S, int d) {
-    Floats table;
-    for (int s = 0; s < S; s++)
-        for (int j = 0; j < d; j++) {
-            double angle = 0.3 * s / (j % (d / 2) + 1);
-            table.push_back(float(j < d / 2 ? std::cos(angle) : std::sin(angle)));
-        }
-    return table;
-}
-
 // x_j, x_{j+d/2} turned by a position's angles
 Doubles turned(const Doubles& x, const float* angle) {
     size_t half = x.size() / 2;

@@ -10,7 +10,7 @@ using namespace stief::testing;
 namespace {
 
 // (positions, 2, d/2)
-Floats rotations(int positions, int d) {
+Floats slow_rotations(int positions, int d) {
     Floats table;
     for (int s = 0; s < positions; s++)
         for (bool sine : {false, true})
@@ -44,7 +44,7 @@ TEST_CASE("sums over the angles of positions are added, the same whatever else i
                 CAPTURE(half);
                 CAPTURE(m);
                 size_t d = size_t(2 * half);
-                Floats w = normals(size_t(m) * d, 81), rotation = rotations(POSITIONS, 2 * half);
+                Floats w = normals(size_t(m) * d, 81), rotation = slow_rotations(POSITIONS, 2 * half);
                 Floats near(d * NEAR);
                 for (size_t s = 0; s < NEAR; s++)
                     for (size_t j = 0; j < d; j++) near[j * NEAR + s] = rotation[s * d + j];
@@ -77,7 +77,7 @@ TEST_CASE("what append takes off keys that it rotates attention gives back, whol
     constexpr size_t kv = G * d, width = H * d;
     Config config;
     config.L = 1, config.H = H, config.G = G, config.d = d;
-    Floats rotation = rotations(S, d), q = normals(S * width, 1), v = normals(S * kv, 3);
+    Floats rotation = slow_rotations(S, d), q = normals(S * width, 1), v = normals(S * kv, 3);
     for (float size : {0.0f, 3.0f})
         for (int piece : {1, 7, 40}) {
             CAPTURE(size);

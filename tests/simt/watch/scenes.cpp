@@ -23,17 +23,6 @@ struct Weights {
           weight(lab.weight(elements, N, K)) {}
 };
 
-// (S, 2, d/2)
-Floats rotations(int S, int d) {
-    Floats table;
-    for (int s = 0; s < S; s++)
-        for (int j = 0; j < d; j++) {
-            double angle = 0.3 * s / (j % (d / 2) + 1);
-            table.push_back(float(j < d / 2 ? std::cos(angle) : std::sin(angle)));
-        }
-    return table;
-}
-
 // ---- operations of one token or a few ----------------------------------------------------------
 
 // K odd: rows are not aligned. N: so many rows, of two warps or more, that a block sums them in two passes.
