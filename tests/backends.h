@@ -10,6 +10,10 @@
 #include "backend/buffer.h"
 #include "reference.h"
 
+namespace stief {
+struct Model;
+}
+
 namespace stief::testing {
 
 struct Variant {
@@ -24,6 +28,13 @@ struct Variant {
 std::vector<Variant> variants();
 // One of each group.
 std::vector<Variant> groups();
+// All of them, but of the slow ones only one, drawn by what is wanted: the same in every run, and each
+// has its share of a test's cases.
+std::vector<Variant> drawn(const Doubles& want);
+
+// The model in a folder, in one of them.
+Model open_model(const std::string& folder, const Variant& variant = groups().front(),
+                 int threads = 2);
 
 // A backend with the memory that a test gives it.
 struct Lab {
@@ -66,7 +77,7 @@ struct Output {
 
 // Runs operation(lab, out) in every variant: out, which holds `before` or NaN, must be close to
 // want, the same to the last bit within a group, and nothing else written. tolerance: of a lab.
-// slow: on slow variants as well.
+// slow: on a slow variant as well, one of them.
 void check_everywhere(const Doubles& want, const std::function<double(const Lab&)>& tolerance,
                       const Floats& before, const std::function<void(Lab&, float*)>& operation,
                       bool slow = true);

@@ -14,11 +14,6 @@
 using namespace stief;
 using namespace stief::testing;
 
-static Model open_model(const std::string& folder, const Variant& variant) {
-    if (variant.prepare) variant.prepare();
-    return Model::open(folder, variant.options, 2);
-}
-
 TEST_SUITE_BEGIN("forward");
 
 TEST_CASE("greedy text ends where it is asked to, and nothing behind it stays in the cache") {

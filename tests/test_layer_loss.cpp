@@ -132,8 +132,7 @@ TEST_CASE("the gradient of the layer's error in every basis is its central diffe
 
         for (const Variant& variant : groups()) {
             CAPTURE(variant.group);
-            if (variant.prepare) variant.prepare();
-            Model played = Model::open(scratch.path("."), variant.options, 2);
+            Model played = open_model(scratch.path("."), variant);
             played.backend->exact = true;
             std::vector<float> rotation = rotation_table(c, pos + one.T);
             LayerPass pass(played, one.T, rotation);
@@ -171,8 +170,7 @@ TEST_CASE("changing one head gives what a whole pass gives; threads do not matte
     std::string group;
     for (const Variant& variant : variants()) {
         CAPTURE(variant.group);
-        if (variant.prepare) variant.prepare();
-        Model model = Model::open(scratch.path("."), variant.options, variant.threads);
+        Model model = open_model(scratch.path("."), variant, variant.threads);
         const Config& c = model.config;
         int T = 150;
         Floats x = normals(size_t(T * c.D), 6), y = normals(size_t(T * c.D), 7);

@@ -87,12 +87,11 @@ TEST_CASE("the gradient of every head's keys and values is the logits' central d
             std::string why = one.why;
             CAPTURE(why);
             CAPTURE(variant.group);
-            if (variant.prepare) variant.prepare();
             Scratch scratch;
             TinyModel tiny{.why = one.why, .L = 3, .D = 16, .F = 24, .V = 40};
             tiny.H = one.H, tiny.G = one.G, tiny.tied = one.tied, tiny.deviation = 0.3;
             write_tiny_model(tiny, scratch.path("."));
-            Model model = Model::open(scratch.path("."), variant.options, 2);
+            Model model = open_model(scratch.path("."), variant);
             model.backend->exact = true;
             const Config& c = model.config;
             size_t d = size_t(c.d), T = size_t(one.T);
@@ -173,11 +172,10 @@ TEST_CASE("what one query asks is asked from its own distance, and from none bey
         for (bool rotated : {false, true}) {
             CAPTURE(variant.group);
             CAPTURE(rotated);
-            if (variant.prepare) variant.prepare();
             Scratch scratch;
             TinyModel tiny{.why = "distance", .L = 1, .D = 16, .F = 24, .V = 40};
             write_tiny_model(tiny, scratch.path("."));
-            Model model = Model::open(scratch.path("."), variant.options, 2);
+            Model model = open_model(scratch.path("."), variant);
             model.backend->exact = true;
             const Config& c = model.config;
             constexpr int T = 140, ASKING = 133;  // the second block of queries

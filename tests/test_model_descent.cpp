@@ -38,11 +38,10 @@ struct Tried {
 
     Tried(const Variant& variant, bool after_rotation, int sequences, bool joint_values = false)
         : rotated(after_rotation), joint(joint_values) {
-        if (variant.prepare) variant.prepare();
         TinyModel tiny{.why = "descent", .L = 2, .D = 16, .F = 24, .V = 40, .H = 4, .G = 2};
         tiny.deviation = 0.15;
         write_tiny_model(tiny, scratch.path("."));
-        model = Model::open(scratch.path("."), variant.options, 2);
+        model = open_model(scratch.path("."), variant);
         model.backend->exact = true;
         text.T = T;
         Random random(3);

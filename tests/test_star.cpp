@@ -45,11 +45,10 @@ TEST_CASE("the gradient of the divergence by every threshold is its central diff
             bool joint = rotated;
             CAPTURE(variant.group);
             CAPTURE(rotated);
-            if (variant.prepare) variant.prepare();
             Scratch scratch;
             write_tiny_model({.why = "gates", .L = 2, .D = 16, .F = 24, .V = 40, .H = 4, .G = 2},
                              scratch.path("."));
-            Model model = Model::open(scratch.path("."), variant.options, 2);
+            Model model = open_model(scratch.path("."), variant);
             model.backend->exact = true;
             const Config& c = model.config;
             Sequences text;

@@ -136,8 +136,7 @@ TEST_CASE("an exact answer is the full cache's on every instruction set") {
     write_tiny_model(MODELS[0], folder.folder.string());
     for (const Variant& variant : groups()) {
         CAPTURE(variant.group);
-        if (variant.prepare) variant.prepare();
-        Model model = Model::open(folder.folder.string(), variant.options, variant.threads);
+        Model model = open_model(folder.folder.string(), variant, variant.threads);
         Bases bases = crude(model.config, 4);
         Script script{9, 12, 0, 2, Sampling{}};
         KvCache cache(*model.backend, model.config, 40, DType::F16, &bases);

@@ -35,11 +35,13 @@ struct Thread {
 struct Warp {
     unsigned ready = 0, at_exchange = 0, alive = 0;  // one bit a lane
 };
+static_assert(MAX_THREADS / LANES == 32, "one bit a warp");
 
 static struct Block {
     Thread threads[MAX_THREADS];
     Warp warps[MAX_THREADS / LANES];
     unsigned count = 0, warp_count = 0;
+    unsigned ready = 0;  // warps with a thread that can run
     unsigned current = 0;
     unsigned alive = 0, at_barrier = 0;
     Site first_site;  // of those that wait at the barrier
@@ -92,30 +94,35 @@ bool in_shared(const void* address, size_t bytes) {
 static void make_ready(unsigned thread) {
     block.threads[thread].state = State::Ready;
     block.warps[thread / LANES].ready |= 1u << thread % LANES;
+    block.ready |= 1u << thread / LANES;
 }
 
-static int lowest(unsigned bits) {
-    return std::countr_zero(bits);
-}
-static int highest(unsigned bits) {
-    return 31 - std::countl_zero(bits);
+static unsigned lowest(unsigned bits) {
+    return unsigned(std::countr_zero(bits));
 }
 
-// A warp with a thread that can run, or -1. Forward and Reverse stay with the warp they are at.
-static int ready_warp() {
-    unsigned n = block.warp_count, start = block.current / LANES;
-    if (order == Order::Shuffled && n > 1) start = unsigned(block.random.next() % n);
-    unsigned step = order == Order::Reverse ? n - 1 : 1;
-    for (unsigned i = 0, w = start; i < n; i++, w = (w + step) % n)
-        if (block.warps[w].ready) return int(w);
-    return -1;
+static void take(unsigned thread) {
+    Warp& warp = block.warps[thread / LANES];
+    warp.ready &= ~(1u << thread % LANES);
+    if (!warp.ready) block.ready &= ~(1u << thread / LANES);
+    block.current = threadIdx.x = thread;
 }
 
-static int ready_lane(unsigned bits) {
-    if (order == Order::Forward) return lowest(bits);
-    if (order == Order::Reverse) return highest(bits);
-    unsigned turn = unsigned(block.random.next() >> 59);
-    return int((unsigned(lowest(std::rotr(bits, int(turn)))) + turn) % LANES);
+// The first of the bits from start on, upwards or downwards, around.
+static unsigned first_from(unsigned bits, unsigned start, bool down) {
+    return down ? (start - unsigned(std::countl_zero(std::rotr(bits, int(start) + 1)))) % 32
+                : (start + unsigned(std::countr_zero(std::rotr(bits, int(start))))) % 32;
+}
+
+// A thread that can run; there must be one. Forward and Reverse stay with the warp they are at, with
+// its first or its last lane.
+static unsigned whose_turn() {
+    bool shuffled = order == Order::Shuffled, down = order == Order::Reverse;
+    unsigned start = block.current / LANES;
+    if (shuffled) start = unsigned(block.random.next() % block.warp_count);
+    unsigned warp = first_from(block.ready, start, down), from = down ? LANES - 1 : 0;
+    if (shuffled) from = unsigned(block.random.next() >> 59);
+    return warp * LANES + first_from(block.warps[warp].ready, from, down);
 }
 
 // No thread can run: everybody has returned, or meets at the barrier, or nothing will ever move
@@ -147,13 +154,8 @@ static void give_way(bool last = false) {
     unsigned from = block.current;
     Fiber* to = &player_fiber();
     try {
-        int warp = block.error ? -1 : ready_warp();
-        if (warp < 0 && !block.error && open_barrier()) warp = ready_warp();
-        if (warp >= 0) {
-            unsigned lane = unsigned(ready_lane(block.warps[warp].ready));
-            block.current = unsigned(warp) * LANES + lane;
-            block.warps[warp].ready &= ~(1u << lane);
-            threadIdx.x = block.current;
+        if (!block.error && (block.ready || open_barrier())) {
+            take(whose_turn());
             to = &block.threads[block.current].fiber;
         }
     } catch (...) {
@@ -176,7 +178,7 @@ static void finish() {
     block.alive--;
     warp.alive &= ~(1u << lane);
     for (unsigned waiting = warp.at_exchange; waiting && !block.error; waiting &= waiting - 1) {
-        unsigned other = me - lane + unsigned(lowest(waiting));
+        unsigned other = me - lane + lowest(waiting);
         if (block.threads[other].mask >> lane & 1)
             block.error = std::make_exception_ptr(
                 Error(format("%s has returned, but thread %u waits for it at %s", place(me).c_str(),
@@ -214,10 +216,10 @@ static void complete(Warp& warp, unsigned base, unsigned mask) {
     const Thread& me = block.threads[block.current];
     void* operands[LANES] = {};
     for (unsigned rest = mask; rest; rest &= rest - 1) {
-        Thread& other = block.threads[base + unsigned(lowest(rest))];
+        Thread& other = block.threads[base + lowest(rest)];
         if (other.combine != me.combine || other.mask != mask || !same(other.site, me.site))
             fail("divergent warp: %s is at %s (mask %08x), thread %u at %s (mask %08x)",
-                 where().c_str(), at(me.site).c_str(), mask, base + unsigned(lowest(rest)),
+                 where().c_str(), at(me.site).c_str(), mask, base + lowest(rest),
                  at(other.site).c_str(), other.mask);
         operands[lowest(rest)] = other.operands;
     }
@@ -230,7 +232,7 @@ static void complete(Warp& warp, unsigned base, unsigned mask) {
     }
     if (me.combine) me.combine(operands, mask);
     warp.at_exchange &= ~mask;
-    for (unsigned rest = mask; rest; rest &= rest - 1) make_ready(base + unsigned(lowest(rest)));
+    for (unsigned rest = mask; rest; rest &= rest - 1) make_ready(base + lowest(rest));
 }
 
 void meet(unsigned mask, void* operands, Combine combine, const Site& site) {
@@ -243,8 +245,8 @@ void meet(unsigned mask, void* operands, Combine combine, const Site& site) {
              at(site).c_str());
     if (mask & ~warp.alive)
         fail("%s exchanges at %s with thread %u, which %s", where().c_str(), at(site).c_str(),
-             base + unsigned(lowest(mask & ~warp.alive)),
-             base + unsigned(lowest(mask & ~warp.alive)) < block.count ? "has returned"
+             base + lowest(mask & ~warp.alive),
+             base + lowest(mask & ~warp.alive) < block.count ? "has returned"
                                                                        : "does not exist");
     me.state = State::AtExchange;
     me.mask = mask, me.operands = operands, me.combine = combine, me.site = site;
@@ -256,7 +258,7 @@ void meet(unsigned mask, void* operands, Combine combine, const Site& site) {
 static void play_block(size_t shared_bytes) {
     block.shared_bytes = shared_bytes;
     block.shared = static_cast<char*>(allocate(shared_bytes, Kind::Shared));
-    block.alive = block.count, block.at_barrier = 0;
+    block.alive = block.count, block.at_barrier = 0, block.ready = 0;
     block.error = nullptr;
     for (Warp& warp : block.warps) warp = {};
     for (unsigned i = 0; i < block.count; i++) {
@@ -267,8 +269,7 @@ static void play_block(size_t shared_bytes) {
     }
     unsigned first = order == Order::Reverse ? block.count - 1 : 0;
     if (order == Order::Shuffled) first = unsigned(block.random.below(block.count));
-    block.current = threadIdx.x = first;
-    block.warps[first / LANES].ready &= ~(1u << first % LANES);
+    take(first);
     block.playing = true;
     if (watcher) watcher->begin_block(block.count);
     switch_to(player_fiber(), block.threads[first].fiber, false);

@@ -99,15 +99,16 @@ void check_attention(Attended c) {
     CAPTURE(c.rotated);
     CAPTURE(c.means);
     for (DType dtype : {DType::F16, DType::BF16}) {
-        Floats want = attended(c, dtype, {"cpu", {"cpu", "auto"}, 1, {}}, true);
+        Floats computed = attended(c, dtype, {"cpu", {"cpu", "auto"}, 1, {}}, true);
+        Doubles want(computed.begin(), computed.end());
         // Queries in steps and weights in scales are rounded to the rows' type, and D where keys are
         // rebuilt, as are those; or packed rows that are made whole, keys and values: four errors that
         // know nothing of each other, each of at most one unit.
         double unit = dtype == DType::F16 ? TOL_F16 : TOL_BF16;
-        for (const Variant& variant : variants()) {
+        for (const Variant& variant : drawn(want)) {
             CAPTURE(variant.group);
             Floats got = attended(c, dtype, variant, false);
-            CHECK(nmse(got.data(), Doubles(want.begin(), want.end()).data(), got.size()) <= 4 * unit);
+            CHECK(nmse(got.data(), want.data(), got.size()) <= 4 * unit);
         }
     }
 }
@@ -189,7 +190,7 @@ TEST_CASE("with less shared memory attention has fewer rows on their way, then s
             Attended c{4, 2, 64, 150, T, rotated, {two}, {all}, {}, 2, 9, "", means};
             Floats want = attended(c, DType::F16, cpu, true);
             bool fast = false, plain = false;
-            for (size_t shared = 4 << 10; shared <= 112 << 10; shared += 4 << 10) {
+            for (size_t shared = 4 << 10; shared <= 112 << 10; shared += 9 << 10) {
                 CAPTURE(shared);
                 std::string why;
                 Floats got = attended(c, DType::F16, groups()[0], false, shared, &why);
