@@ -125,8 +125,7 @@ TEST_CASE("the gradient of every head's keys and values is the logits' central d
                 return size_t((l * c.G + g) * 2 + v);
             };
             got.assign(A.size(), double(NaN));
-            ModelBackward back(pass, one.T);
-            back.run(ids, whole.step, cuts, SEED, [&](int l) {
+            auto visit = [&](int l) {
                 size_t each = T * d, all = size_t(c.G) * each;
                 for (bool v : {false, true}) {
                     Floats k = download(model, v ? pass.v : one.rotated ? pass.k_rotated : pass.k,
@@ -142,7 +141,15 @@ TEST_CASE("the gradient of every head's keys and values is the logits' central d
                         got[index(l, g, v)] = sum;
                     }
                 }
-            });
+            };
+            // Whatever is kept of layers: of none, of the last alone, of all.
+            size_t layer = LayerKept().place(c, one.T, nullptr) * sizeof(float);
+            for (size_t kept : {size_t(0), layer, 3 * layer}) {
+                CAPTURE(kept);
+                Doubles before = got;
+                ModelBackward(pass, one.T, kept).run(ids, whole.step, cuts, SEED, visit);
+                if (kept > 0) CHECK(got == before);
+            }
             constexpr double EPSILON = 3e-3;
             for (int l = 0; l < 3; l++)
                 for (int g = 0; g < c.G; g++)

@@ -34,24 +34,35 @@ std::vector<float> rotation_table(const Config& config, int positions) {
     return table;
 }
 
-size_t LayerArrays::place(const Config& c, int most, float* first) {
+size_t LayerKept::place(const Config& c, int most, float* first) {
     Arena arena(first);
+    size_t t = size_t(most), Gd = t * size_t(c.G) * size_t(c.d);
+    q = arena.take<float>(t * size_t(c.H) * size_t(c.d));
+    k = arena.take<float>(Gd), v = arena.take<float>(Gd);
+    x1 = arena.take<float>(t * size_t(c.D));
+    gate = arena.take<float>(t * size_t(c.F)), up = arena.take<float>(t * size_t(c.F));
+    return arena.used / sizeof(float);
+}
+
+size_t LayerArrays::place(const Config& c, int most, float* first) {
+    size_t kept = LayerKept::place(c, most, first);
+    Arena arena(first ? first + kept : nullptr);
     size_t t = size_t(most), D = size_t(c.D), F = size_t(c.F);
     size_t Hd = t * size_t(c.H) * size_t(c.d), Gd = t * size_t(c.G) * size_t(c.d);
     int m = c.H / c.G;
     auto take = [&](size_t n, std::initializer_list<float**> arrays) {
         for (float** one : arrays) *one = arena.take<float>(n);
     };
-    take(Hd, {&q, &heads, &att, &datt, &dheads});
-    take(Gd, {&k, &v, &k_rotated, &k_cut, &v_cut, &dk, &dv});
+    take(Hd, {&heads, &att, &datt, &dheads});
+    take(Gd, {&k_rotated, &k_cut, &v_cut, &dk, &dv});
     take(2 * Gd, {&dkv});
     take(t * size_t(c.d), {&latent, &centred});
-    take(t * D, {&out, &xn, &x1, &dy, &dxn});
-    take(t * F, {&gate, &up, &h, &dh, &dgate, &dup});
+    take(t * D, {&out, &xn, &dy, &dxn});
+    take(t * F, {&h, &dh, &dgate, &dup});
     take(size_t(c.G) * block_floats(most, m), {&p});
     take(size_t(BLOCK) * size_t(m) * t, {&dp});
     take(std::max(BLOCK * m, c.G * c.d) * t, {&part});
-    return arena.used / sizeof(float);
+    return kept + arena.used / sizeof(float);
 }
 
 // Of the widest basis, that of joint values.
@@ -101,6 +112,7 @@ LayerPass::LayerPass(Model& owner, int tokens, const std::vector<float>& table)
     require_memory(model, table.size() / size_t(c.d), most);
     arena = Buffer(ops, place(c, most, nullptr) * sizeof(float), "a layer's activations");
     place(c, most, arena.f32());
+    own = *this;
     x_staged = Staged(ops, rows, "a layer's inputs");
     y_staged = Staged(ops, rows, "a layer's outputs");
     cut_staged = Staged(ops, basis_floats(c), "a basis");
@@ -122,12 +134,26 @@ void LayerPass::begin(int layer, const float* input, const Step& step) {
 }
 
 void LayerPass::begin_on_backend(int layer, const float* input, const Step& step) {
-    Backend& ops = *model.backend;
-    const Model::Layer& w = model.layer[size_t(layer)];
-    l = layer, x = input, at = step, T = step.T, y_host = nullptr;
-    size_t d = size_t(c.d), t = size_t(T);
+    place_at(layer, input, step);
+    model.backend->begin_step(at);
+    project();
+    rotate_keys();
+    model.backend->end_step();
+}
 
-    ops.begin_step(at);
+void LayerPass::place_at(int layer, const float* input, const Step& step) {
+    l = layer, x = input, at = step, T = step.T, y_host = nullptr;
+}
+
+void LayerPass::keep_in(const LayerKept* elsewhere) {
+    static_cast<LayerKept&>(*this) = elsewhere ? *elsewhere : own;
+}
+
+// q, k and v from the layer's input.
+void LayerPass::project() {
+    Backend& ops = *model.backend;
+    const Model::Layer& w = model.layer[size_t(l)];
+    size_t d = size_t(c.d), t = size_t(T);
     ops.rmsnorm(xn, x, w.attn_norm, c.norm_eps, T);
     std::vector<Projection> all;  // (G) of (T, m, d), (T, d) ×2
     for (int g = 0; g < c.G; g++) {
@@ -137,12 +163,15 @@ void LayerPass::begin_on_backend(int layer, const float* input, const Step& step
         all.push_back({v + side, rows_of(w.wv, g * c.d, c.d)});
     }
     ops.matmul(all, xn, T, false);
-    ops_back->copy(k_rotated, k, size_t(c.G) * t * d);
-    for (int g = 0; g < c.G; g++) {
-        ops.rope(q + size_t(g) * t * size_t(m) * d, nullptr, turns, m, 0, c.d, at);
-        ops.rope(k_rotated + size_t(g) * t * d, nullptr, turns, 1, 0, c.d, at);
-    }
-    ops.end_step();
+    for (size_t g = 0; g < size_t(c.G); g++)
+        ops.rope(q + g * t * size_t(m) * d, nullptr, turns, m, 0, c.d, at);
+}
+
+void LayerPass::rotate_keys() {
+    size_t each = size_t(T) * size_t(c.d);
+    ops_back->copy(k_rotated, k, size_t(c.G) * each);
+    for (size_t g = 0; g < size_t(c.G); g++)
+        model.backend->rope(k_rotated + g * each, nullptr, turns, 1, 0, c.d, at);
 }
 
 // centred (T, d) ← μ, or where keys are cut after rotation R_s μ.
@@ -213,36 +242,57 @@ void LayerPass::cut_head(const LayerCuts& cuts, int g) {
         cut_to(near[i].k, near[i].v, cuts, g, int(i) - 1);
 }
 
-// From the heads to the layer's output.
-void LayerPass::finish() {
+// From the heads into the MLP.
+void LayerPass::to_gate_and_up() {
     Backend& ops = *model.backend;
     const Model::Layer& w = model.layer[size_t(l)];
-    size_t rows = size_t(T) * size_t(c.D);
-    ops_back->copy(x1, x, rows);
+    ops_back->copy(x1, x, size_t(T) * size_t(c.D));
     ops.matmul(x1, att, w.wo, T, true);  // x1 = x + att Woᵀ
 
     Projection gate_and_up[] = {{gate, w.w_gate}, {up, w.w_up}};
     ops.rmsnorm(xn, x1, w.ffn_norm, c.norm_eps, T);
     ops.matmul(gate_and_up, xn, T, false);  // (T, F) ×2
-    ops_back->copy(h, gate, size_t(T) * size_t(c.F));
-    ops.swiglu(h, up, T, c.F);
-    ops_back->copy(out, x1, rows);
-    ops.matmul(out, h, w.w_down, T, true);  // Ŷ = x1 + (silu(gate) ⊙ up) W_downᵀ
 }
 
-void LayerPass::forward(const LayerCuts& cuts) {
+// And to the layer's output.
+void LayerPass::finish() {
+    Backend& ops = *model.backend;
+    ops_back->copy(h, gate, size_t(T) * size_t(c.F));
+    ops.swiglu(h, up, T, c.F);
+    ops_back->copy(out, x1, size_t(T) * size_t(c.D));
+    ops.matmul(out, h, model.layer[size_t(l)].w_down, T, true);  // Ŷ = x1 + (silu(gate) ⊙ up) W_downᵀ
+}
+
+void LayerPass::attend_all(const LayerCuts& cuts) {
     if (cuts.joint) cut_joint_values(cuts);
     for (int g = 0; g < c.G; g++) {
         cut_head(cuts, g);
         attend(cuts, g);
     }
+}
+
+void LayerPass::forward(const LayerCuts& cuts) {
+    attend_all(cuts);
+    to_gate_and_up();
     finish();
+}
+
+void LayerPass::again(int layer, const float* input, const Step& step, const LayerCuts& cuts,
+                      bool kept) {
+    place_at(layer, input, step);
+    model.backend->begin_step(at);
+    if (!kept) project();
+    rotate_keys();
+    model.backend->end_step();
+    attend_all(cuts);
+    if (!kept) to_gate_and_up();
 }
 
 void LayerPass::change(const LayerCuts& cuts, int g) {
     assert(!cuts.joint);
     cut_head(cuts, g);
     attend(cuts, g);
+    to_gate_and_up();
     finish();
 }
 

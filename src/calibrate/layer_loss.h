@@ -66,20 +66,27 @@ struct OutputMoments;  // output_metric.h
 // cos and sin of positions 0 … positions − 1, as Backend::rope reads them.
 std::vector<float> rotation_table(const Config& config, int positions);
 
-// What a pass keeps on the backend.
-struct LayerArrays {
-    float *q, *k, *v;                    // (G, T, m, d), (G, T, d) ×2; q rotated, k not
+// What the way back reads of the way there, beside the layer's input and what attention makes.
+struct LayerKept {
+    float *q, *k, *v;       // (G, T, m, d), (G, T, d) ×2; q rotated, k not
+    float *x1, *gate, *up;  // (T, D); (T, F) ×2
+
+    // One after another from `first`, for `most` tokens; returns how many floats that is.
+    size_t place(const Config& config, int most, float* first);
+};
+
+// What a pass has on the backend.
+struct LayerArrays : LayerKept {
     float *k_rotated, *k_cut, *v_cut;    // (G, T, d) ×3  cut: as attention sees them
     float *latent, *centred;             // (T, d) ×2  one head's rows in its basis; less their mean
     float *heads, *att;                  // (G, T, m, d); (T, H, d)
     float *p, *dp, *part;                // (G) of blocks of rows; one block ×2
-    float *x1, *xn, *gate, *up, *h;      // (T, D) ×2; (T, F) ×3
+    float *xn, *h;                       // (T, D); (T, F)
     float* out;                          // (T, D)  Ŷ
     float *dy, *dxn, *dh, *dgate, *dup;  // (T, D) ×2; (T, F) ×3
     float *datt, *dheads, *dk, *dv;      // (T, H, d); (G, T, m, d); (G, T, d) ×2
     float* dkv;                          // (2, G, T, d)  of both before the cut and rotation
 
-    // One after another from `first`, for `most` tokens; returns how many floats that is.
     size_t place(const Config& config, int most, float* first);
 };
 
@@ -101,6 +108,11 @@ struct LayerPass : LayerArrays {
     void begin_on_backend(int layer, const float* x,  // (T, D)  the backend's
                           const Step& step);
     void forward(const LayerCuts& cuts);  // out ← Ŷ
+    // From now on LayerKept is written and read there, so that a layer's is left for the way back when
+    // others have run; null: in the pass's own memory, as before.
+    void keep_in(const LayerKept* elsewhere);
+    // As after begin_on_backend() and forward(), but for `out`. kept: LayerKept is that of this layer.
+    void again(int layer, const float* x, const Step& step, const LayerCuts& cuts, bool kept);
     // The same where only kv head g differs from the last forward or change.
     void change(const LayerCuts& cuts, int g);
     double squared_error(const float* Y);  // ‖Y − Ŷ‖², Y (T, D) host
@@ -135,6 +147,7 @@ struct LayerPass : LayerArrays {
     const float* x = nullptr;      // (T, D)
     const float* turns = nullptr;  // (positions, 2, d/2)  the rotation
     Buffer arena;                  // of the arrays
+    LayerKept own;                 // in it
     // Rows as queries at lo … hi − 1 positions see them, who are nearer than the oldest age begins.
     struct Near {
         int lo, hi;
@@ -145,6 +158,9 @@ struct LayerPass : LayerArrays {
     Staged x_staged, y_staged, cut_staged, decode_staged, mean_staged, rotation_staged;
     const float *y_host = nullptr, *y = nullptr;  // what y_staged holds since begin(), and where
 
+    void place_at(int layer, const float* x, const Step& step);
+    void project();
+    void rotate_keys();
     const float* target(const float* host);
     void repeat_mean(const Cut& cut, bool rotated);
     const float* less_mean(const float* from, const Cut& cut, bool rotated);
@@ -162,6 +178,8 @@ struct LayerPass : LayerArrays {
     template <class F>
     void for_near(const Block& block, const F& f);
     void add_up_values(float* to, const float* p, const Block& block, int g);
+    void attend_all(const LayerCuts& cuts);
+    void to_gate_and_up();
     void finish();
     void pull_back(const LayerCuts& cuts, bool queries = false);
     void back_through_mlp();

@@ -4,7 +4,7 @@
 
 namespace stief {
 
-ModelBackward::ModelBackward(LayerPass& over, int most) : pass(over) {
+ModelBackward::ModelBackward(LayerPass& over, int most, size_t most_kept) : pass(over) {
     Backend& ops = *pass.model.backend;
     const Config& c = pass.c;
     size_t V = size_t(c.V), D = size_t(c.D), rows = size_t(most) * D;
@@ -13,6 +13,17 @@ ModelBackward::ModelBackward(LayerPass& over, int most) : pass(over) {
     dx = Buffer(ops, rows * sizeof(float), "a gradient of the residual stream");
     xn = Buffer(ops, piece * D * sizeof(float), "a sequence's last norm");
     logits = Buffer(ops, piece * V * sizeof(float), "logits");
+
+    size_t each = LayerKept().place(c, most, nullptr);
+    kept.resize(std::min(size_t(c.L), std::min(most_kept, ops.available() / 4) / (each * sizeof(float))));
+    if (kept.empty()) return;
+    kept_memory = Buffer(ops, kept.size() * each * sizeof(float), "what is kept of layers");
+    for (size_t i = 0; i < kept.size(); i++) kept[i].place(c, most, kept_memory.f32() + i * each);
+}
+
+const LayerKept* ModelBackward::kept_of(int l) const {
+    size_t left = size_t(pass.c.L - l);  // layers from this one on
+    return left <= kept.size() ? &kept[kept.size() - left] : nullptr;
 }
 
 // Logits of `count` rows of what the last layer puts out; xn: their norm.
@@ -38,30 +49,38 @@ void ModelBackward::back_through_classifier(int T, const F& to_gradient) {
     }
 }
 
-void ModelBackward::there(const std::vector<Token>& ids, const Step& step,
-                          const std::vector<LayerCuts>& cuts, const Visit& visit) {
+void ModelBackward::forward(const std::vector<Token>& ids, const Step& step,
+                            const std::vector<LayerCuts>& cuts, const Visit& visit, bool keep) {
     auto input = [&](int l) { return inputs.f32() + size_t(l) * rows(step.T); };
     embed_sequence(pass.model, input(0), ids);
     for (int l = 0; l < pass.c.L; l++) {
+        pass.keep_in(keep ? kept_of(l) : nullptr);
         pass.begin_on_backend(l, input(l), step);
         pass.forward(cuts[size_t(l)]);
         if (visit) visit(l);
         pass.ops_back->copy(input(l + 1), pass.out, rows(step.T));
     }
+    pass.keep_in(nullptr);
+}
+
+void ModelBackward::there(const std::vector<Token>& ids, const Step& step,
+                          const std::vector<LayerCuts>& cuts, const Visit& visit) {
+    forward(ids, step, cuts, visit, false);
 }
 
 void ModelBackward::back(const Step& step, const std::vector<LayerCuts>& cuts, const Visit& visit) {
     for (int l = pass.c.L - 1; l >= 0; l--) {
-        pass.begin_on_backend(l, inputs.f32() + size_t(l) * rows(step.T), step);
-        pass.forward(cuts[size_t(l)]);
+        pass.keep_in(kept_of(l));
+        pass.again(l, inputs.f32() + size_t(l) * rows(step.T), step, cuts[size_t(l)], kept_of(l));
         pass.back_to_input(cuts[size_t(l)], dx.f32());
         visit(l);
     }
+    pass.keep_in(nullptr);
 }
 
 void ModelBackward::run(const std::vector<Token>& ids, const Step& step,
                         const std::vector<LayerCuts>& cuts, uint64_t seed, const Visit& visit) {
-    there(ids, step, cuts);
+    forward(ids, step, cuts, {}, true);
     back_through_classifier(step.T, [&](size_t at, int count) {
         pass.ops_back->score_direction(logits.f32(), seed + at, count, pass.c.V);
     });
@@ -77,7 +96,7 @@ void ModelBackward::run_divergence(const std::vector<Token>& ids, const Step& st
         reference = Staged(ops, most, "the full model's output");
         target = Buffer(ops, piece * V * sizeof(float), "logits");
     }
-    there(ids, step, cuts);
+    forward(ids, step, cuts, {}, true);
     const float* theirs = reference.read(full, rows(step.T));
     back_through_classifier(step.T, [&](size_t at, int count) {
         size_t D = size_t(pass.c.D);

@@ -8,8 +8,10 @@
 // drawn from p, whose score u has the same covariance but a heavy tail: a rare token, once drawn,
 // weighs 1/p (Amari 1998 has the metric; the direction is Hutchinson's in the space of √p).
 //
-// Of each layer only the input is kept; a layer runs again on the way back. Memory on the backend:
-// (L + 1, T, D) floats and 16 MiB of logits beside the pass.
+// A layer's input is kept and, of as many layers as a quarter of the free memory holds, what the way
+// back reads beside it (LayerKept): there only attention runs again on the way back, elsewhere all of
+// the layer but its last product. Memory on the backend: (L + 1, T, D) floats, 16 MiB of logits and
+// those layers beside the pass; of a 1B model over 1,024 tokens 84 MiB each.
 #pragma once
 #include <functional>
 
@@ -20,7 +22,8 @@ namespace stief {
 struct ModelBackward {
     LayerPass& pass;
 
-    ModelBackward(LayerPass& over, int most);  // tokens of a sequence at most
+    // most: tokens of a sequence; most_kept: bytes of what is kept of layers, at most.
+    ModelBackward(LayerPass& over, int most, size_t most_kept = SIZE_MAX);
 
     // With one LayerCuts a layer (which may cut nothing). visit(l), from the last layer
     // to the first, finds k, k_rotated, v and their gradients dk (before rotation unless cuts say
@@ -42,10 +45,15 @@ struct ModelBackward {
   private:
     size_t piece;               // rows of logits at once
     Buffer inputs, dx;          // (L + 1, T, D), (T, D)
+    Buffer kept_memory;
+    std::vector<LayerKept> kept;  // of the last layers
     Buffer xn, logits, target;  // (piece, D), (piece, V) ×2  target: of the full model, when asked
     Staged reference;           // (T, D)
 
     size_t rows(int T) const { return size_t(T) * size_t(pass.c.D); }
+    const LayerKept* kept_of(int l) const;
+    void forward(const std::vector<Token>& ids, const Step& step, const std::vector<LayerCuts>& cuts,
+                 const Visit& visit, bool keep);
     void back(const Step& step, const std::vector<LayerCuts>& cuts, const Visit& visit);
     template <class F>
     void back_through_classifier(int T, const F& to_gradient);
