@@ -102,9 +102,12 @@ TEST_CASE("with exact answers a saved conversation is the full cache's, and goes
         CHECK(loaded.status == 0);
         CHECK(begun + loaded.out == whole);
     }
+    const std::string crude = full + "--cache q4 --ages 400:1 --window 0,1 ";
+    Ran refused = run(crude, "/load " + file + "\n");
+    CHECK(refused.status == 1);
+    CHECK(refused.err.find("holds the full cache's rows") < refused.err.size());
     // One that the compressed cache wrote goes on as well, over whole rows that are read anew.
     std::filesystem::remove(file);
-    const std::string crude = full + "--cache q4 --ages 400:1 --window 0,1 ";
     CHECK(run(crude, first + "/save " + file + "\n").status == 0);
     CHECK(run(exact, "/load " + file + "\n" + second).status == 0);
     Ran wrong = run(full, "/load " + file + "\n" + second);

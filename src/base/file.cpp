@@ -133,7 +133,8 @@ std::string read_text(const std::string& path, size_t max_bytes) {
     size_t length = 0;
     while (size_t got = read_some(file.fd, &text[length], text.size() - length, name)) {
         length += got;
-        check(length <= max_bytes, "%s is larger than %zu bytes", name.c_str(), max_bytes);
+        check(length <= max_bytes, "%s is larger than %zu bytes; give a part of it", name.c_str(),
+              max_bytes);
         if (length == text.size()) text.resize(std::min(2 * length, max_bytes + 1));
     }
     text.resize(length);

@@ -43,7 +43,7 @@ std::optional<FileId> file_id(const std::string& path);  // of what is there, li
 std::string join(const std::string& folder, const std::string& name);
 
 // Reads a whole file or, where path is "-", standard input. At most max_bytes; more is an error.
-std::string read_text(const std::string& path, size_t max_bytes = size_t(1) << 32);
+std::string read_text(const std::string& path, size_t max_bytes = size_t(1) << 30);
 
 // Writes path by way of a temporary file in the same folder: either commit() is reached and path
 // holds everything, or path is as it was before, also after a signal. A full disk is an Error, not

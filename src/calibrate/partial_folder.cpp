@@ -79,6 +79,7 @@ Partial::Partial(const std::string& name) : output(name), folder(name + ".partia
         std::swap(lock, file);
     }
     check(lock >= 0, "%s: other runs make and remove it all the time", folder.c_str());
+    say_if_ended("nothing was finished yet; " + folder + " goes to the next run on the same -o");
 }
 
 Partial::~Partial() {

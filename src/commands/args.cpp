@@ -188,27 +188,32 @@ static std::vector<std::string> take_options(Args& args, const std::vector<std::
     return positional;
 }
 
+static const Verb* expect_verb(const std::string& name) {
+    if (const Verb* verb = find_verb(name)) return verb;
+    std::vector<std::string> names;
+    for (const Verb& one : verbs) names.push_back(one.name);
+    usage_error("unknown verb '" + name + "'" + nearest(name, names), "");
+}
+
 Args parse_args(const std::vector<std::string>& words) {
     Args args;
     if (words.empty()) usage_error("no verb given", "");
     args.verb = words[0];
     if (args.verb == "--help" || args.verb == "-h" || args.verb == "help") {
-        args.verb = words.size() > 1 && find_verb(words[1]) ? words[1] : "";
+        args.verb = words.size() > 1 ? words[1] : "";
+        if (!args.verb.empty()) expect_verb(args.verb);
         args.help = true;
         return args;
     }
-    const Verb* verb = find_verb(args.verb);
-    if (!verb) {
-        std::vector<std::string> names;
-        for (const Verb& one : verbs) names.push_back(one.name);
-        usage_error("unknown verb '" + args.verb + "'" + nearest(args.verb, names), "");
-    }
+    const Verb* verb = expect_verb(args.verb);
     std::vector<std::string> positional = take_options(args, words);
     if (args.help) return args;
     if (int(positional.size()) < verb->least)
         usage_error(positional.empty() ? "no MODEL given" : "too few arguments", args.verb);
     if (int(positional.size()) > verb->most)
         usage_error("one argument too many: '" + positional[size_t(verb->most)] + "'", args.verb);
+    for (const std::string& one : positional)
+        if (one.empty()) usage_error("an argument is empty", args.verb);
     args.model = positional[0];
     args.rest.assign(positional.begin() + 1, positional.end());
     return args;

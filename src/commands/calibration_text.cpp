@@ -58,7 +58,7 @@ static void add_file(std::vector<NamedText>& texts, const std::string& path, con
                 {name + ": " + part.name, encode_part(part, tokenizer, chat ? &*chat : nullptr)});
     }
     for (const NamedText& one : texts)
-        check(!one.ids.empty(), "%s: empty, expected a text to learn from", one.name.c_str());
+        check(!one.ids.empty(), "%s: empty, expected a text", one.name.c_str());
 }
 
 CalibrationText read_texts(const Args& args, const std::vector<std::string>& files,

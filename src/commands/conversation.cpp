@@ -148,6 +148,10 @@ static void unpack(Conversation& talk, const char* next, const Head& head, const
     check(size == 0, "%s is damaged: its messages are shorter than their part", name);
 }
 
+uint64_t meaning_of_conversation(const std::string& path) {
+    return checked_head(MappedFile(path), path).model;
+}
+
 Conversation load_conversation(const std::string& path, KvCache& cache, uint64_t model,
                                int vocabulary, const std::string& form) {
     MappedFile file(path);

@@ -47,5 +47,7 @@ void save_conversation(const std::string& path, const Conversation& talk, const 
 // below it. form: what it must be written in.
 Conversation load_conversation(const std::string& path, KvCache& cache, uint64_t model,
                                int vocabulary, const std::string& form);
+// What a saved one was given as `model`.
+uint64_t meaning_of_conversation(const std::string& path);
 
 }  // namespace stief

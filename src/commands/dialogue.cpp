@@ -200,7 +200,12 @@ Conversation Dialogue::loaded(const std::string& path) {
                 throw first;    // what it should have been says more
             }
         }
-    Conversation found = into(*session.cache, session.meaning_of_rows());
+    uint64_t whole = session.meaning_of_model(), meaning = session.meaning_of_rows();
+    check(meaning == whole || meaning_of_conversation(path) != whole,
+          "%s holds the full cache's rows, as --risk exact saves them: start with --risk exact, or "
+          "without a compressed cache",
+          path.c_str());
+    Conversation found = into(*session.cache, meaning);
     session.hold(found.ids);
     return found;
 }

@@ -160,7 +160,7 @@ void add_cache(Table& table, Args& a) {
     });
     table.of("calibrate chat generate perplexity risk needle bench logits inspect", {
         {"--ages", "AGE:BITS,...",
-         "tokens younger than AGE in BITS (32:16,256:4): of calibrate, --cache q8 and q4",
+         "tokens younger than AGE in BITS: of calibrate (32:16,256:4), --cache q8 and q4 (256:8)",
          &a.ages},
     });
     table.of("chat generate", {
@@ -186,7 +186,8 @@ void add_machine(Table& table, Args& a) {
         {"--backend", "NAME", "auto (default), cpu or cuda", &a.backend, 0, 0, "auto, cpu, cuda"},
         {"--isa", "NAME", "inner products of the CPU: auto, or one that inspect lists", &a.isa},
         {"--threads", "N", "default: all that this process may use", &a.threads, 1, 1024},
-        {"--context", "N", "positions (default: the model's, at most 8192; perplexity: 2048)",
+        {"--context", "N", "positions (default: the model's, at most 8192; of a window: perplexity 2048, "
+         "risk 512; of a sequence: calibrate 1024)",
          &a.context, 1, MOST},
     });
     table.of("chat generate perplexity risk needle bench logits calibrate", {

@@ -151,6 +151,12 @@ int needle(const Args& args) {
           "%s: %zu bytes are too few to hide needles in %d tokens, expected more than %zu; give a longer "
           "text, shorter --lengths, or no --file", args.file.c_str(), novel.size(), longest, enough);
     Session session(opened);
+    int shortest = *std::min_element(opened.lengths.begin(), opened.lengths.end());
+    long long exact = (long long)session.cache->sinks + session.cache->recent;
+    check(!compresses(args) || exact < shortest,
+          "--lengths %d: all of it is in the exact window of the cache, the first %d and the last %d "
+          "tokens: nothing would be read compressed; use longer ones, or a smaller --window",
+          shortest, session.cache->sinks, session.cache->recent);
     NeedleRun run{session, session.watch ? *session.watch->whole : *session.cache, args.audit};
 
     uint64_t seed = !args.seed.given ? 1 : args.seed.drawn ? draw_seed() : args.seed.value;

@@ -81,6 +81,8 @@ int perplexity(const Args& args) {
 
     Tokenizer tokenizer = Tokenizer::open(args.model);
     std::vector<Token> ids = tokenizer.encode_document(read_text(args.rest[0]));
+    check(ids.size() >= 4, "%s: %zu tokens, too few to measure anything on; give a longer text",
+          args.rest[0].c_str(), ids.size());
     protocol.bos = tokenizer.bos();
     if (protocol.name == Protocol::LlamaCpp && protocol.bos < 0)
         status(args, "the tokenizer puts no BOS before a text: windows keep their first token");

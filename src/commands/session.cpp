@@ -33,7 +33,8 @@ std::vector<AgeBits> ages_of(const Args& args) {
         std::string part = text.substr(begin, end - begin);
         std::sscanf(part.c_str(), "%9d:%5lf%n", &one.age, &one.bits, &used);
         if (used != int(part.size()) || one.age <= 0 || !(one.bits > 0 && one.bits <= 16))
-            throw UsageError(format("--ages takes AGE:BITS,..., not '%s'", text.c_str()));
+            throw UsageError(format("--ages takes AGE:BITS,... with ages from 1 and bits above 0, at "
+                                    "most 16, not '%s'", text.c_str()));
         if (!ages.empty() && one.age <= ages.back().age)
             throw UsageError(format("--ages: %d after %d, expected ages that grow", one.age,
                                     ages.back().age));
@@ -191,6 +192,9 @@ Sampler sampler_of(const Args& args, const Config& config, const Tokenizer& toke
     if (args.top_k) how.top_k = std::max(0, *args.top_k);
     if (args.top_p) how.top_p = *args.top_p;
     if (args.min_p) how.min_p = *args.min_p;
+    if (args.greedy && args.temperature.value_or(0) > 0)
+        throw UsageError(format("--greedy is --temperature 0, and --temperature is %g: give one",
+                                *args.temperature));
     if (args.greedy) how.greedy = true;
     if (!how.ignored.empty())
         status(args, "generation_config.json asks for what is not done here: " + how.ignored);
