@@ -152,10 +152,10 @@ TEST_CASE("a group of layers cut alone is a model with the others whole") {
         two.ids.push_back({tried.text.learn[0].ids.begin() + s, tried.text.learn[0].ids.begin() + s + 24});
     std::vector<float> rotation = rotation_table(c, 64);
     LayerPass pass(tried.model, 24, rotation);
-    EndToEnd end_to_end(pass, two, 2);
     std::vector<LayerCuts> cuts = cuts_of(result.bases, c, 4, DType::F16);
     for (const std::vector<int>& ends : {std::vector<int>{1, 2, 3}, {2, 3}, {3}}) {
-        auto alone = end_to_end.each_alone(cuts, ends);
+        EndToEnd end_to_end(pass, two, 2, ends);
+        auto alone = end_to_end.each_alone(cuts);
         int first = 0;
         for (size_t i = 0; i < ends.size(); first = ends[i++])
             for (bool values : {false, true}) {

@@ -4,8 +4,12 @@
 
 namespace stief {
 
-EndToEnd::EndToEnd(LayerPass& over, const Sequences& held_out, size_t at_most)
-    : pass(over), sequences(held_out), count(std::min(at_most, held_out.count())) {
+EndToEnd::EndToEnd(LayerPass& over, const Sequences& held_out, size_t at_most,
+                   const std::vector<int>& groups)
+    : pass(over),
+      sequences(held_out),
+      count(std::min(at_most, held_out.count())),
+      ends(groups) {
     Backend& ops = *pass.model.backend;
     size_t V = size_t(pass.c.V), D = size_t(pass.c.D);
     each = size_t(sequences.T) * D;
@@ -16,10 +20,15 @@ EndToEnd::EndToEnd(LayerPass& over, const Sequences& held_out, size_t at_most)
     logits_full = Buffer(ops, piece * V * sizeof(float), "logits");
     scores.resize(piece);
     reference = Staged(ops, each, "the full model's output");
-    full.resize(count * each);
+    full.resize(count * each), before.resize(count * ends.size() * each);
     for (size_t s = 0; s < count; s++) {
         embed_sequence(pass.model, x.f32(), sequences.ids[s]);
-        run(s, 0, pass.c.L, nullptr);
+        int first = 0;
+        for (size_t i = 0; i < ends.size(); first = ends[i++]) {
+            ops.download(before_group(s, i), x.f32(), each * sizeof(float));
+            run(s, first, ends[i], nullptr);
+        }
+        run(s, first, pass.c.L, nullptr);
         ops.download(full.data() + s * each, x.f32(), each * sizeof(float));
     }
 }
@@ -86,30 +95,22 @@ std::vector<Measured> EndToEnd::measure(std::span<const std::vector<LayerCuts>> 
     return all;
 }
 
-std::vector<std::array<double, 2>> EndToEnd::each_alone(const std::vector<LayerCuts>& cuts,
-                                                        const std::vector<int>& ends) {
-    Backend& ops = *pass.model.backend;
+std::vector<std::array<double, 2>> EndToEnd::each_alone(const std::vector<LayerCuts>& cuts) {
     std::vector<Tally> tally(2 * ends.size());  // of a group's keys, of its values
     std::vector<float> outputs(tally.size() * each);
-    std::vector<float> input(each);  // of the group at hand, nothing cut before it
     for (size_t s = 0; s < count; s++) {
-        embed_sequence(pass.model, x.f32(), sequences.ids[s]);
         int first = 0;
-        for (size_t i = 0; i < ends.size(); i++) {
-            ops.download(input.data(), x.f32(), each * sizeof(float));
+        for (size_t i = 0; i < ends.size(); first = ends[i++])
             for (bool values : {false, true}) {
                 std::vector<LayerCuts> alone(cuts.size(), LayerCuts(pass.c, cuts[0].rotated));
                 for (int l = first; l < ends[i]; l++) {
                     alone[size_t(l)] = cuts[size_t(l)];
                     for (Cut& other : values ? alone[size_t(l)].k : alone[size_t(l)].v) other = {};
                 }
+                pass.model.backend->upload(x.f32(), before_group(s, i), each * sizeof(float));
                 run(s, first, pass.c.L, &alone);
                 keep(outputs, 2 * i + values);
-                ops.upload(x.f32(), input.data(), each * sizeof(float));
             }
-            run(s, first, ends[i], nullptr);
-            first = ends[i];
-        }
         score(s, outputs, tally);
     }
     std::vector<std::array<double, 2>> all(ends.size());

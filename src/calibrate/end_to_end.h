@@ -18,7 +18,12 @@ struct EndToEnd {
     size_t count;             // the first of the sequences
     std::vector<float> full;  // (count, T, D)  host: of the whole model, after its last layer
 
-    EndToEnd(LayerPass& over, const Sequences& held_out, size_t at_most);
+    std::vector<int> ends;      // of groups of layers, where each_alone() is asked for them
+    std::vector<float> before;  // (count, groups, T, D)  host: of the whole model, before each group
+
+    // A group ends where the next begins.
+    EndToEnd(LayerPass& over, const Sequences& held_out, size_t at_most,
+             const std::vector<int>& groups = {});
 
     // Perplexity, and KL(full ‖ ·), with one LayerCuts a layer.
     Measured measure(const std::vector<LayerCuts>& cuts);
@@ -27,10 +32,9 @@ struct EndToEnd {
     // w_l = KL / Δ_l of layer l alone with those cuts, X_l and Y_l as collected.
     double sensitivity(const LayerInputs& inputs, int l, const LayerCuts& cuts);
 
-    // KL(full ‖ ·) with the keys (first) or the values (second) of one group of layers alone cut; a
-    // group ends where the next begins. (ends)
-    std::vector<std::array<double, 2>> each_alone(const std::vector<LayerCuts>& cuts,
-                                                  const std::vector<int>& ends);
+    // KL(full ‖ ·) with the keys (first) or the values (second) of one group of layers alone cut.
+    // (groups)
+    std::vector<std::array<double, 2>> each_alone(const std::vector<LayerCuts>& cuts);
 
   private:
     size_t each, piece;                 // floats of a sequence; rows of logits at once
@@ -38,6 +42,7 @@ struct EndToEnd {
     Staged reference;                   // (T, D)
     std::vector<RowScore> scores;       // (piece)
 
+    float* before_group(size_t s, size_t group) { return before.data() + (s * ends.size() + group) * each; }
     void run(size_t s, int first, int end, const std::vector<LayerCuts>* cuts);
     void to_logits(Buffer& to, const float* from, size_t rows);
     void keep(std::vector<float>& outputs, size_t w);

@@ -110,8 +110,8 @@ std::vector<int> group_ends(int L) {
 void correct(const Units& units, EndToEnd& learnt, const std::vector<LayerCuts>& cuts,
              const Formats& formats, PricedUnits& priced,
              std::vector<CalibrationResult::Foretold>& foretold) {
-    std::vector<int> ends = group_ends(units.L);
-    std::vector<std::array<double, 2>> measured = learnt.each_alone(cuts, ends);
+    const std::vector<int>& ends = learnt.ends;
+    std::vector<std::array<double, 2>> measured = learnt.each_alone(cuts);
     auto for_group = [&](size_t i, bool values, const auto& at) {
         for_units(units, [&](int l, int, bool of_values, size_t u) {
             if (of_values == values && l >= (i ? ends[i - 1] : 0) && l < ends[i]) at(u);
@@ -183,7 +183,7 @@ void measure_sizes(CalibrationRun& run, const PricedUnits& priced, CalibrationRe
 // Each group of layers alone, twice at most, as long as held-out text is better for it.
 void correct_by_groups(CalibrationRun& run, const std::vector<size_t>& budget,
                        const MeasuredKl& divergence, PricedUnits& priced, CalibrationResult& result) {
-    EndToEnd learnt(run.pass, run.learn, MEASURED_ALONE);
+    EndToEnd learnt(run.pass, run.learn, MEASURED_ALONE, group_ends(run.model.config.L));
     Formats formats = priced.within(budget);
     double best = divergence(priced, formats);
     for (int round = 0; round < 2; round++) {
