@@ -180,22 +180,16 @@ void measure_sizes(CalibrationRun& run, const PricedUnits& priced, CalibrationRe
     result.perplexity_full = all[0].reference.perplexity;
 }
 
-// Each group of layers alone, twice at most, as long as held-out text is better for it.
+// Each group of layers alone; what that corrects stays where held-out text is better for it. (Once
+// more gains nothing where rows have ages: tools/measurements.md.)
 void correct_by_groups(CalibrationRun& run, const std::vector<size_t>& budget,
                        const MeasuredKl& divergence, PricedUnits& priced, CalibrationResult& result) {
     EndToEnd learnt(run.pass, run.learn, MEASURED_ALONE, group_ends(run.model.config.L));
     Formats formats = priced.within(budget);
-    double best = divergence(priced, formats);
-    for (int round = 0; round < 2; round++) {
-        PricedUnits corrected = priced;
-        std::vector<CalibrationResult::Foretold> foretold;
-        correct(units_of(run), learnt, cuts_of(run, priced, formats), formats, corrected, foretold);
-        if (round == 0) result.foretold = foretold;  // later prices have been corrected by such
-        Formats other = corrected.within(budget);
-        double now = divergence(corrected, other);
-        if (!(now < best)) break;
-        best = now, priced = std::move(corrected), formats = std::move(other);
-    }
+    PricedUnits corrected = priced;
+    correct(units_of(run), learnt, cuts_of(run, priced, formats), formats, corrected, result.foretold);
+    if (divergence(corrected, corrected.within(budget)) < divergence(priced, formats))
+        priced = std::move(corrected);
 }
 
 // What is kept of the phases that are done, and taken up again by --resume.
