@@ -313,6 +313,11 @@ TEST_CASE("a model of zeros, or with NaN, is refused in one line") {
     Tried broken({.why = "NaN", .deviation = double(NaN)});
     CHECK_THROWS_WITH_AS(broken.run(), doctest::Contains("not finite"), Error);
     CHECK(!file_exists(broken.output()));
+    for (const char* method : {"stiefel", "star"}) {
+        CalibrationLab by_prices({.why = "NaN", .deviation = double(NaN)});
+        by_prices.options.sinks = 4, by_prices.options.recent = 0, by_prices.options.method = method;
+        CHECK_THROWS_WITH_AS(by_prices.run(), doctest::Contains("damaged or not trained"), Error);
+    }
 }
 
 TEST_CASE("too little text and too small a budget say what is missing") {

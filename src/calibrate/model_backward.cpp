@@ -1,6 +1,7 @@
 #include "calibrate/model_backward.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace stief {
 
@@ -61,6 +62,9 @@ void ModelBackward::forward(const std::vector<Token>& ids, const Step& step,
         pass.ops_back->copy(input(l + 1), pass.out, rows(step.T));
     }
     pass.keep_in(nullptr);
+    check(std::isfinite(pass.ops_back->squared_norm(output(step.T), rows(step.T))),
+          "%s: the output of the last layer is not finite: the checkpoint is damaged or not trained",
+          pass.c.folder.c_str());
 }
 
 void ModelBackward::there(const std::vector<Token>& ids, const Step& step,
