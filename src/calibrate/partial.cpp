@@ -121,7 +121,7 @@ void Partial::write_numbers(const std::string& to, const std::vector<double>& al
     file.write(header, sizeof header);
     file.write(all.data(), all.size() * sizeof(double));
     file.commit();
-    say_if_ended("what is done is kept in " + folder + ": the same command with --resume goes on");
+    say_what_is_kept();
 }
 
 std::vector<double> Partial::read_numbers(const std::string& from) const {

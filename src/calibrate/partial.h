@@ -37,7 +37,7 @@ struct Partial {
     void begin(uint64_t run, bool resume);
     // False: not there. Error where the layer is damaged or of another run.
     bool load(int n, const Config& config, LearnedLayer& bases) const;
-    // After it a signal that ends the program says that --resume goes on; so does the other.
+    // A signal that ends the program says from begin() on what is kept.
     void save(int n, const LearnedLayer& bases) const;
     // How many phases are done, 0 for none, and the state after the last of them.
     int load(PricedState& state) const;
@@ -50,6 +50,8 @@ struct Partial {
     std::string path(const char* what, int n) const;
     void write_numbers(const std::string& path, const std::vector<double>& numbers) const;
     std::vector<double> read_numbers(const std::string& path) const;
+    bool has_state() const;                        // of layers or units
+    void say_what_is_kept() const;
     void remove_own(bool all) const;               // all: the marker and the folder too
 };
 

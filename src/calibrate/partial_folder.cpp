@@ -79,24 +79,34 @@ Partial::Partial(const std::string& name) : output(name), folder(name + ".partia
         std::swap(lock, file);
     }
     check(lock >= 0, "%s: other runs make and remove it all the time", folder.c_str());
-    say_if_ended("nothing was finished yet; " + folder + " goes to the next run on the same -o");
 }
 
 Partial::~Partial() {
     say_if_ended("");
     if (lock < 0) return;
+    if (!has_state()) remove_own(true);
+    close(lock);
+}
+
+bool Partial::has_state() const {
     std::error_code failed;
-    bool layers = false;
+    bool found = false;
     for (fs::directory_iterator entry(folder, failed), end; !failed && entry != end;
          entry.increment(failed))
-        layers = layers || is_state(entry->path().filename().string());
-    if (!layers) remove_own(true);
-    close(lock);
+        found = found || is_state(entry->path().filename().string());
+    return found;
 }
 
 void Partial::begin(uint64_t run, bool resume) {
     key = run;
     if (!resume) remove_own(false);
+    say_what_is_kept();
+}
+
+void Partial::say_what_is_kept() const {
+    say_if_ended(has_state()
+                     ? "what is done is kept in " + folder + ": the same command with --resume goes on"
+                     : "nothing was finished yet; " + folder + " goes to the next run on the same -o");
 }
 
 // What is left behind there is no harm, so that failures are passed over.

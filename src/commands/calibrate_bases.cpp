@@ -85,9 +85,9 @@ static void set_ages(const Args& args, CalibrationOptions& o) {
         if (bits == 16) throw UsageError("--ages: only the first age can have 16 bits");
     for (int age : o.ages)
         if (age >= o.sequence - o.sinks)
-            throw UsageError(format("--ages: nothing in a sequence of %d tokens is older than %d; give "
-                                    "smaller ages, or a longer --context",
-                                    o.sequence, age));
+            throw UsageError(format("--ages: beside the first %d nothing in a sequence of %d tokens is older "
+                                    "than %d; give smaller ages, or a longer --context",
+                                    o.sinks, o.sequence, age));
 }
 
 static CalibrationOptions options_of(const Args& args, const Config& config) {
