@@ -175,7 +175,7 @@ SIMT_TESTS := main jobs scratch backends test_ops test_products test_inputs test
               test_attention test_cache test_cache_rows test_append test_waiting_codes \
               test_joint_values test_turned_mean test_forward test_generated test_backward \
               test_backward_sums test_model_backward test_model_descent test_layer_loss \
-              test_calibrate_backends test_watch test_audit
+              test_calibrate_backends test_watch test_audit test_singly
 SIMT     := $(FLAGS) $(CXXFLAGS) -Wno-unknown-pragmas -Itests/simt -Icuda -Itests $(DOCTEST_DIR:%=-I%)
 SIMT_OBJ := $(patsubst %.cpp,$(BUILD)/%.o,$(wildcard tests/simt/*.cpp)) \
             $(CUDA_SRC:%.cu=$(BUILD)/simt/%.o) \

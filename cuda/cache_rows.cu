@@ -77,6 +77,12 @@ void CudaBackend::append(const CacheLayer& cache, float* q, float* k, const floa
                          const float* rotation, const Step& step) {
     check_room(cache, step);
     if (step.T < 1) return;
+    if (singly && step.T > 1)
+        return each_alone(step, [&](const Step& one, size_t t) {
+            size_t at = t * size_t(cache.G * cache.d);
+            append(cache, q ? q + t * size_t(cache.H * cache.d) : nullptr, k ? k + at : nullptr,
+                   v ? v + at : nullptr, rotation, one);
+        });
     HeadsIn in{q, nullptr, nullptr, k, v, rotation, q ? cache.H : 0};
     if (q && cache.rotated && cache.k[0].decode_t)
         turn_to(in, latent_memory(*this, cache, step.T), cache, step.T), turned = q;
@@ -129,6 +135,11 @@ void CudaBackend::attend(Operand out, const float* q, const float* rotation, con
     check(cache.d <= WIDEST_HEAD, "--backend cuda: heads of %d coordinates, expected at most %d",
           cache.d, WIDEST_HEAD);
     if (step.T == 0) return;
+    if (singly && step.T > 1)
+        return each_alone(step, [&](const Step& one, size_t t) {
+            size_t at = t * size_t(cache.H * cache.d);
+            attend({out.data + at, out.meets}, q + at, rotation, cache, one);
+        });
     q = latent_queries(*this, q, cache, step.T);
     if (step.T == 1) return attend_one(*this, out.data, q, rotation, cache, reach(step));
     HeadsOut heads{out.data, cache.H * cache.d, rounds(out.meets, step.T)};
@@ -141,6 +152,17 @@ void CudaBackend::attend(Operand out, const float* q, const float* rotation, con
 
 void CudaBackend::append_and_attend(Operand out, const CacheLayer& cache, float* q, float* k,
                                     const float* v, const float* rotation, const Step& step) {
+    if (step.T > 1 && lies_cold(cache)) {
+        check_room(cache, step);
+        append_and_attend(out, bring_cold(cache, step.pos), q, k, v, rotation, step);
+        return send_cold(cache, step);
+    }
+    if (singly && step.T > 1)
+        return each_alone(step, [&](const Step& one, size_t t) {
+            size_t wide = t * size_t(cache.H * cache.d), narrow = t * size_t(cache.G * cache.d);
+            append_and_attend({out.data + wide, out.meets}, cache, q + wide, k + narrow, v + narrow, rotation,
+                              one);
+        });
     if (step.T != 1 || !plain_cache(*this, cache))
         return Backend::append_and_attend(out, cache, q, k, v, rotation, step);
     check_room(cache, step);

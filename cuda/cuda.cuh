@@ -111,21 +111,23 @@ __device__ __forceinline__ T warp_sum(T x) {
 
 // Σ over the lanes of a warp of each of N numbers, N a power of two, transposed on the way: lane l has the
 // sum of number l / (32 / N). One exchange a halving, N + 4 − log2 N in all instead of 5 N.
-template <int N>
-__device__ __forceinline__ float warp_sums(float (&x)[N]) {
-    int lane = int(threadIdx.x) % WARP, mask = WARP / 2;
+template <int N, int MASK = WARP / 2>
+__device__ __forceinline__ float warp_sums(const float (&x)[N]) {
+    if constexpr (N == 1) {
+        float sum = x[0];
 #pragma unroll
-    for (int n = N / 2; n > 0; n /= 2, mask /= 2) {
-        bool upper = lane & mask;
+        for (int mask = MASK; mask > 0; mask /= 2) sum += __shfl_xor_sync(~0u, sum, mask);
+        return sum;
+    } else {
+        bool upper = int(threadIdx.x) % WARP & MASK;
+        float half[N / 2];
 #pragma unroll
-        for (int i = 0; i < n; i++) {
-            float other = __shfl_xor_sync(~0u, upper ? x[i] : x[i + n], mask);
-            x[i] = (upper ? x[i + n] : x[i]) + other;
+        for (int i = 0; i < N / 2; i++) {
+            float other = __shfl_xor_sync(~0u, upper ? x[i] : x[i + N / 2], MASK);
+            half[i] = (upper ? x[i + N / 2] : x[i]) + other;
         }
+        return warp_sums<N / 2, MASK / 2>(half);
     }
-#pragma unroll
-    for (; mask > 0; mask /= 2) x[0] += __shfl_xor_sync(~0u, x[0], mask);
-    return x[0];
 }
 
 // max x over the lanes of a warp, the same to all.

@@ -42,13 +42,14 @@ CudaBackend::CudaBackend(const BackendOptions& options) : impl(std::make_unique<
     name = "cuda";
     device = describe(properties);
     copies_weights = runs_ahead = cold_apart = true;
-    widest_head = WIDEST_HEAD;
+    widest_head = WIDEST_HEAD, most_singly = MOST_SINGLY;
     multiprocessors = properties.multiProcessorCount;
     shared_limit = properties.sharedMemPerBlockOptin;
     CUDA_CHECK(cudaStreamCreateWithFlags(&queue, cudaStreamNonBlocking));
     CUBLAS_CHECK(cublasCreate(&cublas));
     CUBLAS_CHECK(cublasSetStream(cublas, queue));
-    CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&impl->step), (1 + MOST_IDS) * sizeof(int32_t)));
+    CUDA_CHECK(cudaMalloc(reinterpret_cast<void**>(&impl->step),
+                          (1 + MOST_IDS + MOST_SINGLY) * sizeof(int32_t)));
     impl->owned.push_back(impl->step);
     pos = impl->step, ids = impl->step + 1;
 }
@@ -58,6 +59,7 @@ CudaBackend::~CudaBackend() {
         if (one.exec) cudaGraphExecDestroy(one.exec);
     for (void* memory : impl->owned) cudaFree(memory);
     for (const auto& [rows, one] : impl->descriptions) cudaFree(one.memory);
+    cudaFree(impl->brought.memory), cudaFree(impl->brought.rows);
     if (impl->landing) cudaFreeHost(impl->landing);
     if (impl->places) cudaFreeHost(impl->places);
     for (cudaEvent_t one : impl->there)

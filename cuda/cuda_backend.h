@@ -75,7 +75,7 @@ struct CudaBackend final : Backend {
     // Whether products of T tokens with weights of that dtype take x in bf16. An Operand that meets
     // them is kept so: the bf16 of a token at the beginning of its K floats.
     bool rounds(DType weights, int T) const {
-        return !exact && T > 1 && weights == DType::BF16;
+        return !exact && !singly && T > 1 && weights == DType::BF16;
     }
     // rmsnorm, rounded; out (T, D)
     void norm_rounded(bf16* out, const float* x, const Weight& w, float eps, int T);
@@ -96,6 +96,13 @@ struct CudaBackend final : Backend {
 
   private:
     void drop_capture();
+    // f(step of token t alone, t) for each token of a step that goes singly, at its own position.
+    void each_alone(const Step& step, const std::function<void(const Step&, size_t)>& f);
+    // cold_rows.cu: a layer whose rows lie in the host's memory, with those of positions below `stored` on the
+    // device, for as long as the next is brought; and its rows from there on, T of them, back home.
+    bool lies_cold(const CacheLayer& cache) const;
+    const CacheLayer& bring_cold(const CacheLayer& cache, int stored);
+    void send_cold(const CacheLayer& cache, const Step& step);
     void bring_home(const int32_t* from);
     // append_later.cu: where to leave what a token's codes are made of, if they may wait for the end of a
     // step, or null; and what waits.

@@ -9,9 +9,11 @@
 namespace stief {
 
 constexpr int MOST_IDS = 1 << 18;  // tokens of one step
+constexpr int MOST_SINGLY = 33;    // of one that goes singly: a draft's verification
 
 struct CudaBackend::Impl {
-    int32_t* step = nullptr;   // (1 + MOST_IDS)  pos, ids
+    int32_t* step = nullptr;   // (1 + MOST_IDS + MOST_SINGLY)  pos, ids, each token's own pos
+    int32_t* own_pos() const { return step + 1 + MOST_IDS; }
     std::vector<void*> owned;  // weights and scratch
     std::map<const char*, size_t> cold;  // of alloc_cold, page-locked; bytes
     void* scratch[int(Scratch::Count)] = {};
@@ -43,6 +45,16 @@ struct CudaBackend::Impl {
     };
     std::vector<WaitingRows> waiting;
     Alike alike = {};
+
+    // The layer of cold rows that is on the device (cold_rows.cu), all of it in one block as it lies at home.
+    struct Brought {
+        char* memory = nullptr;
+        size_t bytes = 0, pitch = 0;  // of the block; from a head's rows to the next's
+        CacheLayer layer;
+        CacheRows* rows = nullptr;    // of layer.rows
+        size_t heads = 0;             // that these have room for
+    };
+    Brought brought;
 
     bool page_locked(const void* host, size_t bytes) const {
         const char* first = static_cast<const char*>(host);

@@ -1,5 +1,5 @@
-// out = x wᵀ, and out = x w for gradients. One token of x wᵀ: matvec.cu. All else: cuBLAS, exact in
-// f32 or, not exact, on tensor cores with x rounded to bf16 where w is bf16, and to TF32 (11 bits)
+// out = x wᵀ, and out = x w for gradients. One token of x wᵀ, or each as if alone: matvec.cu. All else:
+// cuBLAS, exact in f32 or, not exact, on tensor cores with x rounded to bf16 where w is bf16, and to TF32 (11 bits)
 // where it is not. Twin: src/backend/cpu/matmul.cpp.
 #include "dispatch.cuh"
 #include "matvec.cuh"
@@ -111,7 +111,7 @@ class Activations {
 // q, k and v are a product each: a grouped one of cuBLAS (12.5 on) gives bf16 for bf16, and their sum
 // in f32 is what norms and rotations go on with.
 void CudaBackend::matmul(std::span<const Projection> all, const Input& input, int T, bool add) {
-    if (T == 1) return matvecs(*this, all, input, add);
+    if (T == 1 || singly) return matvecs(*this, all, input, T, add);
     Activations x(*this, input, T, all.empty() ? 0 : all[0].w.K);
     for (const Projection& one : all) {
         const Weight& w = one.w;
@@ -138,13 +138,13 @@ void CudaBackend::matmul_transposed(float* out, const float* x, const Weight& w,
 
 void CudaBackend::gated(Operand gate, float* up, const Input& x, const Weight& w_gate,
                         const Weight& w_up, int T) {
-    if (T > 1 || w_gate.dtype != w_up.dtype) {
+    if ((T > 1 && !singly) || w_gate.dtype != w_up.dtype) {
         Projection both[] = {{gate.data, w_gate}, {up, w_up}};
         matmul(both, x, T, false);
         return rounds(gate.meets, T) ? swiglu_rounded(gate.data, up, T, w_gate.N)
                                      : swiglu(gate.data, up, T, w_gate.N);
     }
-    gated_one(*this, gate.data, up, x, w_gate, w_up);
+    gated_singly(*this, gate.data, up, x, w_gate, w_up, T);
 }
 
 }  // namespace stief

@@ -1,5 +1,6 @@
 // Products of one token, at the speed of memory: weights stream through shared memory, with the RMSNorm
-// of x on the way where one is asked for. What matmul.cu does for several.
+// of x on the way where one is asked for. matvec_few.cu has several tokens that must come out alike,
+// matmul.cu all others.
 //
 // A block has some rows of w, the same number for every multiprocessor; each of its warps has a slice of
 // the columns, with that slice of x in registers, and meets every row of the block:
@@ -39,7 +40,7 @@ __global__ void __launch_bounds__(most_warps(C) * WARP, 1)
     int first = all.template first<GATED>(int(blockIdx.x));
     int end = all.template first<GATED>(int(blockIdx.x) + 1);
 
-    Part part(K);
+    Part part(K, warp);
     RowCursor<E, GATED> next(all, first, K, part.column);
 #pragma unroll
     for (int n = 0; n < AHEAD; n += AT_ONCE) {
@@ -51,21 +52,17 @@ __global__ void __launch_bounds__(most_warps(C) * WARP, 1)
             for (int c = 0; c < C; c++) part.ask(row + i < end, at[i], (n + i) * C + c, c);
     }
     uint4 weight[C] = {};
-    for (int c = 0; NORM && c < C; c++)
-        if (part.there(c)) weight[c] = load_16(norm.w + part.column + c * Part::CHUNK);
+    if constexpr (NORM) part.load(weight, norm.w);
     let_next_begin();
     await_kernels();
-    part.load(x);
+    part.load(part.x, x);
     float factor = 1;
-    if constexpr (NORM) {
-        float square = block_sum(part.weigh(weight), sums + PASS * stride);
-        factor = 1.0f / sqrtf(square / float(K) + norm.eps);
-    }
+    if constexpr (NORM) factor = norm_factor(weigh<E>(part.x, weight), norm, K, sums + PASS * stride);
 
     for (int pass = first; pass < end; pass += PASS) {
         int stop = min(end, pass + PASS), mine = pass + int(threadIdx.x);
         float before = 0;  // a thread's first element of out, which comes while its sum is made
-        if (!GATED && add && mine < stop) all.at(mine, [&](const E*, float* out, int j) { before = out[j]; });
+        if (!GATED && add && mine < stop) all.at(mine, [&](const E*, float* out, int j, int) { before = out[j]; });
         for (int turn = pass; turn < stop; turn += TURN) {
 #pragma unroll
             for (int offset = 0; offset < TURN; offset += TOGETHER) {
@@ -80,7 +77,9 @@ __global__ void __launch_bounds__(most_warps(C) * WARP, 1)
 #pragma unroll
                     for (int c = 0; c < C; c++) {
                         int slot = (offset + n) % AHEAD * C + c;
-                        sum[n] = part.take(sum[n], slot, c);
+                        float w[Part::EACH];
+                        part.take(w, slot);
+                        sum[n] = add_products(sum[n], part.x[c], w);
                         part.ask(asked + n < end, at[n % AT_ONCE], slot, c);
                     }
                 }
@@ -93,15 +92,14 @@ __global__ void __launch_bounds__(most_warps(C) * WARP, 1)
         auto total = [&](int i) {
             float sum = 0;
             for (int w = 0; w < warps; w++) sum += sums[i * stride + w];
-            return factor * sum;
+            return sum;
         };
         for (int i = int(threadIdx.x); i < (stop - pass) / UNIT; i += int(blockDim.x)) {
             if constexpr (GATED) {
-                float gate = total(2 * i);
-                all.out[0][pass / 2 + i] = gate / (1.0f + expf(-gate)) * total(2 * i + 1);
+                all.out[0][pass / 2 + i] = gated_by(factor * total(2 * i), factor * total(2 * i + 1));
             } else {
-                all.at(pass + i, [&](const E*, float* out, int j) {
-                    out[j] = total(i) + (pass + i == mine ? before : add ? out[j] : 0);
+                all.at(pass + i, [&](const E*, float* out, int j, int) {
+                    out[j] = finished(total(i), factor, pass + i == mine ? before : add ? out[j] : 0);
                 });
             }
         }
@@ -117,7 +115,7 @@ __global__ void __launch_bounds__(256)
     let_next_begin();
     await_kernels();
     if (i >= all.rows) return;
-    all.at(i, [&](const E* w, float* out, int j) {
+    all.at(i, [&](const E* w, float* out, int j, int) {
         const E* row = w + size_t(j) * size_t(K);
         float sum = 0;
         for (int k = lane; k < K; k += WARP) sum = fmaf(x[k], to_float(row[k]), sum);
@@ -133,29 +131,6 @@ static bool whole_loads(const void* x, const E* w, int K) {
     return size_t(K) * sizeof(E) % 16 == 0 && K % 4 == 0 &&
            reinterpret_cast<uintptr_t>(x) % 16 == 0 && reinterpret_cast<uintptr_t>(w) % 16 == 0;
 }
-
-// The block that takes rows of K elements on this device: C chunks of a lane, so many warps. C = 0: none.
-struct StreamShape {
-    int C = 0, warps = 0;
-    size_t bytes = 0;  // shared
-
-    StreamShape(const CudaBackend& gpu, int K, size_t element) {
-        int chunks = int((size_t(K) * element + WARP * 16 - 1) / (WARP * 16));
-        for (int each : {1, 2, 8}) {
-            warps = (chunks + each - 1) / each;
-            bytes = size_t(warps * SLOTS * WARP * 16) +
-                    size_t(PASS * (warps | 1) + warps) * sizeof(float);
-            if (warps > most_warps(each) || bytes > gpu.shared_limit) continue;
-            C = each;
-            return;
-        }
-    }
-    // A multiprocessor has; shared memory beyond a block's own is 1 KB each.
-    int blocks(const CudaBackend& gpu) const {
-        int room = int((gpu.shared_limit + 1024) / (bytes + 1024));
-        return std::clamp(most_warps(C) / warps, 1, std::max(1, room));
-    }
-};
 
 template <class E, bool GATED>
 static void matvec_streamed(CudaBackend& gpu, const Matrices<E>& all, const float* x,
@@ -186,11 +161,11 @@ static bool can_stream(const CudaBackend& gpu, const Matrices<E>& all, const flo
     return whole;
 }
 
-// x as one token's products of weights of type E read it: its norm on the way where that can be, with a
-// weight of the same type; or made before.
+// x as products of weights of type E read it: its norm on the way where that can be, with a weight of the
+// same type; or made before.
 template <class E>
-static const float* without_norm(CudaBackend& gpu, const Input& x, NormOf<E>& norm, bool streams,
-                                 int K) {
+static const float* without_norm(CudaBackend& gpu, const Input& x, NormOf<E>& norm, bool streams, int K,
+                                 int T) {
     norm = {};
     if (!x.norm) return x.x;
     const E* w = static_cast<const E*>(x.norm->data);
@@ -199,22 +174,41 @@ static const float* without_norm(CudaBackend& gpu, const Input& x, NormOf<E>& no
         norm = {w, x.eps};
         return x.x;
     }
-    gpu.rmsnorm(x.normed, x.x, *x.norm, x.eps, 1);
+    gpu.rmsnorm(x.normed, x.x, *x.norm, x.eps, T);
     return x.normed;
 }
 
+// The same matrices for token t of several.
 template <class E>
-static void matvec(CudaBackend& gpu, const Matrices<E>& all, const Input& input, int K, bool add) {
-    bool streams = can_stream(gpu, all, input.x, K);
-    NormOf<E> norm;
-    const float* x = without_norm(gpu, input, norm, streams, K);
-    if (streams && can_stream(gpu, all, x, K)) return matvec_streamed<E, false>(gpu, all, x, norm, K, add);
-    launch_ahead(plain_matvec_kernel<E>, dim3(unsigned((all.rows + 7) / 8)), 256, 0, gpu.queue, all, x, K,
-                 add);
+static Matrices<E> of_token(Matrices<E> all, int t) {
+    for (int i = 0; i < all.count; i++) all.out[i] += size_t(t) * size_t(all.N[i]);
+    return all;
 }
 
-// One token: products of one dtype go together, in the order in which they come.
-void matvecs(CudaBackend& gpu, std::span<const Projection> all, const Input& x, bool add) {
+template <class E, bool GATED>
+static void stream(CudaBackend& gpu, const Matrices<E>& all, const float* x, const NormOf<E>& norm,
+                   float* normed, int K, int T, bool add) {
+    StreamShape shape(gpu, K, sizeof(E));
+    if (T > 1 && takes_more(shape.C))
+        return matvec_few<E, GATED>(gpu, shape, all, x, norm, normed, K, T, add);
+    for (int t = 0; t < T; t++)
+        matvec_streamed<E, GATED>(gpu, of_token(all, t), x + size_t(t) * size_t(K), norm, K, add);
+}
+
+template <class E>
+static void matvec(CudaBackend& gpu, const Matrices<E>& all, const Input& input, int K, int T, bool add) {
+    bool streams = can_stream(gpu, all, input.x, K);
+    NormOf<E> norm;
+    const float* x = without_norm(gpu, input, norm, streams, K, T);
+    if (streams && can_stream(gpu, all, x, K))
+        return stream<E, false>(gpu, all, x, norm, input.normed, K, T, add);
+    for (int t = 0; t < T; t++)
+        launch_ahead(plain_matvec_kernel<E>, dim3(unsigned((all.rows + 7) / 8)), 256, 0, gpu.queue,
+                     of_token(all, t), x + size_t(t) * size_t(K), K, add);
+}
+
+// Products of one dtype go together, in the order in which they come.
+void matvecs(CudaBackend& gpu, std::span<const Projection> all, const Input& x, int T, bool add) {
     for (size_t i = 0; i < all.size();) {
         DType dtype = all[i].w.dtype;
         for_dtype(dtype, [&]<class E>(E) {
@@ -226,24 +220,24 @@ void matvecs(CudaBackend& gpu, std::span<const Projection> all, const Input& x, 
                 together.w[n] = static_cast<const E*>(all[i].w.data);
                 together.rows += all[i].w.N;
             }
-            matvec(gpu, together, x, all[i - 1].w.K, add);
+            matvec(gpu, together, x, all[i - 1].w.K, T, add);
         });
     }
 }
 
-void gated_one(CudaBackend& gpu, float* gate, float* up, const Input& x, const Weight& w_gate,
-               const Weight& w_up) {
+void gated_singly(CudaBackend& gpu, float* gate, float* up, const Input& x, const Weight& w_gate,
+                  const Weight& w_up, int T) {
     for_dtype(w_gate.dtype, [&]<class E>(E) {
         const E *g = static_cast<const E*>(w_gate.data), *u = static_cast<const E*>(w_up.data);
         int N = w_gate.N, K = w_gate.K;
         Matrices<E> both = {{gate, up}, {g, u}, {N, N}, 2, 2 * N};
         NormOf<E> norm;
         bool streams = can_stream(gpu, both, x.x, K) && takes_more(StreamShape(gpu, K, sizeof(E)).C);
-        const float* from = without_norm(gpu, x, norm, streams, K);
+        const float* from = without_norm(gpu, x, norm, streams, K, T);
         if (streams && can_stream(gpu, both, from, K))
-            return matvec_streamed<E, true>(gpu, both, from, norm, K, false);
-        matvec(gpu, both, from, K, false);
-        gpu.swiglu(gate, up, 1, N);
+            return stream<E, true>(gpu, both, from, norm, x.normed, K, T, false);
+        matvec(gpu, both, from, K, T, false);
+        gpu.swiglu(gate, up, T, N);
     });
 }
 

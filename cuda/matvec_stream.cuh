@@ -1,6 +1,11 @@
-// What a kernel of one token's products knows (matvec.cu): the matrices that meet x, and a lane's part of
-// their rows, which stream through shared memory.
+// What kernels of one token's products (matvec.cu) and of a few tokens' (matvec_few.cu) know: the matrices
+// that meet x, a lane's part of their rows, which stream through shared memory, and the order of all sums:
+//
+//     over a lane's columns of a slice, then the lanes of a warp, then the slices
+//
+// which is the same in both, so that a token's results are the same to the last bit.
 #pragma once
+#include <algorithm>
 #include <climits>
 
 #include "cuda_backend.h"
@@ -33,7 +38,7 @@ struct Matrices {
         return int(unsigned(rows) / unit * unsigned(b) / gridDim.x * unit);
     }
 
-    // f(w, out, row of it) of row i; without an index that only the device knows, which would put the
+    // f(w, out, row of it, N) of row i; without an index that only the device knows, which would put the
     // struct into local memory.
     template <class F>
     __device__ __forceinline__ void at(int i, const F& f) const {
@@ -45,7 +50,7 @@ struct Matrices {
             if (n >= count || i < above) break;
             i -= above, from = w[n], to = out[n], above = N[n];
         }
-        f(from, to, i);
+        f(from, to, i, above);
     }
 };
 
@@ -59,7 +64,7 @@ class RowCursor {
     const int K, column;
 
     __device__ __forceinline__ void find() {
-        all.at(i, [&](const E* w, float*, int j) { from = w + size_t(j) * size_t(K) + column; });
+        all.at(i, [&](const E* w, float*, int j, int) { from = w + size_t(j) * size_t(K) + column; });
         turn = i < all.N[0] ? all.N[0] : i < all.N[0] + all.N[1] ? all.N[0] + all.N[1] : INT_MAX;
     }
 
@@ -108,39 +113,17 @@ constexpr bool takes_more(int C) {
     return C <= 2;
 }
 
-// A lane's part of every row, C times 16 bytes: of x in registers, of the rows of w in its ring.
+// A lane's columns of a slice: C times 16 bytes of a row of w, a chunk of the warp apart.
 template <class E, int C>
-struct LanePart {
+struct LaneColumns {
     static constexpr int EACH = 16 / sizeof(E), CHUNK = WARP * EACH;
-    static constexpr int AHEAD = SLOTS / C;  // rows
     const int K, column;
-    char* ring;         // shared (SLOTS, lanes, 16)
-    float x[C][EACH];
 
-    __device__ __forceinline__ explicit LanePart(int width)
-        : K(width),
-          column(int(threadIdx.x) / WARP * C * CHUNK + int(threadIdx.x) % WARP * EACH),
-          ring(dynamic_shared() + (threadIdx.x / WARP * SLOTS * WARP + threadIdx.x % WARP) * 16) {
-        for (int c = 0; c < C; c++)  // beyond a row's end are zeros, for good
-            for (int n = 0; n < AHEAD && !there(c); n++)
-                *reinterpret_cast<uint4*>(ring + (n * C + c) * WARP * 16) = uint4{};
-    }
-
+    __device__ __forceinline__ LaneColumns(int width, int slice)
+        : K(width), column(slice * C * CHUNK + int(threadIdx.x) % WARP * EACH) {}
     __device__ __forceinline__ bool there(int c) const { return column + c * CHUNK < K; }
-    // Chunk c of a row, whose chunk 0 is at `row`, begins to come to a slot; or nothing does.
-    __device__ __forceinline__ void ask(bool copies, const E* row, int slot, int c) const {
-        if (copies && there(c)) copy_async_16(ring + slot * WARP * 16, row + c * CHUNK, true);
-        copy_async_commit();
-    }
-    // sum + x · the chunk c that came first of those on their way. A lane reads only what it asked for.
-    __device__ __forceinline__ float take(float sum, int slot, int c) const {
-        float right[EACH];
-        copy_async_wait<SLOTS - 1>();
-        unpack<E>(right, *reinterpret_cast<const uint4*>(ring + slot * WARP * 16));
-        for (int e = 0; e < EACH; e++) sum = fmaf(x[c][e], right[e], sum);
-        return sum;
-    }
-    __device__ __forceinline__ void load(const float* from) {
+    // x ← the activations there, zeros beyond a row's end.
+    __device__ __forceinline__ void load(float (&x)[C][EACH], const float* from) const {
 #pragma unroll
         for (int c = 0; c < C; c++)
             for (int e = 0; e < EACH; e += 4) {
@@ -149,18 +132,104 @@ struct LanePart {
                 x[c][e] = four.x, x[c][e + 1] = four.y, x[c][e + 2] = four.z, x[c][e + 3] = four.w;
             }
     }
-    // x ← x ⊙ weight. Returns Σ x² of what it was.
-    __device__ __forceinline__ float weigh(const uint4 (&weight)[C]) {
-        float square = 0;
-#pragma unroll
-        for (int c = 0; c < C; c++) {
-            float by[EACH];
-            unpack<E>(by, weight[c]);
-            for (int e = 0; e < EACH; e++)
-                square = fmaf(x[c][e], x[c][e], square), x[c][e] *= by[e];
-        }
-        return square;
+    // The same of a norm's weight, as it lies.
+    __device__ __forceinline__ void load(uint4 (&weight)[C], const E* from) const {
+        for (int c = 0; c < C; c++)
+            if (there(c)) weight[c] = load_16(from + column + c * CHUNK);
     }
 };
+
+// What comes to them of one row after the other, through a ring of the lane's own.
+template <class E, int C>
+struct LanePart : LaneColumns<E, C> {
+    using Columns = LaneColumns<E, C>;
+    using Columns::there, Columns::EACH, Columns::CHUNK;
+    static constexpr int AHEAD = SLOTS / C;  // rows
+    char* ring;        // shared (SLOTS, lanes, 16)
+    float x[C][EACH];  // of a token: here, or ring's address is made anew for each copy
+
+    __device__ __forceinline__ LanePart(int width, int slice)
+        : Columns(width, slice),
+          ring(dynamic_shared() + (threadIdx.x / WARP * SLOTS * WARP + threadIdx.x % WARP) * 16) {
+        for (int c = 0; c < C; c++)  // beyond a row's end are zeros, for good
+            for (int n = 0; n < AHEAD && !there(c); n++)
+                *reinterpret_cast<uint4*>(ring + (n * C + c) * WARP * 16) = uint4{};
+    }
+    // Chunk c of a row, whose chunk 0 is at `row`, begins to come to a slot; or nothing does.
+    __device__ __forceinline__ void ask(bool copies, const E* row, int slot, int c) const {
+        if (copies && there(c)) copy_async_16(ring + slot * WARP * 16, row + c * CHUNK, true);
+        copy_async_commit();
+    }
+    // The chunk that came first of those on their way. A lane reads only what it asked for.
+    __device__ __forceinline__ void take(float (&w)[EACH], int slot) const {
+        copy_async_wait<SLOTS - 1>();
+        unpack<E>(w, *reinterpret_cast<const uint4*>(ring + slot * WARP * 16));
+    }
+};
+
+// sum + x · w
+template <int EACH>
+__device__ __forceinline__ float add_products(float sum, const float (&x)[EACH], const float (&w)[EACH]) {
+    for (int e = 0; e < EACH; e++) sum = fmaf(x[e], w[e], sum);
+    return sum;
+}
+
+// x ← x ⊙ weight. Returns Σ x² of what it was.
+template <class E, int C, int EACH>
+__device__ __forceinline__ float weigh(float (&x)[C][EACH], const uint4 (&weight)[C]) {
+    float square = 0;
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+        float by[EACH];
+        unpack<E>(by, weight[c]);
+        for (int e = 0; e < EACH; e++) square = fmaf(x[c][e], x[c][e], square), x[c][e] *= by[e];
+    }
+    return square;
+}
+// 1 / √(mean(x²) + ε) of all lanes' squares. partial: shared, a float a warp.
+template <class E>
+__device__ __forceinline__ float norm_factor(float square, const NormOf<E>& norm, int K, float* partial) {
+    return 1.0f / sqrtf(block_sum(square, partial) / float(K) + norm.eps);
+}
+
+// From all slices' sums to what a product gives.
+__device__ __forceinline__ float finished(float sum, float factor, float before) {
+    return fmaf(factor, sum, before);
+}
+__device__ __forceinline__ float gated_by(float gate, float up) {
+    return gate / (1.0f + expf(-gate)) * up;  // silu(gate) up
+}
+
+// ---- launchers ---------------------------------------------------------------------------------
+
+// The block that takes rows of K elements on this device: C chunks of a lane, so many warps, each of which
+// has a slice of the columns. C = 0: none.
+struct StreamShape {
+    int C = 0, warps = 0;
+    size_t bytes = 0;  // shared
+
+    StreamShape(const CudaBackend& gpu, int K, size_t element) {
+        int chunks = int((size_t(K) * element + WARP * 16 - 1) / (WARP * 16));
+        for (int each : {1, 2, 8}) {
+            warps = (chunks + each - 1) / each;
+            bytes = size_t(warps * SLOTS * WARP * 16) +
+                    size_t(PASS * (warps | 1) + warps) * sizeof(float);
+            if (warps > most_warps(each) || bytes > gpu.shared_limit) continue;
+            C = each;
+            return;
+        }
+    }
+    // A multiprocessor has; shared memory beyond a block's own is 1 KB each.
+    int blocks(const CudaBackend& gpu) const {
+        int room = int((gpu.shared_limit + 1024) / (bytes + 1024));
+        return std::clamp(most_warps(C) / warps, 1, std::max(1, room));
+    }
+};
+
+// T tokens at rows that stream, each as matvec.cu has it alone: x (T, K), out_i (T, N_i). C ≤ 2. With a norm
+// normed (T, K) is scratch. GATED: out[0] only.
+template <class E, bool GATED>
+void matvec_few(CudaBackend& gpu, const StreamShape& shape, const Matrices<E>& all, const float* x,
+                const NormOf<E>& norm, float* normed, int K, int T, bool add);
 
 }  // namespace stief

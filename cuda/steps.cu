@@ -33,15 +33,20 @@ __global__ void bring_home_kernel(int32_t* home, const int32_t* from, int32_t* p
 
 constexpr size_t MOST_GRAPHS = 16;
 
-// pos, then the ids, in as many words as there are.
-static void send_step(int32_t* to, const Step& step, cudaStream_t queue) {
-    int total = 1 + (step.ids ? step.T : 0);
+// to_i ← word(i), in as many launches as it takes.
+template <class Word>
+static void send_words(int32_t* to, int total, cudaStream_t queue, const Word& word) {
     for (int first = 0; first < total; first += Words::MOST) {
         Words words{first, std::min(Words::MOST, total - first), {}};
-        for (int i = 0; i < words.count; i++)
-            words.word[i] = first + i == 0 ? step.pos : step.ids[first + i - 1];
+        for (int i = 0; i < words.count; i++) words.word[i] = word(first + i);
         launch(set_words, dim3(1), Words::MOST, 0, queue, to, words);
     }
+}
+
+// pos, then the ids.
+static void send_step(int32_t* to, const Step& step, cudaStream_t queue) {
+    send_words(to, 1 + (step.ids ? step.T : 0), queue,
+               [&](int i) { return i == 0 ? step.pos : step.ids[i - 1]; });
 }
 
 // An exception within a captured step leaves the stream capturing: nothing else could run on it.
@@ -57,8 +62,12 @@ void CudaBackend::drop_capture() {
 bool CudaBackend::begin_step(const Step& step) {
     check(step.T <= MOST_IDS, "%d tokens at once, expected at most %d", step.T, MOST_IDS);
     drop_capture();
-    impl->home = step.home, turned = nullptr, impl->waiting.clear();
+    impl->home = step.home, pos = impl->step, turned = nullptr, impl->waiting.clear();
     if (!step.token || impl->next_pos != step.pos) send_step(impl->step, step, queue);
+    if (singly && step.T > 1) {
+        check(step.T <= MOST_SINGLY, "%d tokens singly, expected at most %d", step.T, MOST_SINGLY);
+        send_words(impl->own_pos(), step.T, queue, [&](int t) { return step.pos + t; });
+    }
     impl->next_pos = -1, impl->end_pos = step.pos + step.T, impl->T = step.T;
     impl->replaying = nullptr, impl->issued.reset();
     if (!step.replay) return true;
@@ -73,6 +82,15 @@ bool CudaBackend::begin_step(const Step& step) {
     }
     impl->issued = {step.replay, reach(step), nullptr};
     return true;
+}
+
+// Kernels of a step of one read their position at `pos`, wherever that is.
+void CudaBackend::each_alone(const Step& step, const std::function<void(const Step&, size_t)>& f) {
+    for (int t = 0; t < step.T; t++) {
+        pos = impl->own_pos() + t;
+        f({step.pos + t, 1}, size_t(t));
+    }
+    pos = impl->step;
 }
 
 // Not before all of it was issued: a step that failed comes anew.

@@ -1,8 +1,8 @@
 // Several tokens in one step that come out as each alone would: what verifying a draft rests on.
+#include "backends.h"
 #include "cache/kv_cache.h"
 #include "forward/transformer.h"
 #include "forward/watch.h"
-#include "reference.h"
 #include "tiny_model.h"
 
 using namespace stief;
@@ -44,6 +44,61 @@ std::vector<char> rows_of(const KvCache& cache) {
 
 TEST_SUITE_BEGIN("forward");
 
+TEST_CASE("products that go singly are those of one token, to the last bit") {
+    // why: of a device, whose warps have a slice of the columns each
+    const struct { int T, N, K; const char* why; } cases[] = {
+        {2, 9, 40, "part of a slice"},
+        {9, 150, 1100, "several slices, one token past what a lane holds, a tail of columns"},
+        {5, 6, 8200, "two chunks of a lane with weights of 32 bits"},
+        {3, 4, 16400, "two chunks with weights of 16 bits, eight with 32"},
+        {3, 7, 131, "rows that are no whole loads"},
+    };
+    for (const auto& c : cases)
+        for (DType dtype : DTYPES)
+            for (bool normed : {false, true}) {
+                CAPTURE(c.why);
+                CAPTURE(std::string(name_of(dtype)));
+                CAPTURE(normed);
+                size_t T = size_t(c.T), N = size_t(c.N), K = size_t(c.K), M = N / 2 + 1;
+                Floats x = normals(T * K, 1), before = normals(T * N, 2);
+                for (float& one : x) one *= 2 / std::sqrt(float(K));
+                Elements norm(normals(K, 3), dtype), w(normals(N * K, 4), dtype), u(normals(N * K, 5), dtype),
+                    more(normals(M * K, 6), dtype);
+                for (const Variant& variant : groups()) {
+                    CAPTURE(variant.group);
+                    Lab lab(variant);
+                    Weight bound = lab.weight(w, c.N, c.K), up = lab.weight(u, c.N, c.K),
+                           other = lab.weight(more, int(M), c.K), by = lab.weight(norm, c.K, 1);
+                    const float* in = lab.in(x);
+                    Output sum(lab, T * N, before), first(lab, T * N), second(lab, T * M), gate(lab, T * N);
+                    Output scratch(lab, T * K), gate_scratch(lab, T * N);
+                    auto run = [&](size_t t, int tokens) {
+                        size_t at = t * N;
+                        Input from(in + t * K);
+                        if (normed) from = Input(in + t * K, by, 1e-2f, scratch.data() + t * K);
+                        Projection two[] = {{first.data() + at, bound}, {second.data() + t * M, other}};
+                        lab.backend->matmul(two, from, tokens, false);
+                        lab.backend->matmul(sum.data() + at, in + t * K, bound, tokens, true);
+                        lab.backend->gated(gate.data() + at, gate_scratch.data() + at, from, bound, up,
+                                           tokens);
+                    };
+                    lab.backend->singly = true;
+                    run(0, c.T);
+                    Output* all[] = {&sum, &first, &second, &gate};
+                    std::vector<Floats> together;
+                    for (Output* one : all) {
+                        CHECK(one->guarded());
+                        together.push_back(one->values());
+                        Floats again = one == &sum ? before : Floats(one->n, NaN);
+                        lab.backend->upload(one->data(), again.data(), again.size() * sizeof(float));
+                    }
+                    lab.backend->singly = false;
+                    for (size_t t = 0; t < T; t++) run(t, 1);
+                    for (size_t i = 0; i < 4; i++) CHECK(same_bits(all[i]->values(), together[i]));
+                }
+            }
+}
+
 TEST_CASE("tokens that come together singly have the logits of single steps, to the last bit") {
     const struct {
         TinyModel model;
@@ -57,31 +112,79 @@ TEST_CASE("tokens that come together singly have the logits of single steps, to 
         {{"across a change of split", 1, 32, 48, 64, 4, 2, 8, DType::BF16, true, false, 0.15, 8192},
          4080, 40, 0, DType::BF16},
         {{"a cache of rank 4", 2, 64, 80, 64, 8, 2, 16, DType::BF16}, 90, 37, 4, DType::F16},
+        {{"heads of 64", 1, 300, 310, 64, 4, 2, 64, DType::BF16}, 250, 17, 0, DType::F16},
+        {{"codes of heads of 64", 1, 64, 96, 64, 2, 1, 64, DType::BF16}, 40, 11, -1, DType::F16},
     };
     for (const auto& c : cases) {
         Scratch folder;
         write_tiny_model(c.model, folder.folder.string());
-        for (const std::string& isa : cpu_isas())
-            for (int threads : {1, 2}) {
-                CAPTURE(std::string(c.model.why));
-                CAPTURE(isa);
-                Model model = Model::open(folder.folder.string(), BackendOptions{"cpu", isa}, threads);
-                CHECK(model.backend->most_singly == Watch::MOST + 1);    // a draft's verification
-                const Config& config = model.config;
-                std::vector<Token> ids = random_ids(c.prompt + c.tokens, config.V, 3);
-                std::optional<Bases> bases;
-                if (c.rank) bases = Bases::identity(config, c.rank);
-                int context = c.prompt + c.tokens;
-                KvCache cache(*model.backend, config, context, c.rows, bases ? &*bases : nullptr);
-                Transformer transformer(model, context);
-                Floats one = logits_after(transformer, cache, ids, c.prompt, 1);
-                std::vector<char> rows = rows_of(cache);
-                for (int each : {2, 5, 8, 33}) {
-                    CAPTURE(each);
-                    CHECK(logits_after(transformer, cache, ids, c.prompt, each) == one);
-                    CHECK(rows_of(cache) == rows);
-                }
+        for (const Variant& variant : variants()) {
+            if (variant.slow && c.prompt > 1000) continue;
+            CAPTURE(std::string(c.model.why));
+            CAPTURE(variant.group);
+            Model model = open_model(folder.folder.string(), variant, variant.threads);
+            CHECK(model.backend->most_singly == Watch::MOST + 1);    // a draft's verification
+            const Config& config = model.config;
+            std::vector<Token> ids = random_ids(c.prompt + c.tokens, config.V, 3);
+            std::optional<Bases> bases;
+            if (c.rank > 0) bases = Bases::identity(config, c.rank);
+            if (c.rank < 0) bases = Bases::uniform(config, {}, {2}), bases->sinks = 1, bases->recent = 3;
+            int context = c.prompt + c.tokens;
+            KvCache cache(*model.backend, config, context, c.rows, bases ? &*bases : nullptr);
+            Transformer transformer(model, context);
+            Floats one = logits_after(transformer, cache, ids, c.prompt, 1);
+            std::vector<char> rows = rows_of(cache);
+            for (int each : variant.slow ? std::vector{5, 33} : std::vector{2, 5, 8, 33}) {
+                CAPTURE(each);
+                CHECK(logits_after(transformer, cache, ids, c.prompt, each) == one);
+                CHECK(rows_of(cache) == rows);
             }
+        }
+    }
+}
+
+TEST_CASE("rows that are kept cold are those of a cache beside the weights, and give the same logits") {
+    for (auto [d, rows] : {std::pair{8, DType::F32}, {64, DType::F16}}) {
+        CAPTURE(d);
+        TinyModel tiny{"", 2, 32, 48, 64, 4, 2, d, DType::BF16};
+        Scratch folder;
+        write_tiny_model(tiny, folder.folder.string());
+        for (const Variant& variant : groups()) {
+            CAPTURE(variant.group);
+            Model model = open_model(folder.folder.string(), variant);
+            std::string in_memory;
+            std::vector<Token> ids = random_ids(60, model.config.V, 7);
+            Transformer transformer(model, 61);
+            // Another capacity first: what is brought anew lies otherwise.
+            for (int capacity : {50, 61}) {
+                KvCache cold(*model.backend, model.config, capacity, rows, nullptr, 512, &in_memory);
+                KvCache near(*model.backend, model.config, capacity, rows);
+                std::vector<Floats> logits;
+                for (KvCache* cache : {&cold, &near}) {
+                    Floats& all = logits.emplace_back(4 * size_t(model.config.V), NaN);
+                    float* to = all.data();
+                    int at = 0;
+                    for (auto [T, singly] : {std::pair{31, false}, {1, true}, {7, true}, {9, false}}) {
+                        Singly alone(transformer, singly);
+                        transformer.forward(*cache, std::span<const Token>(ids).subspan(size_t(at), size_t(T)),
+                                            to, 1);
+                        at += T, to += model.config.V;
+                    }
+                }
+                CHECK(logits[0] == logits[1]);
+                for (size_t l = 0; l < 2; l++)
+                    for (size_t g = 0; g < 4; g++) {
+                        auto head = [&](const KvCache& of) {
+                            const CacheLayer& layer = of.layer[l];
+                            return g < 2 ? layer.k[g].store[0] : layer.v[g - 2].store[0];
+                        };
+                        std::vector<char> want(size_t(head(near).bytes * near.used));
+                        model.backend->download(want.data(), head(near).data, want.size());
+                        const char* home = static_cast<const char*>(head(cold).data);    // in the host's memory
+                        CHECK(std::vector<char>(home, home + want.size()) == want);
+                    }
+            }
+        }
     }
 }
 

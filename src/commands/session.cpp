@@ -144,9 +144,6 @@ Session::Session(const Args& args, int default_context)
         reference = std::make_unique<KvCache>(*model.backend, model.config, context, *plan.reference);
     transformer = std::make_unique<Transformer>(model, context, plan.batch);
     transformer->exact = args.exact;
-    if (plan.watch && plan.watch->exact && model.backend->most_singly == 1)
-        status(args, "--risk exact on " + model.backend->name + " verifies token by token: the text is "
-                     "the full cache's, and slower than it");
     std::string slow;
     for (const CacheLayer& layer : cache->layer)
         if (slow.empty() && !args.exact) slow = model.backend->plain_attention(layer);

@@ -41,7 +41,7 @@ struct Drafting {                 // of exact
 
 struct Watch {
     // Tokens of a draft at most, and of a block without --audit. One more are verified, behind the last
-    // that was given: on the CPU in one pass (Backend::most_singly).
+    // that was given, in one pass (Backend::most_singly).
     static constexpr int MOST = 32;
 
     Transformer& transformer;

@@ -84,9 +84,15 @@ static auto find(const void* address) {
     return uintptr_t(address) <= found->first + found->second.bytes ? found : allocations().end();
 }
 
-bool is_device(const void* address) {
+static bool is(Kind kind, const void* address) {
     auto found = find(address);
-    return found != allocations().end() && found->second.kind == Kind::Device;
+    return found != allocations().end() && found->second.kind == kind;
+}
+bool is_device(const void* address) {
+    return is(Kind::Device, address);
+}
+bool is_page_locked(const void* address) {
+    return is(Kind::Host, address);
 }
 
 Range device_range(const void* address) {

@@ -226,7 +226,7 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
         for (size_t i = 0; i < height; i++) {
             char* row = static_cast<char*>(to) + i * to_pitch;
             const char* source = static_cast<const char*>(from) + i * from_pitch;
-            if (is_device(to))
+            if (is_device(to) || is_page_locked(to))  // which work behind it on the stream may read
                 std::memmove(row, source, width);
             else
                 deliver_later(row, source, width);

@@ -78,6 +78,7 @@ void release(void* memory, bool verify = true);  // throws where a sentinel was 
 void check_memory();                             // the same for everything allocated now
 size_t allocated(Kind kind);                     // bytes
 bool is_device(const void* address);             // inside a cudaMalloc
+bool is_page_locked(const void* address);        // inside a cudaMallocHost
 struct Range {
     char* first = nullptr;  // null: in no allocation
     size_t bytes = 0;
