@@ -56,9 +56,9 @@ void CudaBackend::send_cold(const CacheLayer& cache, const Step& step) {
     const Impl::Brought& here = impl->brought;
     const RowStore& store = cache.k[0].store[0];
     size_t row = size_t(store.bytes), at = size_t(step.pos) * row;
-    CUDA_CHECK(cudaMemcpy2DAsync(static_cast<char*>(store.data) + at, here.pitch, here.memory + at, here.pitch,
-                                 size_t(step.T) * row, cache.k.size() + cache.v.size(),
-                                 cudaMemcpyDeviceToHost, queue));
+    char* home = static_cast<char*>(store.data);
+    CUDA_CHECK(cudaMemcpy2DAsync(home + at, here.pitch, here.memory + at, here.pitch, size_t(step.T) * row,
+                                 cache.k.size() + cache.v.size(), cudaMemcpyDeviceToHost, queue));
 }
 
 }  // namespace stief

@@ -98,8 +98,8 @@ struct CudaBackend final : Backend {
     void drop_capture();
     // f(step of token t alone, t) for each token of a step that goes singly, at its own position.
     void each_alone(const Step& step, const std::function<void(const Step&, size_t)>& f);
-    // cold_rows.cu: a layer whose rows lie in the host's memory, with those of positions below `stored` on the
-    // device, for as long as the next is brought; and its rows from there on, T of them, back home.
+    // cold_rows.cu: a layer whose rows lie in the host's memory, with those of positions below `stored` on
+    // the device, until the next is brought; and its rows from there on, T of them, back home.
     bool lies_cold(const CacheLayer& cache) const;
     const CacheLayer& bring_cold(const CacheLayer& cache, int stored);
     void send_cold(const CacheLayer& cache, const Step& step);

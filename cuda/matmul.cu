@@ -1,6 +1,6 @@
 // out = x wᵀ, and out = x w for gradients. One token of x wᵀ, or each as if alone: matvec.cu. All else:
-// cuBLAS, exact in f32 or, not exact, on tensor cores with x rounded to bf16 where w is bf16, and to TF32 (11 bits)
-// where it is not. Twin: src/backend/cpu/matmul.cpp.
+// cuBLAS, exact in f32 or, not exact, on tensor cores with x rounded to bf16 where w is bf16, and to TF32
+// (11 bits) where it is not. Twin: src/backend/cpu/matmul.cpp.
 #include "dispatch.cuh"
 #include "matvec.cuh"
 

@@ -62,7 +62,8 @@ __global__ void __launch_bounds__(most_warps(C) * WARP, 1)
     for (int pass = first; pass < end; pass += PASS) {
         int stop = min(end, pass + PASS), mine = pass + int(threadIdx.x);
         float before = 0;  // a thread's first element of out, which comes while its sum is made
-        if (!GATED && add && mine < stop) all.at(mine, [&](const E*, float* out, int j, int) { before = out[j]; });
+        if (!GATED && add && mine < stop)
+            all.at(mine, [&](const E*, float* out, int j, int) { before = out[j]; });
         for (int turn = pass; turn < stop; turn += TURN) {
 #pragma unroll
             for (int offset = 0; offset < TURN; offset += TOGETHER) {

@@ -180,8 +180,8 @@ void matvec_few(CudaBackend& gpu, const StreamShape& shape, const Matrices<E>& a
 }
 
 template <class E>
-using Few = void(CudaBackend&, const StreamShape&, const Matrices<E>&, const float*, const NormOf<E>&, float*, int,
-                 int, bool);
+using Few = void(CudaBackend&, const StreamShape&, const Matrices<E>&, const float*, const NormOf<E>&, float*,
+                 int, int, bool);
 template Few<float> matvec_few<float, false>;
 template Few<float> matvec_few<float, true>;
 template Few<f16> matvec_few<f16, false>;

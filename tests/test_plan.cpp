@@ -89,10 +89,13 @@ TEST_CASE("whole rows beside a device are the host's memory, and a plan is refus
     Plan plan = device.plan({"generate", "--cache", "q4", "--risk", "audit"});
     Plan::Bytes all = plan.bytes(plan.context);
     REQUIRE(all.whole > 0);
-    size_t own = all.cache + all.activations + all.logits;
+    size_t others = all.cache + all.activations + all.logits, brought = plan.brought_bytes(plan.context);
+    CHECK(brought == all.whole / size_t(device.config.L));
+    size_t own = others + brought;
     CHECK(too_large(plan, {own, all.whole}).empty());
-    CHECK(too_large(plan, {own + all.whole, {}}).empty());
-    CHECK(too_large(plan, {own, {}}).find("its whole rows and the activations") != std::string::npos);
+    CHECK(too_large(plan, {others + all.whole, {}}).empty());
+    std::string both = too_large(plan, {others + all.whole - 1, {}});
+    CHECK(both.find("its whole rows and the activations") != std::string::npos);
     std::string little = too_large(plan, {own - 1, all.whole});
     CHECK(little.find("the cache and the activations of 2048 positions need") == 0);
     CHECK(little.find("--context 20") != std::string::npos);

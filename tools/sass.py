@@ -32,6 +32,7 @@ AHEAD = [
 # kernel, what its hottest loop has in all, at least how many of them
 WITHIN = [
     (r"matvec_kernel<", r"LDGSTS\.E\.BYPASS\.128", 8),  # each copy is asked for as one is used
+    (r"^few_kernel<", r"LDGSTS\.E\.BYPASS\.128", 8),
     (r"attend_one_whole<", r"LDGSTS\.E\.BYPASS\.128", 8),
     (r"attend_tiles_whole_kernel<", r"HMMA", 128),
     (r"(append_tiles|turn_tiles|decode_tiles|rebuild_keys|rebuild_values)_kernel<", r"HMMA", 48),
@@ -42,7 +43,8 @@ BURST = [(r"(append|turn|decode)_tiles_kernel<", 16)]
 PUNNED = r"F2I\.[US]8\.(B?F16)"
 INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
 # kernels of launch_ahead: on sm_90 they wait for those before them (griddepcontrol.wait)
-EARLY = (r"^(matvec|plain_matvec|append_\w+|\w*joint\w*|turn_tiles|merge|embed|argmax\w*)_kernel"
+EARLY = (r"^(matvec|plain_matvec|few|finish_few|weigh)_kernel"
+         r"|^(append_\w+|\w*joint\w*|turn_tiles|merge|embed|argmax\w*)_kernel"
          r"|^attend_one_\w+<")
 # kernels that read all they need of a row before they write any of it
 ROUND_TRIP = r"^(rmsnorm|rope|embed|swiglu|turn_tiles)_kernel"

@@ -93,7 +93,8 @@ struct Backend {
     std::string device;           // "avx512, 2 threads"
     bool copies_weights = false;  // bind() takes memory of the device
     bool runs_ahead = false;      // work is only asked for: a step need not be done at its end_step
-    bool cold_apart = false;      // alloc_cold gives host memory that available() does not count
+    bool cold_apart = false;      // alloc_cold gives host memory that available() does not count, of which a
+                                  // layer's rows come to the backend's own while several tokens read them
     int widest_head = 1 << 20;    // coordinates of a head that attend() covers at most
     // float32 in every product; otherwise, in products of more than one token, a matrix unit may
     // take x rounded to bf16 where w is bf16, and x and an f32 w rounded to TF32's 11 bits where it

@@ -84,7 +84,7 @@ std::string memory_lines(const Needs& needs, const Backend& backend) {
     if (!needs.whole) return text;
     return text + format("--risk keeps whole rows besides: %s, %s\n",
                          human_bytes(double(needs.whole)).c_str(),
-                         backend.cold_apart ? "in the host's memory"
+                         backend.cold_apart ? "in the host's memory, a layer at a time on the device too"
                                             : "in memory or, --cold FILE, in a file");
 }
 

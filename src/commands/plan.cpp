@@ -22,6 +22,10 @@ size_t Plan::whole_bytes(int positions) const {
     return KvCache::bytes_for(config, positions, dtype);
 }
 
+size_t Plan::brought_bytes(int positions) const {
+    return bytes(positions).whole / size_t(config.L);
+}
+
 size_t Plan::bytes_per_token(size_t layer) const {
     if (bases) return bases->layer[layer].bytes(dtype);
     return 2 * size_t(config.G) * size_t(config.d) * size_of(dtype);
@@ -60,7 +64,8 @@ Room room_of(const Backend& backend) {
 std::string too_large(const Plan& plan, const Room& room) {
     auto own = [&](int positions) {
         Plan::Bytes all = plan.bytes(positions);
-        return all.cache + all.activations + all.reference + all.logits + (room.host ? 0 : all.whole);
+        return all.cache + all.activations + all.reference + all.logits +
+               (room.host ? plan.brought_bytes(positions) : all.whole);
     };
     auto host = [&](int positions) { return room.host ? plan.bytes(positions).whole : 0; };
     auto fits = [&](int positions) {

@@ -24,6 +24,7 @@ struct Plan {
     };
     Bytes bytes(int positions) const;
     size_t whole_bytes(int positions) const;    // of a full cache of the same elements
+    size_t brought_bytes(int positions) const;  // of a watch's whole rows, the layer that is on the device
     size_t bytes_per_token(size_t layer) const; // of a position beyond the window and all ages
 };
 

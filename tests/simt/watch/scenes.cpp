@@ -47,6 +47,14 @@ Floats products(DType dtype, int N, int K) {
         lab.backend->gated(gate, hidden.data() + 3 * N, input, a.weight, a.weight, T);
         lab.backend->matmul(last.data(), gate, down.weight, T, false);
     }
+    // Tokens as if each were alone.
+    lab.backend->singly = true;
+    for (bool add : {false, true}) lab.backend->matmul(last.data(), hidden.data(), down.weight, 3, add);
+    Input input(x, norm.weight, 1e-5f, normed.data());
+    Projection apart[] = {{to, a.weight}, {to + 3 * N, b.weight}, {to + 3 * N + 27, c.weight}};
+    lab.backend->matmul(apart, input, 3, false);
+    lab.backend->gated(hidden.data(), hidden.data() + 3 * N, input, a.weight, a.weight, 3);
+    lab.backend->singly = false;
     Floats end = last.values();
     lab.backend->matmul_transposed(to, lab.in(normals(size_t(3 * N), 5)), a.weight, 1);
     Floats all_values = out.values();
@@ -185,7 +193,8 @@ Floats attention(const Shape& shape, DType dtype, bool ladder) {
     return all;
 }
 
-// Whole steps of one token, issued, captured and replayed, behind a prompt.
+// Whole steps of one token, issued, captured and replayed, behind a prompt; then tokens as if each were
+// alone, and the same in a cache that is kept cold.
 Floats steps(DType dtype, int d) {
     Scratch scratch;
     TinyModel tiny{.why = "", .L = 1, .D = 64, .F = 64, .V = 40, .H = 4, .G = 2, .d = d, .dtype = dtype};
@@ -197,10 +206,20 @@ Floats steps(DType dtype, int d) {
     Transformer transformer(model, 16, 8);
     const Token prompt[] = {1, 2, 3};
     transformer.forward_greedy(cache, prompt);
-    Floats out(size_t(config.V));
+    Floats out(size_t(3 * config.V));
     for (int i = 0; i < 3; i++) transformer.forward_next(cache), transformer.greedy();
     for (int i = 0; i < 3; i++) transformer.forward(cache, {prompt, 1}, out.data(), 1);
-    return out;
+    std::string in_memory;
+    KvCache cold(*model.backend, config, 16, DType::F16, nullptr, 8, &in_memory);
+    transformer.forward(cold, prompt, nullptr, 0);
+    Floats all = out;
+    Singly alone(transformer);
+    for (KvCache* one : {&cache, &cold}) {
+        transformer.forward(*one, prompt, out.data(), 3);
+        transformer.forward(*one, {prompt, 1}, out.data(), 1);
+        all.insert(all.end(), out.begin(), out.end());
+    }
+    return all;
 }
 
 // ---- calibration -------------------------------------------------------------------------------
