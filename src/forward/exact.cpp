@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "base/seconds.h"
+#include "forward/finite.h"
 #include "forward/watch.h"
 
 namespace stief {
@@ -39,70 +40,103 @@ int Watch::suggested() const {
     return options.block ? options.block : drafting.best_length(MOST);
 }
 
+// Whether the most likely token is all that is asked for, so that a device keeps its logits.
+static bool is_greedy(const Sampler& sampler) {
+    return sampler.sampling.takes_likeliest() && sampler.drawable.empty();
+}
+
 // What the compressed cache would draw next, up to `most` tokens or the first end. The last is not
 // fed: it is in the cache only once it is given out.
 std::vector<Token> Watch::draft(const Sampler& sampler, int most, std::span<const Token> ends) {
-    auto start = std::chrono::steady_clock::now();
+    if (most == 0) return {};
+    std::span<const Token> behind = std::span<const Token>(ids).subspan(size_t(cache.used));
+    Singly singly(transformer, int(behind.size()) <= transformer.model.backend->most_singly);
+    if (is_greedy(sampler)) return draft_greedy(behind, most, ends);
     Sampler ahead = sampler;    // its generator runs ahead, the sampler's own does not
     std::vector<float> logits(size_t(transformer.model.config.V));
     std::vector<Token> guesses;
-    auto feed_all = [&](std::span<const Token> more) {
-        Singly singly(transformer, int(more.size()) <= transformer.model.backend->most_singly);
-        transformer.forward(cache, more, logits.data(), 1);
-    };
     for (int i = 0; i < most; i++) {
-        if (i == 0) feed_all(std::span<const Token>(ids).subspan(size_t(cache.used)));
-        else feed_all({&guesses.back(), 1});
+        if (i > 0) behind = {&guesses.back(), 1};
+        transformer.forward(cache, behind, logits.data(), 1);
         guesses.push_back(pick(ahead, logits, cache));
         if (std::count(ends.begin(), ends.end(), guesses.back())) break;
     }
-    drafting.draft_seconds += seconds_since(start);
-    drafting.drafted += int(guesses.size());
     return guesses;
 }
 
-// rows ← the full cache's logits behind the last of ids and behind each guess.
-void Watch::verify(const std::vector<Token>& guesses) {
-    std::vector<Token> tokens = {ids.back()};
-    tokens.insert(tokens.end(), guesses.begin(), guesses.end());
-    Singly singly(transformer);
-    auto start = std::chrono::steady_clock::now();
-    transformer.forward(*whole, tokens, rows.data(), int(tokens.size()));
+// The same of the most likely ones. A device is given each before it has come home.
+std::vector<Token> Watch::draft_greedy(std::span<const Token> behind, int most,
+                                       std::span<const Token> ends) {
+    bool ahead = transformer.model.backend->runs_ahead;
+    std::vector<Token> guesses;
+    transformer.forward_greedy(cache, behind);
+    for (int i = 1;; i++) {
+        if (ahead && i < most) transformer.forward_next(cache);
+        try {
+            guesses.push_back(transformer.greedy());
+        } catch (const NotFinite&) {
+            throw Error(why_not_finite(transformer.model, cache));
+        }
+        if (i == most) return guesses;
+        if (std::count(ends.begin(), ends.end(), guesses.back())) break;
+        if (!ahead) transformer.forward_next(cache);
+    }
+    cache.used -= ahead;    // the end was fed
+    return guesses;
+}
+
+// The whole rows of more tokens, and what the full cache makes of the last `wanted` of them.
+void Watch::feed_whole(std::span<const Token> more, int wanted, bool greedy) {
+    Backend& ops = *transformer.model.backend;
+    if (greedy) {
+        transformer.forward_on_backend(*whole, more, full.f32(), wanted);
+        ops.argmax(static_cast<Token*>(likeliest.data), full.f32(), wanted, transformer.model.config.V);
+        ops.download(found.data(), likeliest.data, size_t(wanted) * sizeof(Token));
+    } else {
+        transformer.forward(*whole, more, rows.data(), wanted);
+    }
     expect_rows();
-    drafting.add_verification(int(tokens.size()), seconds_since(start));
+}
+
+// The token that the full cache draws from its prediction number `at`.
+Token Watch::next(Sampler& sampler, size_t at) {
+    size_t V = size_t(transformer.model.config.V);
+    if (!is_greedy(sampler)) return pick(sampler, {rows.data() + at * V, V}, *whole);
+    if (found[at] < 0) throw Error(why_not_finite(transformer.model, *whole));
+    return found[at];
 }
 
 Generated Watch::generate_exact(Sampler& sampler, std::span<const Token> prompt, int limit,
                                 std::span<const Token> ends,
                                 const std::function<bool(Token)>& sink) {
-    if (rows.empty()) make_rows();
-    size_t V = size_t(transformer.model.config.V);
+    bool greedy = is_greedy(sampler);
+    make_verified(greedy);
     int context = std::min(cache.capacity, transformer.context);
     Generated made{Stop::Limit, int(prompt.size()), 0, 0, 0};
 
     auto start = std::chrono::steady_clock::now();
     catch_up(int(ids.size()));
     transformer.forward(cache, prompt, nullptr, 0);
-    transformer.forward(*whole, prompt, rows.data(), 1);
+    feed_whole(prompt, 1, greedy);
     ids.insert(ids.end(), prompt.begin(), prompt.end());
-    expect_rows();
     made.prompt_seconds = seconds_since(start);
 
     start = std::chrono::steady_clock::now();
+    auto start_part = start;
     std::vector<Token> guesses;
-    size_t at = 0;    // rows[at] predicts what follows ids; guesses[at], if there, is what was drafted
+    size_t at = 0;    // prediction of what follows ids; guesses[at], if there, is what was drafted
     bool more = true;
     while (more && made.tokens < limit) {
-        Token next = pick(sampler, {rows.data() + at * V, V}, *whole);
+        Token drawn = next(sampler, at);
         if (int(ids.size()) == context) made.why = Stop::Full;
-        if (int(ids.size()) < context && std::count(ends.begin(), ends.end(), next))
+        if (int(ids.size()) < context && std::count(ends.begin(), ends.end(), drawn))
             made.why = Stop::EndOfText;
         if (made.why != Stop::Limit) break;
         made.tokens++, drafting.given++;
-        more = sink(next);
-        ids.push_back(next);
+        more = sink(drawn);
+        ids.push_back(drawn);
 
-        bool foreseen = at < guesses.size() && guesses[at] == next;
+        bool foreseen = at < guesses.size() && guesses[at] == drawn;
         drafting.accepted += foreseen;
         drafting.rejected += !foreseen && at < guesses.size();
         if (!foreseen) {    // both caches as if nothing behind ids had been drafted
@@ -112,8 +146,16 @@ Generated Watch::generate_exact(Sampler& sampler, std::span<const Token> prompt,
         at++;
         if (foreseen || !more || made.tokens == limit) continue;
         int most = std::min({suggested(), context - int(ids.size()), limit - made.tokens - 1});
+        start_part = std::chrono::steady_clock::now();
         guesses = draft(sampler, most, ends);
-        verify(guesses);
+        drafting.draft_seconds += seconds_since(start_part), drafting.drafted += int(guesses.size());
+
+        std::vector<Token> tokens = {drawn};
+        tokens.insert(tokens.end(), guesses.begin(), guesses.end());
+        Singly singly(transformer);
+        start_part = std::chrono::steady_clock::now();
+        feed_whole(tokens, int(tokens.size()), greedy);
+        drafting.add_verification(int(tokens.size()), seconds_since(start_part));
         at = 0;
     }
     if (!more) made.why = Stop::Asked;

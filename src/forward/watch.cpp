@@ -26,19 +26,30 @@ Watch::Watch(Transformer& pass, KvCache& compressed, const WatchOptions& how, Ri
     check(!options.exact || options.cold != WatchOptions::Reread,
           "whole rows that are not kept cannot verify every token");
     log.levels = std::move(usual);
-    options.exact ? make_rows() : make_logits();
+    options.exact ? make_verified(true) : make_logits();
     if (options.cold != WatchOptions::Reread) make_whole();
 }
 
-void Watch::make_rows() {
+void Watch::make_verified(bool greedy) {
     options.block = std::min(options.block, MOST);
-    rows.resize(size_t(block() + 1) * size_t(transformer.model.config.V));
+    size_t n = size_t(block() + 1);
+    if (!greedy) rows.resize(n * size_t(transformer.model.config.V));
+    if (likeliest.data) return;
+    make_full();
+    likeliest = Buffer(*transformer.model.backend, n * sizeof(Token), "a draft's tokens");
+    found.resize(n);
+}
+
+void Watch::make_full() {
+    if (full.data) return;
+    size_t bytes = size_t(block() + 1) * row_bytes(transformer.model.config);
+    full = Buffer(*transformer.model.backend, bytes, "a block's logits over whole rows");
 }
 
 void Watch::make_logits() {
     size_t bytes = size_t(block()) * row_bytes(transformer.model.config);
     drafted = Buffer(*transformer.model.backend, bytes, "a block's logits");
-    full = Buffer(*transformer.model.backend, bytes, "a block's logits over whole rows");
+    make_full();
 }
 
 void Watch::make_whole() {
@@ -62,7 +73,7 @@ size_t Watch::whole_bytes() const {
 }
 
 size_t Watch::logits_bytes_for(const Config& config, const WatchOptions& how) {
-    return 2 * size_t(tokens_of(how)) * row_bytes(config);
+    return (2 * size_t(tokens_of(how)) + 1) * row_bytes(config);
 }
 
 // The whole rows of positions up to `until`, in batches as a prompt's.

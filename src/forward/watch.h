@@ -74,14 +74,20 @@ struct Watch {
     static size_t logits_bytes_for(const Config& config, const WatchOptions& how);
 
   private:
-    Buffer drafted, full;              // (block, V) of audit: logits over compressed and whole rows
-    std::vector<float> rows;           // (block + 1, V) of exact, host: the full cache's logits
+    Buffer drafted, full;              // (block, V) of audit, (block + 1, V): logits over compressed and
+                                       // over whole rows
+    // Of exact, for each row of `full`: which token it makes most likely, on the backend and here; or, where
+    // tokens are drawn, the rows themselves.
+    Buffer likeliest;                  // (block + 1)
+    std::vector<Token> found;
+    std::vector<float> rows;           // (block + 1, V)
 
     int block() const;
     bool lose_rows();             // notices whether they are lost
     void expect_rows();           // Error where they are
     int suggested() const;
-    void make_rows();
+    void make_verified(bool greedy);
+    void make_full();
     void make_logits();
     void make_whole();
     void catch_up(int until);
@@ -91,7 +97,9 @@ struct Watch {
     Generated generate_exact(Sampler& sampler, std::span<const Token> prompt, int limit,
                              std::span<const Token> ends, const std::function<bool(Token)>& sink);
     std::vector<Token> draft(const Sampler& sampler, int most, std::span<const Token> ends);
-    void verify(const std::vector<Token>& guesses);
+    std::vector<Token> draft_greedy(std::span<const Token> behind, int most, std::span<const Token> ends);
+    void feed_whole(std::span<const Token> more, int wanted, bool greedy);
+    Token next(Sampler& sampler, size_t at);
     Token pick(Sampler& sampler, std::span<float> logits, const KvCache& from);
 };
 
