@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "base/file.h"
+#include "cache/basis.h"
 #include "formats/safetensors.h"
 #include "model/config.h"
 #include "program.h"
@@ -181,6 +182,12 @@ TEST_CASE("--bases of what is no file of bases says what it is; inspect opens wh
     // Bases without any tensor: opened as bases, and so found wanting as such.
     Ran ran = run("inspect " + scratch.path("my.bases"));
     CHECK(ran.err.find("it has no layers.0.k.q") != std::string::npos);
+    Bases bases = Bases::identity(Config::open("models/parlour"), 8);
+    bases.layer[1].v[0].decode[5] = std::nanf("");
+    bases.save(scratch.path("nan.bases"), 1);
+    ran = run("inspect " + scratch.path("nan.bases"));
+    CHECK(ran.status == 1);
+    CHECK(ran.err.find("layers.1.v.decode is nan: the file is damaged") != std::string::npos);
 }
 
 TEST_SUITE_END();

@@ -58,6 +58,7 @@ TEST_CASE("an output that is an input, by whatever name, is refused before any w
               std::string::npos);
     }
     CHECK(place.refusal(place.path("new")) == "");
+    CHECK(place.refusal("-").find("-o -: expected the name of a file") == 0);
     CHECK(read_text(place.text) == "a text");
 }
 

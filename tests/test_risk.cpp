@@ -123,6 +123,7 @@ TEST_CASE("what --risk cannot do is said before a conversation") {
     } cases[] = {
         {"chat models/parlour --risk exact", 2, "belongs to a compressed cache"},
         {"chat models/parlour --cache q4 --audit 8", 2, "belong to --risk"},
+        {"chat models/parlour --cache q4 --cold ram", 2, "belong to --risk"},
         {"chat models/parlour --cache q4 --risk exact --cold reread", 2, "--cold reread keeps nothing"},
         {"chat models/parlour --cache q4 --risk exact --audit 64", 2, "at most 32 tokens"},
         {"chat models/parlour --cache q4 --risk audit --cold models/parlour/config.json --backend cpu", 1,

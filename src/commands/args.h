@@ -41,7 +41,7 @@ struct Args {
     std::vector<int> depths = {0};
 
     // what compression loses
-    std::string risk = "off", cold = "ram";
+    std::string risk = "off", cold;
     int audit = 0, tries = 4;
     std::vector<int> lengths;
     std::string kind = "all";

@@ -1,5 +1,8 @@
-// stief inspect BASES: what a file of bases says of itself. Needs no model, so the bases themselves
-// are checked only when a model opens them.
+// stief inspect BASES: what a file of bases says of itself. Needs no model, so that the bases themselves
+// are only looked through for what is no number: whether they are orthonormal shows when a model opens them.
+#include <cmath>
+#include <span>
+
 #include "base/json_writer.h"
 #include "commands/session.h"
 #include "formats/safetensors.h"
@@ -28,6 +31,16 @@ std::string shown(const std::string& text) {
     return quoted.size() == text.size() + 2 ? text : quoted;
 }
 
+void expect_numbers(const SafeTensors& file, const std::string& name, const Shape& shape,
+                    const std::string& path) {
+    if (file.tensors.at(name).dtype != "F32") return;
+    Tensor tensor = file.take(name, shape, "");
+    std::span<const float> all(static_cast<const float*>(tensor.data), tensor.count());
+    for (float x : all)
+        check(std::isfinite(x), "%s: an element of %s is %g: the file is damaged", path.c_str(), name.c_str(),
+              double(x));
+}
+
 }  // namespace
 
 int inspect_bases(const Args& args) {
@@ -49,6 +62,7 @@ int inspect_bases(const Args& args) {
             for (const std::vector<RowFormat>& head : layer)
                 kept += size_t(head.back().kept()), bytes += head.back().bytes(DType::F16);
     size_t full = 2 * k.size() * G * d;
+    for (const auto& [name, info] : file.tensors) expect_numbers(file, name, info.shape, path);
 
     if (args.json) {
         JsonWriter json;

@@ -117,6 +117,8 @@ void check_outputs(const std::vector<Output>& outputs, const std::vector<NamedFi
     for (size_t i = 0; i < outputs.size(); i++) {
         const Output& output = outputs[i];
         if (output.path.empty()) continue;
+        check(output.path != "-", "%s -: expected the name of a file (./- if it is to be called so)",
+              output.role.c_str());
         const char *role = output.role.c_str(), *path = output.path.c_str();
         for (const NamedFile& input : inputs)
             if (!input.path.empty() && regular_file(output) && same_place(output, input))

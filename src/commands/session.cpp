@@ -99,7 +99,7 @@ std::optional<WatchOptions> watch_options(const Args& args) {
     bool asked = takes(args.verb, "--risk");
     if (args.risk == "off") {
         if (!asked) return std::nullopt;
-        if (args.cold != "ram" || args.audit)
+        if (!args.cold.empty() || args.audit)
             throw UsageError("--audit and --cold belong to --risk audit or exact");
         return std::nullopt;
     }
@@ -111,7 +111,7 @@ std::optional<WatchOptions> watch_options(const Args& args) {
     WatchOptions how;
     how.exact = args.risk == "exact", how.block = args.audit;
     if (args.cold == "reread") how.cold = WatchOptions::Reread;
-    else if (args.cold != "ram") how.cold = WatchOptions::File, how.file = args.cold;
+    else if (!args.cold.empty() && args.cold != "ram") how.cold = WatchOptions::File, how.file = args.cold;
     if (how.exact && how.cold == WatchOptions::Reread)
         throw UsageError("--risk exact verifies every token: --cold reread keeps nothing to do it "
                          "with; ram or a FILE");
