@@ -5,15 +5,24 @@
 
 namespace stief {
 
-static void add_ranks(JsonWriter& json, const char* name, const Ranks& ranks,
-                      std::vector<int> LayerRanks::*side) {
-    json.begin_array(name);
-    for (const LayerRanks& layer : ranks) {
+// A list for each layer of what each head of a side has.
+template <class Add>
+static void add_heads(JsonWriter& json, const char* side, const CalibrationResult& r,
+                      std::vector<HeadBasis> Bases::Layer::*heads, const Add& add) {
+    json.begin_array(side);
+    for (const Bases::Layer& layer : r.bases.layer) {
         json.begin_array();
-        for (int r : layer.*side) json.add("", r);
+        for (const HeadBasis& head : layer.*heads) add(head.format.back());
         json.end_array();
     }
     json.end_array();
+}
+template <class Add>
+static void add_sides(JsonWriter& json, const char* key, const CalibrationResult& r, const Add& add) {
+    json.begin_object(key);
+    add_heads(json, "k", r, &Bases::Layer::k, add);
+    add_heads(json, "v", r, &Bases::Layer::v, add);
+    json.end_object();
 }
 
 static void add_numbers(JsonWriter& json, const char* key, const std::vector<double>& numbers) {
@@ -24,10 +33,6 @@ static void add_numbers(JsonWriter& json, const char* key, const std::vector<dou
 
 // The method's own part of the JSON object.
 static void add_layers(JsonWriter& json, const CalibrationResult& r) {
-    json.begin_object("ranks");
-    add_ranks(json, "k", r.ranks, &LayerRanks::k);
-    add_ranks(json, "v", r.ranks, &LayerRanks::v);
-    json.end_object();
     add_numbers(json, "layer_error", r.error);
     add_numbers(json, "layer_error_warm_start", r.error_warm);
     json.begin_array("errors_at_rank");
@@ -51,27 +56,7 @@ static double bits_per_element(const CalibrationResult& r, size_t bytes) {
     return 8 * double(size_of(r.options.cache)) * double(bytes) / double(r.full_bytes_per_token);
 }
 
-// Coordinates at each width of every head: [[[n16, n8, n6, n5, n4, n3, n2, n1] of each head] …].
-static void add_formats(JsonWriter& json, const char* key, const CalibrationResult& r,
-                        std::vector<HeadBasis> Bases::Layer::*side) {
-    json.begin_array(key);
-    for (const Bases::Layer& layer : r.bases.layer) {
-        json.begin_array();
-        for (const HeadBasis& head : layer.*side) {
-            json.begin_array();
-            for (uint16_t n : head.format.back().count) json.add("", int(n));
-            json.end_array();
-        }
-        json.end_array();
-    }
-    json.end_array();
-}
-
 static void add_prices(JsonWriter& json, const CalibrationResult& r) {
-    json.begin_object("formats");
-    add_formats(json, "k", r, &Bases::Layer::k);
-    add_formats(json, "v", r, &Bases::Layer::v);
-    json.end_object();
     if (r.predicted > 0) json.add("kld_predicted", r.predicted);
     if (r.descent)
         json.begin_object("descent")
@@ -103,9 +88,17 @@ std::string calibration_as_json(const CalibrationResult& r) {
     json.begin_object();
     double kept = double(r.bytes_per_token) / double(r.full_bytes_per_token);
     json.add("objective", r.options.objective).add("method", r.options.method);
-    json.add("bits", r.options.bits).add("keep", kept);
+    json.add("widths", r.options.bits).add("keep", kept);
     json.add("cache_bytes_per_token", r.bytes_per_token);
     json.add("bits_per_element", bits_per_element(r, r.bytes_per_token));
+    // Of what is beyond all ages: coordinates that each head keeps; and how many at each width, 16, 8, 6, 5,
+    // 4, 3, 2 and 1.
+    add_sides(json, "ranks", r, [&](const RowFormat& format) { json.add("", format.kept()); });
+    add_sides(json, "bits", r, [&](const RowFormat& format) {
+        json.begin_array();
+        for (uint16_t n : format.count) json.add("", int(n));
+        json.end_array();
+    });
     bool model = r.options.objective == "model";
     model ? add_prices(json, r) : add_layers(json, r);
     add_sizes(json, r, r.sizes, model);

@@ -103,7 +103,8 @@ std::string as_text(const std::vector<NeedleRow>& rows, const Session& session) 
     return text;
 }
 
-std::string as_json(const std::vector<NeedleRow>& rows, const Session& session) {
+// Of lost needles: noticed, flagged, warned.
+std::string as_json(const std::vector<NeedleRow>& rows, const Session& session, int tries) {
     JsonWriter json;
     json.begin_object();
     if (session.watch) {
@@ -113,12 +114,13 @@ std::string as_json(const std::vector<NeedleRow>& rows, const Session& session) 
     }
     json.begin_array("rows");
     for (const NeedleRow& row : rows) {
-        json.begin_object().add("kind", row.kind).add("length", row.length).add("asked", row.asked);
+        json.begin_object().add("kind", row.kind).add("length", row.length).add("tries", tries);
+        json.add("asked", row.asked);
         json.add("full", row.full);
         if (session.watch) {
-            json.add("compressed", row.compressed).add("exact", row.exact);
-            json.add("lost_noticed", row.lost_noticed).add("lost_flagged", row.lost_flagged);
-            json.add("lost_warned", row.lost_warned)
+            json.add("compressed", row.compressed).add("with_risk", row.exact);
+            json.add("noticed", row.lost_noticed).add("flagged", row.lost_flagged);
+            json.add("warned", row.lost_warned)
                 .add("kept_flagged", row.kept_flagged)
                 .add("kept_warned", row.kept_warned);
         }
@@ -179,7 +181,7 @@ int needle(const Args& args) {
             }
         }
     progress.clear();
-    print(args.json ? as_json(rows, session) : as_text(rows, session));
+    print(args.json ? as_json(rows, session, args.tries) : as_text(rows, session));
     return 0;
 }
 
