@@ -267,6 +267,18 @@ TEST_CASE("perplexity, inspect and bench print one JSON object and nothing else 
     Ran bench = run("bench models/parlour --prompt 8 --generate 2 --repeat 1 --depth 0,16 --json");
     CHECK(bench.status == 0);
     Json measured = Json::parse(bench.out, "stdout");
+    for (const std::string risk : {"audit", "exact"}) {
+        Ran more = run("bench models/parlour --prompt 8 --generate 3 --repeat 1 --depth 0,80 --cache q4 "
+                       "--json --risk " + risk);
+        CAPTURE(more.err);
+        REQUIRE(more.status == 0);
+        Json all = Json::parse(more.out, "stdout");
+        const std::vector<Json>& rows = all.find("rows")->items;
+        REQUIRE(rows.size() == 5);
+        CHECK(rows[4].find("test")->text == (risk == "exact" ? "verify" : "audited"));
+        CHECK(rows[4].find("tokens_per_second")->find("median")->number("") > 0);
+    }
+    CHECK(run("bench models/parlour --risk exact").status == 2);
     REQUIRE(measured.find("rows") != nullptr);
     CHECK(measured.find("rows")->items.size() == 3);
     CHECK(measured.find("bandwidth_gbs")->number("") > 0);

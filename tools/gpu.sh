@@ -3,7 +3,7 @@
 # writes and reads caches, and the table of tools/measurements.md (random weights and bases):
 #   tools/gpu.sh BIN OUT [tests] [sanitize] [bench]
 # BIN has run_tests, stief, random_checkpoint and random_bases; logs go to OUT. LAYERS=8 takes 8 of
-# 8B's 32, DEPTHS, SHAPES="8B 1B", CACHES, JOBS; BACKEND=cpu tries the script itself.
+# 8B's 32, DEPTHS, RISK_DEPTHS, SHAPES="8B 1B", CACHES, JOBS; BACKEND=cpu tries the script itself.
 set -eu
 [ $# -ge 2 ] || { sed -n '4s/^# */usage: /p' "$0" >&2; exit 2; }
 bin=$1 out=$2
@@ -11,7 +11,7 @@ shift 2
 [ $# -gt 0 ] || set -- tests sanitize bench
 backend=${BACKEND:-cuda} jobs=${JOBS:-$(nproc)}
 depths=${DEPTHS:-0,4096,32768,131072} shapes=${SHAPES:-8B 1B}
-caches=${CACHES:-full q8 post pre joint}
+caches=${CACHES:-full q8 post pre joint} risk_depths=${RISK_DEPTHS:-0,4096,32768}
 mkdir -p "$out"
 failed=0
 
@@ -75,6 +75,11 @@ bench() {
                 --prompt "${PROMPT:-2048}" --generate 32 --context $((${depths##*,} + 128)) \
                 --depth "$depths" --repeat 2
             sed 's/^/    /' "$out/$shape.$cache.log"
+        done
+        for risk in audit exact; do
+            step $shape.$risk "$bin/stief" bench "$model" --backend "$backend" --cache q4 --risk $risk \
+                --prompt "${PROMPT:-2048}" --generate 32 --depth "$risk_depths" --repeat 2
+            sed 's/^/    /' "$out/$shape.$risk.log"
         done
     done
 }

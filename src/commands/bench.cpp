@@ -3,8 +3,10 @@
 // block that no cache holds, and the rate of the products' inner loop likewise. A share is the
 // median of the runs over the best that any of these measurements has shown: on a machine that
 // others use too it may be too small, and is seldom too large. One above 1 is marked. Decode is greedy
-// text as generate() makes it: of a token nothing but its number leaves the backend.
+// text as generate() makes it: of a token nothing but its number leaves the backend. With --risk audit
+// the same text once more, audited; with exact what a verification takes.
 #include <algorithm>
+#include <cmath>
 #include <string_view>
 
 #include "base/json_writer.h"
@@ -36,6 +38,7 @@ struct Row {
     size_t resident = 0;        // after the test: this process's memory, block aside
 
     bool prefill() const { return std::string_view(test) == "prefill"; }
+    bool verifies() const { return std::string_view(test) == "verify"; }
     double bytes() const { return median(rates) * bytes_per_token; }  // a second
     double flops() const { return median(rates) * flops_per_token; }
 };
@@ -48,7 +51,8 @@ struct Bench {
     explicit Bench(const Args& args)
         : session(args), peaks(session.model, args.isa, args.exact) {}
 
-    // Random keys and values at positions 0 … depth − 1, through the cache's own append.
+    // Random keys and values at positions 0 … depth − 1, through the cache's own append; the same in the
+    // whole rows of a watch.
     void fill(int depth) {
         constexpr int BATCH = 512;
         Backend& backend = *session.model.backend;
@@ -60,12 +64,14 @@ struct Bench {
         for (int pos = 0; pos < depth; pos += BATCH) {
             Step step{pos, std::min(BATCH, depth - pos)};
             backend.begin_step(step);
-            for (const CacheLayer& layer : session.cache->layer)
-                backend.append(layer, rows.f32(), rows.f32(), step);
+            for (KvCache* cache : {session.cache.get(), whole()})
+                for (size_t l = 0; cache && l < cache->layer.size(); l++)
+                    backend.append(cache->layer[l], rows.f32(), rows.f32(), step);
             backend.end_step();
         }
         session.cache->used = depth;
     }
+    KvCache* whole() { return session.watch ? session.watch->whole.get() : nullptr; }
 
     size_t resident() const {
         size_t all = resident_memory();
@@ -132,7 +138,79 @@ struct Bench {
         row.resident = resident();
         return row;
     }
+
+    // Decode with audits of its blocks.
+    Row audited(const Row& decoded, int repeat) {
+        Watch& watch = *session.watch;
+        int depth = decoded.depth, tokens = decoded.tokens, block = std::min(watch_block(), tokens);
+        int passes = (tokens + block - 1) / block;
+        Row row{"audited", depth, tokens, 0, 0, {}};
+        row.bytes_per_token = decoded.bytes_per_token + passes * bytes_of_whole_pass(depth) / tokens;
+        row.flops_per_token = 2 * decoded.flops_per_token;
+        fill(depth);
+        std::vector<Token> before = random_tokens(depth), first = random_tokens(1);
+        Sampler sampler(Sampling{}, 0);
+        for (int i = -1; i < repeat; i++) {
+            session.cache->used = depth;
+            watch.hold(before);
+            if (whole()) whole()->used = depth;
+            peaks.bandwidth();
+            double seconds = seconds_of([&] {
+                watch.generate(sampler, first, tokens - 1, {}, [](Token) { return true; });
+            });
+            if (i >= 0) row.rates.push_back(tokens / seconds);
+        }
+        peaks.bandwidth();
+        row.resident = resident();
+        return row;
+    }
+
+    // What verifies a draft: passes of its tokens and one more over the whole rows. How many of a draft are
+    // right is a matter of the text, of which there is none here.
+    Row verify(const Row& decoded, int repeat) {
+        Backend& backend = *session.model.backend;
+        int V = session.model.config.V, depth = decoded.depth, T = watch_block() + 1;
+        Row row{"verify", depth, T, bytes_of_whole_pass(depth) / T, decoded.flops_per_token, {}};
+        fill(depth);
+        Buffer logits(backend, size_t(T) * size_t(V) * sizeof(float), "a draft's logits"),
+            likeliest(backend, size_t(T) * sizeof(Token), "a draft's tokens");
+        std::vector<Token> draft = random_tokens(T), found(draft);
+        Singly singly(*session.transformer);
+        int passes = (decoded.tokens + T - 1) / T;
+        for (int i = -1; i < repeat; i++) {
+            peaks.bandwidth();
+            double seconds = seconds_of([&] {
+                for (int n = 0; n < passes; n++) {
+                    whole()->used = depth;
+                    session.transformer->forward_on_backend(*whole(), draft, logits.f32(), T);
+                    backend.argmax(static_cast<Token*>(likeliest.data), logits.f32(), T, V);
+                    backend.download(found.data(), likeliest.data, likeliest.bytes);
+                }
+            });
+            if (i >= 0) row.rates.push_back(passes * T / seconds);
+        }
+        peaks.bandwidth();
+        row.resident = resident();
+        return row;
+    }
+    // Tokens of a block of --risk; of a draft where its length would be a matter of agreement, too.
+    int watch_block() const {
+        const WatchOptions& how = session.watch->options;
+        return how.block ? how.block : how.exact ? 8 : Watch::MOST;
+    }
+    double bytes_of_whole_pass(int depth) const {
+        const Session& s = session;
+        return double(s.model.weight_bytes_per_token()) +
+               double(KvCache::bytes_for(s.model.config, 1, s.dtype)) * depth;
+    }
 };
+
+// Tokens/s of --risk exact at an agreement a: a draft of N tokens and its verification give
+// (1 − a^{N+1}) / (1 − a) of them (exact.cpp).
+double exact_rate(const Row& draft, const Row& verify, double a) {
+    double T = verify.tokens, seconds = (T - 1) / median(draft.rates) + T / median(verify.rates);
+    return (1 - std::pow(a, T)) / (1 - a) / seconds;
+}
 
 // A share of what the machine can do; above 1 with a mark, which print_text explains.
 std::string shown(double share) {
@@ -172,6 +250,10 @@ void print_text(const Bench& bench, const std::vector<Row>& rows) {
                        row.flops() * 1e-12, of_products.starts_with("–") ? 14 : 12,
                        of_products.c_str(), double(row.resident) / (1 << 20));
     }
+    for (size_t i = 1; i < rows.size(); i++)
+        if (rows[i].verifies())
+            text += format("--risk exact at %d: %.1f tokens/s by drafts of %d, where 95 of 100 are right\n",
+                           rows[i].depth, exact_rate(rows[i - 1], rows[i], 0.95), rows[i].tokens - 1);
     if (above)
         text +=
             "* more than the bound that was measured. Of bandwidth: what a token reads did not all "
@@ -211,7 +293,8 @@ void print_json(const Bench& bench, const std::vector<Row>& rows) {
 
 int bench(const Args& args) {
     int deepest = *std::max_element(args.depths.begin(), args.depths.end());
-    int needed = std::max(args.bench_prompt, deepest + args.bench_generate);
+    int ahead = std::max(args.bench_generate, args.risk == "exact" ? Watch::MOST + 1 : 0);
+    int needed = std::max(args.bench_prompt, deepest + ahead);
     Args opened = args;
     Config config = Config::open(args.model);
     if (!args.context) opened.context = std::min(std::max(needed, 1), config.context);
@@ -222,12 +305,17 @@ int bench(const Args& args) {
     Bench bench(opened);
     std::vector<Row> rows;
     Progress progress("bench", "tests", args.quiet || args.json);
-    size_t tests = args.depths.size() + 1;
+    size_t tests = args.depths.size() * (bench.session.watch ? 2 : 1) + 1;
     progress.update(0, tests);
     rows.push_back(bench.prefill(args.bench_prompt, args.repeat));
     for (int depth : args.depths) {
         progress.update(rows.size(), tests);
         rows.push_back(bench.decode(args.bench_generate, depth, args.repeat));
+        if (!bench.session.watch) continue;
+        progress.update(rows.size(), tests);
+        Row decoded = rows.back();
+        rows.push_back(args.risk == "exact" ? bench.verify(decoded, args.repeat)
+                                            : bench.audited(decoded, args.repeat));
     }
     progress.clear();
     (args.json ? print_json : print_text)(bench, rows);

@@ -163,7 +163,7 @@ void add_cache(Table& table, Args& a) {
          "tokens younger than AGE in BITS: of calibrate (32:16,256:4), --cache q8 and q4 (256:8)",
          &a.ages},
     });
-    table.of("chat generate", {
+    table.of("chat generate bench", {
         {"--risk", "HOW",
          "off (default); audit: measures what the compressed cache loses here; exact: gives the "
          "full cache's answer", &a.risk, 0, 0, "off, audit, exact"},
@@ -171,7 +171,7 @@ void add_cache(Table& table, Args& a) {
          "where --risk keeps whole rows: ram (default), a new FILE, or reread: nowhere, an audit "
          "reads the text again", &a.cold},
     });
-    table.of("chat generate", {
+    table.of("chat generate bench", {
         {"--audit", "N", "tokens of a block (default 32; exact: by agreement, at most 32)",
          &a.audit, 1, 4096},
     });
