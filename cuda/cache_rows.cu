@@ -152,8 +152,8 @@ void CudaBackend::attend(Operand out, const float* q, const float* rotation, con
 
 void CudaBackend::append_and_attend(Operand out, const CacheLayer& cache, float* q, float* k,
                                     const float* v, const float* rotation, const Step& step) {
+    check_room(cache, step);
     if (step.T > 1 && lies_cold(cache)) {
-        check_room(cache, step);
         append_and_attend(out, bring_cold(cache, step.pos), q, k, v, rotation, step);
         return send_cold(cache, step);
     }
@@ -165,7 +165,6 @@ void CudaBackend::append_and_attend(Operand out, const CacheLayer& cache, float*
         });
     if (step.T != 1 || !plain_cache(*this, cache))
         return Backend::append_and_attend(out, cache, q, k, v, rotation, step);
-    check_room(cache, step);
     attend_plain_cache(*this, out.data, q, {k, v, rotation}, cache, reach(step));
 }
 

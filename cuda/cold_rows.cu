@@ -23,8 +23,10 @@ const CacheLayer& CudaBackend::bring_cold(const CacheLayer& cache, int stored) {
     size_t row = size_t(heads[0].store[0].bytes), n = heads.size();
     size_t pitch = size_t(static_cast<char*>(heads[1].store[0].data) - home);
     for (size_t i = 0; i < n; i++) {
-        const RowStore& store = heads[i].store[0];
-        check(store.data == home + i * pitch && size_t(store.bytes) == row && !store.ring,
+        const RowStore &store = heads[i].store[0], &other = heads[i].store[1];
+        bool plain = store.format == RowFormat::whole(cache.d) && !store.ring && !other.data &&
+                     !heads[i].encode && !heads[i].decode && !heads[i].mean;
+        check(plain && !cache.joint && store.data == home + i * pitch,
               "cold rows are those of a plain cache, one head behind the other");
     }
     Impl::Brought& here = impl->brought;

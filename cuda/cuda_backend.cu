@@ -42,7 +42,7 @@ CudaBackend::CudaBackend(const BackendOptions& options) : impl(std::make_unique<
     name = "cuda";
     device = describe(properties);
     copies_weights = runs_ahead = cold_apart = true;
-    widest_head = WIDEST_HEAD, most_singly = MOST_SINGLY;
+    widest_head = WIDEST_HEAD, most_singly = MOST_SINGLY, singly_together = 8;
     multiprocessors = properties.multiProcessorCount;
     shared_limit = properties.sharedMemPerBlockOptin;
     CUDA_CHECK(cudaStreamCreateWithFlags(&queue, cudaStreamNonBlocking));
@@ -111,7 +111,8 @@ void CudaBackend::release(void* memory, size_t bytes) {
     std::erase_if(impl->coming,
                   [=](const Impl::Coming& one) { return lies_in(one.from, memory, bytes); });
     if (impl->cold.erase(static_cast<char*>(memory))) {
-        cudaFreeHost(memory);  // waits as well
+        cudaStreamSynchronize(queue);  // copies into it may be on their way
+        cudaFreeHost(memory);
         cudaGetLastError();
         return;
     }

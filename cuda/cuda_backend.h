@@ -26,6 +26,7 @@ struct CudaBackend final : Backend {
     int multiprocessors = 0;
     size_t shared_limit = 0;       // bytes of shared memory that a block may ask for
     size_t most_expanded = size_t(64) << 20;  // bytes of packed rows that prefill makes whole at once
+    size_t most_sums = size_t(16) << 20;  // bytes of a few tokens' sums at once: in the second cache
     const int* pos = nullptr;      // device: position of the step's first token
     const int32_t* ids = nullptr;  // device: its tokens, up to MOST_IDS
     const float* turned = nullptr;  // the q whose latent form append has left in Scratch::Queries

@@ -171,6 +171,7 @@ static const float* without_norm(CudaBackend& gpu, const Input& x, NormOf<E>& no
     if (!x.norm) return x.x;
     const E* w = static_cast<const E*>(x.norm->data);
     bool takes = streams && takes_more(StreamShape(gpu, K, sizeof(E)).C);
+    takes = takes && (T == 1 || reinterpret_cast<uintptr_t>(x.normed) % 16 == 0);
     if (takes && x.norm->dtype == DTYPE_OF<E> && whole_loads(x.x, w, K)) {
         norm = {w, x.eps};
         return x.x;
@@ -190,10 +191,8 @@ template <class E, bool GATED>
 static void stream(CudaBackend& gpu, const Matrices<E>& all, const float* x, const NormOf<E>& norm,
                    float* normed, int K, int T, bool add) {
     StreamShape shape(gpu, K, sizeof(E));
-    if (T > 1 && takes_more(shape.C))
-        return matvec_few<E, GATED>(gpu, shape, all, x, norm, normed, K, T, add);
-    for (int t = 0; t < T; t++)
-        matvec_streamed<E, GATED>(gpu, of_token(all, t), x + size_t(t) * size_t(K), norm, K, add);
+    if (T > 1) return matvec_few<E, GATED>(gpu, shape, all, x, norm, normed, K, T, add);
+    matvec_streamed<E, GATED>(gpu, all, x, norm, K, add);
 }
 
 template <class E>

@@ -1,5 +1,5 @@
 // Products of a few tokens that come out as each alone does in matvec.cu (Backend::singly), and read the
-// weights once for all of them: what verifying a draft rests on.
+// weights once for up to eight of them: what verifying a draft rests on.
 //
 // A warp has a slice of the columns, as there, with that slice of every token's x in registers, and meets
 // some of the rows. Its sums over the lanes go to memory, (slices, rows, tokens), where a second kernel adds
@@ -17,11 +17,14 @@
 
 namespace stief {
 
-constexpr int FEW_WARPS = 4;   // slices of a block
-constexpr int FEW_BLOCKS = 4;  // a multiprocessor has
-// Tokens whose x a lane holds, 64 registers with weights of 16 bits.
+constexpr int FEW_WARPS = 4;  // slices of a block
+// Tokens whose x a lane holds: 64 registers with weights of 16 bits, or 128 where a lane has more chunks.
 constexpr int most_few(int C) {
-    return 8 / C;
+    return C <= 2 ? 8 : 2;
+}
+// Blocks that a multiprocessor has then.
+constexpr int few_blocks(int C) {
+    return C == 1 ? 4 : 2;
 }
 
 // ---- kernels -----------------------------------------------------------------------------------
@@ -50,28 +53,31 @@ __global__ void __launch_bounds__(most_warps(C) * WARP, 1)
                         make_float4(own[c][e], own[c][e + 1], own[c][e + 2], own[c][e + 3]));
 }
 
-// sums (slices, rows, tokens) ← each slice's part of w_i · x_t, tokens ≤ T.
+// sums (slices, count, tokens) ← each slice's part of w_i · x_t for `count` rows from `from` on, tokens ≤ T.
 // grid (pieces of the rows, slices / FEW_WARPS), block FEW_WARPS warps. Shared: rings. Reads every weight
-// once, N·K·size bytes; x, tokens·K·4, once for each piece of the rows, and writes slices·rows·tokens·4.
+// once, count·K·size bytes; x, tokens·K·4, once for each piece, and writes slices·count·tokens·4.
 template <class E, int C, int T>
-__global__ void __launch_bounds__(FEW_WARPS * WARP, FEW_BLOCKS)
-    few_kernel(float* sums, Matrices<E> all, const float* x, int K, int slices, int tokens) {
+__global__ void __launch_bounds__(FEW_WARPS * WARP, few_blocks(C))
+    few_kernel(float* sums, Matrices<E> all, int from, int count, const float* x, int K, int slices,
+               int tokens) {
     using Part = LanePart<E, C>;
-    constexpr int ROWS = 4, AHEAD = Part::AHEAD;  // rows whose sums over the lanes are made at once
-    static_assert(AHEAD % ROWS == 0 && ROWS * T <= WARP);
+    constexpr int ROWS = 4;  // whose sums over the lanes are made at once
+    constexpr int AHEAD = Part::AHEAD, TURN = AHEAD > ROWS ? AHEAD : ROWS;
+    constexpr int AT_ONCE = AHEAD < ROWS ? AHEAD : ROWS;
+    static_assert(TURN % AHEAD == 0 && TURN % ROWS == 0 && ROWS * T <= WARP);
     int lane = int(threadIdx.x) % WARP, slice = int(blockIdx.y) * FEW_WARPS + int(threadIdx.x) / WARP;
-    int first = all.template first<false>(int(blockIdx.x));
-    int end = slice < slices ? all.template first<false>(int(blockIdx.x) + 1) : first;
+    auto begin_of = [&](unsigned b) { return from + int(unsigned(count) * b / gridDim.x); };
+    int first = begin_of(blockIdx.x), end = slice < slices ? begin_of(blockIdx.x + 1) : first;
 
     Part part(K, slice);
     RowCursor<E, false> next(all, first, K, part.column);
 #pragma unroll
-    for (int n = 0; n < AHEAD; n += ROWS) {
+    for (int n = 0; n < AHEAD; n += AT_ONCE) {
         int row = next.row();
-        const E* at[ROWS];
+        const E* at[AT_ONCE];
         next.take(at);
 #pragma unroll
-        for (int i = 0; i < ROWS; i++)
+        for (int i = 0; i < AT_ONCE; i++)
             for (int c = 0; c < C; c++) part.ask(row + i < end, at[i], (n + i) * C + c, c);
     }
     let_next_begin();
@@ -81,60 +87,62 @@ __global__ void __launch_bounds__(FEW_WARPS * WARP, FEW_BLOCKS)
     for (int t = 0; t < T; t++)
         if (t < tokens) part.load(own[t], x + size_t(t) * size_t(K));
 
-    sums += size_t(slice) * size_t(all.rows) * size_t(tokens);
-    for (int turn = first; turn < end; turn += AHEAD) {
+    sums += size_t(slice) * size_t(count) * size_t(tokens);
+    for (int turn = first; turn < end; turn += TURN) {
 #pragma unroll
-        for (int offset = 0; offset < AHEAD; offset += ROWS) {
+        for (int offset = 0; offset < TURN; offset += ROWS) {
             int r = turn + offset;
             if (r >= end) break;
             float sum[ROWS * T] = {};
-            int asked = next.row();
-            const E* at[ROWS];
-            next.take(at);
+            int asked = 0;
+            const E* at[AT_ONCE];
 #pragma unroll
-            for (int n = 0; n < ROWS; n++)
+            for (int n = 0; n < ROWS; n++) {
+                if (n % AT_ONCE == 0) asked = next.row() - n, next.take(at);
 #pragma unroll
                 for (int c = 0; c < C; c++) {
-                    int slot = (offset + n) * C + c;
+                    int slot = (offset + n) % AHEAD * C + c;
                     float w[Part::EACH];
                     part.take(w, slot);
-                    part.ask(asked + n < end, at[n], slot, c);
+                    part.ask(asked + n < end, at[n % AT_ONCE], slot, c);
 #pragma unroll
                     for (int t = 0; t < T; t++)
                         sum[n * T + t] = add_products(sum[n * T + t], own[t][c], w);
                 }
+            }
             float one = warp_sums(sum);
             constexpr int LANES = WARP / (ROWS * T);
             int row = r + lane / LANES / T, t = lane / LANES % T;
             if (lane % LANES == 0 && row < end && t < tokens)
-                sums[size_t(row) * size_t(tokens) + size_t(t)] = one;
+                sums[size_t(row - from) * size_t(tokens) + size_t(t)] = one;
         }
     }
 }
 
-// out_t,j (+)= factor_t Σ sums_t,j over the slices; or, GATED, silu and product of rows j and N + j.
+// out_t,j (+)= factor_t Σ sums_t,j over the slices, of `count` rows from `from` on; or, GATED, of all rows
+// silu and product of rows j and N + j.
 // grid: all units and tokens, block 256. factor: null: 1. Reads the sums: from the second cache.
 template <class E, bool GATED>
 __global__ void __launch_bounds__(256)
-    finish_few_kernel(Matrices<E> all, const float* sums, const float* factor, int slices, int tokens,
-                      bool add) {
+    finish_few_kernel(Matrices<E> all, int from, int count, const float* sums, const float* factor,
+                      int slices, int tokens, bool add) {
     int i = int(blockIdx.x * blockDim.x + threadIdx.x), unit = i / tokens, t = i % tokens;
     let_next_begin();
     await_kernels();
-    if (unit >= all.rows / (GATED ? 2 : 1)) return;
+    if (unit >= count / (GATED ? 2 : 1)) return;
     float by = factor ? factor[t] : 1;
     auto total = [&](int row) {
-        const float* from = sums + size_t(row) * size_t(tokens) + size_t(t);
+        const float* one = sums + size_t(row) * size_t(tokens) + size_t(t);
         float sum = 0;
 #pragma unroll 8
-        for (int s = 0; s < slices; s++) sum += from[size_t(s) * size_t(all.rows) * size_t(tokens)];
+        for (int s = 0; s < slices; s++) sum += one[size_t(s) * size_t(count) * size_t(tokens)];
         return sum;
     };
     if constexpr (GATED) {
         int N = all.N[0];
         all.out[0][size_t(t) * size_t(N) + size_t(unit)] = gated_by(by * total(unit), by * total(N + unit));
     } else {
-        all.at(unit, [&](const E*, float* out, int j, int N) {
+        all.at(from + unit, [&](const E*, float* out, int j, int N) {
             float* to = out + size_t(t) * size_t(N) + size_t(j);
             *to = finished(total(unit), by, add ? *to : 0);
         });
@@ -143,40 +151,57 @@ __global__ void __launch_bounds__(256)
 
 // ---- launchers ---------------------------------------------------------------------------------
 
+// x as the products read it: with a norm, ⊙ its weight, and the factors of their sums.
+template <class E, int C>
+static const float* weighed(CudaBackend& gpu, const StreamShape& shape, const float* x, const NormOf<E>& norm,
+                            float* normed, float* factor, int K, int T) {
+    if constexpr (takes_more(C)) {
+        if (!norm.w) return x;
+        launch_ahead(weigh_kernel<E, C>, dim3(unsigned(T)), shape.warps * WARP,
+                     size_t(shape.warps) * sizeof(float), gpu.queue, normed, factor, x, norm, K);
+        return normed;
+    }
+    return x;
+}
+
 template <class E, int C, bool GATED>
-static void few(CudaBackend& gpu, const StreamShape& shape, const Matrices<E>& all, const float* x,
+static void few(CudaBackend& gpu, const StreamShape& shape, Matrices<E> all, const float* x,
                 const NormOf<E>& norm, float* normed, int K, int T, bool add) {
     constexpr int MOST = most_few(C), FINISH_BLOCK = 256;
     int slices = shape.warps, across = (slices + FEW_WARPS - 1) / FEW_WARPS;
-    int pieces = std::clamp(gpu.multiprocessors * FEW_BLOCKS / across, 1, all.rows);
-    check(uint64_t(all.rows) * uint64_t(pieces + 1) >> 32 == 0, "a product of %d rows: too many", all.rows);
-    size_t factors = size_t(T + 63) / 64 * 64, sums = size_t(slices) * size_t(all.rows) * MOST;
-    float* factor = static_cast<float*>(
-        gpu.scratch(CudaBackend::Scratch::Reduction, (factors + sums) * sizeof(float)));
-    if (norm.w) {
-        launch_ahead(weigh_kernel<E, C>, dim3(unsigned(T)), shape.warps * WARP,
-                     size_t(shape.warps) * sizeof(float), gpu.queue, normed, factor, x, norm, K);
-        x = normed;
-    }
-    Matrices<E> mine = all;
+    size_t of_row = size_t(slices) * size_t(std::min(T, MOST)) * sizeof(float);
+    int rows = GATED ? all.rows  // gate and up are done together, and never as many as a vocabulary
+                     : int(std::min(size_t(all.rows), std::max(size_t(1), gpu.most_sums / of_row)));
+    int pieces = std::clamp(gpu.multiprocessors * few_blocks(C) / across, 1, rows);
+    check(uint64_t(rows) * uint64_t(pieces + 1) >> 32 == 0, "a product of %d rows: too many", rows);
+    size_t factors = size_t(T + 63) / 64 * 64;
+    float* factor = static_cast<float*>(gpu.scratch(CudaBackend::Scratch::Reduction,
+                                                    factors * sizeof(float) + size_t(rows) * of_row));
+    float* sums = factor + factors;
+    x = weighed<E, C>(gpu, shape, x, norm, normed, factor, K, T);
     for (int t = 0; t < T; t += MOST) {
-        int tokens = std::min(MOST, T - t), units = all.rows / (GATED ? 2 : 1);
-        launch_ahead(few_kernel<E, C, MOST>, dim3(unsigned(pieces), unsigned(across)), FEW_WARPS * WARP,
-                     size_t(FEW_WARPS * SLOTS * WARP * 16), gpu.queue, factor + factors, all,
-                     x + size_t(t) * size_t(K), K, slices, tokens);
-        launch_ahead(finish_few_kernel<E, GATED>,
-                     dim3(unsigned((size_t(units) * size_t(tokens) + FINISH_BLOCK - 1) / FINISH_BLOCK)),
-                     FINISH_BLOCK, 0, gpu.queue, mine, factor + factors, norm.w ? factor + t : nullptr,
-                     slices, tokens, add);
-        for (int i = 0; i < all.count; i++) mine.out[i] += size_t(tokens) * size_t(all.N[i]);
+        int tokens = std::min(MOST, T - t);
+        for (int from = 0; from < all.rows; from += rows) {
+            int count = std::min(rows, all.rows - from), results = count / (GATED ? 2 : 1) * tokens;
+            launch_ahead(few_kernel<E, C, MOST>, dim3(unsigned(pieces), unsigned(across)), FEW_WARPS * WARP,
+                         size_t(FEW_WARPS * SLOTS * WARP * 16), gpu.queue, sums, all, from, count,
+                         x + size_t(t) * size_t(K), K, slices, tokens);
+            launch_ahead(finish_few_kernel<E, GATED>,
+                         dim3(unsigned((results + FINISH_BLOCK - 1) / FINISH_BLOCK)), FINISH_BLOCK, 0,
+                         gpu.queue, all, from, count, sums, norm.w ? factor + t : nullptr, slices, tokens,
+                         add);
+        }
+        for (int i = 0; i < all.count; i++) all.out[i] += size_t(tokens) * size_t(all.N[i]);
     }
 }
 
 template <class E, bool GATED>
 void matvec_few(CudaBackend& gpu, const StreamShape& shape, const Matrices<E>& all, const float* x,
                 const NormOf<E>& norm, float* normed, int K, int T, bool add) {
-    shape.C == 1 ? few<E, 1, GATED>(gpu, shape, all, x, norm, normed, K, T, add)
-                 : few<E, 2, GATED>(gpu, shape, all, x, norm, normed, K, T, add);
+    if (shape.C == 1) return few<E, 1, GATED>(gpu, shape, all, x, norm, normed, K, T, add);
+    if (shape.C == 2) return few<E, 2, GATED>(gpu, shape, all, x, norm, normed, K, T, add);
+    if constexpr (!GATED) return few<E, 8, false>(gpu, shape, all, x, norm, normed, K, T, add);
+    fail("gate and up of %d columns in one product", K);
 }
 
 template <class E>

@@ -226,8 +226,8 @@ struct StreamShape {
     }
 };
 
-// T tokens at rows that stream, each as matvec.cu has it alone: x (T, K), out_i (T, N_i). C ≤ 2. With a norm
-// normed (T, K) is scratch. GATED: out[0] only.
+// T tokens at rows that stream, each as matvec.cu has it alone: x (T, K), out_i (T, N_i). With a norm, which
+// takes_more says of, normed (T, K) is scratch. GATED: out[0] only.
 template <class E, bool GATED>
 void matvec_few(CudaBackend& gpu, const StreamShape& shape, const Matrices<E>& all, const float* x,
                 const NormOf<E>& norm, float* normed, int K, int T, bool add);

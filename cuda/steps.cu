@@ -61,13 +61,12 @@ void CudaBackend::drop_capture() {
 
 bool CudaBackend::begin_step(const Step& step) {
     check(step.T <= MOST_IDS, "%d tokens at once, expected at most %d", step.T, MOST_IDS);
+    bool alone = singly && step.T > 1;
+    check(!alone || step.T <= MOST_SINGLY, "%d tokens singly, expected at most %d", step.T, MOST_SINGLY);
     drop_capture();
     impl->home = step.home, pos = impl->step, turned = nullptr, impl->waiting.clear();
     if (!step.token || impl->next_pos != step.pos) send_step(impl->step, step, queue);
-    if (singly && step.T > 1) {
-        check(step.T <= MOST_SINGLY, "%d tokens singly, expected at most %d", step.T, MOST_SINGLY);
-        send_words(impl->own_pos(), step.T, queue, [&](int t) { return step.pos + t; });
-    }
+    if (alone) send_words(impl->own_pos(), step.T, queue, [&](int t) { return step.pos + t; });
     impl->next_pos = -1, impl->end_pos = step.pos + step.T, impl->T = step.T;
     impl->replaying = nullptr, impl->issued.reset();
     if (!step.replay) return true;
@@ -86,11 +85,14 @@ bool CudaBackend::begin_step(const Step& step) {
 
 // Kernels of a step of one read their position at `pos`, wherever that is.
 void CudaBackend::each_alone(const Step& step, const std::function<void(const Step&, size_t)>& f) {
+    struct Back {
+        CudaBackend& gpu;
+        ~Back() { gpu.pos = gpu.impl->step; }
+    } back{*this};
     for (int t = 0; t < step.T; t++) {
         pos = impl->own_pos() + t;
         f({step.pos + t, 1}, size_t(t));
     }
-    pos = impl->step;
 }
 
 // Not before all of it was issued: a step that failed comes anew.

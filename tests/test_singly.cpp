@@ -57,8 +57,9 @@ TEST_CASE("products that go singly are those of one token, to the last bit") {
     const struct { int T, N, K; const char* why; } cases[] = {
         {2, 9, 40, "part of a slice"},
         {9, 150, 1100, "several slices, one token past what a lane holds, a tail of columns"},
-        {5, 6, 8200, "two chunks of a lane with weights of 32 bits"},
-        {3, 4, 16400, "two chunks with weights of 16 bits, eight with 32"},
+        {9, 5, 4100, "two chunks of a lane with weights of 32 bits"},
+        {5, 6, 8200, "two chunks with weights of 16 bits, eight with 32"},
+        {3, 4, 16400, "eight chunks"},
         {3, 7, 131, "rows that are no whole loads"},
     };
     int played = 0;    // cases so far: of slow variants each has its share

@@ -105,6 +105,7 @@ struct Backend {
     // tokens.
     bool singly = false;
     int most_singly = 1;
+    int singly_together = 1;      // so many of them read the weights once
 
     virtual ~Backend() = default;
 

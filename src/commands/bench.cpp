@@ -196,7 +196,7 @@ struct Bench {
     // Tokens of a block of --risk; of a draft where its length would be a matter of agreement, too.
     int watch_block() const {
         const WatchOptions& how = session.watch->options;
-        return how.block ? how.block : how.exact ? 8 : Watch::MOST;
+        return how.block ? how.block : how.exact ? 7 : Watch::MOST;
     }
     double bytes_of_whole_pass(int depth) const {
         const Session& s = session;

@@ -21,9 +21,10 @@ void Drafting::add_verification(int tokens, double seconds) {
 
 // A verification of N + 1 tokens is taken to cost v + w (N + 1) seconds, a line through those that
 // were, and gives (1 − a^{N+1}) / (1 − a) tokens. The first ones are of two lengths, to learn the line;
-// a begins as if 8 of 9 guesses had been right.
-int Drafting::best_length(int most) const {
-    if (verifications < 4) return std::min(most, verifications % 2 ? 2 : 8);
+// a begins as if 8 of 9 guesses had been right. Where some tokens together read the weights once, none is
+// left over of a longer draft.
+int Drafting::best_length(int most, int together) const {
+    if (verifications < 4) return std::min(most, verifications % 2 ? 2 : 7);
     double a = (accepted + 8.0) / (accepted + rejected + 9.0), spread = n * TT - T * T;
     double w = spread > 0 ? std::max(0.0, (n * Ts - T * s) / spread) : 0;
     double v = std::max(0.0, (s - w * T) / n), each = draft_seconds / std::max(drafted, 1);
@@ -32,12 +33,13 @@ int Drafting::best_length(int most) const {
     };
     int best = 1;
     for (int N = 2; N <= most; N++)
-        if (seconds_a_token(N) < seconds_a_token(best)) best = N;
+        if ((N < together || (N + 1) % together == 0) && seconds_a_token(N) < seconds_a_token(best)) best = N;
     return best;
 }
 
 int Watch::suggested() const {
-    return options.block ? options.block : drafting.best_length(MOST);
+    return options.block ? options.block
+                         : drafting.best_length(MOST, transformer.model.backend->singly_together);
 }
 
 // Whether the most likely token is all that is asked for, so that a device keeps its logits.

@@ -90,14 +90,14 @@ struct Transformer : private PassArrays {
                  const Last& last);
 };
 
-// A transformer goes singly as long as this lives, or not: whatever ends that.
+// A transformer, and its backend with it, goes singly as long as this lives, or not: whatever ends that.
 struct Singly {
     Transformer& transformer;
     const bool before;
 
     explicit Singly(Transformer& pass, bool on = true)
         : transformer(pass), before(std::exchange(pass.singly, on)) {}
-    ~Singly() { transformer.singly = before; }
+    ~Singly() { transformer.singly = transformer.model.backend->singly = before; }
     Singly(const Singly&) = delete;
 };
 

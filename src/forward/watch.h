@@ -33,7 +33,8 @@ struct Drafting {                 // of exact
     // Of verifications of T tokens in s seconds, the last ones weighing most: Σ1, ΣT, ΣT², Σs, ΣTs.
     double n = 0, T = 0, TT = 0, s = 0, Ts = 0;
     void add_verification(int tokens, double seconds);
-    int best_length(int most) const;    // of a draft: what gives most tokens a second, 1 … most
+    // Of a draft: what gives most tokens a second, 1 … most. together: Backend::singly_together.
+    int best_length(int most, int together = 1) const;
     double agreement() const {
         return accepted + rejected ? double(accepted) / (accepted + rejected) : 1;
     }
