@@ -29,11 +29,8 @@ template <class E, int C, bool NORM, bool GATED>
 __global__ void __launch_bounds__(most_warps(C) * WARP, 1)
     matvec_kernel(Matrices<E> all, const float* x, NormOf<E> norm, int K, bool add) {
     using Part = LanePart<E, C>;
-    constexpr int UNIT = GATED ? 2 : 1, AHEAD = Part::AHEAD;
-    constexpr int TOGETHER = 4;  // rows whose sums over the lanes are made at once
-    constexpr int TURN = AHEAD > TOGETHER ? AHEAD : TOGETHER;  // after which slots come again
-    constexpr int AT_ONCE = AHEAD < TOGETHER ? AHEAD : TOGETHER;
-    static_assert(SLOTS % C == 0 && TURN % AHEAD == 0 && TURN % TOGETHER == 0 && PASS % TURN == 0);
+    constexpr int UNIT = GATED ? 2 : 1, ON = TURN<Part>;
+    static_assert(SLOTS % C == 0 && ON % Part::AHEAD == 0 && ON % TOGETHER == 0 && PASS % ON == 0);
     int lane = int(threadIdx.x) % WARP, warp = int(threadIdx.x) / WARP;
     int warps = int(blockDim.x) / WARP, stride = warps | 1;  // rows of sums in different banks
     float* sums = reinterpret_cast<float*>(dynamic_shared() + warps * SLOTS * WARP * 16);
@@ -42,15 +39,7 @@ __global__ void __launch_bounds__(most_warps(C) * WARP, 1)
 
     Part part(K, warp);
     RowCursor<E, GATED> next(all, first, K, part.column);
-#pragma unroll
-    for (int n = 0; n < AHEAD; n += AT_ONCE) {
-        int row = next.row();
-        const E* at[AT_ONCE];
-        next.take(at);
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++)
-            for (int c = 0; c < C; c++) part.ask(row + i < end, at[i], (n + i) * C + c, c);
-    }
+    ask_first(part, next, end);
     uint4 weight[C] = {};
     if constexpr (NORM) part.load(weight, norm.w);
     let_next_begin();
@@ -64,26 +53,15 @@ __global__ void __launch_bounds__(most_warps(C) * WARP, 1)
         float before = 0;  // a thread's first element of out, which comes while its sum is made
         if (!GATED && add && mine < stop)
             all.at(mine, [&](const E*, float* out, int j, int) { before = out[j]; });
-        for (int turn = pass; turn < stop; turn += TURN) {
+        for (int turn = pass; turn < stop; turn += ON) {
 #pragma unroll
-            for (int offset = 0; offset < TURN; offset += TOGETHER) {
+            for (int offset = 0; offset < ON; offset += TOGETHER) {
                 int r = turn + offset;
                 if (r >= stop) break;
                 float sum[TOGETHER] = {};  // of rows beyond the end: of anything
-                int asked = 0;
-                const E* at[AT_ONCE];
-#pragma unroll
-                for (int n = 0; n < TOGETHER; n++) {
-                    if (n % AT_ONCE == 0) asked = next.row() - n, next.take(at);
-#pragma unroll
-                    for (int c = 0; c < C; c++) {
-                        int slot = (offset + n) % AHEAD * C + c;
-                        float w[Part::EACH];
-                        part.take(w, slot);
-                        sum[n] = add_products(sum[n], part.x[c], w);
-                        part.ask(asked + n < end, at[n % AT_ONCE], slot, c);
-                    }
-                }
+                meet_rows(part, next, offset, end, [&](int n, int c, const float (&w)[Part::EACH]) {
+                    sum[n] = add_products(sum[n], part.x[c], w);
+                });
                 float one = warp_sums(sum);
                 constexpr int LANES = WARP / TOGETHER;
                 if (lane % LANES == 0) sums[(r - pass + lane / LANES) * stride + warp] = one;

@@ -61,25 +61,15 @@ __global__ void __launch_bounds__(FEW_WARPS * WARP, few_blocks(C))
     few_kernel(float* sums, Matrices<E> all, int from, int count, const float* x, int K, int slices,
                int tokens) {
     using Part = LanePart<E, C>;
-    constexpr int ROWS = 4;  // whose sums over the lanes are made at once
-    constexpr int AHEAD = Part::AHEAD, TURN = AHEAD > ROWS ? AHEAD : ROWS;
-    constexpr int AT_ONCE = AHEAD < ROWS ? AHEAD : ROWS;
-    static_assert(TURN % AHEAD == 0 && TURN % ROWS == 0 && ROWS * T <= WARP);
+    constexpr int ON = TURN<Part>;
+    static_assert(ON % Part::AHEAD == 0 && ON % TOGETHER == 0 && TOGETHER * T <= WARP);
     int lane = int(threadIdx.x) % WARP, slice = int(blockIdx.y) * FEW_WARPS + int(threadIdx.x) / WARP;
-    auto begin_of = [&](unsigned b) { return from + int(unsigned(count) * b / gridDim.x); };
-    int first = begin_of(blockIdx.x), end = slice < slices ? begin_of(blockIdx.x + 1) : first;
+    int first = from + first_of(count, int(blockIdx.x));
+    int end = slice < slices ? from + first_of(count, int(blockIdx.x) + 1) : first;
 
     Part part(K, slice);
     RowCursor<E, false> next(all, first, K, part.column);
-#pragma unroll
-    for (int n = 0; n < AHEAD; n += AT_ONCE) {
-        int row = next.row();
-        const E* at[AT_ONCE];
-        next.take(at);
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++)
-            for (int c = 0; c < C; c++) part.ask(row + i < end, at[i], (n + i) * C + c, c);
-    }
+    ask_first(part, next, end);
     let_next_begin();
     await_kernels();
     float own[T][C][Part::EACH] = {};
@@ -88,30 +78,19 @@ __global__ void __launch_bounds__(FEW_WARPS * WARP, few_blocks(C))
         if (t < tokens) part.load(own[t], x + size_t(t) * size_t(K));
 
     sums += size_t(slice) * size_t(count) * size_t(tokens);
-    for (int turn = first; turn < end; turn += TURN) {
+    for (int turn = first; turn < end; turn += ON) {
 #pragma unroll
-        for (int offset = 0; offset < TURN; offset += ROWS) {
+        for (int offset = 0; offset < ON; offset += TOGETHER) {
             int r = turn + offset;
             if (r >= end) break;
-            float sum[ROWS * T] = {};
-            int asked = 0;
-            const E* at[AT_ONCE];
+            float sum[TOGETHER * T] = {};
+            meet_rows(part, next, offset, end, [&](int n, int c, const float (&w)[Part::EACH]) {
 #pragma unroll
-            for (int n = 0; n < ROWS; n++) {
-                if (n % AT_ONCE == 0) asked = next.row() - n, next.take(at);
-#pragma unroll
-                for (int c = 0; c < C; c++) {
-                    int slot = (offset + n) % AHEAD * C + c;
-                    float w[Part::EACH];
-                    part.take(w, slot);
-                    part.ask(asked + n < end, at[n % AT_ONCE], slot, c);
-#pragma unroll
-                    for (int t = 0; t < T; t++)
-                        sum[n * T + t] = add_products(sum[n * T + t], own[t][c], w);
-                }
-            }
+                for (int t = 0; t < T; t++)
+                    sum[n * T + t] = add_products(sum[n * T + t], own[t][c], w);
+            });
             float one = warp_sums(sum);
-            constexpr int LANES = WARP / (ROWS * T);
+            constexpr int LANES = WARP / (TOGETHER * T);
             int row = r + lane / LANES / T, t = lane / LANES % T;
             if (lane % LANES == 0 && row < end && t < tokens)
                 sums[size_t(row - from) * size_t(tokens) + size_t(t)] = one;

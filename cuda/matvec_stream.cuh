@@ -23,6 +23,11 @@ struct NormOf {
     float eps;
 };
 
+// Of `count` rows the first of block b's share, and the end of the block's before. count · blocks < 2^32.
+__device__ __forceinline__ int first_of(int count, int b) {
+    return int(unsigned(count) * unsigned(b) / gridDim.x);
+}
+
 // Up to three matrices (N_i, K) that meet the same x, one below the other.
 template <class E>
 struct Matrices {
@@ -31,11 +36,11 @@ struct Matrices {
     int N[MOST_PROJECTIONS];
     int count, rows;  // rows: Σ N
 
-    // Of block b its first row, and the end of those of the block before. rows · blocks < 2^32.
+    // Of block b its first row, and the end of those of the block before.
     template <bool GATED>
     __device__ __forceinline__ int first(int b) const {
-        unsigned unit = GATED ? 2 : 1;
-        return int(unsigned(rows) / unit * unsigned(b) / gridDim.x * unit);
+        int unit = GATED ? 2 : 1;
+        return first_of(rows / unit, b) * unit;
     }
 
     // f(w, out, row of it, N) of row i; without an index that only the device knows, which would put the
@@ -166,6 +171,51 @@ struct LanePart : LaneColumns<E, C> {
         unpack<E>(w, *reinterpret_cast<const uint4*>(ring + slot * WARP * 16));
     }
 };
+
+// So many rows are met at once, whose sums over the lanes are made together (warp_sums), and slots come again
+// after so many.
+constexpr int TOGETHER = 4;
+template <class Part>
+constexpr int TURN = Part::AHEAD > TOGETHER ? Part::AHEAD : TOGETHER;
+// Rows whose addresses are made at once.
+template <class Part>
+constexpr int AT_ONCE = Part::AHEAD < TOGETHER ? Part::AHEAD : TOGETHER;
+
+// The first rows of those before `end` begin to come, as many as there are slots.
+template <class E, int C, class Cursor>
+__device__ __forceinline__ void ask_first(const LanePart<E, C>& part, Cursor& next, int end) {
+    constexpr int N = AT_ONCE<LanePart<E, C>>;
+#pragma unroll
+    for (int n = 0; n < part.AHEAD; n += N) {
+        int row = next.row();
+        const E* at[N];
+        next.take(at);
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            for (int c = 0; c < C; c++) part.ask(row + i < end, at[i], (n + i) * C + c, c);
+    }
+}
+// meet(n, c, w) for chunk c of row n of TOGETHER, which lie from `offset` on of a turn; into its slot comes
+// what is asked for next.
+template <class E, int C, class Cursor, class Meet>
+__device__ __forceinline__ void meet_rows(const LanePart<E, C>& part, Cursor& next, int offset, int end,
+                                          const Meet& meet) {
+    constexpr int N = AT_ONCE<LanePart<E, C>>;
+    int asked = 0;
+    const E* at[N];
+#pragma unroll
+    for (int n = 0; n < TOGETHER; n++) {
+        if (n % N == 0) asked = next.row() - n, next.take(at);
+#pragma unroll
+        for (int c = 0; c < C; c++) {
+            int slot = (offset + n) % part.AHEAD * C + c;
+            float w[LanePart<E, C>::EACH];
+            part.take(w, slot);
+            meet(n, c, w);
+            part.ask(asked + n < end, at[n % N], slot, c);
+        }
+    }
+}
 
 // sum + x · w
 template <int EACH>

@@ -34,14 +34,6 @@ Floats logits_after(Transformer& transformer, KvCache& cache, const std::vector<
     return logits;
 }
 
-// All variants, but of the slow ones only one: another for another i.
-std::vector<Variant> shared(int i) {
-    std::vector<Variant> all = variants(), some;
-    for (size_t n = 0; n < all.size(); n++)
-        if (!all[n].slow || n == size_t(i) % all.size()) some.push_back(all[n]);
-    return some;
-}
-
 std::vector<char> rows_of(const KvCache& cache) {
     std::vector<char> rows(cache.snapshot_bytes(cache.used));
     cache.save(rows.data());
@@ -75,7 +67,7 @@ TEST_CASE("products that go singly are those of one token, to the last bit") {
                 for (float& one : x) one *= 2 / std::sqrt(float(K));
                 Elements norm(normals(K, 3), dtype), w(normals(N * K, 4), dtype), u(normals(N * K, 5), dtype),
                     more(normals(M * K, 6), dtype);
-                for (const Variant& variant : shared(played)) {
+                for (const Variant& variant : drawn({double(played)})) {
                     CAPTURE(variant.group);
                     Lab lab(variant);
                     Weight bound = lab.weight(w, c.N, c.K), up = lab.weight(u, c.N, c.K),
@@ -129,7 +121,7 @@ TEST_CASE("tokens that come together singly have the logits of single steps, to 
     for (const auto& c : cases) {
         Scratch folder;
         write_tiny_model(c.model, folder.folder.string());
-        for (const Variant& variant : shared(int(&c - cases))) {
+        for (const Variant& variant : drawn({double(&c - cases)})) {
             if (variant.slow && c.prompt > 1000) continue;
             CAPTURE(std::string(c.model.why));
             CAPTURE(variant.group);

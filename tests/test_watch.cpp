@@ -156,6 +156,43 @@ TEST_CASE("an exact answer is the full cache's on every instruction set") {
     }
 }
 
+TEST_CASE("blocks may be longer from one answer to the next, audited or exact") {
+    Scratch folder;
+    write_tiny_model(MODELS[0], folder.folder.string());
+    for (const Variant& variant : groups()) {
+        CAPTURE(variant.group);
+        Model model = open_model(folder.folder.string(), variant, variant.threads);
+        Bases bases = crude(model.config, 4);
+        auto watch_of = [&](bool exact, int block, KvCache& cache, Transformer& transformer) {
+            WatchOptions how;
+            how.exact = exact, how.block = block;
+            return Watch(transformer, cache, how, {});
+        };
+        Script script{9, 60, 0, 0, Sampling{}};
+        std::vector<Token> full = play_full(model, script, 90, 2);
+        KvCache cache(*model.backend, model.config, 90, DType::F16, &bases);
+        Transformer transformer(model, 90);
+        Watch watch = watch_of(true, 1, cache, transformer);
+        auto audits = [&](Watch& one) {
+            one.options.exact = false, one.options.block = 50;
+            one.log.blocks.clear();
+            play_watched(one, script, 2);
+            std::vector<double> means;
+            for (const AuditedBlock& block : one.log.blocks) means.push_back(block.mean);
+            return means;
+        };
+        for (int block : {1, 3, 0}) {
+            watch.options.exact = true, watch.options.block = block;
+            CHECK(play_watched(watch, script, 2) == full);
+        }
+        KvCache other(*model.backend, model.config, 90, DType::F16, &bases);
+        Watch fresh = watch_of(false, 50, other, transformer);
+        std::vector<double> want = audits(fresh);
+        REQUIRE(want.size() > 1);
+        CHECK(audits(watch) == want);
+    }
+}
+
 TEST_CASE("what drafts were taken back leaves no trace in either cache") {
     Scratch folder;
     write_tiny_model(MODELS[0], folder.folder.string());

@@ -105,7 +105,7 @@ struct Backend {
     // tokens.
     bool singly = false;
     int most_singly = 1;
-    int singly_together = 1;      // so many of them read the weights once
+    int singly_together = 1;      // as many at once cost hardly more than fewer, and one more as much again
 
     virtual ~Backend() = default;
 

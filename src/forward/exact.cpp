@@ -42,18 +42,21 @@ int Watch::suggested() const {
                          : drafting.best_length(MOST, transformer.model.backend->singly_together);
 }
 
-// Whether the most likely token is all that is asked for, so that a device keeps its logits.
-static bool is_greedy(const Sampler& sampler) {
-    return sampler.sampling.takes_likeliest() && sampler.drawable.empty();
-}
-
 // What the compressed cache would draw next, up to `most` tokens or the first end. The last is not
 // fed: it is in the cache only once it is given out.
 std::vector<Token> Watch::draft(const Sampler& sampler, int most, std::span<const Token> ends) {
     if (most == 0) return {};
+    auto start = std::chrono::steady_clock::now();
+    std::vector<Token> guesses = sampler.takes_likeliest() ? draft_greedy(most, ends)
+                                                           : draft_drawn(sampler, most, ends);
+    drafting.draft_seconds += seconds_since(start);
+    drafting.drafted += int(guesses.size());
+    return guesses;
+}
+
+std::vector<Token> Watch::draft_drawn(const Sampler& sampler, int most, std::span<const Token> ends) {
     std::span<const Token> behind = std::span<const Token>(ids).subspan(size_t(cache.used));
     Singly singly(transformer, int(behind.size()) <= transformer.model.backend->most_singly);
-    if (is_greedy(sampler)) return draft_greedy(behind, most, ends);
     Sampler ahead = sampler;    // its generator runs ahead, the sampler's own does not
     std::vector<float> logits(size_t(transformer.model.config.V));
     std::vector<Token> guesses;
@@ -67,8 +70,9 @@ std::vector<Token> Watch::draft(const Sampler& sampler, int most, std::span<cons
 }
 
 // The same of the most likely ones. A device is given each before it has come home.
-std::vector<Token> Watch::draft_greedy(std::span<const Token> behind, int most,
-                                       std::span<const Token> ends) {
+std::vector<Token> Watch::draft_greedy(int most, std::span<const Token> ends) {
+    std::span<const Token> behind = std::span<const Token>(ids).subspan(size_t(cache.used));
+    Singly singly(transformer, int(behind.size()) <= transformer.model.backend->most_singly);
     bool ahead = transformer.model.backend->runs_ahead;
     std::vector<Token> guesses;
     transformer.forward_greedy(cache, behind);
@@ -100,10 +104,20 @@ void Watch::feed_whole(std::span<const Token> more, int wanted, bool greedy) {
     expect_rows();
 }
 
+// What follows the last of ids and each guess.
+void Watch::verify(const std::vector<Token>& guesses, bool greedy) {
+    std::vector<Token> tokens = {ids.back()};
+    tokens.insert(tokens.end(), guesses.begin(), guesses.end());
+    Singly singly(transformer);
+    auto start = std::chrono::steady_clock::now();
+    feed_whole(tokens, int(tokens.size()), greedy);
+    drafting.add_verification(int(tokens.size()), seconds_since(start));
+}
+
 // The token that the full cache draws from its prediction number `at`.
 Token Watch::next(Sampler& sampler, size_t at) {
     size_t V = size_t(transformer.model.config.V);
-    if (!is_greedy(sampler)) return pick(sampler, {rows.data() + at * V, V}, *whole);
+    if (!sampler.takes_likeliest()) return pick(sampler, {rows.data() + at * V, V}, *whole);
     if (found[at] < 0) throw Error(why_not_finite(transformer.model, *whole));
     return found[at];
 }
@@ -111,7 +125,7 @@ Token Watch::next(Sampler& sampler, size_t at) {
 Generated Watch::generate_exact(Sampler& sampler, std::span<const Token> prompt, int limit,
                                 std::span<const Token> ends,
                                 const std::function<bool(Token)>& sink) {
-    bool greedy = is_greedy(sampler);
+    bool greedy = sampler.takes_likeliest();
     make_verified(greedy);
     int context = std::min(cache.capacity, transformer.context);
     Generated made{Stop::Limit, int(prompt.size()), 0, 0, 0};
@@ -124,7 +138,6 @@ Generated Watch::generate_exact(Sampler& sampler, std::span<const Token> prompt,
     made.prompt_seconds = seconds_since(start);
 
     start = std::chrono::steady_clock::now();
-    auto start_part = start;
     std::vector<Token> guesses;
     size_t at = 0;    // prediction of what follows ids; guesses[at], if there, is what was drafted
     bool more = true;
@@ -148,16 +161,8 @@ Generated Watch::generate_exact(Sampler& sampler, std::span<const Token> prompt,
         at++;
         if (foreseen || !more || made.tokens == limit) continue;
         int most = std::min({suggested(), context - int(ids.size()), limit - made.tokens - 1});
-        start_part = std::chrono::steady_clock::now();
         guesses = draft(sampler, most, ends);
-        drafting.draft_seconds += seconds_since(start_part), drafting.drafted += int(guesses.size());
-
-        std::vector<Token> tokens = {drawn};
-        tokens.insert(tokens.end(), guesses.begin(), guesses.end());
-        Singly singly(transformer);
-        start_part = std::chrono::steady_clock::now();
-        feed_whole(tokens, int(tokens.size()), greedy);
-        drafting.add_verification(int(tokens.size()), seconds_since(start_part));
+        verify(guesses, greedy);
         at = 0;
     }
     if (!more) made.why = Stop::Asked;

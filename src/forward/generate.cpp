@@ -68,7 +68,7 @@ Generated generate(Transformer& transformer, KvCache& cache, Sampler& sampler,
                    const std::function<bool(Token)>& sink) {
     check(!prompt.empty(), "nothing to continue: the prompt has no tokens");
     // Greedy: the most likely token alone comes back from a device, where any of them may be drawn.
-    bool greedy = sampler.sampling.takes_likeliest() && sampler.drawable.empty();
+    bool greedy = sampler.takes_likeliest();
     // Memory of the host that a device copies to in one transfer.
     Buffer logits;
     size_t V = size_t(transformer.model.config.V);

@@ -22,6 +22,8 @@ struct Sampler {
 
     Sampler(const Sampling& how, uint64_t start) : sampling(how), seed(start), random(start) {}
 
+    // Whether the most likely token is all that is asked for: a device may keep its logits.
+    bool takes_likeliest() const { return sampling.takes_likeliest() && drawable.empty(); }
     // NotFinite where a logit is NaN; logits is used as scratch.
     Token pick(std::span<float> logits) { return pick(logits, random); }
     // The same with another generator: a draw is one number of it, or none where it is greedy.

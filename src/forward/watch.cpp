@@ -30,26 +30,24 @@ Watch::Watch(Transformer& pass, KvCache& compressed, const WatchOptions& how, Ri
     if (options.cold != WatchOptions::Reread) make_whole();
 }
 
+// Blocks may be longer than they were in the call before.
+void Watch::make_room(Buffer& buffer, size_t bytes, const char* what) {
+    if (bytes > buffer.bytes) buffer = Buffer(), buffer = Buffer(*transformer.model.backend, bytes, what);
+}
+
 void Watch::make_verified(bool greedy) {
     options.block = std::min(options.block, MOST);
     size_t n = size_t(block() + 1);
-    if (!greedy) rows.resize(n * size_t(transformer.model.config.V));
-    if (likeliest.data) return;
-    make_full();
-    likeliest = Buffer(*transformer.model.backend, n * sizeof(Token), "a draft's tokens");
     found.resize(n);
-}
-
-void Watch::make_full() {
-    if (full.data) return;
-    size_t bytes = size_t(block() + 1) * row_bytes(transformer.model.config);
-    full = Buffer(*transformer.model.backend, bytes, "a block's logits over whole rows");
+    if (!greedy) rows.resize(n * size_t(transformer.model.config.V));
+    make_room(full, n * row_bytes(transformer.model.config), "a draft's logits");
+    make_room(likeliest, n * sizeof(Token), "a draft's tokens");
 }
 
 void Watch::make_logits() {
     size_t bytes = size_t(block()) * row_bytes(transformer.model.config);
-    drafted = Buffer(*transformer.model.backend, bytes, "a block's logits");
-    make_full();
+    make_room(drafted, bytes, "a block's logits");
+    make_room(full, bytes, "a block's logits over whole rows");
 }
 
 void Watch::make_whole() {
@@ -173,7 +171,7 @@ Generated Watch::generate_audited(Sampler& sampler, std::span<const Token> promp
                                   const std::function<bool(Token)>& sink) {
     Backend& ops = *transformer.model.backend;
     size_t V = size_t(transformer.model.config.V);
-    if (!drafted.data) make_logits();
+    make_logits();
     log.greedy = sampler.sampling.takes_likeliest();
     std::vector<float> logits(V);
     std::vector<Token> drawn;    // from each row of `drafted` that was not compared yet; −1: nothing

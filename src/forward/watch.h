@@ -47,7 +47,7 @@ struct Watch {
 
     Transformer& transformer;
     KvCache& cache;               // the compressed one
-    WatchOptions options;         // exact may change between calls where whole rows are kept
+    WatchOptions options;         // exact and block may change between calls where whole rows are kept
     AuditLog log;                 // of audit
     Drafting drafting;            // of exact
     std::vector<Token> ids;       // (cache.used)  what the caches hold
@@ -75,12 +75,12 @@ struct Watch {
     static size_t logits_bytes_for(const Config& config, const WatchOptions& how);
 
   private:
-    Buffer drafted, full;              // (block, V) of audit, (block + 1, V): logits over compressed and
-                                       // over whole rows
+    Buffer drafted, full;              // (block, V), full of exact (block + 1, V): logits over compressed
+                                       // and over whole rows
     // Of exact, for each row of `full`: which token it makes most likely, on the backend and here; or, where
     // tokens are drawn, the rows themselves.
     Buffer likeliest;                  // (block + 1)
-    std::vector<Token> found;
+    std::vector<Token> found;          // (block + 1)
     std::vector<float> rows;           // (block + 1, V)
 
     int block() const;
@@ -88,8 +88,8 @@ struct Watch {
     void expect_rows();           // Error where they are
     int suggested() const;
     void make_verified(bool greedy);
-    void make_full();
     void make_logits();
+    void make_room(Buffer& buffer, size_t bytes, const char* what);
     void make_whole();
     void catch_up(int until);
     void audit(int first, std::span<const Token> drawn);
@@ -98,7 +98,9 @@ struct Watch {
     Generated generate_exact(Sampler& sampler, std::span<const Token> prompt, int limit,
                              std::span<const Token> ends, const std::function<bool(Token)>& sink);
     std::vector<Token> draft(const Sampler& sampler, int most, std::span<const Token> ends);
-    std::vector<Token> draft_greedy(std::span<const Token> behind, int most, std::span<const Token> ends);
+    std::vector<Token> draft_drawn(const Sampler& sampler, int most, std::span<const Token> ends);
+    std::vector<Token> draft_greedy(int most, std::span<const Token> ends);
+    void verify(const std::vector<Token>& guesses, bool greedy);
     void feed_whole(std::span<const Token> more, int wanted, bool greedy);
     Token next(Sampler& sampler, size_t at);
     Token pick(Sampler& sampler, std::span<float> logits, const KvCache& from);
