@@ -35,7 +35,7 @@ Floats turned(const float* x, const float* angle, size_t d) {
 TEST_SUITE_BEGIN("cache");
 
 TEST_CASE("sums over the angles of positions are added, the same whatever else is asked") {
-    constexpr int POSITIONS = 140;
+    constexpr int POSITIONS = 420;
     for (const std::string& isa : cpu_isas())
         for (int half : {1, 4, 32, 70, 128})
             for (int m : {1, 2, 3, 7, 8}) {
@@ -45,12 +45,11 @@ TEST_CASE("sums over the angles of positions are added, the same whatever else i
                 CAPTURE(m);
                 size_t d = size_t(2 * half);
                 Floats w = normals(size_t(m) * d, 81), rotation = slow_rotations(POSITIONS, 2 * half);
-                Floats near(d * NEAR);
-                for (size_t s = 0; s < NEAR; s++)
-                    for (size_t j = 0; j < d; j++) near[j * NEAR + s] = rotation[s * d + j];
+                AngleTable table;
+                const Angles& angles = table.of(rotation.data(), half);
                 Floats all(size_t(m) * POSITIONS, 0.0f);
                 auto add = [&](Floats& out, int first, int count) {
-                    kernels->add_angles(out.data() + first, POSITIONS, w.data(), d, near.data(),
+                    kernels->add_angles(out.data() + first, POSITIONS, w.data(), d, &angles,
                                         rotation.data(), first, count, m, size_t(half));
                 };
                 add(all, 0, POSITIONS);
@@ -64,7 +63,7 @@ TEST_CASE("sums over the angles of positions are added, the same whatever else i
                     }
                 CHECK(nmse(all.data(), want.data(), want.size()) <= TOL_F32);
                 Floats parts(all.size(), 0.0f);
-                int ends[] = {0, 1, 31, 33, 64, 65, 100, POSITIONS};
+                int ends[] = {0, 1, 31, 127, 129, 200, 257, POSITIONS};
                 for (int i = 1; i < 8; i++) add(parts, ends[i - 1], ends[i] - ends[i - 1]);
                 CHECK(same_bits(parts, all));
             }

@@ -30,6 +30,11 @@ static int split_of(int S) {
     return std::clamp(S / 8 / 256 * 256, 256, 1024);
 }
 
+// Positions whose angles turn rebuilt keys: 16 KB of them, half of the nearest cache.
+static int near_positions(int d) {
+    return std::clamp(4096 / d, 16, RebuiltKeys::BLOCK / 2);
+}
+
 // Rows of codes in f32 (Backend::exact), a block at a time: visit(first of the run, rows, count).
 template <class Visit>
 static void for_unpacked(const CpuBackend& cpu, float* rows, const Run& run, DType dtype,
@@ -70,7 +75,7 @@ struct Split {
         p_stride = (size_t(count) + 15) / 16 * 16;
         size_t queries = (size_t(m) * d + 15) / 16 * 16, weights = size_t(m) * p_stride;
         size_t block = needs_rows() ? RebuiltKeys::BLOCK * size_t(cache.values_width()) : 0;
-        size_t more = cache.rotated ? 0 : RebuiltKeys::bytes(cpu, cache, keys());
+        size_t more = cache.rotated ? 0 : RebuiltKeys::bytes(cpu, cache, size_t(g));
         char* scratch = thread_scratch((2 * queries + weights + block) * sizeof(float) + more);
         p = reinterpret_cast<float*>(scratch), scaled = p + weights;
         against_mean = scaled + queries, rows = against_mean + queries;
@@ -86,8 +91,8 @@ struct Split {
     void score(const Run& run) {
         score_rows(run);
         if (!cache.less_turned_mean(size_t(g)) || run.store.format.keeps_all(cache.d)) return;
-        kernels.add_angles(p + (run.first - first), p_stride, against_mean, d, cpu.near_angles.data(),
-                           rotation, run.first, run.count, m, d / 2);
+        kernels.add_angles(p + (run.first - first), p_stride, against_mean, d, cpu.angles, rotation,
+                           run.first, run.count, m, d / 2);
     }
     void score_rows(const Run& run) {
         float* to = p + (run.first - first);
@@ -117,12 +122,13 @@ struct Split {
         }
     }
 
-    // p ← q · k̃ of one run, keys rebuilt. They are turned from a multiple of NEAR on, to which queries
-    // are turned back: the angles of 0 … NEAR − 1 stay in the nearest cache.
+    // p ← q · k̃ of one run, keys rebuilt. They are turned from a multiple of `span` on, to which queries
+    // are turned back: the angles of 0 … span − 1 stay in the nearest cache.
     void score_rebuilt(const RebuiltKeys& rebuilt, const Run& run) {
+        int span = near_positions(cache.d);
         for (int s = 0, n; s < run.count; s += n) {
-            int at = run.first + s, near = at % NEAR;
-            n = std::min(NEAR - near, run.count - s);
+            int at = run.first + s, near = at % span;
+            n = std::min(span - near, run.count - s);
             float* to = p + (at - first);
             char* from = run.rows + size_t(s) * size_t(run.store.bytes);
             rebuilt.rebuild(rows, {at, n, from, run.store});
@@ -174,7 +180,7 @@ static void attend_split(Split& split, float* partial, size_t stride, const Quer
     if (split.cache.rotated) {
         split.each_run(split.keys(), &Stretch::k, [&](const Run& run) { split.score(run); });
     } else {
-        RebuiltKeys rebuilt(split.cpu, split.cache, split.keys(), split.rest);
+        RebuiltKeys rebuilt(split.cpu, split.cache, size_t(split.g), split.rest);
         split.each_run(split.keys(), &Stretch::k,
                        [&](const Run& run) { split.score_rebuilt(rebuilt, run); });
     }
@@ -242,7 +248,8 @@ void CpuBackend::attend_singly(float* out, const Queries& q, const float* rotati
                                const CacheLayer& cache, const Step& step) {
     size_t width = size_t(cache.H) * size_t(cache.d);
     size_t values = size_t(cache.H) * size_t(cache.values_width());
-    if (q.against_mean) gather_near_angles(rotation, cache.d, step.pos + step.T);
+    if (q.against_mean && step.pos + step.T > Angles::SPAN)
+        angles = &angle_table.of(rotation, cache.d / 2);
     for (int t = 0, end; t < step.T; t = end) {
         int split = split_of(step.pos + t + 1);
         for (end = t + 1; end < step.T && split_of(step.pos + end + 1) == split;) end++;

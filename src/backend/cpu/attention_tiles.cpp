@@ -61,13 +61,13 @@ struct AttentionTile {
                            pairs ? rs * q_stride : 0, pairs ? rs * KEYS / 2 : 0,
                            pairs ? KEYS * widest / 2 : 0};
         for (size_t count : counts) sizes += (count + 15) / 16 * 16;
-        size_t more = cache.rotated ? 0 : RebuiltKeys::bytes(cpu, cache, k);
+        size_t more = cache.rotated ? 0 : RebuiltKeys::bytes(cpu, cache, size_t(g));
         float* next = reinterpret_cast<float*>(thread_scratch(sizes * 4 + more));
         for (int i = 0; i < 10; i++) {
             *arrays[i] = next;
             next += (counts[i] + 15) / 16 * 16;
         }
-        if (!cache.rotated) rebuilt.emplace(cpu, cache, k, reinterpret_cast<char*>(next));
+        if (!cache.rotated) rebuilt.emplace(cpu, cache, size_t(g), reinterpret_cast<char*>(next));
     }
 
     void to_bf16(void* to, const float* from, size_t n) const {

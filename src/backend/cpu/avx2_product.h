@@ -8,7 +8,8 @@
 namespace stief {
 namespace {
 
-// Each column of Δ D in the unit that its largest element asks for, or the largest sum.
+// Each column of Δ D in the unit that its largest element asks for, or the largest sum:
+// (codes / 2, columns, 2) 16-bit integers.
 void code_panel_avx2(void* memory, const float* D, const float* mean, const RowLayout& layout, int d) {
     CodePanel panel(memory, layout, d);
     for (int c = 0; c < int(panel.columns); c += 8) {

@@ -30,7 +30,7 @@ Query fix_query(int16_t* n, const float* q, const RowLayout& layout) {
             largest = _mm256_max_ps(size_of_each(x), largest);
             sum = _mm256_add_ps(sum, size_of_each(x));
         }
-    Fixed<V> fixed(largest, sum, MOST_IN_SUM);
+    Fixed<V> fixed(largest, sum, LARGEST, MOST_IN_SUM);
     __m256i all = _mm256_setzero_si256();
     for (int c = 0; c < layout.couples; c++) {
         int16_t* words = n + 16 * c;

@@ -6,6 +6,13 @@
 namespace stief {
 namespace {
 
+// One tile's weights as integers, of rows in pairs; beyond the last row zero.
+struct Weights {
+    alignas(32) int16_t n[HEADS][TILE];
+    float unit[HEADS];
+    int sum[HEADS];                          // Σ n
+};
+
 void fix_weights(Weights& weights, int h, const float* p, const float* rho, int count) {
     alignas(32) float scaled[TILE];
     __m256 largest = _mm256_setzero_ps(), sum = largest;
@@ -16,7 +23,7 @@ void fix_weights(Weights& weights, int h, const float* p, const float* rho, int 
         largest = _mm256_max_ps(size_of_each(x), largest);
         sum = _mm256_add_ps(sum, size_of_each(x));
     }
-    Fixed<V> fixed(largest, sum, TILE * LARGEST);
+    Fixed<V> fixed(largest, sum, LARGEST, TILE * LARGEST);
     __m256i all = _mm256_setzero_si256();
     for (int s = 0; s < count; s += 8) {
         __m256 x = fixed.scaled(_mm256_load_ps(scaled + s));

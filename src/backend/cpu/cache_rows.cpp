@@ -11,7 +11,7 @@ void head_product(const Kernels& kernels, float* out, size_t out_stride, const f
                         std::min(kernels.lanes, n - c), k, false);
 }
 
-void CpuBackend::prepare(const CacheLayer& cache) {
+void CpuBackend::prepare_rows(const CacheLayer& cache) {
     for (const std::vector<CacheRows>* side : {&cache.k, &cache.v})
         for (const CacheRows& head : *side)
             for (const RowStore& store : head.store)
@@ -49,7 +49,7 @@ void CpuBackend::append(const CacheLayer& cache, float* q, float* k, const float
           step.pos + step.T - 1, cache.capacity);
     check(cache.batch == 0 || step.T <= cache.batch,
           "%d tokens at once do not fit the rings of a cache for %d", step.T, cache.batch);
-    prepare(cache);
+    prepare_rows(cache);
     if (rotation) rope(q, cache.rotated ? k : nullptr, rotation, q ? cache.H : 0, cache.G, cache.d, step);
     size_t d = size_t(cache.d), width = size_t(cache.G) * d, values = size_t(cache.values_width());
 
@@ -145,14 +145,6 @@ Queries CpuBackend::turn_queries(const float* q, const CacheLayer& cache, int T)
     return {latents.data(), less ? against_means.data() : nullptr};
 }
 
-// (2, d/2, NEAR) ← the angles of positions 0 … NEAR − 1, those that there are.
-void CpuBackend::gather_near_angles(const float* rotation, int d, int positions) {
-    near_angles.resize(size_t(d) * NEAR);
-    for (size_t s = 0; s < size_t(std::min(positions, NEAR)); s++)
-        for (size_t j = 0; j < size_t(d); j++)
-            near_angles[j * NEAR + s] = rotation[s * size_t(d) + j];
-}
-
 // out_h ← latent_h D of its group's values; out and latent may be the same.
 void CpuBackend::decode_values(float* out, const float* latent, const CacheLayer& cache, int T) {
     if (!cache.v[0].decode) return;
@@ -175,7 +167,8 @@ void CpuBackend::decode_values(float* out, const float* latent, const CacheLayer
 
 void CpuBackend::attend(Operand out, const float* q, const float* rotation, const CacheLayer& cache,
                         const Step& step) {
-    prepare(cache);
+    prepare_rows(cache);
+    if (!cache.rotated) prepare_keys(cache);
     Queries queries = turn_queries(q, cache, step.T);
     float* latent = out.data;
     if (cache.joint) {

@@ -22,7 +22,7 @@ CpuBackend::CpuBackend(const BackendOptions& options, Threads& pool)
 }
 
 const RowLayout& CpuBackend::layout(const RowFormat& format, DType dtype) {
-    auto key = std::pair(format.count, dtype);
+    LayoutKey key = {format, dtype};
     auto found = layouts.find(key);
     if (found == layouts.end()) found = layouts.emplace(key, RowLayout(format, dtype)).first;
     return found->second;

@@ -5,7 +5,7 @@
 // of a sum that is merged in a fixed order.
 #pragma once
 #include <deque>
-#include <map>
+#include <unordered_map>
 
 #include "backend/backend.h"
 #include "backend/cpu/kernels.h"
@@ -56,15 +56,21 @@ struct CpuBackend final : Backend {
                int V) override;
     uint64_t stream(const void* memory, size_t bytes) override;
 
-    std::vector<float> near_angles;     // of positions 0 … NEAR − 1: (2, d/2, NEAR)
+    std::vector<const char*> code_panels;   // of keys before rotation: (G, MOST_STORES); null: no integers
+    const Angles* angles = nullptr;     // of the step's rotation, where it has that many positions
 
     // The tables of a format; they stay where they are as long as the backend. Makes what it does
     // not have yet: for the caller's thread, before threads.run.
     const RowLayout& layout(const RowFormat& format, DType dtype);
     // One that was made, for any thread.
     const RowLayout& layout(const RowFormat& format, DType dtype) const {
-        return layouts.find(std::pair(format.count, dtype))->second;
+        return layouts.find({format, dtype})->second;
     }
+
+    // What the threads of append and attend will look up: the layouts of rows, and of keys that are
+    // rebuilt D as integers, once for all pieces of attention.
+    void prepare_rows(const CacheLayer& cache);
+    void prepare_keys(const CacheLayer& cache);
 
     // Calls rows(first, end) over pieces of 0 … n−1 worth about 16,384 elements each, some µs;
     // `cost` is elements a row. A single piece runs on the caller, without waking anybody.
@@ -96,9 +102,7 @@ struct CpuBackend final : Backend {
     }
 
   private:
-    void prepare(const CacheLayer& cache);  // the layouts that its threads will look up
     Queries turn_queries(const float* q, const CacheLayer& cache, int T);
-    void gather_near_angles(const float* rotation, int d, int positions);
     void attend_singly(float* out, const Queries& q, const float* rotation, const CacheLayer& cache,
                        const Step& step);
     void attend_alike(float* out, const Queries& q, const float* rotation, const CacheLayer& cache,
@@ -109,7 +113,22 @@ struct CpuBackend final : Backend {
 
     const int32_t* home = nullptr;      // of the step at hand
     std::deque<std::pair<const void*, int32_t>> arrived;  // what steps have left there, oldest first
-    std::map<std::pair<decltype(RowFormat::count), DType>, RowLayout> layouts;
+    // They are looked up by every block of rows.
+    struct LayoutKey {
+        RowFormat format;
+        DType dtype;
+        bool operator==(const LayoutKey&) const = default;
+    };
+    struct HashOfLayout {
+        size_t operator()(const LayoutKey& key) const {
+            size_t hash = size_t(key.dtype);
+            for (uint16_t n : key.format.count) hash = hash * 0x9e3779b97f4a7c15 + n;
+            return hash ^ hash >> 32;
+        }
+    };
+    std::unordered_map<LayoutKey, RowLayout, HashOfLayout> layouts;
+    AngleTable angle_table;
+    std::vector<char> panel_memory;     // of code_panels
     std::vector<float> partials;        // of decode attention: (T, splits, H, values + 2)
     std::vector<float> joint_latents;   // of joint values, before their decode: (T, H, G·d)
     std::vector<float> latents;         // queries in the keys' coordinates: (T, H, d)

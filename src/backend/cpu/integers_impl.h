@@ -12,22 +12,15 @@ constexpr float MOST_IN_SUM = 1.677e7f;      // · 128 < 2³¹, with ½ for the 
 constexpr size_t AHEAD = 1536;               // bytes: the prefetcher stops at a page's end
 constexpr int TILE = 256;                    // rows of a weighted sum: 256 · 255 · 32767 < 2³¹
 
-// One tile's weights as integers, of rows in pairs; beyond the last row zero.
-struct Weights {
-    alignas(64) int16_t n[HEADS][TILE];
-    float unit[HEADS];
-    int sum[HEADS];                          // Σ n
-};
-
-// The unit of some numbers, so large that none exceeds 16 bits in it nor their sum `limit`; NaN
+// The unit of some numbers, so large that none exceeds `each` in it nor their sum `limit`; NaN
 // where one of them is not finite. largest and sum: of their sizes, by lanes.
 template <class V>
 struct Fixed {
     float unit, inverse;
 
-    Fixed(typename V::F largest, typename V::F sum, float limit) {
+    Fixed(typename V::F largest, typename V::F sum, float each, float limit) {
         float most = V::largest(largest), all = V::sum(sum);
-        unit = most / LARGEST > all / limit ? most / LARGEST : all / limit;
+        unit = most / each > all / limit ? most / each : all / limit;
         // smaller ones would have no inverse
         if (unit < 0x1p-120f) unit = 0;
         inverse = unit > 0 ? 1 / unit : 0;
@@ -39,17 +32,22 @@ struct Fixed {
 
 // Where the parts of a panel of code_panel (kernels.h) are.
 struct CodePanel {
+    int* head;
     size_t columns;
     float *unit, *mean;                      // (columns) ×2
-    char* n;                                 // (codes / 2, columns, 2) 16-bit integers
+    int* constant;                           // (columns): 128 Σ n, of biased levels
+    char* n;                                 // the integers, as each instruction set multiplies them
     float* whole;                            // (whole, columns)
 
     CodePanel(const void* panel, const RowLayout& layout, int d)
-        : columns((size_t(d) + 15) / 16 * 16),
-          unit(static_cast<float*>(const_cast<void*>(panel))),
+        : head(static_cast<int*>(const_cast<void*>(panel))),
+          columns((size_t(d) + 15) / 16 * 16),
+          unit(reinterpret_cast<float*>(head + 16)),
           mean(unit + columns),
-          n(reinterpret_cast<char*>(mean + columns)),
+          constant(reinterpret_cast<int*>(mean + columns)),
+          n(reinterpret_cast<char*>(constant + columns)),
           whole(reinterpret_cast<float*>(n + size_t(layout.codes) * columns * 2)) {}
+    int& fine() const { return *head; }      // coordinates that want more than a byte, the first ones
 };
 
 template <class Function>

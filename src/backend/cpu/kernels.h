@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "backend/cpu/angles.h"
 #include "backend/cpu/row_layout.h"
 
 namespace stief {
@@ -23,7 +24,9 @@ struct DivergenceOf {
     float shift;  // of ln q − ln p: ln scale_p − ln scale_q
 };
 
-constexpr int NEAR = 32;  // positions of add_angles
+// What coded_product may round away of what the codes of a row have lost, in mean squares. SmolLM2's
+// default cache measures 0.00177 nats with it and 0.00178 without.
+constexpr float PRODUCT_LOSS = 1.0f / 64;
 
 struct Kernels {
     const char* name;
@@ -62,8 +65,8 @@ struct Kernels {
                              const void* rows, const RowLayout& layout, int m, int count);
 
     // out (count, d) ← μ + c[:kept] D of such rows: keys rebuilt. D (kept, d) and μ (d), null: 0, come
-    // as a panel of code_panel_bytes, made once for many rows. As exact as coded_scores. Null where
-    // unpack_rows and product are as fast.
+    // as a panel of code_panel_bytes, made once for many rows. As exact as coded_scores, but for
+    // PRODUCT_LOSS. Null where unpack_rows and product are as fast.
     void (*code_panel)(void* panel, const float* D, const float* mean, const RowLayout& layout, int d);
     void (*coded_product)(float* out, size_t out_stride, const void* rows, const void* panel,
                           const RowLayout& layout, int count, int d);
@@ -72,11 +75,11 @@ struct Kernels {
     void (*turned_scores)(float* out, size_t out_stride, const float* q, size_t q_stride,
                           const float* x, const float* angle, int m, int count, size_t half);
 
-    // out_h,s += w_h · (cos, sin) of positions first … first + count − 1, by way of those of NEAR
-    // positions: cos(a + b) = cos a cos b − sin a sin b.   w (m, ·), near (2, half, NEAR), rotation
-    // (·, 2, half) from position 0 on
+    // out_h,s += w_h · (cos, sin) of positions first … first + count − 1: of the first Angles::SPAN by
+    // their own, of others by those of SPAN positions, cos(a + b) = cos a cos b − sin a sin b.
+    // w (m, ·), rotation (·, 2, half) from position 0 on; angles: of it, where more than SPAN are asked
     void (*add_angles)(float* out, size_t out_stride, const float* w, size_t w_stride,
-                       const float* near, const float* rotation, int first, int count, int m,
+                       const Angles* angles, const float* rotation, int first, int count, int m,
                        size_t half);
 
     float (*largest)(const float* x, size_t n);              // NaN is passed over; −∞ where n = 0
@@ -112,10 +115,11 @@ struct Kernels {
     uint64_t (*checksum)(const void* memory, size_t bytes);  // Σ of its 64-bit words, zero-filled
 };
 
-// A panel of 16-bit integers in pairs, its columns' units, μ, D's rows of whole elements as they are.
+// A panel of integers of up to 16 bits, its columns' units, what biased levels add, μ, D's rows of whole
+// elements as they are (CodePanel of integers_impl.h).
 constexpr size_t code_panel_bytes(const RowLayout& layout, int d) {
     size_t columns = (size_t(d) + 15) / 16 * 16;
-    return columns * (8 + 2 * size_t(layout.codes) + 4 * size_t(layout.whole));
+    return 64 + columns * (12 + 2 * size_t(layout.codes) + 4 * size_t(layout.whole));
 }
 
 extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_neon;

@@ -2,6 +2,7 @@
 
 #include <cassert>
 #include <cstring>
+#include <utility>
 
 namespace stief {
 
@@ -35,26 +36,44 @@ static bool by_integers(const CpuBackend& cpu, const CacheLayer& layer, const Ro
            !cpu.kernels.split[int(layer.dtype)];
 }
 
-static size_t code_bytes(const CpuBackend& cpu, const CacheLayer& layer, const RowStore& store) {
-    if (!by_integers(cpu, layer, store)) return 0;
-    return whole_lines(code_panel_bytes(cpu.layout(store.format, layer.dtype), layer.d));
+void CpuBackend::prepare_keys(const CacheLayer& cache) {
+    size_t each = 0;
+    code_panels.assign(cache.k.size() * MOST_STORES, nullptr);
+    auto layout_of = [&cache, &cpu = std::as_const(*this)](size_t i) {
+        const RowStore& store = cache.k[i / MOST_STORES].store[i % MOST_STORES];
+        return by_integers(cpu, cache, store) ? &cpu.layout(store.format, cache.dtype) : nullptr;
+    };
+    for (size_t i = 0; i < code_panels.size(); i++)
+        if (const RowLayout* rows = layout_of(i))
+            each = std::max(each, whole_lines(code_panel_bytes(*rows, cache.d)));
+    if (!each) return;
+    panel_memory.resize(each * code_panels.size() + 64);
+    char* memory = panel_memory.data() + 64 - reinterpret_cast<uintptr_t>(panel_memory.data()) % 64;
+    for_rows(code_panels.size(), size_t(cache.d) * size_t(cache.d), [&](size_t i, size_t end) {
+        for (; i < end; i++) {
+            const RowLayout* rows = layout_of(i);
+            if (!rows) continue;
+            const CacheRows& head = cache.k[i / MOST_STORES];
+            char* to = memory + i * each;
+            kernels.code_panel(to, head.decode, head.mean, *rows, cache.d);
+            code_panels[i] = to;
+        }
+    });
 }
 
-size_t RebuiltKeys::bytes(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys) {
-    size_t r = size_t(rank_of(keys)), width = whole_steps(3 * r), d = size_t(layer.d);
+size_t RebuiltKeys::bytes(const CpuBackend& cpu, const CacheLayer& layer, size_t g) {
+    size_t r = size_t(rank_of(layer.k[g])), width = whole_steps(3 * r), d = size_t(layer.d);
     size_t panels = panel_bytes(cpu.kernels, width) * panel_count(cpu.kernels, layer.d);
-    size_t floats = std::max(size_t(BLOCK) * d, 2 * width * d), codes = 0;
-    for (const RowStore& store : keys.store) codes += code_bytes(cpu, layer, store);
+    size_t floats = std::max(size_t(BLOCK) * d, 2 * width * d);
     return split_bytes(width) + panels + whole_lines(floats * sizeof(float)) +
-           whole_lines(BLOCK * r * size_of(layer.dtype)) + codes;
+           whole_lines(BLOCK * r * size_of(layer.dtype));
 }
 
-RebuiltKeys::RebuiltKeys(const CpuBackend& backend, const CacheLayer& layer, const CacheRows& keys,
-                         char* scratch)
+RebuiltKeys::RebuiltKeys(const CpuBackend& backend, const CacheLayer& layer, size_t g, char* scratch)
     : kernels(backend.kernels),
       cache(layer),
-      head(keys),
-      r(rank_of(keys)),
+      head(layer.k[g]),
+      r(rank_of(head)),
       width(whole_steps(3 * size_t(r))),
       cpu(backend) {
     assert(head.decode);
@@ -63,14 +82,7 @@ RebuiltKeys::RebuiltKeys(const CpuBackend& backend, const CacheLayer& layer, con
     latent = reinterpret_cast<float*>(panels +
                                       panel_bytes(kernels, width) * panel_count(kernels, cache.d));
     rounded = reinterpret_cast<char*>(latent) + whole_lines(floats * sizeof(float));
-    char* next = rounded + whole_lines(BLOCK * size_t(r) * size_of(cache.dtype));
-    for (size_t i = 0; i < MOST_STORES; i++) {
-        const RowStore& store = head.store[i];
-        if (!by_integers(cpu, cache, store)) continue;
-        kernels.code_panel(next, head.decode, head.mean, cpu.layout(store.format, cache.dtype), cache.d);
-        code_panel[i] = next;
-        next += code_bytes(cpu, cache, store);
-    }
+    code_panel = cpu.code_panels.data() + g * MOST_STORES;
     pairs = kernels.split[int(cache.dtype)] && !cpu.exact && r > 0;
     if (!pairs) return;
 

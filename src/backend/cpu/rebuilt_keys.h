@@ -29,12 +29,11 @@ struct RebuiltKeys {
     char *split, *panels;        // (BLOCK, width), (d / lanes, width / 2, lanes, 2) bf16
     float* latent;               // (BLOCK, d): c as f32; in the beginning D₁ D₁ D₂ (3r, d) bf16
     char* rounded;               // (BLOCK, r) of the cache's dtype: rows of codes on their way
-    const char* code_panel[MOST_STORES] = {};   // D for the integers of each store; null: not so
+    const char* const* code_panel;   // (MOST_STORES): of CpuBackend::code_panels
 
-    // scratch: bytes() of them
-    RebuiltKeys(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys,
-                char* scratch);
-    static size_t bytes(const CpuBackend& cpu, const CacheLayer& layer, const CacheRows& keys);
+    // Of kv head g, behind cpu.prepare_keys(layer). scratch: bytes() of them
+    RebuiltKeys(const CpuBackend& cpu, const CacheLayer& layer, size_t g, char* scratch);
+    static size_t bytes(const CpuBackend& cpu, const CacheLayer& layer, size_t g);
 
     // keys (count, d) ← μ + c̃ D, count <= BLOCK, not rotated
     void rebuild(float* keys, const Run& run) const;

@@ -9,8 +9,6 @@
 
 namespace stief {
 
-static constexpr uint64_t LOWER_BYTES = 0x5555555555555555;  // of words
-
 static const float* all_scales() {
     static const std::array<float, 257> table = [] {
         std::array<float, 257> rho;
@@ -52,7 +50,8 @@ RowLayout::RowLayout(const RowFormat& form, DType type)
     for (size_t w = 1; w < RowFormat::WIDTHS; w++)
         for (int n = 0; n < format.count[w]; n += ROW_GROUP) {
             int bits = RowFormat::BITS[w];
-            all_groups.push_back({offset, bits, RowFormat::STEP[w], float_levels().of[w]});
+            all_groups.push_back({offset, bits, RowFormat::STEP[w], RowFormat::DISTORTION[w],
+                                  float_levels().of[w]});
             offset += uint32_t(bits);
             for (int j = 0; j < ROW_GROUP; j++, i++) {
                 coordinates[i] = RowFormat::STEP[w];
@@ -62,69 +61,76 @@ RowLayout::RowLayout(const RowFormat& form, DType type)
             }
         }
     group = all_groups.data();
+    close = bytes <= 32;
+    for (size_t byte = 0, row; byte < 64; byte++) {
+        row = byte / 16;
+        lanes[byte] = uint8_t(row / 2 * 64 + row % 2 * (close ? bytes : 32));
+    }
     make_windows();
     make_blocks();
     make_couples();
 }
 
-// The fewest windows from left to right; the scale counts as one byte of a group.
+// The fewest windows from left to right; the scale counts as one byte of codes.
 void RowLayout::make_windows() {
-    constexpr uint32_t SIZE = 16;
     scale_at = 0;
-    for (int g = 0; g <= groups && groups > 0; g++) {
-        bool scale = g == groups;
+    for (int g = 0; g < groups + 2 && groups > 0; g += 2) {
+        bool scale = g >= groups, two = g + 1 < groups;
         uint32_t first = scale ? uint32_t(bytes - 1) : group[g].offset;
         uint32_t end = scale ? uint32_t(bytes) : first + uint32_t(group[g].bits);
-        if (all_windows.empty() || end > all_windows.back().offset + SIZE)
-            all_windows.push_back({first, g, g});
+        if (!scale && two) end += uint32_t(group[g + 1].bits);
+        if (all_windows.empty() || end > all_windows.back().offset + reach())
+            all_windows.push_back({first, g / 2, g / 2});
         Window& in = all_windows.back();
         if (scale) {
             scale_at = int(first - in.offset);
             break;
         }
-        in.end = g + 1;
-        WindowGroup table;
-        for (size_t byte = 0; byte < SIZE; byte++) {
-            size_t code = byte / 2, b = size_t(group[g].bits), from = byte % 8;
-            table.spread[byte] = from < b ? uint8_t(first - in.offset + from) : N;
-            table.shift[byte] = uint8_t(code * b);
-            table.mask[byte] = byte % 2 ? 0 : uint8_t((1 << b) - 1);
-            table.base[byte] = byte % 2 ? 0 : uint8_t(Levels::biased_at(int(b)));
+        in.end++;
+        Sixteen table = {};
+        for (size_t byte = 0; byte < size_t(two ? 16 : 8); byte++) {
+            const Group& from = group[g + int(byte / 8)];
+            size_t b = size_t(from.bits), i = byte % 8;
+            table.spread[byte] = uint8_t(from.offset - in.offset + std::min(i, b - 1));
+            table.shift[byte] = uint8_t(i * b);
+            table.mask[byte] = uint8_t((1 << b) - 1);
+            table.base[byte] = uint8_t(Levels::biased_at(int(b)));
+            if (b <= 6) table.lookup |= uint64_t(0x0001000100010001) << byte;
         }
-        table.lookup = group[g].bits > 6 ? 0 : LOWER_BYTES;
-        window_groups.push_back(table);
+        all_sixteens.push_back(table);
     }
     windows = int(all_windows.size());
-    window = all_windows.data(), in_window = window_groups.data();
+    window = all_windows.data(), sixteen = all_sixteens.data();
 }
 
-// 64 bits of a block are two coordinates of two rows: 32 bits of each from the byte at which the
-// first code begins, which hold both codes: 7 + 2 · 8 bits at most.
+// 64 bits of a block are two coordinates of four rows: 16 bits of each row from the byte at which the
+// first code begins, which hold both codes: of b bits, the first begins at an even bit, and 6 + 2 · 5
+// or 4 + 2 · 6 are 16.
 void RowLayout::make_blocks() {
-    constexpr uint32_t SIZE = 32;
     for (int g = 0; g < groups; g += 2) {
         int last = std::min(g + 1, groups - 1);
         uint32_t end = group[last].offset + uint32_t(group[last].bits);
-        if (all_blocks.empty() || all_blocks.back().pairs == 4 ||
-            end > all_blocks.back().offset + SIZE) {
+        if (all_blocks.empty() || all_blocks.back().sixteens == 2 ||
+            end > all_blocks.back().offset + reach()) {
             all_blocks.push_back({});
             all_blocks.back().offset = group[g].offset, all_blocks.back().first = g * ROW_GROUP;
         }
         Block& in = all_blocks.back();
-        size_t pair = size_t(in.pairs++);
+        size_t n = size_t(in.sixteens++);
         for (size_t byte = 0; byte < 64; byte++) {
-            size_t i = byte / 8 * 2, code = i % ROW_GROUP, second = byte / 4 % 2;
+            size_t i = byte / 8 * 2, row = byte / 2 % 4;
             int at = g + int(i / ROW_GROUP);
-            if (at >= groups) continue;             // all zero: masked away
-            size_t b = size_t(group[at].bits), bit = code * b;
-            size_t from = group[at].offset - in.offset + bit / 8 + byte % 4;
-            in.spread[pair][byte] = uint8_t(std::min<size_t>(from, SIZE - 1) + SIZE * second);
-            // byte 0 and 2: the first coordinate's code in either row; 4 and 6: the second's
-            size_t row = byte / 2 % 2, which = byte / 4 % 2;
-            in.shift[pair][byte] = uint8_t(32 * row + bit % 8 + which * b);
-            in.mask[pair][byte] = byte % 2 ? 0 : uint8_t((1 << b) - 1);
-            in.base[pair][byte] = byte % 2 ? 0 : uint8_t(Levels::biased_at(int(b)));
-            if (b <= 6) in.lookup[pair] |= LOWER_BYTES & uint64_t(1) << byte;
+            if (at >= groups) continue;             // all zero: the sums are not stored
+            size_t b = size_t(group[at].bits), bit = i % ROW_GROUP * b;
+            // a second byte that no code needs may lie behind the piece
+            size_t second = bit % 8 + 2 * b > 8 ? byte % 2 : 0;
+            in.spread[n][byte] = uint8_t(lanes[16 * row] + group[at].offset - in.offset + bit / 8 + second);
+            // of the result: 32 bits a coordinate, a byte a row
+            size_t which = byte / 4 % 2, of_row = byte % 4;
+            in.shift[n][byte] = uint8_t(16 * of_row + bit % 8 + which * b);
+            in.mask[n][byte] = uint8_t((1 << b) - 1);
+            in.base[n][byte] = uint8_t(Levels::biased_at(int(b)));
+            if (b <= 6) in.lookup[n] |= uint64_t(1) << byte;
         }
     }
     blocks = int(all_blocks.size());

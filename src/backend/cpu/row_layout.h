@@ -1,15 +1,17 @@
 // A row's format as the inner loops want it: made once for each format and dtype, read by every
 // pack and unpack. Plain members only: the kernels' files may call no inline function of a header.
 //
-// Three ways through the codes of many rows at once. Without a branch for the width:
-//   windows   16 bytes of a row, a lane of 128 bits each; a group becomes 8 words of its lane,
-//             each code in the word's lower byte
-//   blocks    32 bytes of a row, two rows a register; 16 coordinates become pairs of words, the
-//             lower of the first row and the upper of the second
-// In both a shuffle of bytes (spread) brings the bytes of some codes into each 64 bits, a shift for
-// every byte (shift: the bit at which it begins) aligns them and a mask cuts them off. With `base`
-// added a code is an index of Levels::biased, looked up where `lookup` has a bit for the byte; a
-// code of 8 bits is its own biased level. For processors that look up 16 bytes at most:
+// Three ways through the codes of many rows at once. Without a branch for the width, four rows in two
+// registers of 64 bytes, 16 codes of each at a time:
+//   windows   a piece of the rows and the codes that lie in it; 16 codes become a lane of 128
+//             bits, a byte each, a row a lane
+//   blocks    the same piece; a code of four rows becomes 32 bits, a byte of each row
+// Where rows are short they are read as they lie (`close`), two and what follows, and every piece is
+// what a register then has of the second; else 32 bytes of each. A permutation of bytes (spread; of
+// windows that of the first row, to which `lanes` adds) brings the bytes of some codes into each 64
+// bits, a shift for every byte (shift: the bit at which it begins) aligns them and a mask cuts them off.
+// With `base` added a code is an index of Levels::biased, looked up where `lookup` has a bit for the
+// byte; a code of 8 bits is its own biased level. For processors that look up 16 bytes at most:
 //   couples   16 bytes of a row, a group in either lane of 128 bits; each word gets the two bytes
 //             that hold its code, times 2^(16 − b − bit) moves the code to its upper end (up), and
 //             the upper half of times 2^b to its lower (down). Looked up is how far the level is
@@ -32,29 +34,22 @@ struct RowLayout {
     struct Group {                           // 8 codes
         uint32_t offset;                     // bytes from the row's begin
         int bits;
-        float step;                          // Δ_b
+        float step, distortion;              // Δ_b, D_b
         const float* level;                  // (2^b, at least 8)
     };
-    // Shuffles that put a lane's scale into its jth 32 bits; the scale's place is to be or'ed in.
-    static constexpr uint8_t SCALE_SPREAD[4][16] = {
-        {0, N, N, N, N, N, N, N, N, N, N, N, N, N, N, N},
-        {N, N, N, N, 0, N, N, N, N, N, N, N, N, N, N, N},
-        {N, N, N, N, N, N, N, N, 0, N, N, N, N, N, N, N},
-        {N, N, N, N, N, N, N, N, N, N, N, N, 0, N, N, N}};
-
     struct Window {
         uint32_t offset;
-        int first, end;                      // groups whose bytes lie in it
+        int first, end;                      // sixteens whose bytes lie in it
     };
-    struct alignas(16) WindowGroup {
+    struct alignas(16) Sixteen {             // 16 codes, at the end perhaps 8
         uint8_t spread[16], shift[16], mask[16], base[16];
         uint64_t lookup;                     // of all four lanes
     };
     struct alignas(64) Block {
-        uint8_t spread[4][64], shift[4][64], mask[4][64], base[4][64];
-        uint64_t lookup[4];
+        uint8_t spread[2][64], shift[2][64], mask[2][64], base[2][64];
+        uint64_t lookup[2];
         uint32_t offset;
-        int first, pairs;                    // its first code, and how many times 16 from there
+        int first, sixteens;                 // its first code, and how many times 16 from there
     };
 
     struct alignas(32) Couple {
@@ -70,11 +65,13 @@ struct RowLayout {
     DType dtype;
     size_t bytes;                            // of a row; rows lie at multiples
     int kept, whole, codes, groups;          // kept = whole + codes, codes = 8 groups
+    bool close;
+    alignas(64) uint8_t lanes[64];           // where a register pair has the row of each lane
     int windows, blocks;
     int scale_at;                            // in the last window, which has the scale
     const Group* group;                      // (groups)
     const Window* window;                    // (windows)
-    const WindowGroup* in_window;            // (groups)
+    const Sixteen* sixteen;                  // (groups / 2, rounded up)
     const Block* block;                      // (blocks)
     int couples;
     const Couple* couple;                    // (couples)
@@ -94,11 +91,12 @@ struct RowLayout {
   private:
     std::vector<Group> all_groups;
     std::vector<Window> all_windows;
-    std::vector<WindowGroup> window_groups;
+    std::vector<Sixteen> all_sixteens;
     std::vector<Block> all_blocks;
     std::vector<Couple> all_couples;
     std::vector<float> coordinates;          // step, cell, halves, middle
 
+    uint32_t reach() const { return close ? uint32_t(64 - bytes) : 32; }   // of a window or block
     void make_windows();
     void make_blocks();
     void make_couples();
