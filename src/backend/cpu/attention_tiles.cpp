@@ -224,8 +224,9 @@ static void attend_queries(const CpuBackend& cpu, float* out, const Queries& q,
 
 void CpuBackend::attend_tiles(float* out, const Queries& q, const float* rotation,
                               const CacheLayer& cache, const Step& step) {
-    int G = cache.G, m = cache.H / G, each = std::max(1, QUERY_ROWS / m);
-    size_t width = size_t(cache.H) * size_t(cache.d), tiles = size_t((step.T + each - 1) / each);
+    int G = cache.G, m = cache.H / G, most = std::max(1, QUERY_ROWS / m);
+    size_t width = size_t(cache.H) * size_t(cache.d), tiles = size_t((step.T + most - 1) / most);
+    int each = (step.T + int(tiles) - 1) / int(tiles);  // alike, so that no thread waits for another
     size_t values = size_t(cache.H) * size_t(cache.values_width());
     threads.run(tiles * size_t(G), [&](size_t piece) {
         // The last tiles see the most keys: they go first, so that no long piece is left for the

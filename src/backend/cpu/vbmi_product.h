@@ -96,8 +96,7 @@ template <int C>
 void product_tile(float* out, size_t out_stride, const uint8_t* levels, size_t stride,
                   const CodePanel& panel, const float* rho, size_t column, int codes, int count, int n) {
     constexpr int R = 4;
-    __m512i sum[R][C];
-    unroll<R * C>([&]<int i>() { sum[i / C][i % C] = _mm512_setzero_si512(); });
+    Sums sum[R][C] = {};
     auto multiply = [&](const char* at, int end) {
         for (int i = 0; i < end; i += 4, at += panel.columns * 4) {
             __m512i D[C];
@@ -106,18 +105,18 @@ void product_tile(float* out, size_t out_stride, const uint8_t* levels, size_t s
                 int four;
                 __builtin_memcpy(&four, levels + size_t(t) * stride + i, 4);
                 __m512i x = _mm512_set1_epi32(four);
-                unroll<C>([&]<int c>() { sum[t][c] = _mm512_dpbusd_epi32(sum[t][c], x, D[c]); });
+                unroll<C>([&]<int c>() { sum[t][c] = add_products(sum[t][c], x, D[c]); });
             });
         }
     };
     const char* high = panel.n + column * 4;
     multiply(high, codes);
-    unroll<R * C>([&]<int i>() { sum[i / C][i % C] = _mm512_slli_epi32(sum[i / C][i % C], 8); });
+    unroll<R * C>([&]<int i>() { sum[i / C][i % C] <<= 8; });
     multiply(high + size_t(codes) * panel.columns, panel.fine());
     unroll<R * C>([&]<int i>() {
         constexpr int t = i / C, c = i % C;
         if (t >= count) return;
-        __m512i whole = _mm512_sub_epi32(sum[t][c], _mm512_loadu_si512(panel.constant + column + 16 * c));
+        __m512i whole = _mm512_sub_epi32(__m512i(sum[t][c]), _mm512_loadu_si512(panel.constant + column + 16 * c));
         __m512 unit = _mm512_loadu_ps(panel.unit + column + 16 * c);
         __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole),
                                    _mm512_mul_ps(unit, _mm512_set1_ps(rho[t])),

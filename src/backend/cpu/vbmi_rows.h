@@ -11,6 +11,13 @@ namespace {
 
 constexpr float LARGEST_PAIR = 32639;        // 127 · 256 + 127
 
+// Sums of products: of the type that the instruction has, for then g++ copies no register.
+typedef int Sums __attribute__((vector_size(64)));
+
+Sums add_products(Sums sum, __m512i unsigned_bytes, __m512i bytes) {
+    return Sums(_mm512_dpbusd_epi32(__m512i(sum), unsigned_bytes, bytes));
+}
+
 __m512i four_times(const void* at) {
     return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(at)));
 }
@@ -104,8 +111,8 @@ void store_bytes(int8_t* high, int8_t* low, __m512i n) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(n));
 }
 
-__m512i from_bytes(__m512i high, __m512i low) {
-    return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
+__m512i from_bytes(Sums high, Sums low) {
+    return _mm512_add_epi32(_mm512_slli_epi32(__m512i(high), 8), __m512i(low));
 }
 
 }  // namespace

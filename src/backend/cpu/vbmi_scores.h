@@ -63,8 +63,7 @@ void score_sixteen(float* out, size_t out_stride, const Query* q, const char* at
             return FourRows<CLOSE>(at + (some ? size_t(before) * layout.bytes : 0) + offset,
                                    layout.bytes, some ? rows - before : 1);
         };
-        __m512i high[M][J], low[M][J];
-        unroll<J * M>([&]<int i>() { high[i / J][i % J] = low[i / J][i % J] = _mm512_setzero_si512(); });
+        Sums high[M][J] = {}, low[M][J] = {};
         for (int w = 0; w < layout.windows; w++) {
             const RowLayout::Window& window = layout.window[w];
             FourRows<CLOSE> x[J] = {four(0, window.offset), four(1, window.offset)};
@@ -75,8 +74,8 @@ void score_sixteen(float* out, size_t out_stride, const Query* q, const char* at
                 unroll<M>([&]<int h>() {
                     __m512i above = four_times(q[h].high + 16 * c), n = four_times(q[h].low + 16 * c);
                     unroll<J>([&]<int j>() {
-                        high[h][j] = _mm512_dpbusd_epi32(high[h][j], level[j], above);
-                        low[h][j] = _mm512_dpbusd_epi32(low[h][j], level[j], n);
+                        high[h][j] = add_products(high[h][j], level[j], above);
+                        low[h][j] = add_products(low[h][j], level[j], n);
                     });
                 });
             }

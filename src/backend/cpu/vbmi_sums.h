@@ -39,8 +39,7 @@ void fix_weights(Weights& weights, int h, const float* p, const float* rho, int 
 template <int M, int C, bool CLOSE>
 void weigh_block(float* acc, size_t acc_stride, const Weights& weights, const char* rows,
                  const RowLayout& layout, const RowLayout::Block& block, int count) {
-    __m512i high[M][C], low[M][C];
-    unroll<M * C>([&]<int i>() { high[i / C][i % C] = low[i / C][i % C] = _mm512_setzero_si512(); });
+    Sums high[M][C] = {}, low[M][C] = {};
     BiasedLevels levels;
     ByCode codes{block};
     auto four_weights = [](const int8_t* n) {
@@ -56,8 +55,8 @@ void weigh_block(float* acc, size_t acc_stride, const Weights& weights, const ch
         unroll<M>([&]<int h>() {
             __m512i above = four_weights(weights.high[h] + s), n = four_weights(weights.low[h] + s);
             unroll<C>([&]<int c>() {
-                high[h][c] = _mm512_dpbusd_epi32(high[h][c], level[c], above);
-                low[h][c] = _mm512_dpbusd_epi32(low[h][c], level[c], n);
+                high[h][c] = add_products(high[h][c], level[c], above);
+                low[h][c] = add_products(low[h][c], level[c], n);
             });
         });
     }
