@@ -30,6 +30,7 @@ const Case cases[] = {
     {{0, 0, 0, 0, 0, 0, 8}, "8 kept"}, {{0, 0, 0, 0, 8, 8}, "16"}, {{0, 8, 0, 8, 8}, "24"},
     {{0, 0, 0, 0, 0, 16, 24}, "40"}, {{8, 0, 0, 8, 24, 32, 64}, "136"},
     {{0, 40, 24, 16, 24, 80, 104, 72}, "360: joint values"}, {{}, "nothing"},
+    {{0, 8, 8, 8, 8, 0, 0, 8}, "40 in 25 bytes"}, {{0, 0, 8, 8, 0, 32, 32}, "80 in 32 bytes"},
 };
 
 struct Rows {
@@ -305,6 +306,7 @@ TEST_CASE("keys rebuilt from rows of mixed widths are products with what unpack_
                         if (std::isnan(error)) worst = INFINITY;
                     }
                 }
+                if (std::string(kernels.name) == "avx2") CHECK(worst <= 1);    // 16 bits of every n
                 CHECK(!std::isinf(worst));
                 rounded += beyond;
             }

@@ -230,8 +230,9 @@ TEST_CASE("keys rebuilt from rows of codes are products with what the codes stan
                     RebuiltKeys keys(cpu, layer, 0, scratch.data());
                     keys.rebuild(out, {0, int(count), rows, layer.k[0].store[one]});
                     bool by_integers = cpu.kernels.coded_product && !cpu.kernels.split[int(dtype)];
+                    double allowed = std::string(cpu.kernels.name) == "avx2" ? TOL_PAIRS : integers;
                     if (by_integers && !exact)
-                        CHECK(nmse(out, want.data(), want.size()) <= integers);
+                        CHECK(nmse(out, want.data(), want.size()) <= allowed);
                 });
             }
 }

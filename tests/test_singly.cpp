@@ -102,10 +102,12 @@ TEST_CASE("products that go singly are those of one token, to the last bit") {
             }
 }
 
+constexpr int CODES = -1, CODES_LESS_MEAN = -2, CODES_BEFORE_ROTATION = -3;
+
 TEST_CASE("tokens that come together singly have the logits of single steps, to the last bit") {
     const struct {
         TinyModel model;
-        int prompt, tokens, rank;
+        int prompt, tokens, rank;            // 0: no bases; below: one of the CODES
         DType rows;
     } cases[] = {
         {{"f32 weights, plain cache", 2, 32, 48, 64, 4, 2, 8, DType::F32}, 5, 33, 0, DType::F16},
@@ -116,7 +118,11 @@ TEST_CASE("tokens that come together singly have the logits of single steps, to 
          4080, 40, 0, DType::BF16},
         {{"a cache of rank 4", 2, 64, 80, 64, 8, 2, 16, DType::BF16}, 90, 37, 4, DType::F16},
         {{"heads of 64", 1, 300, 310, 64, 4, 2, 64, DType::BF16}, 250, 17, 0, DType::F16},
-        {{"codes of heads of 64", 1, 64, 96, 64, 2, 1, 64, DType::BF16}, 40, 11, -1, DType::F16},
+        {{"codes of heads of 64", 1, 64, 96, 64, 2, 1, 64, DType::BF16}, 40, 11, CODES, DType::F16},
+        {{"codes of keys less a mean that turns", 1, 64, 96, 64, 2, 1, 64, DType::BF16}, 120, 40,
+         CODES_LESS_MEAN, DType::F16},
+        {{"codes of keys before rotation", 1, 64, 96, 64, 2, 1, 64, DType::BF16}, 120, 40,
+         CODES_BEFORE_ROTATION, DType::F16},
     };
     for (const auto& c : cases) {
         Scratch folder;
@@ -132,6 +138,10 @@ TEST_CASE("tokens that come together singly have the logits of single steps, to 
             std::optional<Bases> bases;
             if (c.rank > 0) bases = Bases::identity(config, c.rank);
             if (c.rank < 0) bases = Bases::uniform(config, {}, {2}), bases->sinks = 1, bases->recent = 3;
+            for (size_t l = 0; c.rank < CODES && l < bases->layer.size(); l++) {
+                bases->layer[l].rotated = c.rank != CODES_BEFORE_ROTATION;
+                for (HeadBasis& head : bases->layer[l].k) head.mean = normals(size_t(config.d), 9);
+            }
             int context = c.prompt + c.tokens;
             KvCache cache(*model.backend, config, context, c.rows, bases ? &*bases : nullptr);
             Transformer transformer(model, context);

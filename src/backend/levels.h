@@ -25,6 +25,8 @@ struct Levels {
     uint8_t nearest[RowFormat::WIDTHS][HALVES] = {};
     // and that level itself; behind the last the same once more, and padding
     int8_t rounded[RowFormat::WIDTHS][HALVES + 4] = {};
+    // sizes of the nearest levels by ⌊2 |x|⌋
+    uint8_t size[RowFormat::WIDTHS][256] = {};
     // level + BIAS of each code of 6 bits, then of 5, …, 1: of b bits from biased_at(b) on
     uint8_t biased[128] = {};
 
@@ -49,13 +51,15 @@ struct Levels {
             for (int i = 0; i < 2 * half; i++)
                 biased[biased_at(bits) + i] = uint8_t(of[w][i] + BIAS);
         }
-        for (int w = 1; w < RowFormat::WIDTHS; w++)
+        for (int w = 1; w < RowFormat::WIDTHS; w++) {
             for (int i = 0, code = 0; i < HALVES; i++) {
                 int last = (1 << RowFormat::BITS[w]) - 1;
                 while (code < last && of[w][code] + of[w][code + 1] <= i - HALVES / 2) code++;
                 nearest[w][i] = uint8_t(code);
                 rounded[w][i] = rounded[w][i + 1] = of[w][code];
             }
+            for (int i = 0; i < 256; i++) size[w][i] = uint8_t(rounded[w][HALVES / 2 + i]);
+        }
     }
 };
 

@@ -57,10 +57,12 @@ static int fast_pairs(const Interpolation& between, const float* rotation, int h
 const Angles& AngleTable::of(const float* rotation, int half) {
     constexpr size_t SPAN = Angles::SPAN, NODES = Angles::NODES, PIECE = Angles::PIECE;
     size_t width = size_t(2 * half), last = (SPAN - 1) * width;
-    std::vector<float> rows(rotation + width, rotation + 2 * width);
-    rows.insert(rows.end(), rotation + last, rotation + last + width);
-    if (rows == known) return angles;
-    known = rows;
+    const float *one = rotation + width, *end = rotation + last;
+    if (known.size() == 2 * width && std::equal(one, one + width, known.begin()) &&
+        std::equal(end, end + width, known.begin() + ptrdiff_t(width)))
+        return angles;
+    known.assign(one, one + width);
+    known.insert(known.end(), end, end + width);
 
     angles = {half, half, 0, nullptr, nullptr};
     Interpolation best(0);

@@ -19,10 +19,10 @@ inline void stay_in_register(F& x) {
 #endif
 }
 
-// w at the first of SPAN positions, (heads, ·): of fast pairs their two weights, then the slow ones'
-// sums at the nodes.
-constexpr size_t ANGLE_WEIGHTS = 2 * Angles::PIECE + Angles::NODES;
+constexpr size_t ANGLE_WEIGHTS = 2 * Angles::PIECE;
 
+// turned (M, 2 n) ← w of n pairs from j0 on at the first of SPAN positions: what meets a cosine, then
+// what meets a sine.
 template <class V, int M>
 void turn_weights(float (&turned)[M][ANGLE_WEIGHTS], const float* w, size_t w_stride, const float* angle,
                   size_t half, size_t j0, size_t n) {
@@ -81,9 +81,9 @@ void sums_at_nodes(float (&value)[M][Angles::NODES], const float* w, size_t w_st
     }
 }
 
-// out_h,s += weights_h · columns_s for positions first … end − 1 of SPAN, whole vectors of them.
+// sum_h,s += weight_h · column_s for positions first … end − 1 of SPAN, whole vectors of them.
 template <class V, int M>
-void add_columns(float (&sum)[M][Angles::SPAN], const float (&weight)[M][ANGLE_WEIGHTS],
+void add_columns(float (&sum)[M][Angles::SPAN], const float* weight, size_t w_stride,
                  const float* column, size_t n, int first, int end) {
     constexpr int AT_ONCE = 2;    // vectors of positions
     constexpr int STEP = AT_ONCE * V::W;
@@ -99,7 +99,7 @@ void add_columns(float (&sum)[M][Angles::SPAN], const float (&weight)[M][ANGLE_W
                 auto position = V::template load<DType::F32>(as_bytes(from + x * V::W));
                 stay_in_register(position);
                 unroll<M>([&]<int h>() {
-                    part[h][x] = V::fma(V::set1(weight[h][j]), position, part[h][x]);
+                    part[h][x] = V::fma(V::set1(weight[size_t(h) * w_stride + j]), position, part[h][x]);
                 });
             });
         unroll<M * AT_ONCE>([&]<int i>() {
@@ -113,22 +113,18 @@ void add_columns(float (&sum)[M][Angles::SPAN], const float (&weight)[M][ANGLE_W
 template <class V, int M>
 void sums_of_span(float (&sum)[M][Angles::SPAN], const float* w, size_t w_stride, const Angles& angles,
                   const float* angle, int first, int end) {
-    size_t half = size_t(angles.half), fast = size_t(angles.fast), columns;
+    size_t half = size_t(angles.half), fast = size_t(angles.fast);
     alignas(64) float weight[M][ANGLE_WEIGHTS], value[M][Angles::NODES];
     const float* column = angles.column;
     __builtin_memset(sum, 0, sizeof sum);
-    if (angles.nodes) sums_at_nodes<V, M>(value, w, w_stride, angle, angles);
-    for (size_t j0 = 0; j0 < fast || j0 == 0; j0 += Angles::PIECE, column += columns * Angles::SPAN) {
-        size_t n = fast - j0 < Angles::PIECE ? fast - j0 : Angles::PIECE;
+    for (size_t j0 = 0, n; j0 < fast; j0 += n, column += 2 * n * Angles::SPAN) {
+        n = fast - j0 < Angles::PIECE ? fast - j0 : Angles::PIECE;
         turn_weights<V, M>(weight, w, w_stride, angle, half, j0, n);
-        columns = 2 * n;
-        if (j0 + n == fast) {
-            for (int h = 0; h < M; h++)
-                for (int k = 0; k < angles.nodes; k++) weight[h][columns + size_t(k)] = value[h][k];
-            columns += size_t(angles.nodes);
-        }
-        add_columns<V, M>(sum, weight, column, columns, first, end);
+        add_columns<V, M>(sum, weight[0], ANGLE_WEIGHTS, column, 2 * n, first, end);
     }
+    if (!angles.nodes) return;
+    sums_at_nodes<V, M>(value, w, w_stride, angle, angles);
+    add_columns<V, M>(sum, value[0], Angles::NODES, column, size_t(angles.nodes), first, end);
 }
 
 template <class V, int M>

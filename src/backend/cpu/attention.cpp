@@ -30,7 +30,7 @@ static int split_of(int S) {
     return std::clamp(S / 8 / 256 * 256, 256, 1024);
 }
 
-// Positions whose angles turn rebuilt keys: 16 KB of them, half of the nearest cache.
+// Positions whose angles turn rebuilt keys: at most 16 KB, half of the nearest cache.
 static int near_positions(int d) {
     return std::clamp(4096 / d, 16, RebuiltKeys::BLOCK / 2);
 }
@@ -60,12 +60,12 @@ struct Split {
     float* against_mean;       // (m, d)  scaled, too; or queries turned back
     char* rest;                // of RebuiltKeys
 
-    Split(const CpuBackend& backend, const CacheLayer& layer, const float* angles, int group,
+    Split(const CpuBackend& backend, const CacheLayer& layer, const float* turns, int group,
           int begin, int positions, int at)
         : cpu(backend),
           cache(layer),
           kernels(backend.kernels),
-          rotation(angles),
+          rotation(turns),
           g(group),
           m(layer.H / layer.G),
           first(begin),

@@ -1,6 +1,6 @@
-// Keys rebuilt from packed rows, as in vbmi_product.h: D's columns become 16-bit integers, each in its
-// own unit, rows their levels, and sums are exact: two instructions for 16 products, as many as for
-// f32's, but a sum of integers needs no multiplier.
+// Keys rebuilt from packed rows, as in vbmi_product.h, but with 16 bits for every coordinate: D's
+// columns become integers, each in its own unit, rows their levels, and sums are exact: two instructions
+// for 16 products, as many as for f32's, but a sum of integers needs no multiplier.
 #pragma once
 #include "backend/cpu/avx2_rows.h"
 #include "backend/cpu/product_impl.h"

@@ -7,6 +7,8 @@
 namespace stief {
 namespace {
 
+constexpr float LARGEST = 32767;
+
 using Couple = RowLayout::Couple;
 
 __m256i all_of(const void* at) {

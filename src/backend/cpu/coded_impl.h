@@ -124,27 +124,45 @@ struct CodedRow {
     int filled;
 };
 
-// cost (N) ← what each of N scales costs; ∞ where there is no such scale.
-template <class V, int N>
-void scale_costs(float* cost, const CodedRow& row, const int* scale) {
-    const RowLayout& layout = row.layout;
-    typename V::F sum[N];
-    float rho[N], inverse_rho[N];
-    unroll<N>([&]<int k>() {
-        int s = scale[k] < 0 ? 0 : scale[k] > 255 ? 255 : scale[k];
-        sum[k] = V::zero(), rho[k] = layout.rho[s], inverse_rho[k] = layout.rho[256 - s];
-    });
-    for (size_t i = 0; i < size_t(row.filled); i += V::W) {
-        auto at = [&](const float* p) { return load<V, DType::F32>(p, i, V::W); };
-        auto x = at(row.x), w = at(row.weight), cell = at(layout.cell);
-        auto in_halves = V::mul(x, at(layout.halves)), middle = at(layout.middle);
-        unroll<N>([&]<int k>() {
-            auto place = place_of<V>(V::mul(in_halves, V::set1(inverse_rho[k])), middle);
-            auto level = V::lookup(layout.nearest, place);
-            auto error = V::sub(V::mul(V::mul(V::set1(rho[k]), cell), level), x);
-            sum[k] = V::fma(V::mul(w, error), error, sum[k]);
-        });
+// N scales to be tried.
+template <int N>
+struct Scales {
+    float rho[N], inverse[N];
+
+    Scales(const RowLayout& layout, const int* scale) {
+        for (int k = 0; k < N; k++) {
+            int s = scale[k] < 0 ? 0 : scale[k] > 255 ? 255 : scale[k];
+            rho[k] = layout.rho[s], inverse[k] = layout.rho[256 - s];
+        }
     }
+};
+
+// What scales cost: sum (N) ← Σ w (ρ δ L − x)² by lanes.
+template <class V>
+struct ScaleCosts {
+    template <int N>
+    void operator()(typename V::F (&sum)[N], const CodedRow& row, const Scales<N>& scales) const {
+        const RowLayout& layout = row.layout;
+        for (size_t i = 0; i < size_t(row.filled); i += V::W) {
+            auto at = [&](const float* p) { return load<V, DType::F32>(p, i, V::W); };
+            auto x = at(row.x), w = at(row.weight), cell = at(layout.cell);
+            auto in_halves = V::mul(x, at(layout.halves)), middle = at(layout.middle);
+            unroll<N>([&]<int k>() {
+                auto place = place_of<V>(V::mul(in_halves, V::set1(scales.inverse[k])), middle);
+                auto level = V::lookup(layout.nearest, place);
+                auto error = V::sub(V::mul(V::mul(V::set1(scales.rho[k]), cell), level), x);
+                sum[k] = V::fma(V::mul(w, error), error, sum[k]);
+            });
+        }
+    }
+};
+
+// cost (N) ← what each of N scales costs; ∞ where there is no such scale.
+template <class V, class Costs, int N>
+void scale_costs(float* cost, const CodedRow& row, const int* scale) {
+    typename V::F sum[N];
+    unroll<N>([&]<int k>() { sum[k] = V::zero(); });
+    Costs()(sum, row, Scales<N>(row.layout, scale));
     unroll<N>([&]<int k>() {
         cost[k] = scale[k] < 0 || scale[k] > 255 ? __builtin_inff() : V::sum(sum[k]);
     });
@@ -169,7 +187,7 @@ double weighted_rms(const CodedRow& row) {
 }
 
 // As search_scale of row_format.cpp.
-template <class V>
+template <class V, class Costs>
 int search_scale(const CodedRow& row) {
     double rms = weighted_rms<V>(row), exponent = rms > 0 ? 255 : 0;
     if (rms > 0 && rms < __builtin_inf()) exponent = 8 * __builtin_log2(rms) + 128;
@@ -182,21 +200,21 @@ int search_scale(const CodedRow& row) {
         }
     };
     int far[7] = {start, start - 8, start - 4, start + 4, start + 8, start + 12, start + 16};
-    scale_costs<V, 7>(cost, row, far);
+    scale_costs<V, Costs, 7>(cost, row, far);
     offer(far, 7);
     for (int away : {2, 1}) {
         int near[2] = {best - away, best + away};
-        scale_costs<V, 2>(cost, row, near);
+        scale_costs<V, Costs, 2>(cost, row, near);
         offer(near, 2);
     }
     return best;
 }
 
-template <class V>
+template <class V, class Costs>
 void pack_codes(char* to, const CodedRow& row) {
     const RowLayout& layout = row.layout;
     alignas(64) float places[RowLayout::FILL];
-    int scale = search_scale<V>(row);
+    int scale = search_scale<V, Costs>(row);
     auto inverse_rho = V::set1(layout.rho[256 - scale]);
     for (int g = 0; g < layout.groups; g += RowLayout::FILL / 8) {
         for (size_t n = 0; n < RowLayout::FILL; n += V::W) {
@@ -222,7 +240,7 @@ void pack_codes(char* to, const CodedRow& row) {
     to[layout.bytes - 1] = char(scale);
 }
 
-template <class V>
+template <class V, class Costs = ScaleCosts<V>>
 void pack_rows(void* rows, const float* x, size_t x_stride, const float* weight,
                const RowLayout& layout, int count) {
     alignas(64) float coded[RowLayout::MOST], weights[RowLayout::MOST];
@@ -239,7 +257,7 @@ void pack_rows(void* rows, const float* x, size_t x_stride, const float* weight,
         else narrow<V, DType::BF16>(to, x, n);
         if (!layout.groups) continue;
         __builtin_memcpy(coded, x + n, size_t(layout.codes) * 4);
-        pack_codes<V>(to, {layout, coded, weights, filled});
+        pack_codes<V, Costs>(to, {layout, coded, weights, filled});
     }
 }
 

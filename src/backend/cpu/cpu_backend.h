@@ -57,7 +57,7 @@ struct CpuBackend final : Backend {
     uint64_t stream(const void* memory, size_t bytes) override;
 
     std::vector<const char*> code_panels;   // of keys before rotation: (G, MOST_STORES); null: no integers
-    const Angles* angles = nullptr;     // of the step's rotation, where it has that many positions
+    const Angles* angles = nullptr;     // of the rotation, set by steps beyond Angles::SPAN positions
 
     // The tables of a format; they stay where they are as long as the backend. Makes what it does
     // not have yet: for the caller's thread, before threads.run.

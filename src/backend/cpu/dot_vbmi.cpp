@@ -5,6 +5,7 @@
 #pragma GCC diagnostic ignored "-Wunknown-warning-option"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#include "backend/cpu/vbmi_pack.h"
 #include "backend/cpu/vbmi_product.h"
 #include "backend/cpu/vbmi_scores.h"
 #include "backend/cpu/vbmi_sums.h"

@@ -7,7 +7,6 @@ namespace stief {
 namespace {
 
 constexpr int HEADS = 4;                     // at once
-constexpr float LARGEST = 32767;
 constexpr float MOST_IN_SUM = 1.677e7f;      // · 128 < 2³¹, with ½ for the rounding of 2048
 constexpr size_t AHEAD = 1536;               // bytes: the prefetcher stops at a page's end
 constexpr int TILE = 256;                    // rows of a weighted sum: 256 · 255 · 32767 < 2³¹

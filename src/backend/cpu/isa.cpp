@@ -67,6 +67,7 @@ static std::vector<const Kernels*> find_tables() {
     static const Kernels vbmi = [] {
         Kernels table = kernels_avx512;
         table.name = "vbmi";
+        table.pack_rows = pack_rows_vbmi;
         table.unpack_rows = unpack_rows_vbmi;
         table.coded_scores = coded_scores_vbmi;
         table.coded_accumulate = coded_accumulate_vbmi;

@@ -77,7 +77,7 @@ struct Kernels {
 
     // out_h,s += w_h · (cos, sin) of positions first … first + count − 1: of the first Angles::SPAN by
     // their own, of others by those of SPAN positions, cos(a + b) = cos a cos b − sin a sin b.
-    // w (m, ·), rotation (·, 2, half) from position 0 on; angles: of it, where more than SPAN are asked
+    // w (m, ·), rotation (·, 2, half) from position 0 on; angles: of it, read only for positions from SPAN on
     void (*add_angles)(float* out, size_t out_stride, const float* w, size_t w_stride,
                        const Angles* angles, const float* rotation, int first, int count, int m,
                        size_t half);
@@ -124,6 +124,8 @@ constexpr size_t code_panel_bytes(const RowLayout& layout, int d) {
 
 extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_neon;
 
+void pack_rows_vbmi(void* rows, const float* x, size_t x_stride, const float* weight,
+                    const RowLayout& layout, int count);
 void unpack_rows_vbmi(float* out, size_t out_stride, const void* rows, const RowLayout& layout,
                       int count);
 void coded_scores_vbmi(float* out, size_t out_stride, const float* q, size_t q_stride,

@@ -9,6 +9,8 @@
 
 namespace stief {
 
+static constexpr uint32_t PIECE = 32;    // bytes of a row in a window or block
+
 static const float* all_scales() {
     static const std::array<float, 257> table = [] {
         std::array<float, 257> rho;
@@ -61,34 +63,31 @@ RowLayout::RowLayout(const RowFormat& form, DType type)
             }
         }
     group = all_groups.data();
-    close = bytes <= 32;
-    for (size_t byte = 0, row; byte < 64; byte++) {
-        row = byte / 16;
-        lanes[byte] = uint8_t(row / 2 * 64 + row % 2 * (close ? bytes : 32));
+    close = bytes <= PIECE;
+    for (size_t byte = 0; byte < 64; byte++) {
+        size_t row = byte / 16;
+        lanes[byte] = uint8_t(row / 2 * 64 + row % 2 * (close ? bytes : PIECE));
     }
     make_windows();
     make_blocks();
+    make_widths();
     make_couples();
 }
 
 // The fewest windows from left to right; the scale counts as one byte of codes.
 void RowLayout::make_windows() {
-    scale_at = 0;
-    for (int g = 0; g < groups + 2 && groups > 0; g += 2) {
-        bool scale = g >= groups, two = g + 1 < groups;
-        uint32_t first = scale ? uint32_t(bytes - 1) : group[g].offset;
-        uint32_t end = scale ? uint32_t(bytes) : first + uint32_t(group[g].bits);
-        if (!scale && two) end += uint32_t(group[g + 1].bits);
-        if (all_windows.empty() || end > all_windows.back().offset + reach())
-            all_windows.push_back({first, g / 2, g / 2});
-        Window& in = all_windows.back();
-        if (scale) {
-            scale_at = int(first - in.offset);
-            break;
-        }
+    auto window_to = [&](uint32_t first, uint32_t end) -> Window& {
+        int next = int(all_sixteens.size());
+        if (all_windows.empty() || end > all_windows.back().offset + PIECE)
+            all_windows.push_back({first, next, next});
+        return all_windows.back();
+    };
+    for (int g = 0; g < groups; g += 2) {
+        const Group& last = group[std::min(g + 1, groups - 1)];
+        Window& in = window_to(group[g].offset, last.offset + uint32_t(last.bits));
         in.end++;
         Sixteen table = {};
-        for (size_t byte = 0; byte < size_t(two ? 16 : 8); byte++) {
+        for (size_t byte = 0; byte < size_t(g + 1 < groups ? 16 : 8); byte++) {
             const Group& from = group[g + int(byte / 8)];
             size_t b = size_t(from.bits), i = byte % 8;
             table.spread[byte] = uint8_t(from.offset - in.offset + std::min(i, b - 1));
@@ -99,6 +98,8 @@ void RowLayout::make_windows() {
         }
         all_sixteens.push_back(table);
     }
+    scale_at = 0;
+    if (groups) scale_at = int(bytes - 1 - window_to(uint32_t(bytes - 1), uint32_t(bytes)).offset);
     windows = int(all_windows.size());
     window = all_windows.data(), sixteen = all_sixteens.data();
 }
@@ -111,7 +112,7 @@ void RowLayout::make_blocks() {
         int last = std::min(g + 1, groups - 1);
         uint32_t end = group[last].offset + uint32_t(group[last].bits);
         if (all_blocks.empty() || all_blocks.back().sixteens == 2 ||
-            end > all_blocks.back().offset + reach()) {
+            end > all_blocks.back().offset + PIECE) {
             all_blocks.push_back({});
             all_blocks.back().offset = group[g].offset, all_blocks.back().first = g * ROW_GROUP;
         }
@@ -135,6 +136,24 @@ void RowLayout::make_blocks() {
     }
     blocks = int(all_blocks.size());
     block = all_blocks.data();
+}
+
+// Four registers of 32-bit numbers packed twice: a byte's lane of 128 bits has four of each register.
+void RowLayout::make_widths() {
+    all_widths.resize(size_t(codes + 63) / 64);
+    for (size_t at = 0; at < all_widths.size() * 64; at++) {
+        size_t byte = at % 64, i = at / 64 * 64 + byte % 16 / 4 * 16 + byte / 16 * 4 + byte % 4;
+        if (i >= size_t(codes)) continue;
+        size_t w = 1;
+        while (RowFormat::BITS[w] != group[i / ROW_GROUP].bits) w++;
+        Widths& in = all_widths[at / 64];
+        int n = 0;
+        while (n < in.count && in.one[n].size != LEVELS.size[w]) n++;
+        if (n == in.count) in.one[in.count++] = {LEVELS.size[w], 0};
+        in.one[n].mask |= uint64_t(1) << byte;
+        if (w == 1) in.eight |= uint64_t(1) << byte;
+    }
+    widths = all_widths.data();
 }
 
 void RowLayout::make_couples() {

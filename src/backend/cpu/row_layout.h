@@ -6,10 +6,10 @@
 //   windows   a piece of the rows and the codes that lie in it; 16 codes become a lane of 128
 //             bits, a byte each, a row a lane
 //   blocks    the same piece; a code of four rows becomes 32 bits, a byte of each row
-// Where rows are short they are read as they lie (`close`), two and what follows, and every piece is
-// what a register then has of the second; else 32 bytes of each. A permutation of bytes (spread; of
-// windows that of the first row, to which `lanes` adds) brings the bytes of some codes into each 64
-// bits, a shift for every byte (shift: the bit at which it begins) aligns them and a mask cuts them off.
+// A piece is 32 bytes of a row; rows that are no longer are read as they lie (`close`), two and what
+// follows. A permutation of bytes (spread; of windows that of the first row, to which `lanes` adds)
+// brings the bytes of some codes into each 64 bits, a shift for every byte (shift: the bit at which it
+// begins) aligns them and a mask cuts them off.
 // With `base` added a code is an index of Levels::biased, looked up where `lookup` has a bit for the
 // byte; a code of 8 bits is its own biased level. For processors that look up 16 bytes at most:
 //   couples   16 bytes of a row, a group in either lane of 128 bits; each word gets the two bytes
@@ -52,6 +52,15 @@ struct RowLayout {
         int first, sixteens;                 // its first code, and how many times 16 from there
     };
 
+    struct Widths {                          // of 64 codes
+        struct {
+            const uint8_t* size;             // (256): Levels::size
+            uint64_t mask;                   // codes in the order of four registers packed to bytes
+        } one[RowFormat::WIDTHS];
+        int count;
+        uint64_t eight;                      // codes of 8 bits, whose lowest level has no opposite
+    };
+
     struct alignas(32) Couple {
         uint8_t spread[32];
         uint16_t up[16], down[16];
@@ -73,6 +82,7 @@ struct RowLayout {
     const Window* window;                    // (windows)
     const Sixteen* sixteen;                  // (groups / 2, rounded up)
     const Block* block;                      // (blocks)
+    const Widths* widths;                    // (codes / 64, rounded up)
     int couples;
     const Couple* couple;                    // (couples)
     // (codes, filled to FILL with steps of 1)
@@ -93,12 +103,13 @@ struct RowLayout {
     std::vector<Window> all_windows;
     std::vector<Sixteen> all_sixteens;
     std::vector<Block> all_blocks;
+    std::vector<Widths> all_widths;
     std::vector<Couple> all_couples;
     std::vector<float> coordinates;          // step, cell, halves, middle
 
-    uint32_t reach() const { return close ? uint32_t(64 - bytes) : 32; }   // of a window or block
     void make_windows();
     void make_blocks();
+    void make_widths();
     void make_couples();
 };
 

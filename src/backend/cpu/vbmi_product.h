@@ -12,6 +12,9 @@
 namespace stief {
 namespace {
 
+// As MOST_IN_SUM, where each of up to 2048 may be rounded by 128.
+constexpr float MOST_ROUNDED = 1.651e7f;
+
 // 16 columns of D, from the cth on.
 struct Columns {
     const float* D;
@@ -40,7 +43,7 @@ int fix_units(const CodePanel& panel, const float* D, const RowLayout& layout, i
                                    _mm512_set1_ps(layout.group[i / 8].distortion), lost);
         }
         __m512 unit = _mm512_max_ps(_mm512_mul_ps(most, _mm512_set1_ps(1 / LARGEST_PAIR)),
-                                    _mm512_mul_ps(sum, _mm512_set1_ps(1 / MOST_IN_SUM)));
+                                    _mm512_mul_ps(sum, _mm512_set1_ps(1 / MOST_ROUNDED)));
         __mmask16 used = _mm512_cmp_ps_mask(unit, _mm512_set1_ps(0x1p-120f), _CMP_GE_OQ);
         __mmask16 bad = _mm512_cmp_ps_mask(sum, _mm512_set1_ps(__builtin_inff()), _CMP_NLT_UQ);
         unit = _mm512_mask_mov_ps(_mm512_maskz_mov_ps(used, unit), bad,
@@ -116,7 +119,8 @@ void product_tile(float* out, size_t out_stride, const uint8_t* levels, size_t s
     unroll<R * C>([&]<int i>() {
         constexpr int t = i / C, c = i % C;
         if (t >= count) return;
-        __m512i whole = _mm512_sub_epi32(__m512i(sum[t][c]), _mm512_loadu_si512(panel.constant + column + 16 * c));
+        __m512i bias = _mm512_loadu_si512(panel.constant + column + 16 * c);
+        __m512i whole = _mm512_sub_epi32(__m512i(sum[t][c]), bias);
         __m512 unit = _mm512_loadu_ps(panel.unit + column + 16 * c);
         __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole),
                                    _mm512_mul_ps(unit, _mm512_set1_ps(rho[t])),
@@ -178,7 +182,7 @@ void coded_product_vbmi(float* out, size_t out_stride, const void* rows, const v
                         const RowLayout& layout, int count, int d) {
     constexpr int LANES = V::W * V::COLUMNS;
     alignas(64) uint8_t levels[16 * RowLayout::MOST];
-    alignas(64) float rho[16], wide[RowLayout::MOST];
+    alignas(64) float rho[16] = {}, wide[RowLayout::MOST];
     size_t stride = (size_t(layout.codes) + 15) / 16 * 16;
     const char* at = static_cast<const char*>(rows);
     CodePanel panel(memory, layout, d);

@@ -27,7 +27,8 @@ template <bool CLOSE>
 struct FourRows {
     __m512i first, second;
 
-    // at: in the first of them; where there are fewer, what stands for the others are rows, too.
+    // at: in the first of them. Where there are fewer, another row stands for the others, or (CLOSE)
+    // what lies behind the last: levels and scales that nobody uses or that have no weight.
     FourRows(const char* at, size_t bytes, int rows)
         : first(two(at, bytes, rows > 1)), second(two(rows > 2 ? at + 2 * bytes : at, bytes, rows > 3)) {}
 

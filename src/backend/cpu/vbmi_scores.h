@@ -58,10 +58,9 @@ void score_sixteen(float* out, size_t out_stride, const Query* q, const char* at
     BiasedLevels levels;
     unroll<4 / J>([&]<int part>() {
         auto four = [&](int j, size_t offset) {
-            int before = 4 * (J * part + j);
-            bool some = before < rows;
-            return FourRows<CLOSE>(at + (some ? size_t(before) * layout.bytes : 0) + offset,
-                                   layout.bytes, some ? rows - before : 1);
+            int before = 4 * (J * part + j), left = rows - before;
+            const char* from = at + (left > 0 ? size_t(before) * layout.bytes : 0) + offset;
+            return FourRows<CLOSE>(from, layout.bytes, left);
         };
         Sums high[M][J] = {}, low[M][J] = {};
         for (int w = 0; w < layout.windows; w++) {

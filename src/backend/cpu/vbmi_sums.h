@@ -27,7 +27,8 @@ void fix_weights(Weights& weights, int h, const float* p, const float* rho, int 
     Fixed<V> fixed(largest, sum, LARGEST_PAIR, TILE * LARGEST_PAIR);
     __m512i all = _mm512_setzero_si512();
     for (int s = 0; s < count; s += 16) {
-        __m512i n = _mm512_cvtps_epi32(fixed.scaled(_mm512_load_ps(scaled + s)));
+        __m512 x = fixed.scaled(_mm512_load_ps(scaled + s));     // NaN is in the unit already
+        __m512i n = _mm512_maskz_cvtps_epi32(_mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), x);
         all = _mm512_add_epi32(all, n);
         store_bytes(weights.high[h] + s, weights.low[h] + s, n);
     }
