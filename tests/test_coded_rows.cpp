@@ -330,6 +330,11 @@ TEST_CASE("weights that are zero, infinite or not numbers are no integers' overf
         p[17] = NaN;
         run();
         for (float x : acc) CHECK(std::isnan(x));
+        std::fill(p.begin(), p.end(), NaN);
+        std::fill(acc.begin(), acc.end(), 3.0f);
+        run();
+        for (float x : acc) CHECK(std::isnan(x));
+        std::fill(p.begin(), p.end(), 0.0f);
         p[17] = INFINITY;
         std::fill(acc.begin(), acc.end(), 3.0f);
         run();

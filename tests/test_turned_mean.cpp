@@ -50,7 +50,7 @@ TEST_CASE("sums over the angles of positions are added, the same whatever else i
                 const Angles& angles = table.of(rotation.data(), half);
                 Floats all(size_t(m) * POSITIONS, 0.0f);
                 auto add = [&](Floats& out, int first, int count) {
-                    kernels->add_angles(out.data() + first, POSITIONS, w.data(), d, &angles,
+                    kernels->add_angles(out.data() + first, POSITIONS, w.data(), d, angles,
                                         rotation.data(), first, count, m, size_t(half));
                 };
                 add(all, 0, POSITIONS);

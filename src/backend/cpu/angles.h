@@ -18,14 +18,14 @@ struct Angles {
     const float* node;           // (2, half − fast, NODES): slow pairs at the nodes; zero beyond them
 };
 
-class AngleTable {
-  public:
+struct AngleTable {
+    Angles angles{};             // of what it was made for last
+
     // rotation (at least SPAN, 2, half): cos and sin of positions from 0 on, a frequency a pair. Made
     // where that is not what it was before.
     const Angles& of(const float* rotation, int half);
 
   private:
-    Angles angles{};
     std::vector<float> known;    // rows 1 and SPAN − 1 of the table that it was made for
     std::vector<float> columns, at_nodes;
 };

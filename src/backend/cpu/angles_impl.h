@@ -9,7 +9,7 @@
 namespace stief {
 namespace {
 
-// Loaded once for all heads: compilers load it again for each (4 % of decode at a depth of 8,064).
+// Loaded once for all heads: compilers would load it again for each.
 template <class F>
 inline void stay_in_register(F& x) {
 #if defined(__x86_64__)
@@ -128,7 +128,7 @@ void sums_of_span(float (&sum)[M][Angles::SPAN], const float* w, size_t w_stride
 }
 
 template <class V, int M>
-void add_angles_of(float* out, size_t out_stride, const float* w, size_t w_stride, const Angles* angles,
+void add_angles_of(float* out, size_t out_stride, const float* w, size_t w_stride, const Angles& angles,
                    const float* rotation, int first, int count, size_t half) {
     alignas(64) float sum[M][Angles::SPAN];
     int s = first, end = first + count;
@@ -145,7 +145,7 @@ void add_angles_of(float* out, size_t out_stride, const float* w, size_t w_strid
     for (int stop; s < end; s = stop) {
         int base = s / Angles::SPAN * Angles::SPAN;
         stop = end < base + Angles::SPAN ? end : base + Angles::SPAN;
-        sums_of_span<V, M>(sum, w, w_stride, *angles, rotation + size_t(base) * 2 * half, s - base,
+        sums_of_span<V, M>(sum, w, w_stride, angles, rotation + size_t(base) * 2 * half, s - base,
                            stop - base);
         for (int h = 0; h < M; h++)
             for (int i = s; i < stop; i++)
@@ -154,7 +154,7 @@ void add_angles_of(float* out, size_t out_stride, const float* w, size_t w_strid
 }
 
 template <class V>
-void add_angles(float* out, size_t out_stride, const float* w, size_t w_stride, const Angles* angles,
+void add_angles(float* out, size_t out_stride, const float* w, size_t w_stride, const Angles& angles,
                 const float* rotation, int first, int count, int m, size_t half) {
     for (int h = 0, M; h < m; h += M) {
         M = m - h >= 4 ? 4 : m - h;

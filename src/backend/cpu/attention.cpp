@@ -91,8 +91,8 @@ struct Split {
     void score(const Run& run) {
         score_rows(run);
         if (!cache.less_turned_mean(size_t(g)) || run.store.format.keeps_all(cache.d)) return;
-        kernels.add_angles(p + (run.first - first), p_stride, against_mean, d, cpu.angles, rotation,
-                           run.first, run.count, m, d / 2);
+        kernels.add_angles(p + (run.first - first), p_stride, against_mean, d,
+                           cpu.angle_table.angles, rotation, run.first, run.count, m, d / 2);
     }
     void score_rows(const Run& run) {
         float* to = p + (run.first - first);
@@ -248,8 +248,7 @@ void CpuBackend::attend_singly(float* out, const Queries& q, const float* rotati
                                const CacheLayer& cache, const Step& step) {
     size_t width = size_t(cache.H) * size_t(cache.d);
     size_t values = size_t(cache.H) * size_t(cache.values_width());
-    if (q.against_mean && step.pos + step.T > Angles::SPAN)
-        angles = &angle_table.of(rotation, cache.d / 2);
+    if (q.against_mean && step.pos + step.T > Angles::SPAN) angle_table.of(rotation, cache.d / 2);
     for (int t = 0, end; t < step.T; t = end) {
         int split = split_of(step.pos + t + 1);
         for (end = t + 1; end < step.T && split_of(step.pos + end + 1) == split;) end++;

@@ -57,7 +57,7 @@ struct CpuBackend final : Backend {
     uint64_t stream(const void* memory, size_t bytes) override;
 
     std::vector<const char*> code_panels;   // of keys before rotation: (G, MOST_STORES); null: no integers
-    const Angles* angles = nullptr;     // of the rotation, set by steps beyond Angles::SPAN positions
+    AngleTable angle_table;             // of the rotation, made by steps beyond Angles::SPAN positions
 
     // The tables of a format; they stay where they are as long as the backend. Makes what it does
     // not have yet: for the caller's thread, before threads.run.
@@ -127,7 +127,6 @@ struct CpuBackend final : Backend {
         }
     };
     std::unordered_map<LayoutKey, RowLayout, HashOfLayout> layouts;
-    AngleTable angle_table;
     std::vector<char> panel_memory;     // of code_panels
     std::vector<float> partials;        // of decode attention: (T, splits, H, values + 2)
     std::vector<float> joint_latents;   // of joint values, before their decode: (T, H, G·d)

@@ -79,7 +79,7 @@ struct Kernels {
     // their own, of others by those of SPAN positions, cos(a + b) = cos a cos b − sin a sin b.
     // w (m, ·), rotation (·, 2, half) from position 0 on; angles: of it, read only for positions from SPAN on
     void (*add_angles)(float* out, size_t out_stride, const float* w, size_t w_stride,
-                       const Angles* angles, const float* rotation, int first, int count, int m,
+                       const Angles& angles, const float* rotation, int first, int count, int m,
                        size_t half);
 
     float (*largest)(const float* x, size_t n);              // NaN is passed over; −∞ where n = 0

@@ -37,6 +37,7 @@ struct RowLayout {
         float step, distortion;              // Δ_b, D_b
         const float* level;                  // (2^b, at least 8)
     };
+
     struct Window {
         uint32_t offset;
         int first, end;                      // sixteens whose bytes lie in it
