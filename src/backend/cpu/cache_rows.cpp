@@ -167,18 +167,21 @@ void CpuBackend::decode_values(float* out, const float* latent, const CacheLayer
 
 void CpuBackend::attend(Operand out, const float* q, const float* rotation, const CacheLayer& cache,
                         const Step& step) {
+    bool one_by_one = step.T == 1 || singly, plain = !one_by_one, some = false;   // keys made plain
+    for (size_t g = 0; g < size_t(cache.G); g++) {
+        bool makes = !cache.rotated || (!one_by_one && cache.less_turned_mean(g));
+        plain &= makes, some |= makes;
+    }
     prepare_rows(cache);
-    if (!cache.rotated) prepare_keys(cache);
-    Queries queries = turn_queries(q, cache, step.T);
+    if (some) prepare_keys(cache);
+    Queries queries = plain ? Queries{q, nullptr} : turn_queries(q, cache, step.T);
     float* latent = out.data;
     if (cache.joint) {
         joint_latents.resize(size_t(step.T) * size_t(cache.H) * size_t(cache.joint));
         latent = joint_latents.data();
     }
-    if (step.T == 1 || singly)
-        attend_singly(latent, queries, rotation, cache, step);
-    else if (step.T > 1)
-        attend_tiles(latent, queries, rotation, cache, step);
+    if (one_by_one) attend_singly(latent, queries, rotation, cache, step);
+    else if (step.T > 1) attend_tiles(latent, q, queries.latent, rotation, cache, step);
     decode_values(out.data, latent, cache, step.T);
 }
 

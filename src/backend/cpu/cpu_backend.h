@@ -107,8 +107,8 @@ struct CpuBackend final : Backend {
                        const Step& step);
     void attend_alike(float* out, const Queries& q, const float* rotation, const CacheLayer& cache,
                       const Step& step);
-    void attend_tiles(float* out, const Queries& q, const float* rotation, const CacheLayer& cache,
-                      const Step& step);
+    void attend_tiles(float* out, const float* q, const float* latent, const float* rotation,
+                      const CacheLayer& cache, const Step& step);
     void decode_values(float* out, const float* latent, const CacheLayer& cache, int T);
 
     const int32_t* home = nullptr;      // of the step at hand
@@ -129,6 +129,8 @@ struct CpuBackend final : Backend {
     std::unordered_map<LayoutKey, RowLayout, HashOfLayout> layouts;
     std::vector<char> panel_memory;     // of code_panels
     std::vector<float> partials;        // of decode attention: (T, splits, H, values + 2)
+    std::vector<char> expanded;         // tiles of keys and values of attend_tiles
+    std::vector<float> attended;        // its largest scores and sums of so many tiles: (T, H, 2)
     std::vector<float> joint_latents;   // of joint values, before their decode: (T, H, G·d)
     std::vector<float> latents;         // queries in the keys' coordinates: (T, H, d)
     std::vector<float> against_means;   // and against what their means become: (T, H, d)

@@ -55,7 +55,7 @@ void CpuBackend::prepare_keys(const CacheLayer& cache) {
             if (!rows) continue;
             const CacheRows& head = cache.k[i / MOST_STORES];
             char* to = memory + i * each;
-            kernels.code_panel(to, head.decode, head.mean, *rows, cache.d);
+            kernels.code_panel(to, head.decode, cache.rotated ? nullptr : head.mean, *rows, cache.d);
             code_panels[i] = to;
         }
     });
@@ -73,6 +73,7 @@ RebuiltKeys::RebuiltKeys(const CpuBackend& backend, const CacheLayer& layer, siz
     : kernels(backend.kernels),
       cache(layer),
       head(layer.k[g]),
+      mean(cache.rotated ? nullptr : head.mean),
       r(rank_of(head)),
       width(whole_steps(3 * size_t(r))),
       cpu(backend) {
@@ -108,9 +109,8 @@ void RebuiltKeys::rebuild(float* keys, const Run& run) const {
                                      cpu.layout(run.store.format, cache.dtype), run.count, cache.d);
     multiply(keys, run);
     const float one = 1;  // of μ to each
-    if (head.mean)
-        kernels.accumulate[int(DType::F32)](keys, size_t(cache.d), &one, 0, head.mean, run.count, 1,
-                                            cache.d);
+    if (mean)
+        kernels.accumulate[int(DType::F32)](keys, size_t(cache.d), &one, 0, mean, run.count, 1, cache.d);
 }
 
 void RebuiltKeys::multiply(float* keys, const Run& run) const {

@@ -23,6 +23,7 @@ struct RebuiltKeys {
     const Kernels& kernels;
     const CacheLayer& cache;
     const CacheRows& head;
+    const float* mean;           // μ of keys before rotation
     int r;                       // coordinates of the oldest rows, the most of all
     bool pairs;                  // on the matrix unit: rows of at most r coordinates
     size_t width;                // 3r, filled to PAIRS_K
