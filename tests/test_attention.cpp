@@ -109,6 +109,7 @@ TEST_CASE("attention is softmax(q Kᵀ / √d) V over the positions up to the to
         {6, 2, 64, 24, 40, 250, 13, "unequal ranks, tiles"},
         {4, 2, 64, 0, 0, 3, 5, "nothing kept"},
         {4, 2, 16, 4, 12, 127, 2, "the diagonal on a tile's edge"},
+        {2, 2, 256, 256, 256, 2046, 3, "more tiles of keys than come out of their rows at once"},
     };
     for (const Shapes& c : cases)
         for (DType dtype : {DType::F32, DType::F16, DType::BF16}) {

@@ -28,11 +28,11 @@ struct UpTo<0, I...> {
     using type = Indices<I...>;
 };
 template <class Function, int... I>
-void call_each(const Function& f, Indices<I...>) {
+__attribute__((always_inline)) inline void call_each(const Function& f, Indices<I...>) {
     (f.template operator()<I>(), ...);
 }
 template <int N, class Function>
-void unroll(const Function& f) {
+__attribute__((always_inline)) inline void unroll(const Function& f) {
     call_each(f, typename UpTo<N>::type());
 }
 
