@@ -34,13 +34,13 @@ void CpuBackward::score_direction(float* z, uint64_t seed, int rows, int V) {
     threads.run(size_t(rows), [&](size_t row) {
         float* at = z + row * n;
         float half = float(0.5 * log_sum(cpu.kernels, at, n));
-        auto sign = [&](size_t i) {
-            return score_signs(seed, row, i / 64) >> (i % 64) & 1 ? 1.0f : -1.0f;
-        };
+        uint64_t signs = 0;
         double inner = 0;
         by_fours(n, [&](size_t i, size_t width) {
+            if (i % 64 == 0) signs = score_signs(seed, row, i / 64);
             Four root = exp(load(at + i, width) * 0.5f - half);  // √p
-            for (size_t j = 0; j < 4; j++) root[j] = j < width ? root[j] * sign(i + j) : 0;
+            for (size_t j = 0; j < 4; j++, signs >>= 1)
+                root[j] = j >= width ? 0 : signs & 1 ? root[j] : -root[j];
             store(at + i, root, width);
             inner += double(sum(root));
         });

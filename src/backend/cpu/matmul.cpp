@@ -3,7 +3,6 @@
 // memory. All else: the blocked product of product_impl.h, exact in f32 or with x rounded to bf16
 // for a matrix unit.
 #include <algorithm>
-#include <cstring>
 
 #include "backend/cpu/cpu_backend.h"
 
@@ -147,23 +146,13 @@ void CpuBackend::matmul(std::span<const Projection> all, const Input& input, int
     for (const Projection& one : all) matmul_tokens(*this, one.out, x, one.w, T, add);
 }
 
-// panel (k/2, lanes, 2) ← k rows of n bf16, `row` bytes apart, two and two interleaved.
-static void interleave_rows(char* panel, const char* from, size_t row, size_t n, size_t k,
-                            size_t lanes) {
-    std::memset(panel, 0, whole_steps(k) * lanes * 2);
-    for (size_t i = 0; i < k; i++, from += row) {
-        char* to = panel + (i / 2 * lanes * 2 + i % 2) * 2;
-        for (size_t j = 0; j < n; j++) std::memcpy(to + 4 * j, from + 2 * j, 2);
-    }
-}
-
 // Here the rows of w are the rows of the panel: nothing to transpose.
 void CpuBackend::matmul_transposed(float* out, const float* x, const Weight& w, int T) {
     size_t columns = size_t(w.K), width = size_of(w.dtype), lanes = size_t(kernels.lanes);
     Blocked product{out, x, T, columns, size_t(w.N), false, in_pairs(*this, w, T)};
     blocked_product(*this, product, [&](char* panel, size_t j, size_t n, size_t i, size_t k) {
         const char* from = static_cast<const char*>(w.data) + (i * columns + j) * width;
-        if (product.pairs) return interleave_rows(panel, from, columns * width, n, k, lanes);
+        if (product.pairs) return kernels.pair_rows(panel, from, columns, int(n), int(k));
         for (size_t s = 0; s < k; s++, from += columns * width) {
             float* to = reinterpret_cast<float*>(panel) + s * lanes;
             kernels.widen[int(w.dtype)](to, from, n);
