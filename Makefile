@@ -85,7 +85,7 @@ COMMA    := ,
 
 .SECONDARY:                       # keep what a rule made on its way
 .PHONY: all chat test race counts sass gpu check fuzz neon tools ladder tables figures core bench
-.PHONY: format clean help found floors FORCE
+.PHONY: clean help found floors FORCE
 all: found stief
 
 found:
@@ -344,11 +344,6 @@ core:                            ## lines of the reading order and its minutes, 
 
 bench: found stief               ## speed of the model that ships, as shares of the measured bandwidth
 	./stief bench models/parlour
-
-format:                          ## clang-format over the sources
-	clang-format -i $(wildcard src/*/*.h src/*/*.cpp src/backend/cpu/*.h src/backend/cpu/*.cpp \
-	    tests/*.h tests/*.cpp tests/*/*.cpp tests/simt/*.h tests/simt/*.cuh tests/simt/watch/*.* tools/*.cpp \
-	    cuda/*.cu cuda/*.cuh cuda/*.h cuda/gpu/*.cuh tools/ladder/*.cu tools/ladder/*.cuh)
 
 clean:                           ## remove everything that was built
 	rm -rf build stief

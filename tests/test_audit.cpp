@@ -199,6 +199,11 @@ TEST_CASE("a level is the largest of the usual blocks, and a text leaves it by m
     CHECK(log.audited() == 51);
     for (int i = 51; i < 66; i++) log.blocks.push_back(block(i, 0.02));    // 15 of 66 over the decile
     CHECK(log.verdict() == AuditLog::Verdict::Above);
+    log.take_back(1);    // of so many blocks the chance of none is no number any more
+    for (int i = 1; i < 9000; i++) log.blocks.push_back(block(i, i % 2 ? 0.005 : 0.02));
+    CHECK(log.verdict() == AuditLog::Verdict::Above);
+    for (AuditedBlock& one : log.blocks) one.mean = one.first % 11 ? 0.005 : 0.02;    // fewer than a tenth
+    CHECK(log.verdict() == AuditLog::Verdict::Usual);
     CHECK(AuditLog().verdict() == AuditLog::Verdict::NoLevel);
     metadata["risk_levels"] = "{\"8\": 3}";
     CHECK_THROWS_WITH_AS(risk_levels(metadata), doctest::Contains("no block's level"), Error);

@@ -51,6 +51,7 @@ TEST_CASE("wrong usage exits with 2 and the line that would be right") {
         {"chta x", "did you mean chat?"},
         {"generate", "no MODEL given"},
         {"generate models/parlour --tokns 3", "did you mean --tokens?"},
+        {"generate models/parlour --temp 3", "did you mean --temperature?"},
         {"generate models/parlour -n", "--tokens needs N"},
         {"generate models/parlour -n 0", "from 1"},
         {"generate models/parlour -n 2.5", "whole number"},

@@ -98,6 +98,33 @@ TEST_CASE("a conversation that cannot be read anew is not there, and the dialogu
     CHECK(talk.dialogue.talk.ids == long_one.dialogue.talk.ids);
 }
 
+TEST_CASE("a conversation is loaded with the system message that held, and is saved again as it was") {
+    Scratch scratch;
+    std::string first = scratch.path("first"), again = scratch.path("again");
+    for (const std::string risk : {"", "exact"}) {
+        CAPTURE(risk);
+        // Drafts that know nothing of whole rows, and a conversation that has them.
+        Args crude = args_of("exact");
+        crude.risk = risk.empty() ? "off" : risk;
+        Tokenizer tokenizer = Tokenizer::open("models/parlour");
+        Session session(crude, 400), drafts(args_of("exact"), 400);
+        Dialogue talk(session, tokenizer, crude), other(drafts, tokenizer, args_of("exact"));
+        talk.say(FIRST);
+        talk.set_system("Be bold.");
+        talk.set_system("Be brief.");
+        talk.save(first);
+        other.load(first);
+        CHECK(other.system == "Be brief.");
+        other.save(again);
+        other.load(again);
+        CHECK(talk.talk.ids == other.talk.ids);
+        CHECK(other.talk.messages.size() == 4);
+        other.clear();
+        CHECK(other.talk.messages.size() == 1);
+        std::filesystem::remove(first), std::filesystem::remove(again);
+    }
+}
+
 TEST_SUITE_END();
 
 }  // namespace stief::testing

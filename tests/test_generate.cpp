@@ -274,6 +274,10 @@ TEST_CASE("generation stops at the context's end and leaves what it gave in the 
     CHECK(done.why == Stop::Full);
     CHECK(given == 15);
     CHECK(cache.used == 20);
+    int drawn = 0;    // no token is drawn that nobody is given
+    TextSteps steps{[] {}, [&] { return Token(++drawn); }, [](Token) {}, {}};
+    CHECK(generate_with(steps, 4, 0, 1000, {}, [](Token) { return true; }).why == Stop::Full);
+    CHECK(drawn == 4);
 }
 
 TEST_CASE("perplexity agrees with an independent implementation's to four digits") {

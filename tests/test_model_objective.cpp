@@ -234,8 +234,10 @@ TEST_CASE("a run by prices that is killed and resumed gives the bases of an unin
                    got.foretold[i].values == want.foretold[i].values));
         killed.options.recent++;
         CHECK_THROWS_WITH_AS(killed.run(), doctest::Contains("run again without --resume"), Error);
-        killed.options.resume = false;
         killed.options.recent--;
+        killed.options.objective = "layer";    // which would find nothing of its own there
+        CHECK_THROWS_WITH_AS(killed.run(), doctest::Contains("run again without --resume"), Error);
+        killed.options.objective = "model", killed.options.resume = false;
         CHECK(killed.run().resumed == 0);
     }
 }

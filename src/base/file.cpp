@@ -79,15 +79,6 @@ MappedFile::MappedFile(MappedFile&& other) noexcept
       id(other.id),
       modified(other.modified) {}
 
-MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
-    std::swap(data, other.data);
-    std::swap(size, other.size);
-    std::swap(path, other.path);
-    std::swap(id, other.id);
-    std::swap(modified, other.modified);
-    return *this;
-}
-
 void MappedFile::check_unchanged() const {
     struct stat now;
     if (stat(path.c_str(), &now) != 0 || id_of(now) != id) return;
@@ -177,8 +168,11 @@ AtomicFile::AtomicFile(const std::string& path_) : path(behind_links(path_)) {
     if (exists && fchmod(fd, status.st_mode & 0777) != 0) errno = 0;  // rights are a courtesy
     file = fdopen(fd, "wb");
     if (!file) {
+        int reason = errno;
+        close(fd);
         unlink(temporary.c_str());
         forget_temporary(place);
+        errno = reason;
         fail_errno("write", path);
     }
 }

@@ -28,7 +28,6 @@ struct MappedFile {
     explicit MappedFile(const std::string& path);
     ~MappedFile();
     MappedFile(MappedFile&& other) noexcept;
-    MappedFile& operator=(MappedFile&& other) noexcept;
 
     std::string_view text() const { return {reinterpret_cast<const char*>(data), size}; }
 

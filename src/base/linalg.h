@@ -35,6 +35,9 @@ Matrix times(const Matrix& A, const Matrix& B);             // A B
 Matrix transposed_times(const Matrix& A, const Matrix& B);  // AᵀB
 Matrix times_transposed(const Matrix& A, const Matrix& B);  // A Bᵀ
 
+// The same, summed in double, for float rows: rows (T, M.rows) M.
+std::vector<float> times(const float* rows, size_t T, const Matrix& M);
+
 // C ← C + AᵀB, summed in double, for float rows inside wider rows: one head's keys in (T, G, d).
 void add_gram(Matrix& C,                        // (m, n)
               const float* A, size_t stride_a,  // (T, m), rows stride_a floats apart

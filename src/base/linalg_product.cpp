@@ -104,6 +104,21 @@ Matrix times_transposed(const Matrix& A, const Matrix& B) {
     return C;
 }
 
+std::vector<float> times(const float* rows, size_t T, const Matrix& M) {
+    constexpr size_t TOGETHER = 512;   // rows whose sums are in double
+    std::vector<float> out;
+    std::vector<double> sums;
+    out.reserve(T * M.cols);
+    for (size_t t = 0; t < T; t += TOGETHER) {
+        size_t count = std::min(TOGETHER, T - t);
+        sums.assign(count * M.cols, 0);
+        View<float> some = {rows + t * M.rows, M.rows, 1};
+        gemm_any(sums.data(), M.cols, 1.0, some, plain(M), count, M.cols, M.rows);
+        out.insert(out.end(), sums.begin(), sums.end());
+    }
+    return out;
+}
+
 void add_gram(Matrix& C, const float* A, size_t stride_a, const float* B, size_t stride_b,
               size_t T) {
     assert(T <= 1 || (stride_a >= C.rows && stride_b >= C.cols));

@@ -1,5 +1,6 @@
-// One line on stderr that says how far something is: done / total, rate, time left. It is rewritten
-// in place, at most ten times a second, and silent where stderr is no terminal that does so.
+// One line on stderr that says how far something is: done / total, rate, time left; of a phase whose
+// total is 0 its name alone. It is rewritten in place, at most ten times a second, no wider than the
+// terminal, and silent where stderr is no terminal that does so.
 #pragma once
 #include <chrono>
 #include <string>
@@ -13,7 +14,7 @@ struct Progress {
     Progress(std::string what, std::string counted, bool quiet);   // "perplexity", "tokens"
     ~Progress() { clear(); }
     void clear();                                                  // removes the line
-    void update(size_t done, size_t total, const std::string& extra = "");
+    void update(size_t done, size_t total, const std::string& extra = "");   // done = 0 begins a phase
 
   private:
     std::chrono::steady_clock::time_point start, last;

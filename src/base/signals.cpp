@@ -51,17 +51,6 @@ void remove_temporaries() {
         if (char* path = one.path.exchange(nullptr)) unlink(path);
 }
 
-void raise_default(int number) {
-    struct sigaction standard = {};
-    standard.sa_handler = SIG_DFL;
-    sigaction(number, &standard, nullptr);
-    sigset_t one;
-    sigemptyset(&one);
-    sigaddset(&one, number);
-    pthread_sigmask(SIG_UNBLOCK, &one, nullptr);
-    raise(number);
-}
-
 void on_end(int number) {
     remove_temporaries();
     if (stderr_line_is_open()) put("\n");
@@ -94,6 +83,18 @@ void on_bus(int number, siginfo_t* info, void*) {
 }
 
 }  // namespace
+
+void raise_default(int number) {
+    struct sigaction standard = {}, ours;
+    standard.sa_handler = SIG_DFL;
+    sigaction(number, &standard, &ours);
+    sigset_t one;
+    sigemptyset(&one);
+    sigaddset(&one, number);
+    pthread_sigmask(SIG_UNBLOCK, &one, nullptr);
+    raise(number);
+    sigaction(number, &ours, nullptr);           // reached where the default is to go on, or to stop
+}
 
 void install_signal_handlers() {
     for (int number : {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGPIPE, SIGXCPU}) {

@@ -16,6 +16,9 @@ namespace stief {
 // Once, in main(). A signal that the caller has switched off (nohup) stays so.
 void install_signal_handlers();
 
+// For handlers: the default action of a signal, as if it had never been caught.
+void raise_default(int number);
+
 // A file that is removed if a signal ends the program before forget_temporary(). Returns the place
 // to give back, −1 where none is free: then a signal leaves the file.
 int remember_temporary(const std::string& path);

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -134,7 +135,11 @@ void Threads::Pool::run() {
 
 Threads::Threads(int count) : pool(new Pool) {
     if (count <= 0) count = usable_cores();
-    for (int i = 1; i < count; i++) pool->workers.emplace_back([p = pool.get()] { p->work(); });
+    pool->workers.reserve(size_t(count));
+    try {
+        for (int i = 1; i < count; i++) pool->workers.emplace_back([p = pool.get()] { p->work(); });
+    } catch (const std::system_error&) {
+    }    // the system gives no more: those that are there do
 }
 
 Threads::~Threads() {

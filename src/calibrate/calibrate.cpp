@@ -177,8 +177,7 @@ CalibrationResult calibrate(Model& model, const CalibrationText& text,
         result.ranks = allocate(run, result);
         clock.phase("descent and curves");
     }
-    run.ticker.phase = "what it costs";
-    run.ticker(0);
+    run.ticker.begin("what it costs", 0);
     verify(run, eigen, result);
     clock.phase("verification", true);
     result.by_text = by_text(result.measured, run.windows, text.held_out);

@@ -11,6 +11,11 @@ struct Ticker {
     const CalibrationProgress& progress;
     size_t done = 0, total = 0;
     std::string phase;
+    // passes: 0 where nobody counts them
+    void begin(const std::string& name, size_t passes) {
+        done = 0, total = passes, phase = name;
+        progress(done, total, phase);
+    }
     void operator()(size_t passes) { progress(done += passes, total, phase); }
 };
 

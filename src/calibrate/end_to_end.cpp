@@ -5,11 +5,12 @@
 namespace stief {
 
 EndToEnd::EndToEnd(LayerPass& over, const Sequences& held_out, size_t at_most,
-                   const std::vector<int>& groups)
+                   const std::vector<int>& groups, std::function<void(int)> progress)
     : pass(over),
       sequences(held_out),
       count(std::min(at_most, held_out.count())),
-      ends(groups) {
+      ends(groups),
+      passed(std::move(progress)) {
     Backend& ops = *pass.model.backend;
     size_t V = size_t(pass.c.V), D = size_t(pass.c.D);
     each = size_t(sequences.T) * D;
@@ -42,6 +43,7 @@ void EndToEnd::run(size_t s, int first, int end, const std::vector<LayerCuts>* c
         pass.forward(cuts ? (*cuts)[size_t(l)] : whole);
         pass.ops_back->copy(x.f32(), pass.out, each);
     }
+    passed(end - first);
 }
 
 // to ← logits of rows of the last layer's output.

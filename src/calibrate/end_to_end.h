@@ -5,6 +5,7 @@
 // The cache itself is measured by forward/perplexity.h once the bases are chosen.
 #pragma once
 #include <array>
+#include <functional>
 #include <span>
 
 #include "calibrate/collect.h"
@@ -21,9 +22,11 @@ struct EndToEnd {
     std::vector<int> ends;      // of groups of layers, where each_alone() is asked for them
     std::vector<float> before;  // (count, groups, T, D)  host: of the whole model, before each group
 
+    std::function<void(int)> passed;    // after so many layers of a sequence
+
     // A group ends where the next begins.
     EndToEnd(LayerPass& over, const Sequences& held_out, size_t at_most,
-             const std::vector<int>& groups = {});
+             const std::vector<int>& groups = {}, std::function<void(int)> progress = [](int) {});
 
     // Perplexity, and KL(full ‖ ·), with one LayerCuts a layer.
     Measured measure(const std::vector<LayerCuts>& cuts);

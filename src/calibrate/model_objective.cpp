@@ -180,11 +180,22 @@ void measure_sizes(CalibrationRun& run, const PricedUnits& priced, CalibrationRe
     result.perplexity_full = all[0].reference.perplexity;
 }
 
+// Of correct_by_groups, and of the full model on the text that it measures on: through all layers once
+// for each sequence, from each group on twice; both prices' formats on the held-out text.
+size_t passes_of_groups(const CalibrationRun& run) {
+    std::vector<int> ends = group_ends(run.model.config.L);
+    size_t L = size_t(run.model.config.L), from_groups = 0;
+    for (size_t i = 0; i < ends.size(); i++) from_groups += 2 * (L - size_t(i ? ends[i - 1] : 0));
+    return std::min(MEASURED_ALONE, run.learn.count()) * (L + from_groups) +
+           3 * std::min(run.compared_windows(), run.held_out.count()) * L;
+}
+
 // Each group of layers alone; what that corrects stays where held-out text is better for it. (Once
 // more gains nothing where rows have ages: tools/measurements.md.)
 void correct_by_groups(CalibrationRun& run, const std::vector<size_t>& budget,
                        const MeasuredKl& divergence, PricedUnits& priced, CalibrationResult& result) {
-    EndToEnd learnt(run.pass, run.learn, MEASURED_ALONE, group_ends(run.model.config.L));
+    EndToEnd learnt(run.pass, run.learn, MEASURED_ALONE, group_ends(run.model.config.L),
+                    [&](int layers) { run.ticker(size_t(layers)); });
     Formats formats = priced.within(budget);
     PricedUnits corrected = priced;
     correct(units_of(run), learnt, cuts_of(run, priced, formats), formats, corrected, result.foretold);
@@ -226,13 +237,10 @@ struct Kept {
 }  // namespace
 
 void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Partial& partial) {
-    const Config& c = run.model.config;
     const CalibrationOptions& o = run.options;
     Clock clock{result};
-    size_t descent =
-        o.steps > 0 ? 4 * run.learn.count() + 3 * size_t(o.steps) * size_t(o.batch) : 0;
-    run.ticker.total = (run.learn.count() * 3 + descent) * size_t(c.L);
-    run.ticker.phase = "prices";
+    size_t L = size_t(run.model.config.L);
+    run.ticker.begin("prices", 3 * run.learn.count() * L);
     Kept kept(run, partial, result);
     run.pass.split_by_distance(ages_of(o));
     ModelBackward back(run.pass, o.sequence);
@@ -256,12 +264,12 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Parti
     }
     clock.phase("prices");
     check_budget(o, priced, budget);
-    EndToEnd held_out(run.pass, run.held_out, run.compared_windows());
+    run.ticker.begin("groups of layers", kept.done < 2 ? passes_of_groups(run) : 0);
+    auto ticks = [&](int layers) { run.ticker(size_t(layers)); };
+    EndToEnd held_out(run.pass, run.held_out, run.compared_windows(), {}, ticks);
     MeasuredKl divergence = [&](const PricedUnits& by, const Formats& of) {
         return held_out.measure(cuts_of(run, by, of)).divergence.mean;
     };
-    run.ticker.phase = "groups of layers";
-    run.ticker(0);
     if (kept.done < 2) {
         correct_by_groups(run, budget, divergence, priced, result);
         if (o.ppl_budget > 0) budget = budgets(run, result, share_measured(run, result, priced));
@@ -272,12 +280,11 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Parti
 
     Formats formats = priced.within(budget);
     if (o.steps > 0) {
-        run.ticker.phase = "descent";
+        run.ticker.begin("descent", (4 * run.learn.count() + 3 * size_t(o.steps) * size_t(o.batch)) * L);
         result.descent = descend(run, back, partial.folder, divergence, priced, formats);
         clock.phase("descent");
     }
-    run.ticker.phase = "what it costs";
-    run.ticker(0);
+    run.ticker.begin("what it costs", 0);
     if (o.compares) {
         measure_sizes(run, priced, result);
         clock.phase("sizes", true);

@@ -33,7 +33,7 @@ struct Partial {
     ~Partial();                                              // an empty folder is not left behind
     Partial(const Partial&) = delete;
 
-    // Without resume removes the layers that an earlier run left.
+    // Without resume removes the layers that an earlier run left. Error where they are of another run.
     void begin(uint64_t run, bool resume);
     // False: not there. Error where the layer is damaged or of another run.
     bool load(int n, const Config& config, LearnedLayer& bases) const;
@@ -50,7 +50,7 @@ struct Partial {
     std::string path(const char* what, int n) const;
     void write_numbers(const std::string& path, const std::vector<double>& numbers) const;
     std::vector<double> read_numbers(const std::string& path) const;
-    bool has_state() const;                        // of layers or units
+    std::string some_state() const;                // one file of layers or units, or ""
     void say_what_is_kept() const;
     void remove_own(bool all) const;               // all: the marker and the folder too
 };

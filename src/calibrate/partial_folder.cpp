@@ -84,29 +84,29 @@ Partial::Partial(const std::string& name) : output(name), folder(name + ".partia
 Partial::~Partial() {
     say_if_ended("");
     if (lock < 0) return;
-    if (!has_state()) remove_own(true);
+    if (some_state().empty()) remove_own(true);
     close(lock);
 }
 
-bool Partial::has_state() const {
+std::string Partial::some_state() const {
     std::error_code failed;
-    bool found = false;
     for (fs::directory_iterator entry(folder, failed), end; !failed && entry != end;
          entry.increment(failed))
-        found = found || is_state(entry->path().filename().string());
-    return found;
+        if (is_state(entry->path().filename().string())) return entry->path().string();
+    return "";
 }
 
 void Partial::begin(uint64_t run, bool resume) {
     key = run;
     if (!resume) remove_own(false);
+    if (std::string one = some_state(); !one.empty()) read_numbers(one);    // of this run, or an Error
     say_what_is_kept();
 }
 
 void Partial::say_what_is_kept() const {
-    say_if_ended(has_state()
+    say_if_ended(!some_state().empty()
                      ? "what is done is kept in " + folder + ": the same command with --resume goes on"
-                     : "nothing was finished yet; " + folder + " goes to the next run on the same -o");
+                     : "nothing was finished yet; " + folder + " may be removed");
 }
 
 // What is left behind there is no harm, so that failures are passed over.

@@ -8,20 +8,6 @@ namespace stief {
 
 namespace {
 
-// rows M
-std::vector<float> product(const float* rows, size_t n, const Matrix& M) {
-    size_t d = M.rows;
-    std::vector<float> out(n * d), m = to_floats(M);
-    for (size_t t = 0; t < n; t++) {
-        float* to = out.data() + t * d;
-        for (size_t i = 0; i < d; i++) {
-            float x = rows[t * d + i];
-            for (size_t j = 0; j < d; j++) to[j] += x * m[i * d + j];
-        }
-    }
-    return out;
-}
-
 Matrix from_floats(const std::vector<float>& floats, size_t d) {
     Matrix M(d, d);
     M.data.assign(floats.begin(), floats.end());
@@ -134,7 +120,7 @@ std::vector<std::vector<double>> distortions(const PricedUnit& unit, const float
     std::vector<float> rows(n * d);
     for (size_t t = 0; t < n; t++)
         std::copy_n(k + t * tokens / n * d, d, rows.data() + t * d);
-    std::vector<float> c = product(rows.data(), n, from_floats(unit.encode, d));
+    std::vector<float> c = times(rows.data(), n, from_floats(unit.encode, d));
     std::vector<float> weight = weights_of(unit), back(d);
     std::vector<std::vector<double>> all(RowFormat::WIDTHS, std::vector<double>(d));
     double energy = 0;
@@ -179,10 +165,10 @@ void PricedUnit::turn_to(const Matrix& to) {
 // In the basis that the unit has, in the order of its coordinates. k: its rows less their mean
 static void set_prices(PricedUnit& unit, const PriceSamples& samples, size_t index, const float* k) {
     size_t n = samples.tokens, d = unit.width();
-    std::vector<float> c = product(k, n, from_floats(unit.encode, d));
+    std::vector<float> c = times(k, n, from_floats(unit.encode, d));
     Matrix Dt = transpose(from_floats(unit.decode, d));
     auto by = [&](std::vector<float> g) {
-        return prices_of(c, product(rows_of(samples, unit, std::move(g)).data(), n, Dt), n, d);
+        return prices_of(c, times(rows_of(samples, unit, std::move(g)).data(), n, Dt), n, d);
     };
     unit.age.clear();
     for (size_t age = 0; age < samples.ages; age++) {

@@ -162,8 +162,6 @@ void calibrate_star(CalibrationRun& run, CalibrationResult& result, const Partia
     const CalibrationOptions& o = run.options;
     const Config& c = run.model.config;
     Clock clock{result};
-    run.ticker.total = (run.learn.count() + 3 * size_t(o.steps) * size_t(BATCH)) * size_t(c.L);
-    run.ticker.phase = "eigenbases";
     size_t budget = size_t(o.keep * double(result.full_bytes_per_token) + 1e-9);
     Units units(c, o.joint_values);
     PricedState state;
@@ -173,6 +171,7 @@ void calibrate_star(CalibrationRun& run, CalibrationResult& result, const Partia
     for (const PricedUnit& unit : state.unit) moment.push_back(unit.moment);
     std::unique_ptr<StarDescent> descent;
     if (!learned) {
+        run.ticker.begin("eigenbases", run.learn.count() * size_t(c.L));
         descent = std::make_unique<StarDescent>(run, units, partial.folder);
         moment = descent->moment;
     }
@@ -180,9 +179,12 @@ void calibrate_star(CalibrationRun& run, CalibrationResult& result, const Partia
     for (size_t u = 0; u < units.count(); u++)
         star.unit[u].rotated = o.keys == "post" && !units.at(u).values;
     clock.phase("eigenbases");
-    run.ticker.phase = "thresholds";
-    if (learned) star.alpha = state.scale;
-    else descent->learn(star, budget);
+    if (!learned) {
+        run.ticker.begin("thresholds", 3 * size_t(o.steps) * size_t(BATCH) * size_t(c.L));
+        descent->learn(star, budget);
+    } else {
+        star.alpha = state.scale;
+    }
     state.unit = star.unit, state.scale = star.alpha, state.budget = {budget};
     partial.save(1, state);
     clock.phase("thresholds");
@@ -194,8 +196,7 @@ void calibrate_star(CalibrationRun& run, CalibrationResult& result, const Partia
           "larger one",
           o.keep, budget);
     result.thresholds = star.alpha;
-    run.ticker.phase = "what it costs";
-    run.ticker(0);
+    run.ticker.begin("what it costs", 0);
     if (o.compares) {
         measure_sizes(run, star, result);
         clock.phase("sizes", true);

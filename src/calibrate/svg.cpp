@@ -4,22 +4,21 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "base/utf8.h"
 
 namespace stief {
 
 std::string html_text(const std::string& text) {
     std::string out;
-    for (char c : text) {
-        if (c == '&')
-            out += "&amp;";
-        else if (c == '<')
-            out += "&lt;";
-        else if (c == '>')
-            out += "&gt;";
-        else if (c == '"')
-            out += "&quot;";
-        else
-            out += c;
+    for (size_t i = 0, n; i < text.size(); i += n) {
+        n = utf8_length(text, i);
+        std::string one = text.substr(i, n);
+        out += one == "&"    ? "&amp;"
+               : one == "<"  ? "&lt;"
+               : one == ">"  ? "&gt;"
+               : one == "\"" ? "&quot;"
+                             : one;
+        if (n == 0) out += "\xef\xbf\xbd", n = 1;    // U+FFFD
     }
     return out;
 }

@@ -40,9 +40,12 @@ static size_t distance(const std::string& a, const std::string& b) {
     return row.back();
 }
 
+// One that the word begins, "--temp", or one that it was meant to be.
 static std::string nearest(const std::string& word, const std::vector<std::string>& known) {
     std::string best;
     size_t least = 3;  // further away is no typing error
+    for (const std::string& one : known)
+        if (word.size() >= 4 && one.starts_with(word)) return ", did you mean " + one + "?";
     for (const std::string& one : known)
         if (distance(word, one) < least) least = distance(word, one), best = one;
     return best.empty() ? "" : ", did you mean " + best + "?";
@@ -120,9 +123,9 @@ static void store(const Flag& flag, const std::string& text, const std::string& 
         **s = text;
     }
     if (auto* s = std::get_if<std::optional<std::string>*>(&flag.target)) **s = text;
-    if (auto* i = std::get_if<int*>(&flag.target)) **i = int(parse_number(text, flag, true, verb));
+    if (auto* i = std::get_if<int*>(&flag.target)) **i = int(parse_count(text, flag, verb));
     if (auto* o = std::get_if<std::optional<int>*>(&flag.target))
-        **o = int(parse_number(text, flag, true, verb));
+        **o = int(parse_count(text, flag, verb));
     if (auto* o = std::get_if<std::optional<double>*>(&flag.target))
         **o = parse_number(text, flag, false, verb);
     if (auto* list = std::get_if<std::vector<int>*>(&flag.target)) {
@@ -212,8 +215,8 @@ Args parse_args(const std::vector<std::string>& words) {
         usage_error(positional.empty() ? "no MODEL given" : "too few arguments", args.verb);
     if (int(positional.size()) > verb->most)
         usage_error("one argument too many: '" + positional[size_t(verb->most)] + "'", args.verb);
-    for (const std::string& one : positional)
-        if (one.empty()) usage_error("an argument is empty", args.verb);
+    for (size_t i = 0; i < positional.size(); i++)
+        if (positional[i].empty()) usage_error(format("argument %zu is empty", i + 1), args.verb);
     args.model = positional[0];
     args.rest.assign(positional.begin() + 1, positional.end());
     return args;

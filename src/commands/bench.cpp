@@ -294,14 +294,14 @@ void print_json(const Bench& bench, const std::vector<Row>& rows) {
 int bench(const Args& args) {
     int deepest = *std::max_element(args.depths.begin(), args.depths.end());
     int ahead = std::max(args.bench_generate, args.risk == "exact" ? Watch::MOST + 1 : 0);
-    int needed = std::max(args.bench_prompt, deepest + ahead);
+    int64_t needed = std::max<int64_t>(args.bench_prompt, int64_t(deepest) + ahead);
     Args opened = args;
     Config config = Config::open(args.model);
-    if (!args.context) opened.context = std::min(std::max(needed, 1), config.context);
+    if (!args.context) opened.context = int(std::clamp<int64_t>(needed, 1, config.context));
     check(needed <= opened.context,
-          "the tests reach position %d, the context ends at %d: use a smaller --prompt, --generate "
+          "the tests reach position %lld, the context ends at %d: use a smaller --prompt, --generate "
           "or --depth, or a larger --context",
-          needed, opened.context);
+          static_cast<long long>(needed), opened.context);
     Bench bench(opened);
     std::vector<Row> rows;
     Progress progress("bench", "tests", args.quiet || args.json);

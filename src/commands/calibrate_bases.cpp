@@ -101,9 +101,9 @@ static CalibrationOptions options_of(const Args& args, const Config& config) {
     o.key_basis_per_layer = args.key_basis.empty() ? eigen : args.key_basis == "layer";
     o.keep = args.keep.value_or(0), o.error_budget = args.error_budget.value_or(0);
     o.ppl_budget = args.ppl_budget.value_or(0);
-    for (const std::optional<double>* one : {&args.keep, &args.error_budget, &args.ppl_budget})
-        if (*one && !(**one > 0))
-            throw UsageError("--keep, --error-budget and --ppl-budget are above 0");
+    for (auto [name, given] : {std::pair{"--keep", args.keep}, {"--error-budget", args.error_budget},
+                               {"--ppl-budget", args.ppl_budget}})
+        if (given && !(*given > 0)) throw UsageError(format("%s is %g, expected more than 0", name, *given));
     bool layer = o.objective == "layer";
     int budgets = int(o.keep > 0) + int(o.error_budget > 0) + int(o.ppl_budget > 0);
     if (budgets > 1) throw UsageError("give one of --keep, --error-budget and --ppl-budget");
@@ -113,6 +113,8 @@ static CalibrationOptions options_of(const Args& args, const Config& config) {
     check(o.sequence >= 8 && o.sequence <= config.context,
           "--context %d, expected sequences of 8 to the model's %d positions", o.sequence,
           config.context);
+    check(o.tokens >= o.sequence, "--tokens %d are less than one sequence of --context %d", o.tokens,
+          o.sequence);
     set_ages(args, o);
     o.seed = args.seed.given ? args.seed.value : 1;     // the same bases again, unless asked
     if (args.seed.drawn) {
@@ -152,12 +154,12 @@ int calibrate_bases(const Args& args) {
     }
     model.weights.files.check_unchanged();
     write_bases(result, model, text, partial);
+    print(args.json ? calibration_as_json(result) : calibration_as_text(result, args.output));
     if (!args.report.empty()) {
         AtomicFile page(args.report);
         page.write(report_html(result, config, text));
         page.commit();
     }
-    print(args.json ? calibration_as_json(result) : calibration_as_text(result, args.output));
     return 0;
 }
 

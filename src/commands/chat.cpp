@@ -70,7 +70,7 @@ static const char HELP[] =
     "/system TEXT  sets the system message, from here on; /system alone shows it\n"
     "/stats        tokens a second, and what the context and the cache hold\n"
     "/save FILE    writes the conversation\n"
-    "/load FILE    goes on with it as if it had not ended\n"
+    "/load FILE    goes on with it; where answers are drawn they are drawn anew\n"
     "/exit         leaves, as Ctrl-D does\n"
     "//TEXT        sends /TEXT to the model\n"
     "Ctrl-C stops an answer. Alt-Enter, or \\ before Enter, begins another line.";
@@ -95,7 +95,7 @@ void Chat::show_stats() const {
                 human_bytes(double(cache.bytes())).c_str()));
     if (const Watch* watch = dialogue.session.watch.get())
         note("risk     " + watch_line(watch) +
-             format("; whole rows %s", human_bytes(double(watch->whole_bytes())).c_str()));
+             format("; whole rows %s allocated", human_bytes(double(watch->whole_bytes())).c_str()));
 }
 
 // Where a conversation that was loaded had stopped.
@@ -111,6 +111,7 @@ void Chat::show_last() const {
 bool Chat::command(const std::string& line) {
     size_t space = std::min(line.find_first_of(" \t\n"), line.size());
     std::string name = line.substr(0, space), rest = trimmed(line.substr(space));
+    if (rest.starts_with("~/") && std::getenv("HOME")) rest = std::getenv("HOME") + rest.substr(1);
     bool takes_file = name == "/save" || name == "/load", takes_text = name == "/system";
     bool known = takes_file || takes_text || name == "/help" || name == "/clear" ||
                  name == "/stats" || name == "/exit";
@@ -146,6 +147,8 @@ bool Chat::command(const std::string& line) {
     if (name == "/load") {
         dialogue.load(rest);
         show_last();
+        if (args.system && dialogue.system != args.system)
+            note("(its own system message holds, not --system)");
     }
     warned = dialogue.left() < dialogue.session.context / 10;
     return true;

@@ -1,17 +1,13 @@
 #include "commands/dialogue.h"
 
 #include <algorithm>
-#include <chrono>
+
+#include "base/seconds.h"
 
 namespace stief {
 
 static constexpr int LEAST_ANSWER = 16;    // a message that leaves less room is not worth sending
 static constexpr int PIECE = 128;          // tokens of a message between two looks at stop()
-
-static double now() {
-    auto since_start = std::chrono::steady_clock::now().time_since_epoch();
-    return std::chrono::duration<double>(since_start).count();
-}
 
 static void append(std::vector<Token>& to, const std::vector<Token>& more) {
     to.insert(to.end(), more.begin(), more.end());
@@ -119,11 +115,11 @@ void Dialogue::set_system(const std::string& text) {
 // The answer to what ids ask, all into the cache but its end.
 Dialogue::End Dialogue::answer(const std::vector<Token>& ids, std::string& text) {
     last = {};
-    double start = now();
+    auto start = std::chrono::steady_clock::now();
     size_t tail = ids.size() % PIECE ? ids.size() % PIECE : PIECE;   // what generate() feeds
     std::span<const Token> all_ids = ids;
     if (!feed(all_ids.first(ids.size() - tail), true) || (stop && stop())) return End::Unsent;
-    double head_seconds = now() - start;
+    double head_seconds = seconds_since(start);
 
     append(talk.ids, {ids.end() - ptrdiff_t(tail), ids.end()});
     int limit = left() - int(tail + form.answer_end().size());
@@ -169,8 +165,9 @@ Dialogue::End Dialogue::say(const std::string& text) {
     return end;
 }
 
-void Dialogue::save(const std::string& path) const {
+void Dialogue::save(const std::string& path) {
     check(!talk.messages.empty(), "nothing has been said yet");
+    if (session.exact()) session.feed({});    // a conversation that was loaded may be in drafts alone
     if (session.exact()) save_conversation(path, talk, *session.watch->whole, session.meaning_of_model());
     else save_conversation(path, talk, *session.cache, session.meaning_of_rows());
 }
@@ -212,9 +209,9 @@ Conversation Dialogue::loaded(const std::string& path) {
 
 void Dialogue::load(const std::string& path) {
     talk = loaded(path);
-    bool has_system = !talk.messages.empty() && talk.messages[0].role == "system";
     system.reset();
-    if (has_system) system = talk.messages[0].text;
+    for (const auto& message : talk.messages)
+        if (message.role == "system") system = message.text;    // the last one holds
 }
 
 }  // namespace stief

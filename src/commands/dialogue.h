@@ -42,7 +42,7 @@ struct Dialogue {
     // Error where the message and a short answer do not fit any more.
     End say(const std::string& text);
 
-    void save(const std::string& path) const;
+    void save(const std::string& path);
     // Error where it is no conversation of this model, form and cache: then all is as it was.
     void load(const std::string& path);
 

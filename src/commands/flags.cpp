@@ -155,7 +155,7 @@ void add_cache(Table& table, Args& a) {
         {"--cache", "TYPE", "what whole elements are kept in: f16 (default), bf16, f32",
          &a.cache, 0, 0, "f16, bf16, f32"},
         {"--window", "SINKS,RECENT",
-         "exact tokens, first and last (default 4,64; 4,32 where --ages are left to calibrate too)",
+         "exact tokens, first and last (default 4,64; of calibrate with its default --ages 4,32)",
          &a.window},
     });
     table.of("calibrate chat generate perplexity risk needle bench logits inspect", {

@@ -1,10 +1,9 @@
 // stief inspect BASES: what a file of bases says of itself. Needs no model, so that the bases themselves
 // are only looked through for what is no number: whether they are orthonormal shows when a model opens them.
-#include <cmath>
-#include <span>
 
 #include "base/json_writer.h"
 #include "commands/session.h"
+#include "forward/finite.h"
 #include "formats/safetensors.h"
 
 namespace stief {
@@ -34,10 +33,8 @@ std::string shown(const std::string& text) {
 void expect_numbers(const SafeTensors& file, const std::string& path) {
     for (const auto& [name, info] : file.tensors) {
         if (info.dtype != "F32") continue;
-        Tensor tensor = file.take(name, info.shape, "");
-        for (float x : std::span(static_cast<const float*>(tensor.data), tensor.count()))
-            check(std::isfinite(x), "%s: an element of %s is %g: the file is damaged", path.c_str(),
-                  name.c_str(), double(x));
+        check(finite(file.take(name, info.shape, "")),
+              "%s: an element of %s is not finite: the file is damaged", path.c_str(), name.c_str());
     }
 }
 

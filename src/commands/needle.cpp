@@ -148,7 +148,7 @@ int needle(const Args& args) {
     if (compresses(args)) opened.risk = "exact";
     Tokenizer tokenizer = Tokenizer::open(args.model);
     std::string novel = args.file.empty() ? "" : read_text(args.file);
-    size_t enough = std::max(1024, 4 * longest);  // twice what is between two needles
+    size_t enough = std::max<size_t>(1024, 4 * size_t(longest));  // twice what is between two needles
     check(args.file.empty() || novel.size() > enough,
           "%s: %zu bytes are too few to hide needles in %d tokens, expected more than %zu; give a longer "
           "text, shorter --lengths, or no --file", args.file.c_str(), novel.size(), longest, enough);

@@ -214,16 +214,18 @@ int risk(const Args& args) {
                   {{"the text", args.rest[0]}, {"--bases", args.bases}}, args.model);
     Tokenizer tokenizer = Tokenizer::open(args.model);
     std::vector<Token> ids = tokenizer.encode_document(read_text(args.rest[0]));
+    check(ids.size() >= 4, "%s: %zu tokens, too few to measure anything on; give a longer text",
+          args.rest[0].c_str(), ids.size());
     Session session(args, 512);
     check(session.context >= 4, "a window of fewer than 4 tokens scores next to nothing");
     RiskReport report = measure_risk(args, session, ids);
     session.model.weights.files.check_unchanged();
+    print(args.json ? as_json(report) : as_text(report));
     if (!args.report.empty()) {
         AtomicFile page(args.report);
         page.write(as_page(report, args));
         page.commit();
     }
-    print(args.json ? as_json(report) : as_text(report));
     return 0;
 }
 

@@ -84,8 +84,11 @@ CacheChoice cache_choice(const Args& args, const Config& config, const Weights& 
     for (size_t i = 0, last = size_t(bases.recent); i < bases.ages.size(); i++) {
         check(size_t(bases.ages[i]) > last,
               "the ages of the cache begin after its %d recent whole tokens and grow: %d follows "
-              "%zu; use another --window or --ages",
-              bases.recent, bases.ages[i], last);
+              "%zu; use %s",
+              bases.recent, bases.ages[i], last,
+              args.bases.empty() ? "another --window or --ages"
+                                 : format("--window %d,%d or a shorter one", bases.sinks,
+                                          bases.ages[0] - 1).c_str());
         last = size_t(bases.ages[i]);
     }
     return choice;

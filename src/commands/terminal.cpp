@@ -46,9 +46,11 @@ static void apply(Mode wanted) {
 }
 
 static void wake() {
+    int saved = errno;
     char byte = 0;
     ssize_t ignored = ::write(wake_up[1], &byte, 1);
     (void)ignored;
+    errno = saved;
 }
 
 static void on_interrupt(int) {
@@ -57,9 +59,7 @@ static void on_interrupt(int) {
 }
 
 static void on_resize(int) {
-    int saved = errno;
     wake();
-    errno = saved;
 }
 
 static void on_continue(int) {
@@ -67,19 +67,6 @@ static void on_continue(int) {
     if (mode != Mode::Restored) apply(mode);
     wake();
     errno = saved;
-}
-
-// The default action of a signal, as if it had never been caught.
-static void raise_default(int signal_number) {
-    struct sigaction standard = {}, ours;
-    standard.sa_handler = SIG_DFL;
-    sigaction(signal_number, &standard, &ours);
-    sigset_t one;
-    sigemptyset(&one);
-    sigaddset(&one, signal_number);
-    pthread_sigmask(SIG_UNBLOCK, &one, nullptr);
-    raise(signal_number);
-    sigaction(signal_number, &ours, nullptr);           // reached after SIGTSTP only
 }
 
 static void on_stop(int signal_number) {

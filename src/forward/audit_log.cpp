@@ -71,10 +71,10 @@ int AuditLog::count_above() const {
 
 // P(at least k of n) where each has probability q.
 static double binomial_tail(int n, int k, double q) {
-    double below = 0, term = std::pow(1 - q, n);    // of 0
+    double below = 0, log_term = n * std::log1p(-q);    // of 0; e^ of it may be no number any more
     for (int i = 0; i < k; i++) {
-        below += term;
-        term *= double(n - i) / double(i + 1) * q / (1 - q);
+        below += std::exp(log_term);
+        log_term += std::log(double(n - i) / double(i + 1) * q / (1 - q));
     }
     return 1 - below;
 }

@@ -57,12 +57,12 @@ bool all_finite(const Tensor& tensor, Bits exponent) {
     return true;
 }
 
+}  // namespace
+
 bool finite(const Tensor& tensor) {
     if (tensor.dtype == DType::F32) return all_finite<uint32_t>(tensor, 0x7f800000u);
     return all_finite<uint16_t>(tensor, tensor.dtype == DType::F16 ? 0x7c00 : 0x7f80);
 }
-
-}  // namespace
 
 int overflowing_layer(const Model& model, const KvCache& cache) {
     if (cache.dtype != DType::F16) return -1;

@@ -1,5 +1,5 @@
 // Why a model gives NaN: its weights are damaged, or a cache in f16 was too narrow for its keys and
-// values. Asked only once something has failed: it reads the whole cache.
+// values. All that is asked here reads the whole cache, or a whole tensor.
 #pragma once
 #include <string>
 
@@ -11,6 +11,8 @@ namespace stief {
 struct NotFinite : Error {
     NotFinite() : Error("the model gives NaN: its weights are damaged") {}
 };
+
+bool finite(const Tensor& tensor);    // neither infinity nor NaN in it
 
 // The first layer with a key or value above 65504, f16's largest, although its weights are finite;
 // −1 where there is none. Later layers hold what attention made of that one.

@@ -17,13 +17,12 @@ Generated generate_with(const TextSteps& steps, int room, int prompt_tokens, int
 
     start = std::chrono::steady_clock::now();
     while (result.tokens < limit) {
-        Token next = steps.draw();
-        bool end = std::count(ends.begin(), ends.end(), next) > 0;
         if (result.tokens == room) {
             result.why = Stop::Full;
             break;
         }
-        if (end) {
+        Token next = steps.draw();
+        if (std::count(ends.begin(), ends.end(), next)) {
             result.why = Stop::EndOfText;
             break;
         }

@@ -67,7 +67,6 @@ struct Transformer : private PassArrays {
     // not waited for. NotFinite where a logit was NaN.
     Token greedy();
 
-    size_t arena_bytes() const { return arena.bytes + rotation.bytes; }
     static size_t arena_bytes_for(const Config& config, int context, int batch);
 
   private:

@@ -10,9 +10,12 @@
 namespace stief {
 namespace {
 
-// out = sum, or += where add, of M tokens and n <= C · W outputs.
+// out = sum, or += where add, of M tokens and n <= C · W outputs. Part of its caller: sums that a call
+// is given are in memory, not in registers.
 template <class V, int M, int C>
-__attribute__((always_inline)) inline void write_tile(float* out, size_t out_stride, const typename V::F (&sum)[M][C], int n, bool add) {
+__attribute__((always_inline)) inline void write_tile(float* out, size_t out_stride,
+                                                      const typename V::F (&sum)[M][C], int n,
+                                                      bool add) {
     auto write = [&](float* to, typename V::F x, auto... left) {
         char* at = reinterpret_cast<char*>(to);
         auto before = add ? V::template load<DType::F32>(at, left...) : V::zero();
