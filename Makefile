@@ -39,8 +39,10 @@ endif
 ifeq ($(ARCH),x86_64)
 KERNELS  := portable avx2 avx512 vbmi amx
 ISA_avx2   := -mavx2 -mfma -mf16c
+# GCC 12's own header starts unused operands with themselves and then warns of it (GCC bug 105593).
 ISA_avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma -mf16c -mavx2 \
-              -mprefer-vector-width=512
+              -mprefer-vector-width=512 -Wno-unknown-warning-option -Wno-maybe-uninitialized \
+              -Wno-uninitialized
 ISA_vbmi   := $(ISA_avx512) -mavx512vbmi -mavx512vnni
 ISA_amx    := $(ISA_avx512) -mamx-tile -mamx-bf16
 else ifeq ($(ARCH),aarch64)

@@ -85,21 +85,6 @@ __global__ void rmsnorm_backward_kernel(float* dx, const float* dz, const float*
         dx[i] += dz[i] * to_float(w[i]) * factor - x[i] * along;
 }
 
-// grid T, block 256: a thread turns pairs of its token's heads back.
-__global__ void rope_backward_kernel(float* x, const float* rotation, const int* pos, int heads,
-                                     int half) {
-    size_t t = blockIdx.x, d = 2 * size_t(half);
-    const float* angle = rotation + (size_t(*pos) + t) * d;
-    x += t * size_t(heads) * d;
-    for (int i = int(threadIdx.x); i < heads * half; i += int(blockDim.x)) {
-        int j = i % half;
-        float* head = x + size_t(i / half) * d;
-        float a = head[j], b = head[j + half], cos = angle[j], sin = angle[j + half];
-        head[j] = a * cos + b * sin;
-        head[j + half] = b * cos - a * sin;
-    }
-}
-
 // ---- launchers ---------------------------------------------------------------------------------
 
 constexpr int BLOCK = 256;
@@ -136,12 +121,6 @@ void CudaBackward::rmsnorm_backward(float* dx, const float* dz, const float* x, 
         launch(rmsnorm_backward_kernel<E>, dim3(unsigned(T)), BLOCK, A_DOUBLE_A_WARP, gpu.queue, dx,
                dz, x, static_cast<const E*>(w.data), eps, w.N);
     });
-}
-
-void CudaBackward::rope_backward(float* x, const float* rotation, int heads, int d,
-                                 const Step& step) {
-    launch(rope_backward_kernel, dim3(unsigned(step.T)), BLOCK, 0, gpu.queue, x, rotation, gpu.pos,
-           heads, d / 2);
 }
 
 // Neither factor is a weight: cuBLAS reads a by its columns, and nothing is transposed. To it the

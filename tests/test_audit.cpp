@@ -133,7 +133,7 @@ TEST_CASE("a few flagged tokens are usual, and more than chance allows are too m
     CHECK(log.levels.flags.greedy.rate == doctest::Approx(0.01).epsilon(1e-2));
     CHECK(log.levels.flags.drawn.swing == doctest::Approx(0.5));
     CHECK(log.levels.flags.drawn.rate == doctest::Approx(0.1).epsilon(1e-2));
-    log.blocks.push_back({0, 40, 0.1, 0.1, 40, 0});
+    log.blocks.push_back({0, 40, 0.1, 40, 0});
     for (int i = 0; i < 38; i++) log.look_at(i + 1, 7, 7, 0);
     log.look_at(39, 7, 8, 0.2);    // a near tie
     CHECK(log.departures.size() == 1);
@@ -141,7 +141,7 @@ TEST_CASE("a few flagged tokens are usual, and more than chance allows are too m
     log.look_at(40, 7, 8, 0.9);    // 1 of 40 at 1 %: one time in three
     CHECK(log.flagged() == 1);
     CHECK(!log.too_many_flagged());
-    log.blocks.push_back({40, 2, 0.1, 0.1, 0, 0});
+    log.blocks.push_back({40, 2, 0.1, 0, 0});
     for (int i = 41; i < 43; i++) log.look_at(i, 7, 8, 0.8 + 0.1 * (i == 42));
     CHECK(log.too_many_flagged());     // 3 of 42
     CHECK(log.too_many_flagged(41));   // 2 of 2
@@ -157,9 +157,9 @@ TEST_CASE("a few flagged tokens are usual, and more than chance allows are too m
 
 TEST_CASE("what is taken back within a block takes the block's flagged tokens along") {
     AuditLog log;
-    log.blocks.push_back({0, 40, 0.1, 0.1, 40, 0});
+    log.blocks.push_back({0, 40, 0.1, 40, 0});
     for (int i = 1; i <= 40; i++) log.look_at(i, 7, i == 9 ? 8 : 7, 0.9);
-    log.blocks.push_back({40, 8, 0.1, 0.1, 0, 0});
+    log.blocks.push_back({40, 8, 0.1, 0, 0});
     for (int i = 41; i <= 48; i++) log.look_at(i, 7, 8, 0.9);
     CHECK(log.too_many_flagged());
     log.take_back(45);    // four of the eight are left, and nothing that says out of how many
@@ -186,7 +186,7 @@ TEST_CASE("a level is the largest of the usual blocks, and a text leaves it by m
     CHECK(log.levels.blocks[0].decile == doctest::Approx(0.01));
     CHECK(log.levels.blocks[7].blocks == 2);
     CHECK(log.levels.blocks[7].largest == doctest::Approx((127 * 0.01 + 0.9) / 128));
-    auto block = [](int first, double mean) { return AuditedBlock{first, 1, mean, mean, 1, 0}; };
+    auto block = [](int first, double mean) { return AuditedBlock{first, 1, mean, 1, 0}; };
     for (int i = 0; i < 50; i++) log.blocks.push_back(block(i, 0.005));
     CHECK(log.verdict() == AuditLog::Verdict::Usual);
     log.blocks.push_back(block(50, 2));    // once in 51: one time in five

@@ -161,25 +161,6 @@ TEST_CASE("the norm's way back is its central difference, added to what is there
         }
 }
 
-TEST_CASE("rope's way back undoes rope") {
-    int T = 5, heads = 3, d = 10;
-    Floats x = normals(size_t(T * heads * d), 1), rotation;
-    for (int pos = 0; pos < 12; pos++)
-        for (int half : {0, 1})
-            for (int j = 0; j < d / 2; j++) {
-                double angle = pos / std::pow(10.0, j);
-                rotation.push_back(float(half ? std::sin(angle) : std::cos(angle)));
-            }
-    Doubles want(x.begin(), x.end());
-    check_backward(want, TOL_F32, x, [&](Lab& lab, Backward& ops, float* out) {
-        Step step{7, T};
-        lab.step(step);
-        const float* turns = lab.in(rotation);
-        lab.backend->rope(out, nullptr, turns, heads, 0, d, step);
-        ops.rope_backward(out, turns, heads, d, step);
-    });
-}
-
 TEST_CASE("a product of a transpose is added") {
     const struct { int T, N, K; } cases[] = {{1, 1, 1}, {5, 70, 3}, {33, 17, 65}, {130, 40, 8}};
     for (auto c : cases) {

@@ -236,9 +236,8 @@ TEST_CASE("append with a rotation is rope, then append, and attention goes on fr
                             float* key = keys.data() + size_t(pos) * kv;
                             const float* value = values + size_t(pos) * kv;
                             lab.step(step);
-                            if (!together)
-                                ops.rope(own, layer.rotated ? key : nullptr, angles, c.H, c.G, c.d,
-                                         step);
+                            if (!together) ops.rope(own, angles, c.H, c.d, step);
+                            if (!together && layer.rotated) ops.rope(key, angles, c.G, c.d, step);
                             if (together) ops.append(layer, own, key, value, angles, step);
                             else ops.append(layer, key, value, step);
                             ops.attend(out.data() + size_t(pos) * width, own, angles, layer, step);

@@ -78,20 +78,6 @@ TEST_CASE("the gradient formula is the derivative, by central differences at eve
     }
 }
 
-TEST_CASE("the gradient from float rows is the gradient from their product") {
-    Random random(2);
-    const size_t d = 16, T = 300, r = 5;
-    std::vector<float> A(T * d), B(T * d);
-    for (float& a : A) a = float(random.normal());
-    for (float& b : B) b = float(random.normal());
-    Matrix Q = random_orthogonal(d, random), Ad(T, d), Bd(T, d);
-    Ad.data.assign(A.begin(), A.end());
-    Bd.data.assign(B.begin(), B.end());
-    Matrix want = stiefel_gradient(Q, transposed_times(Ad, Bd), r);
-    CHECK(distance(stiefel_gradient(Q, A.data(), B.data(), T, r), want) <= 1e-12 * norm(want));
-    CHECK(distance(want, cut(want, r)) == 0);
-}
-
 TEST_CASE("the short tangent direction is the long one, and skew") {
     Random random(3);
     Matrix Q = random_orthogonal(24, random), M = cut(random_matrix(24, 24, random), 9);

@@ -10,6 +10,7 @@
 #include "base/linalg.h"
 #include "base/random.h"
 #include "formats/safetensors.h"
+#include "model/weights.h"
 #include "testing.h"
 
 namespace stief::testing {
@@ -75,11 +76,11 @@ inline void write_tiny_model(const TinyModel& m, const std::string& folder, uint
     Random random(seed);
     std::vector<std::vector<char>> bytes;
     std::vector<NamedTensor> tensors;
-    auto add = [&](const std::string& name, const Shape& shape, bool norm) {
+    auto add = [&](const std::string& name, const Shape& shape) {
         size_t count = 1;
         for (size_t extent : shape) count *= extent;
         std::vector<float> values(count);
-        for (float& x : values) x = float((norm ? 1.0 : 0.0) + m.deviation * random.normal());
+        for (float& x : values) x = float((shape.size() == 1 ? 1.0 : 0.0) + m.deviation * random.normal());
         bool keys = name.ends_with("k_proj.weight");
         for (int g = 0; m.planted && g < m.G && (keys || name.ends_with("v_proj.weight")); g++)
             plant(values.data() + size_t(g) * size_t(m.d) * size_t(m.D), m, keys && m.planes,
@@ -87,26 +88,11 @@ inline void write_tiny_model(const TinyModel& m, const std::string& folder, uint
         bytes.push_back(stored(values, m.dtype));
         tensors.push_back({name, {nullptr, m.dtype, shape}});
     };
-    size_t D = size_t(m.D), F = size_t(m.F), V = size_t(m.V);
-    size_t Hd = size_t(m.H * m.d), Gd = size_t(m.G * m.d);
-    add("model.embed_tokens.weight", {V, D}, false);
-    for (int l = 0; l < m.L; l++) {
-        std::string layer = format("model.layers.%d.", l);
-        add(layer + "input_layernorm.weight", {D}, true);
-        add(layer + "self_attn.q_proj.weight", {Hd, D}, false);
-        add(layer + "self_attn.k_proj.weight", {Gd, D}, false);
-        add(layer + "self_attn.v_proj.weight", {Gd, D}, false);
-        add(layer + "self_attn.o_proj.weight", {D, Hd}, false);
-        add(layer + "post_attention_layernorm.weight", {D}, true);
-        add(layer + "mlp.gate_proj.weight", {F, D}, false);
-        add(layer + "mlp.up_proj.weight", {F, D}, false);
-        add(layer + "mlp.down_proj.weight", {D, F}, false);
-    }
-    add("model.norm.weight", {D}, true);
-    if (!m.tied) add("lm_head.weight", {V, D}, false);
+    std::ofstream(folder + "/config.json") << tiny_config(m);
+    for (const NamedTensor& one : tensors_of(Config::open(folder), m.dtype))
+        add(one.name, one.tensor.shape);
     for (size_t i = 0; i < tensors.size(); i++) tensors[i].tensor.data = bytes[i].data();
     write_safetensors(folder + "/model.safetensors", tensors, {{"format", "pt"}});
-    std::ofstream(folder + "/config.json") << tiny_config(m);
 }
 
 }  // namespace stief::testing

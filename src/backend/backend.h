@@ -146,11 +146,11 @@ struct Backend {
                                    int T) = 0;
     // Rotates pairs (j, j + d/2) of each head by the angle of the token's position:
     //     x_j ← x_j cos − x_{j+d/2} sin,  x_{j+d/2} ← x_{j+d/2} cos + x_j sin     (Su et al. 2021)
-    virtual void rope(float* q,                 // (T, H, d)  in place
-                      float* k,                 // (T, G, d)  in place; null: queries only
+    virtual void rope(float* x,                 // (T, heads, d)  in place
                       const float* rotation,    // (context, 2, d/2)  cosines, sines by position: of
                                                 // angles in proportion to it
-                      int H, int G, int d, const Step& step) = 0;
+                      int heads, int d, const Step& step,
+                      bool back = false) = 0;   // by minus the angles, the transpose: calibrate
     // gate ← silu(gate) ⊙ up,  silu(z) = z / (1 + e^−z)
     virtual void swiglu(float* gate,            // (T, F)
                         const float* up,        // (T, F)

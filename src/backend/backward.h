@@ -64,9 +64,6 @@ struct Backward {
                                   const float* dz, const float* x,  // (T, D) ×2
                                   const Weight& w,                  // (D)
                                   float eps, int T) = 0;
-    // The rotation of Backend::rope by minus the angle: its transpose.
-    virtual void rope_backward(float* x,  // (T, heads, d)  in place
-                               const float* rotation, int heads, int d, const Step& step) = 0;
     // out += aᵀ b: the gradient of a product's second factor
     virtual void add_transposed_product(float* out,      // (N, K)
                                         const float* a,  // (T, N)

@@ -90,9 +90,9 @@ void LayerPass::back_through_projections(const LayerCuts& cuts) {
     if (cuts.joint) back_through_joint_values(dkv + G * t * d, cuts);
     for (size_t g = 0; g < G; g++) {
         float *dq_g = dheads + g * t * wide, *dk_g = dkv + g * t * d, *dv_g = dk_g + G * t * d;
-        ops_back->rope_backward(dq_g, turns, m, c.d, at);
+        model.backend->rope(dq_g, turns, m, c.d, at, true);
         back_through_cuts(dk_g, dk_from, g * t * d, cuts.k[g], cuts.sinks);
-        if (cuts.rotated) ops_back->rope_backward(dk_g, turns, 1, c.d, at);
+        if (cuts.rotated) model.backend->rope(dk_g, turns, 1, c.d, at, true);
         if (!cuts.joint) back_through_cuts(dv_g, dv_from, g * t * d, cuts.v[g], cuts.sinks);
         ops_back->copy_rows(datt + g * wide, size_t(c.H) * d, dq_g, wide, t, wide);
         ops_back->copy_rows(keys + g * d, G * d, dk_g, d, t, d);
@@ -111,8 +111,8 @@ void LayerPass::back_to_input(const LayerCuts& cuts, float* dx) {
     ops_back->copy(dy, dx, rows);
     pull_back(cuts, true);
     for (size_t g = 0; g < size_t(c.G) && !cuts.rotated; g++) {
-        ops_back->rope_backward(dk + g * each, turns, 1, c.d, at);
-        for (float* far : dk_from) ops_back->rope_backward(far + g * each, turns, 1, c.d, at);
+        model.backend->rope(dk + g * each, turns, 1, c.d, at, true);
+        for (float* far : dk_from) model.backend->rope(far + g * each, turns, 1, c.d, at, true);
     }
     back_through_projections(cuts);
     ops_back->copy(dx, dy, rows);
@@ -153,7 +153,7 @@ void LayerPass::to_gradient(const LayerCuts& cuts, LayerGradient& gradient) {
     std::vector<Gram> all;
     for (size_t g = 0; g < size_t(c.G); g++) {
         size_t side = g * each;
-        if (!cuts.rotated) ops_back->rope_backward(dk + side, turns, 1, c.d, at);
+        if (!cuts.rotated) model.backend->rope(dk + side, turns, 1, c.d, at, true);
         all.push_back({&gradient.k[g], keys + side, dk + side, T, c.d});
         all.push_back({&gradient.v[g], v + side, dv + side, T, c.d});
     }

@@ -164,21 +164,21 @@ void LayerPass::project() {
     }
     ops.matmul(all, xn, T, false);
     for (size_t g = 0; g < size_t(c.G); g++)
-        ops.rope(q + g * t * size_t(m) * d, nullptr, turns, m, 0, c.d, at);
+        ops.rope(q + g * t * size_t(m) * d, turns, m, c.d, at);
 }
 
 void LayerPass::rotate_keys() {
     size_t each = size_t(T) * size_t(c.d);
     ops_back->copy(k_rotated, k, size_t(c.G) * each);
     for (size_t g = 0; g < size_t(c.G); g++)
-        model.backend->rope(k_rotated + g * each, nullptr, turns, 1, 0, c.d, at);
+        model.backend->rope(k_rotated + g * each, turns, 1, c.d, at);
 }
 
 // centred (T, d) ← μ, or where keys are cut after rotation R_s μ.
 void LayerPass::repeat_mean(const Cut& cut, bool rotated) {
     size_t d = size_t(c.d);
     ops_back->copy_rows(centred, d, mean_staged.read(cut.mean.data(), d), 0, size_t(T), d);
-    if (rotated) model.backend->rope(centred, nullptr, turns, 1, 0, c.d, at);
+    if (rotated) model.backend->rope(centred, turns, 1, c.d, at);
 }
 
 // from − μ, in `centred`; from itself where there is no mean.
@@ -230,7 +230,7 @@ void LayerPass::cut_to(float* to_k, float* to_v, const LayerCuts& cuts, int g, i
     const Cut &cut_k = cuts.k[size_t(g)], &cut_v = cuts.of_values(g);
     bool before = !cuts.rotated && !cut_k.nothing();  // cut, then rotated
     cut_side(to_k + side, (before ? k : k_rotated) + side, cut_k, format(cut_k), cuts);
-    if (before) model.backend->rope(to_k + side, nullptr, turns, 1, 0, c.d, at);
+    if (before) model.backend->rope(to_k + side, turns, 1, c.d, at);
     if (!cuts.joint) cut_side(to_v + side, v + side, cut_v, format(cut_v), cuts);
 }
 

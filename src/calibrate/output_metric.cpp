@@ -37,7 +37,7 @@ void LayerPass::probe(const float* u, OutputMoments& sums) {
     add_side(sums.v, dv, v);
     add_side(sums.k_rotated, dk, k_rotated);
     for (size_t i = 0; i < size_t(c.G); i++)
-        ops_back->rope_backward(dk + i * count, turns, 1, c.d, at);
+        model.backend->rope(dk + i * count, turns, 1, c.d, at, true);
     add_side(sums.k, dk, k);
 }
 

@@ -26,12 +26,6 @@ Matrix stiefel_gradient(const Matrix& Q, const Matrix& AtB, size_t r) {
     return G;
 }
 
-Matrix stiefel_gradient(const Matrix& Q, const float* A, const float* B, size_t T, size_t r) {
-    Matrix AtB(Q.rows, Q.rows);
-    add_gram(AtB, A, Q.rows, B, Q.rows, T);
-    return stiefel_gradient(Q, AtB, r);
-}
-
 // Q is square, QQᵀ = I, so that Q(QᵀM̂Qᵀ) = M̂Qᵀ and Ŵ = ½ M̂Qᵀ.
 Matrix tangent(const Matrix& Q, const Matrix& M_hat) {
     assert(Q.rows == Q.cols);

@@ -23,8 +23,6 @@ struct StiefelState {
 Matrix stiefel_gradient(const Matrix& Q,    // (d, d)
                         const Matrix& AtB,  // (d, d) AᵀB = S (kᵀ ∂Δ/∂k̃) S⁻¹: no token needs S
                         size_t r);
-Matrix stiefel_gradient(const Matrix& Q, const float* A, const float* B,  // (T, d)
-                        size_t T, size_t r);
 
 // Ŵ − Ŵᵀ with Ŵ = M̂Qᵀ − ½ Q(QᵀM̂Qᵀ): the gradient's part in the tangent space, W = (Ŵ − Ŵᵀ)/√ν̂
 Matrix tangent(const Matrix& Q, const Matrix& M_hat);

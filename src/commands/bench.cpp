@@ -94,6 +94,23 @@ struct Bench {
         return 2 * c.L * (layer + attention) + 2.0 * c.V * c.D / (tokens > 1 ? tokens : 1);
     }
 
+    // The work that many times and once more, which is not counted; peaks before each, and at the end.
+    template <class Before, class Work>
+    Row timed(Row row, double tokens, int repeat, const Before& before, const Work& work) {
+        auto look = [&] {
+            peaks.bandwidth();
+            if (row.prefill()) peaks.matrix_rate();
+        };
+        for (int i = -1; i < repeat; i++) {
+            before(), look();
+            double seconds = seconds_of(work);
+            if (i >= 0) row.rates.push_back(tokens / seconds);
+        }
+        look();
+        row.resident = resident();
+        return row;
+    }
+
     Row prefill(int tokens, int repeat) {
         KvCache& cache = *session.cache;
         Row row{"prefill", 0, tokens, 0, flops(tokens, 0), {}};
@@ -102,18 +119,10 @@ struct Bench {
         row.bytes_per_token = double(session.model.weight_bytes_per_token() * batches) / tokens +
                               cache.bytes_per_token();
         std::vector<Token> ids = random_tokens(tokens);
-        for (int i = -1; i < repeat; i++) {  // −1: a warm-up that is not counted
-            cache.used = 0;
-            peaks.bandwidth(), peaks.matrix_rate();
-            double seconds = seconds_of([&] {
-                session.transformer->forward_greedy(cache, ids);
-                session.transformer->greedy();
-            });
-            if (i >= 0) row.rates.push_back(tokens / seconds);
-        }
-        peaks.bandwidth(), peaks.matrix_rate();
-        row.resident = resident();
-        return row;
+        return timed(row, tokens, repeat, [&] { cache.used = 0; }, [&] {
+            session.transformer->forward_greedy(cache, ids);
+            session.transformer->greedy();
+        });
     }
 
     Row decode(int tokens, int depth, int repeat) {
@@ -125,18 +134,11 @@ struct Bench {
         Sampler sampler(Sampling{}, 0);
         std::vector<Token> first = random_tokens(1);
         auto go_on = [](Token) { return true; };
-        for (int i = -1; i < repeat; i++) {
-            cache.used = depth;
-            peaks.bandwidth();
-            double seconds = seconds_of([&] {  // `tokens` passes: the first token, and what follows
-                generate(*session.transformer, cache, sampler, first, tokens - 1, {}, go_on);
-                session.transformer->greedy();
-            });
-            if (i >= 0) row.rates.push_back(tokens / seconds);
-        }
-        peaks.bandwidth();
-        row.resident = resident();
-        return row;
+        // `tokens` passes: the first token, and what follows
+        return timed(row, tokens, repeat, [&] { cache.used = depth; }, [&] {
+            generate(*session.transformer, cache, sampler, first, tokens - 1, {}, go_on);
+            session.transformer->greedy();
+        });
     }
 
     // Decode with audits of its blocks.
@@ -150,19 +152,14 @@ struct Bench {
         fill(depth);
         std::vector<Token> before = random_tokens(depth), first = random_tokens(1);
         Sampler sampler(Sampling{}, 0);
-        for (int i = -1; i < repeat; i++) {
+        auto reset = [&] {
             session.cache->used = depth;
             watch.hold(before);
             if (whole()) whole()->used = depth;
-            peaks.bandwidth();
-            double seconds = seconds_of([&] {
-                watch.generate(sampler, first, tokens - 1, {}, [](Token) { return true; });
-            });
-            if (i >= 0) row.rates.push_back(tokens / seconds);
-        }
-        peaks.bandwidth();
-        row.resident = resident();
-        return row;
+        };
+        return timed(row, tokens, repeat, reset, [&] {
+            watch.generate(sampler, first, tokens - 1, {}, [](Token) { return true; });
+        });
     }
 
     // What verifies a draft: passes of its tokens and one more over the whole rows. How many of a draft are
@@ -177,21 +174,14 @@ struct Bench {
         std::vector<Token> draft = random_tokens(T), found(draft);
         Singly singly(*session.transformer);
         int passes = (decoded.tokens + T - 1) / T;
-        for (int i = -1; i < repeat; i++) {
-            peaks.bandwidth();
-            double seconds = seconds_of([&] {
-                for (int n = 0; n < passes; n++) {
-                    whole()->used = depth;
-                    session.transformer->forward_on_backend(*whole(), draft, logits.f32(), T);
-                    backend.argmax(static_cast<Token*>(likeliest.data), logits.f32(), T, V);
-                    backend.download(found.data(), likeliest.data, likeliest.bytes);
-                }
-            });
-            if (i >= 0) row.rates.push_back(passes * T / seconds);
-        }
-        peaks.bandwidth();
-        row.resident = resident();
-        return row;
+        return timed(row, passes * T, repeat, [] {}, [&] {
+            for (int n = 0; n < passes; n++) {
+                whole()->used = depth;
+                session.transformer->forward_on_backend(*whole(), draft, logits.f32(), T);
+                backend.argmax(static_cast<Token*>(likeliest.data), logits.f32(), T, V);
+                backend.download(found.data(), likeliest.data, likeliest.bytes);
+            }
+        });
     }
     // Tokens of a block of --risk; of a draft where its length would be a matter of agreement, too.
     int watch_block() const {

@@ -73,7 +73,6 @@ static std::string as_text(const Args& args, const Protocol& protocol, const Mea
 int perplexity(const Args& args) {
     Protocol protocol = protocol_of(args);
     Args opened = args;
-    opened.context = 0;
     Config config = Config::open(args.model);
     if (!args.context) protocol.context = std::min(protocol.context, config.context);
     protocol.stride = std::min(protocol.stride, protocol.context);

@@ -82,11 +82,10 @@ WindowRisk window_risk(RiskReport& report, const Measured& measured, size_t firs
     own.levels = levels;
     size_t sampled = 0;
     for (size_t at = 0, index = report.windows.size(); at < n; at += block, index++) {
-        AuditedBlock b{int(position + at), int(std::min(block, n - at)), 0, 0, 0, 0};
+        AuditedBlock b{int(position + at), int(std::min(block, n - at)), 0, 0, 0};
         for (size_t i = first + at; i < first + at + size_t(b.tokens); i++) {
             double divergence = double(measured.step[i]);
             b.mean += divergence / b.tokens;
-            b.max = std::max(b.max, divergence);
             b.same_top += measured.same_top[i];
             one.kld += divergence / double(n);
             one.same_top += measured.same_top[i] / double(n);

@@ -22,7 +22,7 @@ namespace stief {
 
 struct AuditedBlock {
     int first = 0, tokens = 0;    // positions whose predictions were compared
-    double mean = 0, max = 0;     // of KL, nats
+    double mean = 0;              // of KL, nats
     int same_top = 0;             // predictions where both like the same token best
     int written = 0;              // predictions that a token was drawn from
 };

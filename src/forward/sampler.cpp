@@ -15,7 +15,7 @@ static double gumbel(uint64_t draw, Token id) {
     return -std::log(-std::log(u));
 }
 
-Token Sampler::pick(std::span<float> logits, Random& from) {
+Token Sampler::pick(std::span<float> logits) {
     for (float z : logits) if (std::isnan(z)) throw NotFinite();
     for (size_t i = 0; i < drawable.size(); i++)
         if (!drawable[i]) logits[i] = -std::numeric_limits<float>::infinity();
@@ -50,7 +50,7 @@ Token Sampler::pick(std::span<float> logits, Random& from) {
     while (kept < keep && (kept == 0 || mass < sampling.top_p * total)) mass += weight(kept++);
     while (kept > 1 && weight(kept - 1) < sampling.min_p) mass -= weight(--kept);
 
-    uint64_t draw = from.next();
+    uint64_t draw = random.next();
     size_t drawn = 0;
     double most = -std::numeric_limits<double>::infinity();
     for (size_t i = 0; i < kept; i++) {

@@ -25,9 +25,8 @@ struct Sampler {
     // Whether the most likely token is all that is asked for: a device may keep its logits.
     bool takes_likeliest() const { return sampling.takes_likeliest() && drawable.empty(); }
     // NotFinite where a logit is NaN; logits is used as scratch.
-    Token pick(std::span<float> logits) { return pick(logits, random); }
-    // The same with another generator: a draw is one number of it, or none where it is greedy.
-    Token pick(std::span<float> logits, Random& from);
+    // A draw is one number of `random`, or none where it is greedy.
+    Token pick(std::span<float> logits);
 
   private:
     struct Candidate {

@@ -133,10 +133,9 @@ void Watch::audit(int first, std::span<const Token> drawn) {
                                      config.V);
     if (options.cold == WatchOptions::Reread) whole.reset();
 
-    AuditedBlock one{first, count, 0, 0, 0, 0};
+    AuditedBlock one{first, count, 0, 0, 0};
     for (const RowScore& score : scores) {
         one.mean += score.divergence / count;
-        one.max = std::max(one.max, score.divergence);
         one.same_top += score.same_top;
     }
     log.blocks.push_back(one);

@@ -110,22 +110,6 @@ void CpuBackward::rmsnorm_backward(float* dx, const float* dz, const float* x, c
     });
 }
 
-void CpuBackward::rope_backward(float* x, const float* rotation, int heads, int d,
-                                const Step& step) {
-    size_t half = size_t(d) / 2, row = size_t(heads) * size_t(d);
-    cpu.for_rows(size_t(step.T), row, [&](size_t from, size_t to) {
-        for (size_t t = from; t < to; t++) {
-            const float* turn = rotation + (size_t(step.pos) + t) * size_t(d);
-            for (float* head = x + t * row; head < x + (t + 1) * row; head += d)
-                for (size_t j = 0; j < half; j++) {
-                    float cos = turn[j], sin = turn[half + j], a = head[j], b = head[j + half];
-                    head[j] = a * cos + b * sin;
-                    head[j + half] = b * cos - a * sin;
-                }
-        }
-    });
-}
-
 // visit(i, j) of all (rows, columns), some rows together: a matrix and its transpose both stay in the
 // caches.
 template <class Visit>

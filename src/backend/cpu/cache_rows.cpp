@@ -50,7 +50,8 @@ void CpuBackend::append(const CacheLayer& cache, float* q, float* k, const float
     check(cache.batch == 0 || step.T <= cache.batch,
           "%d tokens at once do not fit the rings of a cache for %d", step.T, cache.batch);
     prepare_rows(cache);
-    if (rotation) rope(q, cache.rotated ? k : nullptr, rotation, q ? cache.H : 0, cache.G, cache.d, step);
+    if (rotation && q) rope(q, rotation, cache.H, cache.d, step);
+    if (rotation && cache.rotated) rope(k, rotation, cache.G, cache.d, step);
     size_t d = size_t(cache.d), width = size_t(cache.G) * d, values = size_t(cache.values_width());
 
     // centred (count, d) ← x − μ, or − R_s μ

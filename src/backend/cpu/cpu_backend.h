@@ -42,8 +42,8 @@ struct CpuBackend final : Backend {
     using Backend::matmul;
     void matmul(std::span<const Projection> all, const Input& x, int T, bool add) override;
     void matmul_transposed(float* out, const float* x, const Weight& w, int T) override;
-    void rope(float* q, float* k, const float* rotation, int H, int G, int d,
-              const Step& step) override;
+    void rope(float* x, const float* rotation, int heads, int d, const Step& step,
+              bool back = false) override;
     void swiglu(float* gate, const float* up, int T, int F) override;
     void gated(Operand gate, float* up, const Input& x, const Weight& w_gate, const Weight& w_up,
                int T) override;

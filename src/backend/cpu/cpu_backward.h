@@ -23,8 +23,6 @@ struct CpuBackward final : Backward {
                          const float* up, int T, int F) override;
     void rmsnorm_backward(float* dx, const float* dz, const float* x, const Weight& w, float eps,
                           int T) override;
-    void rope_backward(float* x, const float* rotation, int heads, int d,
-                       const Step& step) override;
     void add_transposed_product(float* out, const float* a, const float* b, int T, int N,
                                 int K) override;
 

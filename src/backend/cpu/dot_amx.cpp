@@ -1,10 +1,6 @@
 // AMX with bf16: AVX-512's table with the product of pairs on tile registers (amx_tiles.h). The
 // instructions are written out because the compilers' own names take the register's number only as
 // a literal in a macro.
-#pragma GCC diagnostic ignored "-Wpragmas"
-#pragma GCC diagnostic ignored "-Wunknown-warning-option"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
 #include "backend/cpu/amx_tiles.h"

@@ -1,10 +1,4 @@
 // AVX-512 with bf16: 16 lanes. Compiled with its own flags; chosen by isa.cpp.
-// GCC 12's own header starts unused operands with themselves and then warns of it (GCC bug 105593);
-// the first two lines keep each compiler quiet about the other's names.
-#pragma GCC diagnostic ignored "-Wpragmas"
-#pragma GCC diagnostic ignored "-Wunknown-warning-option"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
 #include "backend/cpu/kernels_impl.h"
 #include "backend/cpu/vector_avx512.h"
 

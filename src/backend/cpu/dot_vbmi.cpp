@@ -1,10 +1,6 @@
 // Rows of mixed widths with VBMI and VNNI: codes go from their bits to bytes in four instructions,
 // whatever their widths, and are multiplied as integers. Compiled with its own flags;
 // joins AVX-512's table in isa.cpp.
-#pragma GCC diagnostic ignored "-Wpragmas"
-#pragma GCC diagnostic ignored "-Wunknown-warning-option"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
 #include "backend/cpu/vbmi_pack.h"
 #include "backend/cpu/vbmi_product.h"
 #include "backend/cpu/vbmi_scores.h"

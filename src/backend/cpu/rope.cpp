@@ -4,18 +4,19 @@
 
 namespace stief {
 
-void CpuBackend::rope(float* q, float* k, const float* rotation, int H, int G, int d,
-                      const Step& step) {
-    size_t half = size_t(d) / 2, heads = size_t(k ? H + G : H);
-    for_rows(size_t(step.T), heads * size_t(d), [&](size_t first, size_t end) {
+void CpuBackend::rope(float* x, const float* rotation, int heads, int d, const Step& step, bool back) {
+    size_t width = size_t(d), half = width / 2, row = size_t(heads) * width;
+    for_rows(size_t(step.T), row, [&](size_t first, size_t end) {
         for (size_t t = first; t < end; t++) {
-            const float* angle = rotation + (size_t(step.pos) + t) * 2 * half;
-            auto turn = [&](float* x, int count) {
-                x += t * size_t(count) * size_t(d);
-                for (int h = 0; h < count; h++, x += d) kernels.rotate(x, angle, half);
-            };
-            turn(q, H);
-            if (k) turn(k, G);
+            const float* angle = rotation + (size_t(step.pos) + t) * width;
+            if (back) {    // cos −a = cos a, sin −a = −sin a
+                float* turned = reinterpret_cast<float*>(thread_scratch(width * sizeof(float)));
+                std::copy(angle, angle + half, turned);
+                for (size_t j = half; j < width; j++) turned[j] = -angle[j];
+                angle = turned;
+            }
+            float* head = x + t * row;
+            for (int h = 0; h < heads; h++, head += width) kernels.rotate(head, angle, half);
         }
     });
 }

@@ -82,9 +82,9 @@ Floats elements() {
     lab.backend->begin_step(step);
     Floats table = rotations(8, d);
     Output q(lab, T * H * d, normals(T * H * d, 1)), k(lab, T * G * d, normals(T * G * d, 2));
-    lab.backend->rope(q.data(), k.data(), lab.in(table), H, G, d, step);
-    lab.backend->rope(q.data(), nullptr, lab.in(table), H, G, d, step);
-    lab.backend->rope(q.data(), nullptr, lab.in(table), 2 * H, 0, 20, step);
+    lab.backend->rope(q.data(), lab.in(table), H, d, step);
+    lab.backend->rope(k.data(), lab.in(table), G, d, step, true);
+    lab.backend->rope(q.data(), lab.in(table), 2 * H, 20, step);
     lab.backend->swiglu(q.data(), lab.in(normals(T * H * d, 3)), T, H * d);
     const float* logits = lab.in(normals(T * V, 4));
     Output best(lab, T);
@@ -242,7 +242,7 @@ Floats backward() {
     Step step{2, T};
     lab.step(step);
     Floats angles = rotations(T + 2, d);
-    ops->rope_backward(p.data(), lab.in(angles), m, d, step);
+    lab.backend->rope(p.data(), lab.in(angles), m, d, step, true);
     ops->add(x.data(), z, T * F);
     ops->scaled_difference(x.data(), z, y.data(), 0.5f, T * F);
     ops->squared_distance(z, y.data(), T * F);
