@@ -160,7 +160,8 @@ void add_cache(Table& table, Args& a) {
     });
     table.of("calibrate chat generate perplexity risk needle bench logits inspect", {
         {"--ages", "AGE:BITS,...",
-         "tokens younger than AGE in BITS: of calibrate (32:16,256:4), --cache q8 and q4 (256:8)",
+         "tokens younger than AGE in BITS: of calibrate (32:16,256:4, none with --window or a --context "
+         "below 512), --cache q8 and q4 (256:8)",
          &a.ages},
     });
     table.of("chat generate bench", {

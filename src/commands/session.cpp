@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "base/descriptors.h"
+#include "base/limits.h"
 #include "formats/chat.h"
 
 namespace stief {
@@ -151,6 +152,8 @@ Session::Session(const Args& args, int default_context)
     for (const CacheLayer& layer : cache->layer)
         if (slow.empty() && !args.exact) slow = model.backend->plain_attention(layer);
     if (!slow.empty()) status(args, "note: " + slow);
+    if (int cores = usable_cores(); args.threads > cores)
+        status(args, format("note: %d threads take turns on %d processors", args.threads, cores));
     if (plan.watch)
         watch = std::make_unique<Watch>(*transformer, *cache, *plan.watch,
                                         risk_levels(bases->metadata));

@@ -168,14 +168,13 @@ void CpuBackend::decode_values(float* out, const float* latent, const CacheLayer
 
 void CpuBackend::attend(Operand out, const float* q, const float* rotation, const CacheLayer& cache,
                         const Step& step) {
-    bool one_by_one = step.T == 1 || singly, plain = !one_by_one, some = false;   // keys made plain
-    for (size_t g = 0; g < size_t(cache.G); g++) {
-        bool makes = !cache.rotated || (!one_by_one && cache.less_turned_mean(g));
-        plain &= makes, some |= makes;
-    }
+    bool one_by_one = step.T == 1 || singly;
+    int rebuilt = 0;    // heads whose keys are: key_tiles.h
+    for (size_t g = 0; g < size_t(cache.G); g++)
+        rebuilt += !cache.rotated || (!one_by_one && cache.less_turned_mean(g));
     prepare_rows(cache);
-    if (some) prepare_keys(cache);
-    Queries queries = plain ? Queries{q, nullptr} : turn_queries(q, cache, step.T);
+    if (rebuilt) prepare_keys(cache);
+    Queries queries = rebuilt == cache.G ? Queries{q, nullptr} : turn_queries(q, cache, step.T);
     float* latent = out.data;
     if (cache.joint) {
         joint_latents.resize(size_t(step.T) * size_t(cache.H) * size_t(cache.joint));

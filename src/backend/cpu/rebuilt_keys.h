@@ -1,6 +1,7 @@
-// Keys that are stored before rotation, rebuilt from their latent coordinates: k̃ = μ + c[:r] D[:r]. A
-// block of positions is rebuilt once and shared by the query group. The arithmetic is 2 r d a
-// position, which no unit but a matrix unit has to spare beside the bytes of a row.
+// Keys rebuilt from their latent coordinates, k̃ = μ + c[:r] D[:r]: those that are stored before
+// rotation; and where many tokens meet them, without μ, those after it that are less R_s μ
+// (key_tiles.h). A block of positions is rebuilt once and shared by the query group. The arithmetic is
+// 2 r d a position, which no unit but a matrix unit has to spare beside the bytes of a row.
 //
 // On a matrix unit c and D are each a sum of two bf16, c = c₁ + c₂ (exactly: a row has at most 11
 // significant bits) and D ≈ D₁ + D₂, and
