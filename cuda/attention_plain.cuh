@@ -74,8 +74,8 @@ struct PlainTile {
                 const float* D = k.decode + size_t(i) * size_t(d) + j;
                 a = fmaf(c[i], D[0], a), b = fmaf(c[i], D[half], b);
             }
-            keys[row * (d + 1) + j] = a * angle[j] - b * angle[j + half];
-            keys[row * (d + 1) + j + half] = b * angle[j] + a * angle[j + half];
+            turn_pair(a, b, angle[j], angle[j + half]);
+            keys[row * (d + 1) + j] = a, keys[row * (d + 1) + j + half] = b;
         }
         __syncthreads();  // the keys are whole
     }
@@ -86,8 +86,9 @@ struct PlainTile {
         const float* angle = rotation + size_t(first + min(row, count - 1)) * size_t(d);
         float* turned = latent + row * (d + 1);
         for (int j = lane; j < half; j += 16) {
-            float a = k.mean[j], b = k.mean[j + half], cos = angle[j], sin = angle[j + half];
-            turned[j] = a * cos - b * sin, turned[j + half] = b * cos + a * sin;
+            float a = k.mean[j], b = k.mean[j + half];
+            turn_pair(a, b, angle[j], angle[j + half]);
+            turned[j] = a, turned[j + half] = b;
         }
         __syncthreads();  // the means are turned
         for (int j = lane; j < d; j += 16) {

@@ -1,4 +1,5 @@
-// The CUDA backend: the operations of the seam on one NVIDIA GPU, in the same files as on the CPU.
+// The CUDA backend: the operations of the seam on one NVIDIA GPU. A file that is named as one of
+// the CPU's is its twin.
 //
 // Weights are copied to the device when they are bound. Everything runs on one stream. A step with a
 // replay number is issued as any other the first time, captured as a graph the second time, when every

@@ -128,9 +128,9 @@ __device__ __forceinline__ void turn_mean(const TileProduct<D>& tile, const floa
     constexpr int HALF = D / 2;
     for (int i = tile.tid; i < count * HALF; i += EXPAND_BLOCK) {
         int row = i / HALF, j = i % HALF;
-        float cos = angle[row * D + j], sin = angle[row * D + j + HALF];
-        tile.put(row, j, mean[j] * cos - mean[j + HALF] * sin);
-        tile.put(row, j + HALF, mean[j + HALF] * cos + mean[j] * sin);
+        float low = mean[j], high = mean[j + HALF];
+        turn_pair(low, high, angle[row * D + j], angle[row * D + j + HALF]);
+        tile.put(row, j, low), tile.put(row, j + HALF, high);
     }
 }
 

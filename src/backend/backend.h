@@ -230,8 +230,8 @@ Weight view_of(const Tensor& tensor);
 // threads: the process's one pool, also used by the code above the seam; it outlives the backend.
 std::unique_ptr<Backend> make_backend(const BackendOptions& options, Threads& threads);
 
-// Names of the CPU's inner products that this machine can run, fastest first: "amx", "avx512",
-// "avx2", "portable"; or "neon", "portable".
+// Names of the CPU's inner products that this machine can run, fastest first: "amx", "vbmi",
+// "avx512", "avx2", "portable"; or "neon", "portable".
 std::vector<std::string> cpu_isas();
 
 }  // namespace stief

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <iterator>
 
 #include "base/check.h"
 #include "base/utf8.h"

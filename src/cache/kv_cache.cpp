@@ -1,8 +1,6 @@
 #include "cache/kv_cache.h"
 
 #include <algorithm>
-#include <cassert>
-#include <cstring>
 
 namespace stief {
 

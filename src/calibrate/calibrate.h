@@ -8,7 +8,6 @@
 // The caller writes the bases and the report.
 #pragma once
 #include <optional>
-#include <span>
 
 #include "calibrate/budget.h"
 #include "calibrate/end_to_end.h"

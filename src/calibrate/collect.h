@@ -1,6 +1,5 @@
 // The inputs and outputs of the layer at hand on what calibration reads.
 #pragma once
-#include <span>
 #include <string>
 #include <vector>
 

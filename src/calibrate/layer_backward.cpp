@@ -7,7 +7,6 @@
 //
 // dk̃ and dṽ add up over the m query heads of a kv head.
 #include <algorithm>
-#include <cmath>
 
 #include "calibrate/layer_loss.h"
 

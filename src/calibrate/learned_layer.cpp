@@ -1,7 +1,6 @@
 #include "calibrate/learned_layer.h"
 
 #include <algorithm>
-#include <cassert>
 
 #include "base/bf16.h"
 #include "calibrate/stiefel.h"

@@ -1,6 +1,5 @@
 #include "calibrate/output_metric.h"
 
-#include <algorithm>
 
 namespace stief {
 

@@ -1,7 +1,6 @@
 #include "calibrate/report_parts.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "base/progress.h"
 #include "calibrate/svg.h"

@@ -113,8 +113,9 @@ static CalibrationOptions options_of(const Args& args, const Config& config) {
     check(o.sequence >= 8 && o.sequence <= config.context,
           "--context %d, expected sequences of 8 to the model's %d positions", o.sequence,
           config.context);
-    check(o.tokens >= o.sequence, "--tokens %d are less than one sequence of --context %d; give more, or a smaller --context", o.tokens,
-          o.sequence);
+    check(o.tokens >= o.sequence,
+          "--tokens %d are less than one sequence of --context %d; give more, or a smaller --context",
+          o.tokens, o.sequence);
     set_ages(args, o);
     o.seed = args.seed.given ? args.seed.value : 1;     // the same bases again, unless asked
     if (args.seed.drawn) {

@@ -166,7 +166,7 @@ Conversation load_conversation(const std::string& path, KvCache& cache, uint64_t
           "%s was saved with a %s cache, this one is %s: --cache %s", name, saved_type,
           name_of(cache.dtype), saved_type);
     check(head.shape == shape_of(cache),
-          "%s was saved with another cache: other ranks or another window", name);
+          "%s was saved with another cache: other formats, ages or another window", name);
     check(head.positions <= uint32_t(cache.capacity),
           "%s holds %u positions, here is room for %d: start with --context %u or more", name,
           head.positions, cache.capacity, head.positions);

@@ -32,7 +32,6 @@ static Protocol protocol_of(const Args& args) {
     return protocol;
 }
 
-// What the model is compared with; a compressed cache with the full one, unless --compare says else.
 static std::string as_json(const Args& args, const Protocol& protocol, const Measured& m,
                            double seconds, size_t cache_bytes) {
     JsonWriter json;

@@ -1,6 +1,5 @@
 #include "formats/chat_form.h"
 
-#include <cctype>
 #include <ctime>
 
 #include "base/check.h"

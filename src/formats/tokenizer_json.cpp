@@ -1,7 +1,6 @@
 // Hugging Face's tokenizer.json. It can describe many tokenizers: everything that would change the
 // ids is compared with what Llama 3's and SmolLM's have, and named in an Error where it differs.
 // What cuts or fills an encoding (truncation, padding) is not looked at.
-#include <map>
 #include <utility>
 
 #include "base/check.h"

@@ -1,7 +1,6 @@
 #include "forward/watch.h"
 
 #include <algorithm>
-#include <new>
 #include <utility>
 
 #include "base/signals.h"

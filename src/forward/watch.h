@@ -47,7 +47,8 @@ struct Watch {
 
     Transformer& transformer;
     KvCache& cache;               // the compressed one
-    WatchOptions options;         // exact and block may change between calls where whole rows are kept
+    WatchOptions options;         // exact and block may change between calls where whole rows are kept;
+                                  // exact drafts no more than MOST, whatever block says
     AuditLog log;                 // of audit
     Drafting drafting;            // of exact
     std::vector<Token> ids;       // (cache.used)  what the caches hold

@@ -1,7 +1,6 @@
 // Copies and sums over activations, and the turn of the bases.
 // Twins: cuda/backward_sums.cu, cuda/cayley.cu.
 #include <algorithm>
-#include <cmath>
 
 #include "backend/cpu/cpu_backward.h"
 #include "backend/cpu/vectors.h"

@@ -6,7 +6,6 @@
 // the linker cannot pick a copy with AVX-512 in it for code that runs on a processor without.
 #pragma once
 #include <cstddef>
-#include <cstdint>
 
 #include "backend/cpu/kernels.h"
 

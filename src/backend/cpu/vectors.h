@@ -1,7 +1,6 @@
 // Four floats at a time for the loops of the way back (backward*.cpp): 128-bit
 // vectors are in every x86-64 and aarch64, so that none has to be chosen.
 #pragma once
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
