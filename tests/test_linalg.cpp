@@ -69,6 +69,17 @@ TEST_CASE("a gram of float rows inside wider rows adds AᵀB in double") {
     CHECK(distance(C, want) <= 1e-12 * norm(want));
 }
 
+TEST_CASE("float rows times a matrix is the product rounded to float, over more rows than one piece") {
+    Random random(4);
+    Matrix rows = random_matrix(1030, 20, random), M = random_matrix(20, 13, random);
+    std::vector<float> x = to_floats(rows), got = times(x.data(), rows.rows, M);
+    rows.data.assign(x.begin(), x.end());
+    Matrix want = product_by_definition(rows, M), out(want.rows, want.cols);
+    REQUIRE(got.size() == out.data.size());
+    out.data.assign(got.begin(), got.end());
+    CHECK(distance(out, want) <= 0x1p-24 * norm(want));
+}
+
 TEST_CASE("solve leaves a residual of rounding size") {
     Random random(3);
     for (size_t n : {1, 2, 31, 32, 33, 64, 100, 128})

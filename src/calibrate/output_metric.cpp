@@ -1,6 +1,5 @@
 #include "calibrate/output_metric.h"
 
-
 namespace stief {
 
 OutputMoments::OutputMoments(const Config& config)

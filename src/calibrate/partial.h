@@ -33,7 +33,7 @@ struct Partial {
     ~Partial();                                              // an empty folder is not left behind
     Partial(const Partial&) = delete;
 
-    // Without resume removes the layers that an earlier run left. Error where they are of another run.
+    // Without resume removes what an earlier run left; with it an Error where that is of another run.
     void begin(uint64_t run, bool resume);
     // False: not there. Error where the layer is damaged or of another run.
     bool load(int n, const Config& config, LearnedLayer& bases) const;

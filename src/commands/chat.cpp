@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <new>
 
 #include "base/descriptors.h"
@@ -111,8 +112,9 @@ void Chat::show_last() const {
 bool Chat::command(const std::string& line) {
     size_t space = std::min(line.find_first_of(" \t\n"), line.size());
     std::string name = line.substr(0, space), rest = trimmed(line.substr(space));
-    if (rest.starts_with("~/") && std::getenv("HOME")) rest = std::getenv("HOME") + rest.substr(1);
     bool takes_file = name == "/save" || name == "/load", takes_text = name == "/system";
+    const char* home = std::getenv("HOME");
+    if (takes_file && home && rest.starts_with("~/")) rest = home + rest.substr(1);
     bool known = takes_file || takes_text || name == "/help" || name == "/clear" ||
                  name == "/stats" || name == "/exit";
     if (!known)
