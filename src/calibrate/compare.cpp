@@ -101,7 +101,7 @@ std::vector<Measured> measure_caches(CalibrationRun& run, const std::vector<Base
     for (const Bases& one : ways)
         cut.push_back(std::make_unique<KvCache>(ops, c, o.sequence, o.cache, &one));
     size_t V = size_t(c.V), scored = size_t(o.sequence) - 1;
-    size_t piece = std::clamp<size_t>((size_t(16) << 20) / (V * sizeof(float)), 1, scored);
+    size_t piece = rows_together(c, std::min(scored, size_t(transformer.batch)));
     Buffer logits(ops, piece * V * sizeof(float), "logits");
     Buffer reference(ops, piece * V * sizeof(float), "the full cache's logits");
     std::vector<RowScore> scores(piece);

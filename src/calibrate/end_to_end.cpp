@@ -14,7 +14,7 @@ EndToEnd::EndToEnd(LayerPass& over, const Sequences& held_out, size_t at_most,
     Backend& ops = *pass.model.backend;
     size_t V = size_t(pass.c.V), D = size_t(pass.c.D);
     each = size_t(sequences.T) * D;
-    piece = std::clamp<size_t>((size_t(16) << 20) / (V * 4), 1, 512);  // 16 MiB of them
+    piece = rows_together(pass.c, size_t(sequences.T));
     x = Buffer(ops, each * sizeof(float), "a sequence's residual stream");
     xn = Buffer(ops, piece * D * sizeof(float), "a sequence's last norm");
     logits = Buffer(ops, piece * V * sizeof(float), "logits");

@@ -74,12 +74,10 @@ static size_t basis_floats(const Config& c) {
 // arrays, what is staged, and end_to_end.h's rows and logits. Rotations of every position go along.
 static size_t bytes_for(const Model& model, size_t positions, int most) {
     const Config& c = model.config;
-    constexpr size_t LOGITS = size_t(32) << 20;
-    size_t rows = size_t(most) * size_t(c.D);
+    size_t rows = size_t(most) * size_t(c.D), logits = 2 * rows_together(c, size_t(most)) * size_t(c.V);
     size_t bases = model.backend->copies_weights ? 2 * basis_floats(c) : 0;
-    return (LayerArrays().place(c, most, nullptr) + 5 * rows + positions * size_t(c.d) + bases) *
-               sizeof(float) +
-           LOGITS;
+    return (LayerArrays().place(c, most, nullptr) + 5 * rows + positions * size_t(c.d) + bases + logits) *
+           sizeof(float);
 }
 
 static void require_memory(const Model& model, size_t positions, int most) {

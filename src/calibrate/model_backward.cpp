@@ -9,7 +9,7 @@ ModelBackward::ModelBackward(LayerPass& over, int most, size_t most_kept) : pass
     Backend& ops = *pass.model.backend;
     const Config& c = pass.c;
     size_t V = size_t(c.V), D = size_t(c.D), rows = size_t(most) * D;
-    piece = std::clamp<size_t>((size_t(16) << 20) / (V * 4), 1, size_t(most));
+    piece = rows_together(c, size_t(most));
     inputs = Buffer(ops, size_t(c.L + 1) * rows * sizeof(float), "the inputs of every layer");
     dx = Buffer(ops, rows * sizeof(float), "a gradient of the residual stream");
     xn = Buffer(ops, piece * D * sizeof(float), "a sequence's last norm");

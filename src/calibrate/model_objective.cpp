@@ -11,7 +11,7 @@ namespace stief {
 
 namespace {
 
-constexpr size_t MEASURED_ALONE = 3;  // sequences that each group of layers alone is measured on
+constexpr size_t MEASURED_ALONE = 2;  // sequences that each group of layers alone is measured on
 constexpr int MOST_GROUPS = 6;
 constexpr double MORE_ROTATED = 0.25;  // what --keys auto may cost, of what is predicted without it
 
@@ -159,7 +159,7 @@ void check_budget(const CalibrationOptions& o, const PricedUnits& priced,
     if (priced.within(budget).bytes.back() > 0) return;
     if (o.ppl_budget > 0)
         fail("the budget (--ppl-budget %g) lets every head go down to rank 0: a cache of nothing but "
-             "its exact window; use a smaller one",
+             "its whole window; use a smaller one",
              o.ppl_budget);
     fail("--keep %g is %zu bytes a token, too few for the smallest format of one head; use a larger "
          "one",
@@ -180,6 +180,12 @@ void measure_sizes(CalibrationRun& run, const PricedUnits& priced, CalibrationRe
     result.perplexity_full = all[0].reference.perplexity;
 }
 
+// Held-out sequences that a choice between two ways is made on, both on the same ones.
+size_t chosen_on(const CalibrationRun& run) {
+    constexpr size_t FEW = 2;  // a descent's few per cent take more
+    return run.options.steps > 0 ? run.compared_windows() : std::min(FEW, run.compared_windows());
+}
+
 // Of correct_by_groups, and of the full model on the text that it measures on: through all layers once
 // for each sequence, from each group on twice; both prices' formats on the held-out text.
 size_t passes_of_groups(const CalibrationRun& run) {
@@ -187,7 +193,7 @@ size_t passes_of_groups(const CalibrationRun& run) {
     size_t L = size_t(run.model.config.L), from_groups = 0;
     for (size_t i = 0; i < ends.size(); i++) from_groups += 2 * (L - size_t(i ? ends[i - 1] : 0));
     return std::min(MEASURED_ALONE, run.learn.count()) * (L + from_groups) +
-           3 * std::min(run.compared_windows(), run.held_out.count()) * L;
+           3 * std::min(chosen_on(run), run.held_out.count()) * L;
 }
 
 // Each group of layers alone; what that corrects stays where held-out text is better for it. (Once
@@ -266,7 +272,7 @@ void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Parti
     check_budget(o, priced, budget);
     run.ticker.begin("groups of layers", kept.done < 2 ? passes_of_groups(run) : 0);
     auto ticks = [&](int layers) { run.ticker(size_t(layers)); };
-    EndToEnd held_out(run.pass, run.held_out, run.compared_windows(), {}, ticks);
+    EndToEnd held_out(run.pass, run.held_out, chosen_on(run), {}, ticks);
     MeasuredKl divergence = [&](const PricedUnits& by, const Formats& of) {
         return held_out.measure(cuts_of(run, by, of)).divergence.mean;
     };

@@ -24,7 +24,7 @@ int logits(const Args& args) {
           "%zu tokens do not fit a context of %d; use --context", ids.size(), session.context);
 
     size_t V = size_t(session.model.config.V);
-    size_t piece = std::clamp<size_t>((size_t(64) << 20) / (V * sizeof(float)), 1, 512);
+    size_t piece = rows_together(session.model.config, ids.size());
     std::vector<float> rows(piece * V);
     AtomicFile out(args.output);
     for (size_t at = 0; at < ids.size(); at += piece) {

@@ -71,7 +71,7 @@ static double compressed_share(std::span<const Window> windows, const KvCache& c
     int sinks = cache.sinks, recent = cache.recent;
     double share = share_outside(windows, sinks, recent);
     check(share > 0,
-          "the windows lie within the exact window of the cache, the first %d and the last %d "
+          "the windows lie within the whole window of the cache, the first %d and the last %d "
           "tokens: nothing would be read compressed; use windows of more than %lld tokens "
           "(--context, and a text as long)",
           sinks, recent, 1LL + sinks + recent);
@@ -141,10 +141,8 @@ Measured measure(Runner& tested, Runner* reference, std::span<const Token> ids,
           protocol.context);
     double share = compressed_share(all, tested.cache);
 
-    // Pieces of a window, so that a runner's logits of one piece fit 64 MiB.
-    size_t row = size_t(config.V) * sizeof(float);
-    size_t piece = std::clamp<size_t>((size_t(64) << 20) / row, 1, 512);
-    piece = std::min(piece, size_t(protocol.context));
+    size_t row = size_t(config.V) * sizeof(float),
+           piece = rows_together(config, size_t(std::min(protocol.context, tested.transformer.batch)));
     Buffer logits(ops, piece * row, "logits"), logits_reference;
     if (reference) logits_reference = Buffer(ops, piece * row, "the reference's logits");
     std::vector<RowScore> scores(piece);

@@ -38,7 +38,7 @@ struct Window {
 };
 std::vector<Window> windows(const Protocol& protocol, size_t tokens);
 
-// Of all positions that the scored predictions of windows read, the share outside of an exact window:
+// Of all positions that the scored predictions of windows read, the share outside of a whole window:
 // a token at position p reads s ≤ p exactly where s < sinks or p − s < recent.
 double share_outside(std::span<const Window> windows, int sinks, int recent);
 
@@ -84,7 +84,7 @@ struct Runner {
 
 // ids: the whole text with BOS in front. reference may be null. progress(tokens done, tokens in all,
 // perplexity so far). Both runners are of one model; of the logits only scores leave its backend.
-// Error where the text is too short, and where all that is read lies in the exact window of a cache
+// Error where the text is too short, and where all that is read lies in the whole window of a cache
 // that compresses: nothing would be measured.
 Measured measure(Runner& tested, Runner* reference, std::span<const Token> ids,
                  const Protocol& protocol,

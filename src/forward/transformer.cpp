@@ -41,9 +41,12 @@ size_t Model::weight_bytes_per_token() const {
     return bytes;
 }
 
-// Logits leave in pieces of this many rows: (batch, V) at once would be the largest buffer of all.
-static int logit_rows(const Config& config, int batch) {
-    return std::min(batch, std::max(1, int((size_t(8) << 20) / (size_t(config.V) * 4))));
+static size_t rows_within(size_t bytes, const Config& config, size_t most) {
+    return std::clamp<size_t>(bytes / (size_t(config.V) * sizeof(float)), 1, most);
+}
+
+size_t rows_together(const Config& config, size_t most) {
+    return rows_within(size_t(128) << 20, config, most);
 }
 
 size_t PassArrays::place(const Config& c, int batch, void* memory) {
@@ -54,7 +57,7 @@ size_t PassArrays::place(const Config& c, int batch, void* memory) {
     for (float** one : {&q, &att}) *one = arena.take<float>(B * Hd);
     for (float** one : {&k, &v}) *one = arena.take<float>(B * Gd);
     for (float** one : {&gate, &up}) *one = arena.take<float>(B * F);
-    rows_at_once = logit_rows(c, batch);
+    rows_at_once = int(rows_within(size_t(8) << 20, c, B));
     logits_rows = arena.take<float>(size_t(rows_at_once) * size_t(c.V));
     most_likely = arena.take<int32_t>(1);
     return arena.used;

@@ -27,6 +27,10 @@ struct Model {
     size_t weight_bytes_per_token() const;   // what one decode step reads of the weights
 };
 
+// Rows of logits (rows, V) that are made and scored together, `most` or as many as 128 MiB hold: the
+// classifier's product needs some 200 to run at its rate, and all of a text would be its largest array.
+size_t rows_together(const Config& config, size_t most);
+
 // The activations of one call of at most `batch` tokens.
 struct PassArrays {
     float *x, *xn;            // (batch, D)      residual stream; its norm
