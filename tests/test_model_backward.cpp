@@ -1,7 +1,11 @@
 // The way back through the whole model, against central differences of the way there.
 #include "calibrate/model_backward.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "backends.h"
+#include "calibrate/price_samples.h"
 #include "calibrate/stiefel.h"
 #include "tiny_model.h"
 
@@ -211,6 +215,68 @@ TEST_CASE("what one query asks is asked from its own distance, and from none bey
                 }
             }
         }
+}
+
+TEST_CASE("keys before rotation and what is asked of them do not know where their sequence begins") {
+    constexpr int T = 24, SINKS = 4;
+    Scratch scratch;
+    TinyModel tiny{.why = "positions", .L = 3, .D = 16, .F = 24, .V = 40};
+    tiny.H = 4, tiny.G = 2, tiny.deviation = 0.3;
+    write_tiny_model(tiny, scratch.path("."));
+    Model model = open_model(scratch.path("."), groups()[0]);
+    model.backend->exact = true;
+    const Config& c = model.config;
+    std::vector<float> rotation = rotation_table(c, c.context);
+    LayerPass pass(model, T, rotation);
+    pass.split_by_distance({4, 8});
+    ModelBackward back(pass, T);
+    Units units(c, false);
+    Random random(3);
+    std::vector<Token> ids;
+    for (int t = 0; t < T; t++) ids.push_back(Token(random.below(40)));
+    auto sampled = [&](int pos, bool rotated) {
+        Sequences one;
+        one.T = T, one.ids = {ids}, one.pos = {pos}, one.text = {0};
+        return collect_samples(back, units, one, rotated, SINKS, 5, "", [] {});
+    };
+    REQUIRE(c.context >= 100);
+    PriceSamples here = sampled(0, true), there = sampled(c.context - T, true);
+    REQUIRE(here.tokens == size_t(T - SINKS));
+    REQUIRE(here.ages == 2);
+    for (size_t u = 0; u < units.count(); u++) {
+        size_t n = here.tokens * units.width(u);
+        CAPTURE(u);
+        CHECK(nmse(there.k(u), Doubles(here.k(u), here.k(u) + n).data(), n) <= TOL_F32);
+        // Through three layers there and back, of which each turns by angles rounded to 2⁻²⁴; an age's part
+        // is a difference of sums, whose errors it has.
+        Floats all = here.g_compressed(u);
+        double energy = inner(all, all);
+        for (size_t age = 0; age < 2; age++) {
+            double error = 0;
+            for (size_t i = 0; i < n; i++)
+                error += std::pow(double(there.g_of_age(u, age)[i]) - double(here.g_of_age(u, age)[i]), 2);
+            CHECK(error <= 6 * TOL_F32 * energy);
+        }
+    }
+
+    // So every token's may be turned to a position of its own: those of the context, all over it.
+    size_t d = size_t(c.d);
+    REQUIRE(here.turns.size() == here.tokens * d);
+    std::vector<int> drawn;
+    for (size_t t = 0; t < here.tokens; t++)
+        for (int pos = 0; pos < c.context; pos++)
+            if (std::equal(rotation.begin() + ptrdiff_t(size_t(pos) * d),
+                           rotation.begin() + ptrdiff_t(size_t(pos + 1) * d),
+                           here.turns.begin() + ptrdiff_t(t * d)))
+                drawn.push_back(pos);
+    REQUIRE(drawn.size() == here.tokens);
+    CHECK(*std::min_element(drawn.begin(), drawn.end()) < c.context / 4);
+    CHECK(*std::max_element(drawn.begin(), drawn.end()) >= c.context * 3 / 4);
+
+    // Equal tokens' keys of the first layer are one error before rotation, and several after it.
+    PriceSamples before = sampled(0, false);
+    size_t key = units.of(0, 0, false), n = here.tokens * units.width(key);
+    CHECK_FALSE(std::equal(before.g_of_age(key, 1), before.g_of_age(key, 1) + n, here.g_of_age(key, 1)));
 }
 
 TEST_CASE("the direction of the score has the covariance of the model's own distribution") {

@@ -86,16 +86,17 @@ PriceSamples collect_samples(ModelBackward& model, const Units& units, const Seq
     LayerPass& pass = model.pass;
     size_t T = size_t(sequences.T), first = size_t(sinks), at = 0;
     PriceSamples samples(units, sequences.count() * (T - first), pass.ages(), folder);
-    samples.rotated = rotated;
     Collector collector(pass, samples, first, T);
-    Random seeds(seed);
-    std::vector<LayerCuts> none(size_t(pass.c.L), LayerCuts(pass.c, rotated));
+    Random seeds(seed), positions(~seed);
+    std::vector<LayerCuts> none(size_t(pass.c.L), LayerCuts(pass.c, false));
+    for (size_t t = 0; t < samples.tokens; t++) {
+        const float* angles = pass.rotation + positions.below(uint64_t(pass.c.context)) * collector.d;
+        samples.turns.insert(samples.turns.end(), angles, angles + collector.d);
+    }
     for (size_t s = 0; s < sequences.count(); s++, at += T - first) {
-        const float* angles = pass.rotation + (size_t(sequences.step(s).pos) + first) * collector.d;
-        samples.turns.insert(samples.turns.end(), angles, angles + (T - first) * collector.d);
         auto visit = [&](int l, bool values) {
             bool of_the_token = l == 0 && (values || !rotated);
-            collector.read(values ? pass.v : rotated ? pass.k_rotated : pass.k, nullptr);
+            collector.read(values ? pass.v : pass.k, nullptr);
             collector.write(at, l, values, [&](size_t u) { return samples.k(u); });
             const std::vector<float*>& from = values ? pass.dv_from : pass.dk_from;
             for (size_t age = 0; age < samples.ages; age++) {

@@ -6,14 +6,15 @@
 
 namespace stief {
 
-// Keys or values of every unit and their gradients, token by token; the first tokens of a sequence,
-// which the cache keeps exactly, are left out.
+// Keys or values of every unit and their gradients, token by token, keys as they are before rotation;
+// the first tokens of a sequence, which the cache keeps whole, are left out.
 struct PriceSamples {
     Units units;
     size_t tokens, ages;
     Activations data;  // (units, 1 + ages, tokens, width)  k, g of each age
-    bool rotated = false;      // keys, and what is asked of them, are as they are after rotation
-    std::vector<float> turns;  // (tokens, 2, d/2)  by which keys are rotated, or are to be
+    // (tokens, 2, d/2)  by which keys, and what is asked of them, are rotated where they are stored so:
+    // the angles of a position of the context that is drawn for each token
+    std::vector<float> turns;
 
     PriceSamples(const Units& units, size_t tokens, size_t ages, const std::string& folder);
     float* k(size_t unit) const { return row(unit, 0); }
@@ -27,8 +28,8 @@ struct PriceSamples {
     }
 };
 
-// One way back through the uncut model for each sequence, split by the pass' ages. rotated: keys as
-// they are after rotation.
+// One way back through the uncut model for each sequence, split by the pass' ages. rotated: the first
+// layer's keys are to be stored after rotation.
 PriceSamples collect_samples(ModelBackward& model, const Units& units, const Sequences& sequences,
                              bool rotated, int sinks, uint64_t seed, const std::string& folder,
                              const std::function<void()>& progress);

@@ -14,19 +14,19 @@ Matrix from_floats(const std::vector<float>& floats, size_t d) {
     return M;
 }
 
-// Pairs (j, j + d/2) of each row turned by its angles or, backwards, by their negatives.
-void turn(std::vector<float>& rows, const std::vector<float>& angles, size_t d, float sign) {
+// Pairs (j, j + d/2) of each row turned by its angles.
+void turn(std::vector<float>& rows, const std::vector<float>& angles, size_t d) {
     size_t half = d / 2;
     for (size_t t = 0; t < angles.size(); t += d)
         for (size_t j = t; j < t + half; j++) {
-            float a = rows[j], b = rows[j + half], cos = angles[j], sin = sign * angles[j + half];
+            float a = rows[j], b = rows[j + half], cos = angles[j], sin = angles[j + half];
             rows[j] = a * cos - b * sin, rows[j + half] = b * cos + a * sin;
         }
 }
 
 // A unit's rows, or what is asked of them, as a unit of keys stored so has them.
 std::vector<float> rows_of(const PriceSamples& samples, const PricedUnit& unit, std::vector<float> rows) {
-    if (unit.rotated && !samples.rotated) turn(rows, samples.turns, unit.width(), 1);
+    if (unit.rotated) turn(rows, samples.turns, unit.width());
     return rows;
 }
 std::vector<float> keys_of(const PriceSamples& samples, const PricedUnit& unit, size_t index) {
@@ -34,13 +34,11 @@ std::vector<float> keys_of(const PriceSamples& samples, const PricedUnit& unit, 
     return rows_of(samples, unit, {k, k + samples.tokens * unit.width()});
 }
 
-// Of keys as they are before rotation. turns: none where k are so
-std::vector<float> mean_of(std::vector<float> k, const std::vector<float>& turns, size_t d) {
-    turn(k, turns, d, -1);
+std::vector<float> mean_of(const float* k, size_t n, size_t d) {
     std::vector<double> sum(d);
-    for (size_t i = 0; i < k.size(); i++) sum[i % d] += double(k[i]);
+    for (size_t i = 0; i < n * d; i++) sum[i % d] += double(k[i]);
     std::vector<float> mean;
-    for (double x : sum) mean.push_back(float(x * double(d) / double(k.size())));
+    for (double x : sum) mean.push_back(float(x / double(n)));
     return mean;
 }
 
@@ -50,7 +48,7 @@ void subtract(std::vector<float>& rows, const PricedUnit& unit, const std::vecto
     if (mean.empty()) return;
     std::vector<float> means(rows.size());
     for (size_t i = 0; i < rows.size(); i++) means[i] = mean[i % mean.size()];
-    if (unit.rotated) turn(means, turns, mean.size(), 1);
+    if (unit.rotated) turn(means, turns, mean.size());
     for (size_t i = 0; i < rows.size(); i++) rows[i] -= means[i];
 }
 
@@ -184,10 +182,7 @@ PricedUnit price_unit(const PriceSamples& samples, size_t index, bool coded, boo
     bool values = samples.units.at(index).values;
     PricedUnit unit;
     unit.coded = coded, unit.rotated = rotated && !values, unit.Q = Matrix(d, d);
-    if (coded && !values) {
-        const float* k = samples.k(index);
-        unit.mean = mean_of({k, k + n * d}, samples.rotated ? samples.turns : std::vector<float>(), d);
-    }
+    if (coded && !values) unit.mean = mean_of(samples.k(index), n, d);
     std::vector<float> k = keys_of(samples, unit, index);
     std::vector<float> g = rows_of(samples, unit, samples.g_compressed(index));
     subtract(k, unit, samples.turns);
