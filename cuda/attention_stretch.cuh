@@ -5,7 +5,7 @@
 
 namespace stief {
 
-// The windows of exact rows beside codes, by stretch: those without codes, where the oldest has some.
+// The windows of whole rows beside codes, by stretch: those without codes, where the oldest has some.
 __host__ __device__ inline uint32_t windows_of(const CacheRows& k, const CacheRows& v, const Seen& seen) {
     auto codes = [&](const Stretch& one) {
         return coded(k.store[one.k].format) || coded(v.store[one.v].format);
@@ -30,7 +30,7 @@ __host__ __device__ inline bool whole_windows(const CacheRows& k, const CacheRow
 struct alignas(16) HeadShared {
     CacheRows k, v;
     Seen seen;
-    uint32_t windows;    // of exact rows beside codes, by stretch
+    uint32_t windows;    // of whole rows beside codes, by stretch
     int whole_windows;   // whether there are such, and all of their rows are d elements
 
     // By a whole block; barriers must follow each. Without values their rows are nothing.
@@ -58,7 +58,7 @@ struct alignas(16) BlockShare {
     int S, begin, end;  // positions, and the block's share of them
 };
 
-// Which stretches a block has. Where there are windows of exact rows beside codes, they are the first
+// Which stretches a block has. Where there are windows of whole rows beside codes, they are the first
 // split's, which has nothing else: beginning a stretch costs as much time as hundreds of its positions,
 // and so no block waits for one that has three. Windows of whole rows are met all at once
 // (window_warp.cuh).

@@ -1,4 +1,4 @@
-// One warp's part of decode attention over windows of exact rows, which lie beside rows of codes: few
+// One warp's part of decode attention over windows of whole rows, which lie beside rows of codes: few
 // rows, in rings and not one behind the other. What they cost is code that a multiprocessor meets once,
 // and waiting; so they take the short way of whole rows, all stretches together.
 #pragma once

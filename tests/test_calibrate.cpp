@@ -252,7 +252,7 @@ TEST_CASE("a budget that lets every head go to rank 0 is refused") {
     CHECK_THROWS_WITH_AS(tried.run(), doctest::Contains("--error-budget 100"), Error);
 }
 
-TEST_CASE("a text too short is told sequences that fit, and none within the exact window") {
+TEST_CASE("a text too short is told sequences that fit, and none within the whole window") {
     Tried tried;
     tried.options.sequence = 200, tried.options.sinks = 4, tried.options.recent = 16;
     CHECK_THROWS_WITH_AS(tried.run(), doctest::Contains("--context 100"), Error);

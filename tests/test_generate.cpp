@@ -134,7 +134,7 @@ TEST_CASE("the share of positions read compressed is counted over every scored p
         }
 }
 
-TEST_CASE("windows inside the exact window measure nothing, and are refused") {
+TEST_CASE("windows inside the whole window measure nothing, and are refused") {
     Scratch scratch;
     write_tiny_model({.why = ""}, scratch.folder.string());
     Model model = open_model(scratch.folder.string());

@@ -52,7 +52,7 @@ TEST_CASE("calibrate by prices keeps to its bytes, and what it measured is what 
                 CHECK((keys == std::string("post") || !bases.layer[0].rotated));
 
                 // The layer pass with these cuts against the cache with these bases: one text, the
-                // first 4 tokens exact and no others.
+                // first 4 tokens whole and no others.
                 std::vector<LayerCuts> cuts = cuts_of(bases, c, 4, DType::F16);
                 CHECK(cuts[0].joint == joint);
                 Sequences one;

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The table of mixed bits: KL divergence at some sizes, first 4 tokens exact and no others. Learns
+# The table of mixed bits: KL divergence at some sizes, first 4 tokens whole and no others. Learns
 # from one text at each size and measures on windows of 512 of others:
 #   tools/mixed_bits.sh STIEF MODEL LEARN.txt MEASURE.txt "4 3 2.5 2" [OTHER.txt]
 # OTHER.txt is measured with the same bases. Bases and the JSON of every run go to build/bits.

@@ -14,7 +14,7 @@ if [ ! -f "$learn" ] && [ -f "$learn.xz" ]; then
 fi
 
 # name, text to learn from, text to measure on, options: one calibration at a quarter of the bytes.
-# Its JSON holds every size without an exact window, all from one descent.
+# Its JSON holds every size without a whole window, all from one descent.
 learn_bases() {
     name=$1 from=$2 on=$3
     shift 3
@@ -23,7 +23,7 @@ learn_bases() {
         --report $out/$name.html --json "$@" > $out/$name.json
 }
 
-# bases, text, context, windows, name of the JSON: through the cache with its exact window
+# bases, text, context, windows, name of the JSON: through the cache with its whole window
 measure_bases() {
     "$stief" perplexity "$model" "$2" --context $3 --chunks $4 --json --quiet \
         --bases $out/$1.bases > $out/$5.json

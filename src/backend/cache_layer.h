@@ -9,7 +9,7 @@
 
 namespace stief {
 
-constexpr int MOST_STORES = 6;    // of a head: the exact window and up to five formats by age
+constexpr int MOST_STORES = 6;    // of a head: the whole window and up to five formats by age
 constexpr int MATRIX_SLACK = 64;  // floats that a kernel may read beyond a head's matrix
 
 // Rows of one format, `bytes` apart. The row of position s lies at s, or, where there is a ring,

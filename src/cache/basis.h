@@ -64,7 +64,7 @@ struct Bases {
     };
     std::vector<Layer> layer;       // (L)
     std::vector<int> ages;          // distances, ascending, all > recent; none: one format
-    int sinks = 4, recent = 64;     // the exact window: first and most recent tokens
+    int sinks = 4, recent = 64;     // the whole window: first and most recent tokens
     std::map<std::string, std::string> metadata;
 
     // E = D = I and the same rank everywhere: at full rank the plain cache.

@@ -2,23 +2,14 @@
 
 #include <algorithm>
 
+#include "base/arena.h"
+
 namespace stief {
 
 static_assert(MOST_STORES == MOST_AGES + 2, "the window, the ages, and what is beyond them");
 
-// Hands out a piece of memory from front to back; one that begins at 0 measures.
-struct Carver {
-    uintptr_t next = 0;
-    template <class T>
-    T* take(size_t bytes) {
-        T* block = reinterpret_cast<T*>(next);
-        next += bytes;
-        return block;
-    }
-};
-
-static const float* upload_floats(Backend& backend, Carver& memory, const std::vector<float>& x) {
-    float* to = memory.take<float>(x.size() * sizeof(float));
+static const float* upload_floats(Backend& backend, Arena& memory, const std::vector<float>& x) {
+    float* to = memory.take<float>(x.size());
     backend.upload(to, x.data(), x.size() * sizeof(float));
     return to;
 }
@@ -43,11 +34,12 @@ namespace {
 
 // Where the rows of one layer's heads lie, and who sees which: the one place that knows.
 struct RowPlan {
+    static constexpr size_t LINE = 64;   // bytes: two heads never share a cache line
     const Config& config;
     const Bases* bases;
     int capacity, batch;
     DType dtype;
-    Carver rows;
+    Arena rows;
 
     bool window() const { return bases->sinks > 0 || bases->recent > 0; }
     // Store 0 is the window, store i + 1 the bases' format i.
@@ -73,11 +65,10 @@ struct RowPlan {
         return last;
     }
 
-    // Blocks begin on a cache line, so that two heads never share one.
     void place(RowStore& store) {
         store.bytes = int(store.format.bytes(dtype));
         size_t slots = size_t(store.ring ? store.fixed + store.ring : capacity);
-        store.data = rows.take<void>((slots * size_t(store.bytes) + 63) / 64 * 64);
+        store.data = rows.take<char>(slots * size_t(store.bytes));
     }
 
     // A ring has what the first token of a batch still sees, and the batch itself; beside it the
@@ -170,7 +161,7 @@ static size_t matrix_floats(const Config& c, const Bases* bases) {
 // What the bases of one layer upload.
 struct BasisUpload {
     Backend& backend;
-    Carver& memory;
+    Arena& memory;
     size_t d;
 
     void key(CacheRows& to, const HeadBasis& from) const {
@@ -199,10 +190,10 @@ struct BasisUpload {
 
 size_t KvCache::bytes_for(const Config& c, int capacity, DType dtype, const Bases* bases,
                           int batch) {
-    RowPlan plan{c, bases, capacity, batch, dtype, {}};
+    RowPlan plan{c, bases, capacity, batch, dtype, Arena(nullptr, RowPlan::LINE)};
     std::vector<CacheLayer> layers;
     plan.fill(layers);
-    return plan.rows.next + ROW_SLACK + matrix_floats(c, bases) * sizeof(float) +
+    return plan.rows.used + ROW_SLACK + matrix_floats(c, bases) * sizeof(float) +
            size_t(c.L) * table_bytes(c);
 }
 
@@ -219,10 +210,9 @@ KvCache::KvCache(Backend& backend, const Config& c, int positions, DType type, c
                 : Buffer(backend, row_bytes, what.c_str());
     if (bases) matrices = Buffer(backend, floats, "the bases of the KV cache");
     if (bases) sinks = bases->sinks, recent = bases->recent, ages = bases->ages;
-    RowPlan plan{c, bases, capacity, batch, dtype, {reinterpret_cast<uintptr_t>(rows.data)}};
+    RowPlan plan{c, bases, capacity, batch, dtype, Arena(rows.data, RowPlan::LINE)};
     plan.fill(layer);
-    Carver basis{reinterpret_cast<uintptr_t>(matrices.data)};
-    Carver table{reinterpret_cast<uintptr_t>(heads.data)};
+    Arena basis(matrices.data, sizeof(float)), table(heads.data, alignof(CacheRows));
     for (size_t l = 0; l < size_t(c.L); l++) {
         CacheLayer& one = layer[l];
         BasisUpload upload{backend, basis, size_t(c.d)};
@@ -230,7 +220,7 @@ KvCache::KvCache(Backend& backend, const Config& c, int positions, DType type, c
         if (bases) upload.values(one.v, bases->layer[l].v);
         std::vector<CacheRows> both = one.k;
         both.insert(both.end(), one.v.begin(), one.v.end());
-        CacheRows* to = table.take<CacheRows>(table_bytes(c));
+        CacheRows* to = reinterpret_cast<CacheRows*>(table.take<char>(table_bytes(c)));
         Seen* to_seen = reinterpret_cast<Seen*>(to + both.size());
         backend.upload(to, both.data(), both.size() * sizeof(CacheRows));
         backend.upload(to_seen, one.seen.data(), one.seen.size() * sizeof(Seen));

@@ -1,6 +1,6 @@
 // The KV cache: for every layer and kv head the rows of keys and of values, contiguous by head. The
 // plain cache has one row a position, all d coordinates. With bases a head has a store for the
-// exact window (the first `sinks` tokens and the most recent ones, whole), one for each age of the
+// whole window (the first `sinks` tokens and the most recent ones, whole), one for each age of the
 // bases, and one for all positions, the oldest format. A token is packed into all of them as it
 // comes; the window and the young ages are rings of as many rows as can be seen and those of one
 // batch, behind the first tokens; where those are not fewer than the cache has positions, it is no ring.
@@ -17,7 +17,7 @@ struct KvCache {
     int capacity = 0;  // positions that fit
     int used = 0;      // positions that are filled: 0 … used − 1
     DType dtype = DType::F16;
-    int sinks = 0, recent = 0;      // the exact window of the bases
+    int sinks = 0, recent = 0;      // the whole window of the bases
     std::vector<int> ages;          // of the bases
     std::vector<CacheLayer> layer;  // (L)
     Buffer rows;                    // of all stores: one piece of memory

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "calibrate/compare.h"
+
 namespace stief {
 
 size_t coordinates(const Ranks& ranks) {
@@ -106,6 +108,49 @@ void meet_error_budget(LayerPass& pass, const LayerInputs& inputs, LearnedLayer&
         if (!fits(next)) break;
         bases.ranks = next[0];
     }
+}
+
+static Ranks own_ranks(const CalibrationResult& result) {
+    Ranks ranks;
+    for (const LearnedLayer& layer : result.layer) ranks.push_back(layer.ranks);
+    return ranks;
+}
+
+// The cheapest ranks whose measured perplexity rises by at most that many per cent.
+static Ranks within_perplexity(CalibrationRun& run, const CalibrationResult& result) {
+    const CalibrationOptions& o = run.options;
+    return cheapest_ranks(run.model.config, result.layer, o, [&](const Ranks& ranks) {
+        Measured measured = measure_cache(run, bases_at(run, result, ranks));
+        return measured.loss.perplexity <= measured.reference.perplexity * (1 + o.ppl_budget / 100);
+    });
+}
+
+Ranks allocate(CalibrationRun& run, const CalibrationResult& result) {
+    const CalibrationOptions& o = run.options;
+    size_t budget = size_t(o.keep * double(result.full_bytes_per_token) + 1e-9);
+    Ranks ranks = o.error_budget > 0 ? own_ranks(result)
+                  : o.ppl_budget > 0 ? within_perplexity(run, result)
+                                     : ranks_within(run.model.config, result.layer, o, budget);
+    if (coordinates(ranks) > 0) return ranks;
+    if (o.keep > 0)
+        fail("--keep %g is %zu bytes a token, too few for the smallest ranks of --method %s; use a "
+             "larger one",
+             o.keep, budget, o.method.c_str());
+    fail("the budget (%s %g) lets every head go down to rank 0: a cache of nothing but its exact "
+         "window; use a smaller one",
+         o.ppl_budget > 0 ? "--ppl-budget" : "--error-budget",
+         o.ppl_budget > 0 ? o.ppl_budget : o.error_budget);
+}
+
+Bases bases_at(const CalibrationRun& run, const CalibrationResult& result, const Ranks& ranks) {
+    Bases bases;
+    bases.sinks = run.options.sinks, bases.recent = run.options.recent;
+    for (int l = 0; l < run.model.config.L; l++) {
+        size_t i = size_t(l);
+        bases.layer.push_back(
+            finished_layer(run.model.config, result.layer[i], l, ranks[i]));
+    }
+    return bases;
 }
 
 }  // namespace stief

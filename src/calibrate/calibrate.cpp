@@ -138,7 +138,7 @@ void require_widths(const CalibrationOptions& o, const Config& c) {
 
 void require_compression(const CalibrationOptions& o) {
     check(o.sequence >= shortest_sequence(o),
-          "sequences of %d tokens with an exact window of the first %d and the last %d: %s of the "
+          "sequences of %d tokens with a whole window of the first %d and the last %d: %s of the "
           "cache would be read compressed and measured; give --context %lld or more, or a smaller "
           "--window",
           o.sequence, o.sinks, o.recent,

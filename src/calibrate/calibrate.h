@@ -38,7 +38,7 @@ struct CalibrationResult {
     std::vector<Phase> time;
     Measured measured;  // held-out text through the cache, against the full one
     std::vector<TextDivergence> by_text;  // the same on each held-out text
-    struct Point {      // the same bases at other sizes; objective layer: without an exact window
+    struct Point {      // the same bases at other sizes; objective layer: without a whole window
         double keep;
         size_t bytes_per_token;
         double perplexity, divergence;

@@ -27,7 +27,7 @@ static void require_texts(const CalibrationText& text, const CalibrationOptions&
     if (!least) return;
     fail("%s: %zu tokens %s, expected at least %zu (sequences of %zu tokens); give more text%s",
          least->name.c_str(), least->ids.size(), held_out ? "held out" : "to learn from", needed, T,
-         int64_t(fits) >= shortest_sequence(how)
+         int64_t(fits) >= std::max(shortest_sequence(how), how.least_advised)
              ? format(", or shorter sequences with --context %zu", fits).c_str()
              : "");
 }

@@ -53,14 +53,16 @@ struct CalibrationRun {
     uint64_t key() const;
 };
 
-// Sequences through the cache must leave its exact window, or nothing is measured; of what a budget
+// Sequences through the cache must leave its whole window, or nothing is measured; of what a budget
 // of perplexity is measured by, a quarter must be read compressed.
 int64_t shortest_sequence(const CalibrationOptions& options);
 
 constexpr size_t PASSES_OF_A_CURVE = 24;  // both sides of one head at every rank of its curve
 
-// The rest of calibrate(), in verify.cpp.
+// The rest of calibrate(): ranks for the budget and the bases at them, in budget.cpp; what they cost, in
+// verify.cpp.
 Ranks allocate(CalibrationRun& run, const CalibrationResult& result);
+Bases bases_at(const CalibrationRun& run, const CalibrationResult& result, const Ranks& ranks);
 // eigen: EigenAttention's bases, to compare with.
 void verify(CalibrationRun& run, const std::vector<LearnedLayer>& eigen, CalibrationResult& result);
 // Held-out text through the cache of these bases and through the full one.
@@ -69,6 +71,5 @@ Measured measure_cache(CalibrationRun& run, const Bases& bases);
 void calibrate_model(CalibrationRun& run, CalibrationResult& result, const Partial& partial);
 // --method star, in star_descent.cpp: likewise.
 void calibrate_star(CalibrationRun& run, CalibrationResult& result, const Partial& partial);
-Bases bases_at(const CalibrationRun& run, const CalibrationResult& result, const Ranks& ranks);
 
 }  // namespace stief

@@ -24,7 +24,7 @@ std::vector<Measured> measure_caches(CalibrationRun& run, const std::vector<Base
 void fill_in(std::vector<CalibrationResult::Point>& points, const std::vector<Measured>& measured);
 
 // Adds both to result.compared, as measure_ways measures them (objective model: measure_caches, with
-// the exact window of the options; layer: without one): by thresholds at shares of the full cache
+// the whole window of the options; layer: without one): by thresholds at shares of the full cache
 // from an eighth to a half, uniform at 8, 4, 3 and 2 bits (where heads are multiples of 8 wide).
 using MeasureWays = std::function<std::vector<Measured>(const std::vector<Bases>&)>;
 void compare(const CalibrationRun& run, const std::vector<LearnedLayer>& eigen,

@@ -20,10 +20,11 @@ struct CalibrationOptions {
     bool joint_values = false;                          // model: one for the values of a layer
     std::string metric = "output";                      // output | query | identity
     double keep = 0, error_budget = 0, ppl_budget = 0;  // one of them > 0
-    int sinks = 4, recent = 64;                         // the exact window
+    int sinks = 4, recent = 64;                         // the whole window
     std::vector<int> ages;        // mixed bits: where each age but the last ends, after recent
     std::vector<double> age_bits;  // (ages)  bits an element of each; of the last: keep
     int tokens = 32768, sequence = 512;                 // learnt on; of one sequence
+    int64_t least_advised = 0;    // a shorter sequence would have another window, and be too short for it
     int held_out = 8;                                   // sequences for errors and curves
     int measured_windows = 16;   // windows of held-out text for perplexity and KL
     int steps = 0, batch = 6;    // of the descent; sequences a step

@@ -37,7 +37,7 @@ std::string figures(const CalibrationResult& r, const Config& c, const Calibrati
     row("learnt from",
         format("%s, %zu sequences of %d tokens, %d steps, seed %llu", names_of(text.learn).c_str(),
                r.sequences, o.sequence, o.steps, static_cast<unsigned long long>(o.seed)));
-    row("measured on", format("%s, %zu tokens, exact window %d,%d", names_of(text.held_out).c_str(),
+    row("measured on", format("%s, %zu tokens, whole window %d,%d", names_of(text.held_out).c_str(),
                               r.measured.loss.tokens, o.sinks, o.recent));
     row("cache",
         format("%zu bytes a token of %zu (%.1f%%)", r.bytes_per_token, r.full_bytes_per_token,
@@ -155,9 +155,9 @@ std::string report_html(const CalibrationResult& r, const Config& c, const Calib
                    "spectra. Rotated uniform: nothing learned, every coordinate in 8, 4, 3 or 2 bits. "
                    "The upright line is the size of this file's cache. Perplexities far above the rest are "
                    "not drawn.</p>",
-                   model ? format("the first %d and the last %d tokens exact", r.options.sinks,
+                   model ? format("the first %d and the last %d tokens whole", r.options.sinks,
                                 r.options.recent).c_str()
-                         : "no exact window");
+                         : "no whole window");
     html += size_charts(r);
     if (r.by_text.size() > 1)
         html += "<h2>On each held-out text</h2><p>KL divergence through the cache of this file, its exact "

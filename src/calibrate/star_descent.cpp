@@ -14,7 +14,7 @@ namespace {
 constexpr double GAMMA = 0.1, RATE = 0.02, STEER = 0.1;
 constexpr int BATCH = 2;  // sequences of a step
 
-// Mean kᵀk of every unit over the tokens that a cache does not keep exactly anyway.
+// Mean kᵀk of every unit over the tokens that a cache does not keep whole anyway.
 std::vector<Matrix> mean_moments(std::vector<Matrix> sums, size_t tokens) {
     for (Matrix& one : sums) {
         require_finite(one, "second moments");

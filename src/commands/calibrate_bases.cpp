@@ -7,6 +7,7 @@
 
 #include "base/file.h"
 #include "base/progress.h"
+#include "calibrate/calibration_run.h"
 #include "calibrate/report.h"
 #include "commands/calibration_result.h"
 #include "commands/calibration_text.h"
@@ -65,6 +66,7 @@ static void set_ages(const Args& args, CalibrationOptions& o) {
     std::vector<AgeBits> ages = ages_of(args);
     bool mixed = o.objective == "model" && o.bits == "mixed" && o.method != "star";
     if (ages.empty() && args.window.empty() && mixed && o.sequence >= 2 * DEFAULT_AGE) {
+        o.least_advised = shortest_sequence(o);
         o.recent = 32, o.ages = {DEFAULT_AGE}, o.age_bits = {4};
         return;
     }

@@ -156,7 +156,7 @@ static std::string comparison_as_text(const CalibrationResult& r) {
     if (r.sizes.empty()) return "other sizes and methods: with --report PAGE.html or --json\n";
     bool window = r.options.objective == "model";
     std::string text = format(
-        "KL divergence, first %d and last %d tokens exact (the window)%s:\n"
+        "KL divergence, first %d and last %d tokens whole (the window)%s:\n"
         "bits an element   predicted   measured   perplexity (full %.4f)\n",
         window ? r.options.sinks : 0, window ? r.options.recent : 0,
         r.bases.ages.empty() ? "" : ", sizes of the last age", r.perplexity_full);

@@ -149,13 +149,13 @@ void add_cache(Table& table, Args& a) {
          "f16 (default), bf16, f32; q8, q4: rotated, in 8 or 4 bits, without bases",
          &a.cache, 0, 0, "f16, bf16, f32, q8, q4"},
         {"--window", "SINKS,RECENT",
-         "exact tokens, first and last (default 4,64, or what the bases say)", &a.window},
+         "whole tokens, first and last (default 4,64, or what the bases say)", &a.window},
     });
     table.of("calibrate", {
         {"--cache", "TYPE", "what whole elements are kept in: f16 (default), bf16, f32",
          &a.cache, 0, 0, "f16, bf16, f32"},
         {"--window", "SINKS,RECENT",
-         "exact tokens, first and last (default 4,64; of calibrate with its default --ages 4,32)",
+         "whole tokens, first and last (default 4,64; of calibrate with its default --ages 4,32)",
          &a.window},
     });
     table.of("calibrate chat generate perplexity risk needle bench logits inspect", {

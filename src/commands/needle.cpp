@@ -156,7 +156,7 @@ int needle(const Args& args) {
     int shortest = *std::min_element(opened.lengths.begin(), opened.lengths.end());
     long long exact = (long long)session.cache->sinks + session.cache->recent;
     check(!compresses(args) || exact < shortest,
-          "--lengths %d: all of it is in the exact window of the cache, the first %d and the last %d "
+          "--lengths %d: all of it is in the whole window of the cache, the first %d and the last %d "
           "tokens: nothing would be read compressed; use longer ones, or a smaller --window",
           shortest, session.cache->sinks, session.cache->recent);
     NeedleRun run{session, session.watch ? *session.watch->whole : *session.cache, args.audit};

@@ -20,7 +20,7 @@ DType parse_cache_dtype(const std::string& name) {
 
 std::pair<int, int> window_of(const Args& args) {
     if (args.window.size() != 2 || args.window[0] < 0 || args.window[1] < 0)
-        throw UsageError("--window takes two numbers, SINKS,RECENT: the exact tokens of a cache");
+        throw UsageError("--window takes two numbers, SINKS,RECENT: the whole tokens of a cache");
     return {args.window[0], args.window[1]};
 }
 

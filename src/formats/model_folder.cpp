@@ -152,10 +152,10 @@ static void expect_no_cache_root(const std::string& path) {
              path.c_str(), all.size() > 1 ? format(", of %zu", all.size()).c_str() : "",
              join(snapshots, one).c_str());
     }
-    std::string model = first_that(path, "models--", "");
-    check(model.empty(),
-          "%s is the hub's cache; give a model's snapshot in it, as in %s/snapshots/…",
-          path.c_str(), join(path, model).c_str());
+    for (const std::string& cache : {path, join(path, "hub")})
+        if (std::string model = first_that(cache, "models--", ""); !model.empty())
+            fail("%s is the hub's cache; give a model's snapshot in it, as in %s/snapshots/…",
+                 path.c_str(), join(cache, model).c_str());
 }
 
 static std::string meta_checkpoint(const std::string& folder) {
@@ -176,6 +176,10 @@ void expect_model_folder(const std::string& path) {
              name, base.empty() ? "" : (" of " + base).c_str());
     }
     expect_no_cache_root(path);
+    if (std::string meta = meta_checkpoint(join(path, "original")); !meta.empty())
+        fail("%s holds nothing but Meta's own checkpoint (original/%s), which is not read; download all of "
+             "what Hugging Face publishes (config.json, *.safetensors, tokenizer.json)",
+             name, meta.c_str());
     if (std::string meta = meta_checkpoint(path); !meta.empty()) {
         std::string above = join(path, "..");
         bool published = file_exists(join(above, "config.json"));

@@ -100,7 +100,7 @@ Floats elements() {
 struct Shape {
     int H, G, d, rank;
     bool rotated;
-    int recent;  // of the exact window; 0: there is none
+    int recent;  // of the whole window; 0: there is none
     bool codes = false;  // rows of mixed widths, whatever the rank
     int batch = 170;     // tokens appended together: rings have so many rows more, and come round
     int age = 0;         // tokens that are seen in a format of their own; 0: all are alike
@@ -294,7 +294,7 @@ std::vector<Scene> all_scenes() {
                        [=] { return attention(shape, dtype, ladder); }});
     };
     for (bool rotated : {true, false}) {
-        // A warp takes several steps with exact rows; without a window several truncated ones.
+        // A warp takes several steps with whole rows; without a window several truncated ones.
         add(DType::BF16, {8, 8, 64, 16, rotated, 150});
         add(DType::F16, {8, 8, 64, 16, rotated, 0}, true);
         for (DType dtype : {DType::BF16, DType::F16})
