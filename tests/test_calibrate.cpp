@@ -256,13 +256,18 @@ TEST_CASE("a text too short is told sequences that fit, and none within the whol
     Tried tried;
     tried.options.sequence = 200, tried.options.sinks = 4, tried.options.recent = 16;
     CHECK_THROWS_WITH_AS(tried.run(), doctest::Contains("--context 100"), Error);
-    tried.options.recent = 120;
-    try {
-        tried.run();
-        FAIL("ran");
-    } catch (const Error& error) {
-        CHECK(std::string(error.what()).ends_with("give more text"));
-    }
+    auto gives_no_length = [&] {
+        try {
+            tried.run();
+            FAIL("ran");
+        } catch (const Error& error) {
+            CHECK(std::string(error.what()).ends_with("give more text"));
+        }
+    };
+    tried.options.least_advised = 101;  // a shorter one comes with another window
+    gives_no_length();
+    tried.options.least_advised = 0, tried.options.recent = 120;
+    gives_no_length();
 }
 
 TEST_CASE(

@@ -44,7 +44,9 @@ const Thing THINGS[] = {
     {"lora", "is an adapter (LoRA) of acme/base"},
     {"models--acme--one", "snapshots/abc"},
     {"hub", "hub/models--acme--one/snapshots"},
+    {"home", "home/hub/models--acme--one/snapshots"},
     {"meta", "Meta's own checkpoint (consolidated.00.pth)"},
+    {"above", "nothing but Meta's own checkpoint (original/consolidated.00.pth)"},
     {"quantised", "holds GGUF files (q4.gguf)"},
     {"dangling", "is a link to nowhere, which is not there"},
     {"broken", "config.json is a link to ../blobs/gone, which is not there: the download was"},
@@ -70,7 +72,9 @@ void make_things(const Scratch& scratch) {
     put(path("models--acme--one/snapshots/abd/config.json"), "{}");
     put(path("models--acme--one/refs/main"), "abc");
     put(path("hub/models--acme--one/refs/main"), "abc");
+    put(path("home/hub/models--acme--one/refs/main"), "abc");
     put(path("meta/consolidated.00.pth"), "PK");
+    put(path("above/original/consolidated.00.pth"), "PK");
     put(path("quantised/q4.gguf"), "GGUF");
     put(path("lfs/config.json"), LFS);
     std::filesystem::create_directory(path("empty"));
