@@ -46,7 +46,7 @@ const Thing THINGS[] = {
     {"hub", "hub/models--acme--one/snapshots"},
     {"home", "home/hub/models--acme--one/snapshots"},
     {"meta", "Meta's own checkpoint (consolidated.00.pth)"},
-    {"above", "nothing but Meta's own checkpoint (original/consolidated.00.pth)"},
+    {"above", "no config.json, but Meta's own checkpoint (original/consolidated.00.pth)"},
     {"quantised", "holds GGUF files (q4.gguf)"},
     {"dangling", "is a link to nowhere, which is not there"},
     {"broken", "config.json is a link to ../blobs/gone, which is not there: the download was"},

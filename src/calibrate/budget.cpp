@@ -136,7 +136,7 @@ Ranks allocate(CalibrationRun& run, const CalibrationResult& result) {
         fail("--keep %g is %zu bytes a token, too few for the smallest ranks of --method %s; use a "
              "larger one",
              o.keep, budget, o.method.c_str());
-    fail("the budget (%s %g) lets every head go down to rank 0: a cache of nothing but its exact "
+    fail("the budget (%s %g) lets every head go down to rank 0: a cache of nothing but its whole "
          "window; use a smaller one",
          o.ppl_budget > 0 ? "--ppl-budget" : "--error-budget",
          o.ppl_budget > 0 ? o.ppl_budget : o.error_budget);

@@ -71,10 +71,11 @@ static size_t basis_floats(const Config& c) {
 }
 
 // All that learning of sequences of that many tokens takes of the backend beside the weights: the
-// arrays, what is staged, and end_to_end.h's rows and logits. Rotations of every position go along.
+// arrays, what is staged, end_to_end.h's rows, and logits, its two and model_backward.h's. Rotations of
+// every position go along.
 static size_t bytes_for(const Model& model, size_t positions, int most) {
     const Config& c = model.config;
-    size_t rows = size_t(most) * size_t(c.D), logits = 2 * rows_together(c, size_t(most)) * size_t(c.V);
+    size_t rows = size_t(most) * size_t(c.D), logits = 3 * rows_together(c, size_t(most)) * size_t(c.V);
     size_t bases = model.backend->copies_weights ? 2 * basis_floats(c) : 0;
     return (LayerArrays().place(c, most, nullptr) + 5 * rows + positions * size_t(c.d) + bases + logits) *
            sizeof(float);

@@ -160,7 +160,7 @@ std::string report_html(const CalibrationResult& r, const Config& c, const Calib
                          : "no whole window");
     html += size_charts(r);
     if (r.by_text.size() > 1)
-        html += "<h2>On each held-out text</h2><p>KL divergence through the cache of this file, its exact "
+        html += "<h2>On each held-out text</h2><p>KL divergence through the cache of this file, its whole "
                 "window included.</p>" + text_bars(r);
     if (model)
         html += "<h2>Bits</h2><p>What the budget bought: bits a coordinate that each head keeps of "

@@ -177,8 +177,8 @@ void expect_model_folder(const std::string& path) {
     }
     expect_no_cache_root(path);
     if (std::string meta = meta_checkpoint(join(path, "original")); !meta.empty())
-        fail("%s holds nothing but Meta's own checkpoint (original/%s), which is not read; download all of "
-             "what Hugging Face publishes (config.json, *.safetensors, tokenizer.json)",
+        fail("%s has no config.json, but Meta's own checkpoint (original/%s), which is not read; download "
+             "all of what Hugging Face publishes (config.json, *.safetensors, tokenizer.json)",
              name, meta.c_str());
     if (std::string meta = meta_checkpoint(path); !meta.empty()) {
         std::string above = join(path, "..");
