@@ -12,23 +12,42 @@ constexpr int TILE_BLOCK = 256, PLAIN_TOKENS = 32;
 static_assert(CudaBackend::WIDEST_HEAD == 256);  // for_tiles has no wider one
 constexpr size_t PLAIN_HEAD = (sizeof(CacheRows) + 15) / 16 * 16;
 
+// A pair (low, high) of a head, half its width apart, and the angle that it turns by.
+struct Pair {
+    float low = 0, high = 0, cos = 1, sin = 0;
+    // angle: of this pair, sines half a head behind cosines; null: stays as it is
+    __device__ __forceinline__ void read(const float* row, const float* angle, int half) {
+        low = row[0], high = row[half];
+        if (angle) cos = angle[0], sin = angle[half];
+    }
+    __device__ __forceinline__ void write(float* row, int half) const {
+        row[0] = low, row[half] = high;
+    }
+};
+constexpr int BATCH = 4;  // pairs of a thread that are read before any is written: where they were, it may be
+
 // x (count, d) of shared memory ← rows `stride` apart, rotated where there is an angle (2, d/2) for the
 // first of them; and back to where they were where `in_place`.
 __device__ __forceinline__ void load_heads(float* x, const float* from, float* in_place,
                                            size_t stride, int count, int d, const float* angle) {
-    int half = d / 2;
-#pragma unroll 4
-    for (int i = int(threadIdx.x); i < count * half; i += int(blockDim.x)) {
-        int t = i / half, j = i % half;
-        float a = from[size_t(t) * stride + size_t(j)], b = from[size_t(t) * stride + size_t(j + half)];
-        if (angle) {
-            float cos = angle[size_t(t) * size_t(d) + size_t(j)];
-            turn_pair(a, b, cos, angle[size_t(t) * size_t(d) + size_t(j + half)]);
+    int half = d / 2, all = count * half, threads = int(blockDim.x);
+    for (int first = int(threadIdx.x); first < all; first += BATCH * threads) {
+        Pair pair[BATCH];
+#pragma unroll
+        for (int n = 0; n < BATCH; n++) {
+            int i = first + n * threads, t = i / half, j = i % half;
+            if (i < all)
+                pair[n].read(from + size_t(t) * stride + size_t(j),
+                             angle ? angle + t * d + j : nullptr, half);
         }
-        x[t * d + j] = a, x[t * d + j + half] = b;
-        if (in_place)
-            in_place[size_t(t) * stride + size_t(j)] = a,
-            in_place[size_t(t) * stride + size_t(j + half)] = b;
+#pragma unroll
+        for (int n = 0; n < BATCH; n++) {
+            int i = first + n * threads, t = i / half, j = i % half;
+            if (i >= all) break;
+            if (angle) turn_pair(pair[n].low, pair[n].high, pair[n].cos, pair[n].sin);
+            pair[n].write(x + t * d + j, half);
+            if (in_place) pair[n].write(in_place + size_t(t) * stride + size_t(j), half);
+        }
     }
 }
 
@@ -36,7 +55,7 @@ __device__ __forceinline__ void load_heads(float* x, const float* from, float* i
 // of the head's stores, which are whole rows and meet no basis.
 // grid (tiles of PLAIN_TOKENS tokens, queries + 2G), block 256. Shared: the tile, the head's description.
 template <class E>
-__global__ void __launch_bounds__(TILE_BLOCK, 6)
+__global__ void __launch_bounds__(TILE_BLOCK, 5)
     append_plain_kernel(CacheView cache, HeadsIn in, const int* pos, int T) {
     int h = int(blockIdx.y), d = cache.d, first = int(blockIdx.x) * PLAIN_TOKENS;
     int count = min(PLAIN_TOKENS, T - first), side = h < in.queries ? 0 : (h - in.queries) / cache.G;
@@ -54,11 +73,12 @@ __global__ void __launch_bounds__(TILE_BLOCK, 6)
                count, d, turns ? in.rotation + size_t(*pos + first) * size_t(d) : nullptr);
     if (query) return;
     __syncthreads();  // x is there, and the description
+    int s = *pos + first;
     for (int n = 0; n < MOST_STORES; n++) {
         const RowStore& store = head.store[n];
         int width = store.data ? elements_of(store) : 0;
         for (int i = int(threadIdx.x); i < count * width; i += TILE_BLOCK)
-            elements_at<E>(store, *pos + first + i / width)[i % width] =
+            elements_at<E>(store, s + i / width)[i % width] =
                 to_element<E>(x[i / width * d + i % width]);
     }
 }
@@ -77,30 +97,23 @@ __device__ __forceinline__ void load_tile(const TileProduct<WIDEST>& tile, const
         return;
     }
     float mean_low = mean ? mean[j] : 0, mean_high = mean ? mean[j + half] : 0;
-    constexpr int BATCH = 4;  // tokens read before any is written: `in_place` may be where they are
     for (int first = tile.tid / PAIRS; first < count; first += BATCH * TOGETHER) {
-        float a[BATCH], b[BATCH], cos[BATCH], sin[BATCH];
+        Pair pair[BATCH];
 #pragma unroll
         for (int n = 0; n < BATCH; n++) {
             int t = first + n * TOGETHER;
-            a[n] = b[n] = sin[n] = 0, cos[n] = 1;
-            if (t >= count) continue;
-            const float* row = from + size_t(t) * stride + size_t(j);
-            a[n] = row[0], b[n] = row[half];
-            if (!angle) continue;
-            const float* turn = angle + size_t(t) * size_t(d) + size_t(j);
-            cos[n] = turn[0], sin[n] = turn[half];
+            if (t < count)
+                pair[n].read(from + size_t(t) * stride + size_t(j),
+                             angle ? angle + t * d + j : nullptr, half);
         }
 #pragma unroll
         for (int n = 0; n < BATCH && first + n * TOGETHER < count; n++) {
             int t = first + n * TOGETHER;
-            float low = angle ? a[n] * cos[n] - b[n] * sin[n] : a[n];
-            float high = angle ? b[n] * cos[n] + a[n] * sin[n] : b[n];
-            tile.put(t, j, low - (mean_low * cos[n] - mean_high * sin[n]));
-            tile.put(t, j + half, high - (mean_high * cos[n] + mean_low * sin[n]));
-            if (!in_place) continue;
-            float* back = in_place + size_t(t) * stride + size_t(j);
-            back[0] = low, back[half] = high;
+            float cos = pair[n].cos, sin = pair[n].sin, low = mean_low, high = mean_high;
+            if (angle) turn_pair(pair[n].low, pair[n].high, cos, sin), turn_pair(low, high, cos, sin);
+            tile.put(t, j, pair[n].low - low);
+            tile.put(t, j + half, pair[n].high - high);
+            if (in_place) pair[n].write(in_place + size_t(t) * stride + size_t(j), half);
         }
     }
 }

@@ -108,26 +108,26 @@ __device__ __forceinline__ void describe_rows(StretchRows<D>* lying, const HeadS
     }
 }
 
-// What a stretch with such rows wants of the block: its tables, and where keys are rebuilt D.
-template <bool ROTATED, class One, class E, int D, int Q>
-__device__ __forceinline__ void prepare_stretch([[maybe_unused]] const One& one,
-                                                BlockTables<E, D, Q>& tables,
+// What a stretch with such rows wants of the block: its tables, and where keys are rebuilt D, which is on
+// its way from where it is kept.
+template <bool ROTATED, class E, int D, int Q>
+__device__ __forceinline__ void prepare_stretch(BlockTables<E, D, Q>& tables,
                                                 [[maybe_unused]] const Rebuild<E, D>& basis,
-                                                [[maybe_unused]] const CacheRows& k,
-                                                const StretchRows<D>& rows) {
+                                                const StretchRows<D>& rows,
+                                                [[maybe_unused]] const char* kept) {
+    if constexpr (!ROTATED) {
+        const RowShape& shape = rows.rows.shape[0];
+        int lines = coded_columns(shape.groups) + (shape.elements + 15) / 16 * 16;
+        char* decode = reinterpret_cast<char*>(basis.decode);
+        for (int i = int(threadIdx.x) * 16; i < lines * basis.STRIDE * int(sizeof(E)); i += 16 * TENSOR_BLOCK)
+            copy_async_16(decode + i, kept + i, true);
+        copy_async_commit();
+    }
     static_assert(sizeof(StretchRows<D>) % sizeof(uint4) == 0 && alignof(StretchRows<D>) >= alignof(uint4));
     uint4* to = reinterpret_cast<uint4*>(static_cast<StretchRows<D>*>(&tables));
     for (int i = int(threadIdx.x); i < int(sizeof(rows) / sizeof(uint4)); i += TENSOR_BLOCK)
         to[i] = reinterpret_cast<const uint4*>(&rows)[i];
     __syncthreads();  // the tables are there
-    if constexpr (!ROTATED) {
-        const RowShape& shape = one.k.shape;
-        if (shape.groups)
-            fill_coded_basis(basis, k, shape.elements, shape.groups, tables.slots.slot[0]);
-        else
-            basis.fill(k, one.k);
-        __syncthreads();  // the basis is there
-    }
 }
 // And where they are not, the queries' fragments.
 template <class One, class E, int D, int Q>

@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
             await_kernels();
             return attend_windows<E, D>(partials, head, block, memory, window_stages, q, *pos);
         }
-    if constexpr (!ROTATED) basis.fill_angles(dynamic_shared() + behind, cache, k, rotation);
+    if constexpr (!ROTATED) basis.fetch_angles(dynamic_shared() + behind, cache, k, rotation);
     int mean = ROTATED && k.mean ? behind : 0;
     if (threadIdx.x == 0) tables.mean = mean;
     if constexpr (SCORES) one.scores = {scores.of(block.first), scores.stride}, one.heads = block.R;
@@ -108,7 +108,8 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     int prepared = -1;
     bool loaded = false, turned = false, clean = true;
     auto prepare = [&](int i) {
-        prepared = i, turned = false, prepare_stretch<ROTATED>(one, tables, basis, k, lying[i]);
+        prepared = i, turned = false;
+        prepare_stretch<ROTATED>(tables, basis, lying[i], known.basis(cache.G, g, i));
     };
     auto load = [&] {
         load_queries<D>(queries, One::Q_STRIDE, tables.queries.largest, q + size_t(block.first) * D, ROWS,
@@ -134,7 +135,8 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     if (SCORES && share.first >= share.end) return;
     if (share.first >= share.end) return merge_nothing(partials, block.first, block.R);
     if (threadIdx.x == 0) block.S = S, block.begin = share.first, block.end = share.end;
-    __syncthreads();  // the share is there
+    if constexpr (!ROTATED) copy_async_wait<0>();
+    __syncthreads();  // the share is there, and the basis
     if constexpr (!ROTATED) load();
     if constexpr (!SCORES) one.begin_sums();
 #pragma unroll 1
@@ -147,6 +149,10 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
             if constexpr (!SCORES) one.leave();
             __syncthreads();  // what the last stretch had was read
             prepare(i);
+            if constexpr (!ROTATED) {
+                copy_async_wait<0>();
+                __syncthreads();  // the basis is there
+            }
         }
         attend_stretch(one, k.store[stretch.k], v.store[stretch.v], s, end, warp_bytes, clean, ready);
     }

@@ -239,34 +239,57 @@ struct Rebuild {
     static __host__ __device__ size_t shared_bytes(int width) {
         return size_t((width + 15) / 16 * 16) * STRIDE * sizeof(E) + (STEP * STRIDE + D) * sizeof(float);
     }
-    // By the whole block; a barrier must follow.
-    __device__ char* fill_angles(char* memory, const CacheView& cache, const CacheRows& k,
-                                 const float* rotation) {
+    static size_t basis_bytes(int rows) { return size_t(rows) * STRIDE * sizeof(E); }
+    // By the whole block, with cp.async: to be waited for, and a barrier must follow.
+    __device__ char* fetch_angles(char* memory, const CacheView& cache, const CacheRows& k,
+                                  const float* rotation) {
+        constexpr int FOURS = D / 4;  // copies of a row
         angles = reinterpret_cast<float*>(memory);
         decode = reinterpret_cast<E*>(mean() + D);
-        for (int i = int(threadIdx.x); i < D; i += int(blockDim.x)) mean()[i] = k.mean ? k.mean[i] : 0;
-        for (int i = int(threadIdx.x); i < STEP * D; i += int(blockDim.x))
-            angles[i / D * STRIDE + i % D] =
-                rotation[size_t(min(i / D, cache.capacity - 1)) * D + size_t(i % D)];
+        const float* from = k.mean ? k.mean : rotation;
+        for (int i = int(threadIdx.x); i < FOURS; i += int(blockDim.x))
+            copy_async_16(mean() + 4 * i, from + 4 * i, k.mean);
+        for (int i = int(threadIdx.x); i < STEP * FOURS; i += int(blockDim.x)) {
+            size_t row = size_t(min(i / FOURS, cache.capacity - 1));
+            copy_async_16(angles + i / FOURS * STRIDE + i % FOURS * 4, rotation + row * D + i % FOURS * 4,
+                          true);
+        }
+        copy_async_commit();
         return memory + shared_bytes(k.width);
     }
     template <class Tiles>
     __device__ void fill(const CacheRows& k, const Tiles& rows) const {
-        constexpr int FOUR = D / 4;  // loads of a row
         int width = rows.shape.groups ? rows.shape.columns : rows.shape.width;
-        int all = (rows.shape.columns + 15) / 16 * 16 * FOUR;
-#pragma unroll 4
-        for (int i = int(threadIdx.x); i < all; i += int(blockDim.x)) {
-            int row = i / FOUR;
-            float4 x = make_float4(0, 0, 0, 0);
-            if (row < width) x = reinterpret_cast<const float4*>(k.decode)[i];
-            put(row, i % FOUR, rows.step(row), x);
-        }
+        fill_rows(k, (rows.shape.columns + 15) / 16 * 16, [&](int row, int& column, float& step) {
+            column = row, step = rows.step(row);
+            return row < width;
+        });
     }
-    // Four columns of a row, multiplied by its step.
-    __device__ __forceinline__ void put(int row, int four, float step, const float4& x) const {
-        *reinterpret_cast<uint2*>(decode + row * STRIDE + 4 * four) =
-            make_uint2(pack2<E>(step * x.x, step * x.y), pack2<E>(step * x.z, step * x.w));
+    // decode (rows, STRIDE) ← rows of D, of each by source(row, column, step) which and what it is
+    // multiplied by; zero where that says so. By the whole block.
+    template <class F>
+    __device__ __forceinline__ void fill_rows(const CacheRows& k, int rows, const F& source) const {
+        constexpr int FOURS = D / 4, BATCH = 4;  // BATCH loads are on their way before the first is used
+        int all = rows * FOURS, threads = int(blockDim.x);
+        for (int first = int(threadIdx.x); first < all; first += BATCH * threads) {
+            uint4 x[BATCH];
+            float step[BATCH];
+#pragma unroll
+            for (int n = 0; n < BATCH; n++) {
+                int i = min(first + n * threads, all - 1), column = 0;
+                bool there = source(i / FOURS, column, step[n]);
+                x[n] = load_16(k.decode + (there ? column * D : 0) + i % FOURS * 4);
+                if (!there) step[n] = 0;
+            }
+#pragma unroll
+            for (int n = 0; n < BATCH && first + n * threads < all; n++) {
+                int i = first + n * threads;
+                const float by = step[n];
+                *reinterpret_cast<uint2*>(decode + i / FOURS * STRIDE + i % FOURS * 4) =
+                    make_uint2(pack2<E>(by * __uint_as_float(x[n].x), by * __uint_as_float(x[n].y)),
+                               pack2<E>(by * __uint_as_float(x[n].z), by * __uint_as_float(x[n].w)));
+            }
+        }
     }
     // lo, hi (16 keys, 8) += the products of latents (16 keys, 16) with rows from `row` on of D, columns
     // c … c + 7 and D/2 + c ….

@@ -155,26 +155,18 @@ __host__ __device__ constexpr int code_of_row(int row) {
 }
 
 // decode (basis_rows, STRIDE) ← D, its rows multiplied by their columns' steps, in the order of
-// key_fragments; zero where there is no such column. By the whole block; a barrier must follow.
+// key_fragments; zero where there is no such column. By the whole block.
 template <class E, int D>
 __device__ void fill_coded_basis(const Rebuild<E, D>& basis, const CacheRows& k, int elements,
                                  int groups, const CodeSlot* slots) {
-    constexpr int FOUR = D / 4;  // loads of a row
-    int coded = coded_columns(groups), rows = coded + (elements + 15) / 16 * 16;
-#pragma unroll 4
-    for (int i = int(threadIdx.x); i < rows * FOUR; i += int(blockDim.x)) {
-        int row = i / FOUR, column = row - coded;
-        bool there = column < elements;
-        float step = 1;
-        if (row < coded) {
-            int code = code_of_row(row);
-            there = code < ROW_GROUP * groups, column = elements + code;
-            step = slots[code / ROW_GROUP].step;
-        }
-        float4 x = make_float4(0, 0, 0, 0);
-        if (there) x = reinterpret_cast<const float4*>(k.decode)[column * FOUR + i % FOUR];
-        basis.put(row, i % FOUR, step, x);
-    }
+    int coded = coded_columns(groups);
+    basis.fill_rows(k, coded + (elements + 15) / 16 * 16, [&](int row, int& column, float& step) {
+        column = row - coded, step = 1;
+        if (row >= coded) return column < elements;
+        int code = code_of_row(row);
+        column = elements + code, step = slots[code / ROW_GROUP].step;
+        return code < ROW_GROUP * groups;
+    });
 }
 
 // ---- values ------------------------------------------------------------------------------------

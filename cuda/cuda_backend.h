@@ -92,7 +92,7 @@ struct CudaBackend final : Backend {
 
     // What kernels of such a layer know ahead of a step, in memory of its own; where that is new `describe`
     // makes it, and it is whole. It lives until the memory at cache.rows is written or released; seen_rows,
-    // and the angles of a rotation that it was made with, stay as they are.
+    // the bases, and the angles of a rotation that it was made with, stay as they are.
     void* described(const CacheLayer& cache, const float* rotation, size_t bytes,
                     const std::function<void(void*)>& describe);
 

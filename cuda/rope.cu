@@ -26,7 +26,9 @@ __global__ void __launch_bounds__(ROPE_BLOCK)
         turn_pair(a.z, b.z, cos.z, SIGN * sin.z), turn_pair(a.w, b.w, cos.w, SIGN * sin.w);
         *low = a, *high = b;
     } else {
-        turn_pair(x[0], x[half], angle[0], SIGN * angle[half]);
+        float low = x[0], high = x[half];
+        turn_pair(low, high, angle[0], SIGN * angle[half]);
+        x[0] = low, x[half] = high;
     }
 }
 

@@ -9,12 +9,19 @@
 
 namespace stief {
 
+// Tiles of at most 128 columns in the shared memory of a multiprocessor: 163 KB before sm_90, then 227.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int TILE_BLOCKS = 2;
+#else
+constexpr int TILE_BLOCKS = 3;
+#endif
+
 // x (TOKENS, K) M (K, n) for K and n of at most WIDEST, by 256 threads, a warp 32 tokens and 32 columns.
 // The tile is 8192 sums whatever its width, as are about x and c.
 template <int WIDEST>
 struct TileProduct {
     static constexpr int THREADS = 256, PARTS = 3, TOKENS = 8192 / WIDEST;
-    static constexpr int BLOCKS = WIDEST <= 128 ? 3 : 2;         // that a multiprocessor has room for
+    static constexpr int BLOCKS = WIDEST <= 128 ? TILE_BLOCKS : 2;  // that a multiprocessor has room for
     static constexpr int PIECE = 16;                             // rows of M at once
     static constexpr int STRIDE = WIDEST + 8, C_STRIDE = WIDEST + 4;
     static constexpr int X_PART = TOKENS * STRIDE, M_PART = PIECE * STRIDE;
