@@ -11,23 +11,40 @@ namespace stief {
 
 // ---- device helpers ----------------------------------------------------------------------------
 
-// to (8 Q, stride) ← the block's R queries, scaled, and of each its largest |q|; a barrier must follow.
-template <int D>
-__device__ void load_queries(float* to, int stride, float* largest, const float* q, int rows, int R) {
-    float scale = LOG2_E / sqrtf(float(D));
-    int lane = int(threadIdx.x) % WARP;
-    for (int row = int(threadIdx.x) / WARP; row < rows; row += TENSOR_WARPS) {
-        float most = 0;
-#pragma unroll
-        for (int j = lane; j < D; j += WARP) {
-            float x = row < R ? scale * q[row * D + j] : 0;
-            to[row * stride + j] = x, most = fmaxf(most, fabsf(x));
-        }
-        for (int mask = 1; mask < WARP; mask *= 2)
-            most = fmaxf(most, __shfl_xor_sync(~0u, most, mask));
-        if (lane == 0) largest[row] = most;
+// The block's R queries on their way, ROWS with zeros, a warp a row: all of a thread's loads at once.
+template <int D, int ROWS>
+struct ComingQueries {
+    static constexpr int EACH = ROWS / TENSOR_WARPS, OWN = D / WARP;
+    float x[EACH][OWN];
+
+    __device__ __forceinline__ static int row(int n) {
+        return int(threadIdx.x) / WARP + n * TENSOR_WARPS;
     }
-}
+    __device__ __forceinline__ void fetch(const float* q, int R) {
+        int lane = int(threadIdx.x) % WARP;
+#pragma unroll
+        for (int n = 0; n < EACH; n++)
+#pragma unroll
+            for (int i = 0; i < OWN; i++) x[n][i] = q[min(row(n), R - 1) * D + i * WARP + lane];
+    }
+    // to (ROWS, stride) ← them, scaled, and of each its largest |q|; a barrier must follow.
+    __device__ __forceinline__ void put(float* to, int stride, float* largest, int R) const {
+        float scale = LOG2_E / sqrtf(float(D));
+        int lane = int(threadIdx.x) % WARP;
+#pragma unroll
+        for (int n = 0; n < EACH; n++) {
+            float most = 0;
+#pragma unroll
+            for (int i = 0; i < OWN; i++) {
+                float one = row(n) < R ? scale * x[n][i] : 0;
+                to[row(n) * stride + i * WARP + lane] = one, most = fmaxf(most, fabsf(one));
+            }
+            for (int mask = 1; mask < WARP; mask *= 2)
+                most = fmaxf(most, __shfl_xor_sync(~0u, most, mask));
+            if (lane == 0) largest[row(n)] = most;
+        }
+    }
+};
 
 // The block's windows by the short way, and its partial of them.
 template <class E, int D>
@@ -106,23 +123,24 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     if constexpr (SCORES) one.scores = {scores.of(block.first), scores.stride}, one.heads = block.R;
     // The stretch whose tables, and basis, are there; and whether its queries' fragments are.
     int prepared = -1;
-    bool loaded = false, turned = false, clean = true;
+    bool turned = false, clean = true;
     auto prepare = [&](int i) {
         prepared = i, turned = false;
         prepare_stretch<ROTATED>(tables, basis, lying[i], known.basis(cache.G, g, i));
     };
-    auto load = [&] {
-        load_queries<D>(queries, One::Q_STRIDE, tables.queries.largest, q + size_t(block.first) * D, ROWS,
-                        block.R);
-        if (mean) TurnedMean<D, Q>::at(mean).fill(against_mean + size_t(block.first) * D, block.R);
-        __syncthreads();  // the queries are there
+    auto load = [&] {  // one round trip, that of *pos
+        ComingQueries<D, ROWS> coming;
+        typename TurnedMean<D, Q>::template Coming<TENSOR_BLOCK> w;
+        if (mean) w.fetch(against_mean + size_t(block.first) * D, block.R);
+        coming.fetch(q + size_t(block.first) * D, block.R);
+        if (mean) TurnedMean<D, Q>::at(mean).put(w);
+        coming.put(queries, One::Q_STRIDE, tables.queries.largest, block.R);
     };
     auto ready = [&] {
         if constexpr (ROTATED) {
-            if (!loaded) load();
             if (!turned) prepare_queries(one, tables, queries);
             if (one.k.shape.groups) one.enter_queries();
-            loaded = turned = true;
+            turned = true;
         }
     };
     prepare(task.likely(seen));  // waits for no kernel
@@ -130,14 +148,14 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     await_kernels();
 
     int S = *pos + 1;
+    load();
     const Stretch& oldest = seen.oldest();
     Share share = task.share(seen, S, One::share_of(k.store[oldest.k], v.store[oldest.v]));
     if (SCORES && share.first >= share.end) return;
     if (share.first >= share.end) return merge_nothing(partials, block.first, block.R);
     if (threadIdx.x == 0) block.S = S, block.begin = share.first, block.end = share.end;
     if constexpr (!ROTATED) copy_async_wait<0>();
-    __syncthreads();  // the share is there, and the basis
-    if constexpr (!ROTATED) load();
+    __syncthreads();  // the share is there, the queries and the basis
     if constexpr (!SCORES) one.begin_sums();
 #pragma unroll 1
     for (int i = 0; i < seen.count; i++) {

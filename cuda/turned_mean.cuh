@@ -41,24 +41,40 @@ template <int D, int Q>
 struct TurnedMean {
     static constexpr int HALF = D / 2, SIXTEENS = HALF / 16;
     NearAngles<D> near;
-    uint4 w[SIXTEENS][Q][WARP];      // of head g: w of a lane's four pairs, those of cosines, of sines
+    uint4 w[SIXTEENS][Q][WARP];  // of head g: w of a lane's four pairs, those of cosines, of sines
 
     // In the block's memory, so many bytes from its beginning.
     __device__ __forceinline__ static TurnedMean& at(int bytes) {
         return *reinterpret_cast<TurnedMean*>(dynamic_shared() + bytes);
     }
-    // By the whole block: w of R heads, scaled as queries are; a barrier must follow.
-    __device__ void fill(const float* against_mean, int R) {
-        float by = LOG2_E / sqrtf(float(D)) / NearAngles<D>::UNIT;
-        for (int i = int(threadIdx.x); i < SIXTEENS * Q * WARP; i += int(blockDim.x)) {
-            int lane = i % WARP, n = i / WARP % Q, c = i / WARP / Q, head = 8 * n + lane / 4;
-            float4 low = make_float4(0, 0, 0, 0), high = low;
-            if (head < R) {
-                const float* from = against_mean + head * D + 16 * c + lane % 4 * 4;
-                low = load_four(from), high = load_four(from + HALF);
+    // What a thread of a block of so many has of w on its way: of R heads, zeros beyond.
+    template <int THREADS>
+    struct Coming {
+        static constexpr int ALL = SIXTEENS * Q * WARP, EACH = (ALL + THREADS - 1) / THREADS;
+        float4 low[EACH], high[EACH];
+
+        __device__ __forceinline__ void fetch(const float* against_mean, int R) {
+#pragma unroll
+            for (int n = 0; n < EACH; n++) {
+                int i = min(int(threadIdx.x) + n * THREADS, ALL - 1), lane = i % WARP;
+                int head = i / WARP % Q * 8 + lane / 4, c = i / WARP / Q;
+                const float* from = against_mean + min(head, R - 1) * D + 16 * c + lane % 4 * 4;
+                low[n] = load_four(from), high[n] = load_four(from + HALF);
+                if (head >= R) low[n] = high[n] = make_float4(0, 0, 0, 0);
             }
-            w[c][n][lane] = make_uint4(pair(low.x, low.y, by), pair(low.z, low.w, by),
-                                       pair(high.x, high.y, by), pair(high.z, high.w, by));
+        }
+    };
+    // w, scaled as queries are. By the whole block; a barrier must follow.
+    template <int THREADS>
+    __device__ __forceinline__ void put(const Coming<THREADS>& x) {
+        float by = LOG2_E / sqrtf(float(D)) / NearAngles<D>::UNIT;
+#pragma unroll
+        for (int n = 0; n < x.EACH; n++) {
+            int i = int(threadIdx.x) + n * THREADS;
+            if (i >= x.ALL) break;
+            const float4 &low = x.low[n], &high = x.high[n];
+            (&w[0][0][0])[i] = make_uint4(pair(low.x, low.y, by), pair(low.z, low.w, by),
+                                          pair(high.x, high.y, by), pair(high.z, high.w, by));
         }
     }
     // s += w · (cos, sin) of 16 T keys from the position of `angle` on.   angle: shared (D)
