@@ -191,7 +191,6 @@ struct Flash : FlashRows<E, D> {
             add_tile(one, stage_of(first), first, count, first < all0 || first + count > all1);
             __syncthreads();  // the tile was read
         }
-        copy_async_wait<0>();
     }
 };
 

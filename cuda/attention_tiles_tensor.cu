@@ -33,9 +33,9 @@ __global__ void __launch_bounds__(FLASH_BLOCK, 2)
     typename One::Shared& shared = *reinterpret_cast<typename One::Shared*>(dynamic_shared());
     char* memory = dynamic_shared() + sizeof(shared);
     Rebuild<E, D> basis = {};
+    // Older than the first tile's copies, which run() waits for, are those of the angles.
     if constexpr (!ROTATED) memory = basis.fetch_angles(memory, cache, k, rotation);
     shared.levels.fill(int(threadIdx.x), FLASH_BLOCK);
-    if constexpr (!ROTATED) copy_async_wait<0>();
     One one(shared, rotation, basis, memory);
     auto row_of = [&](int i) { return one.warp * 16 + one.g + 8 * i; };
     auto at = [&](int i) {  // where the row's query is, and its output

@@ -197,7 +197,6 @@ struct Warp : WarpValues<E, D, Q, ROTATED> {
             now = now + 1 == count ? 0 : now + 1;
             if (count == 1) __syncwarp();  // the only stage was read
         }
-        copy_async_wait<0>();
         __syncwarp();  // the stages are free
     }
 };

@@ -145,7 +145,6 @@ struct WholeWarp {
             step(now, min(STEP, end - s));
             now = now + 1 == STAGES ? 0 : now + 1;
         }
-        copy_async_wait<0>();
     }
 };
 

@@ -69,10 +69,10 @@ RESIDENT = [
 # A half number converted to bytes: what ptxas 13.0 makes of a 16-bit register that is stored by bytes.
 PUNNED = r"F2I\.[US]8\.(B?F16)"
 INSTRUCTION = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
-# kernels of launch_ahead: on sm_90 they wait for those before them (griddepcontrol.wait)
-EARLY = (r"^(matvec|plain_matvec|few|finish_few|weigh)_kernel"
-         r"|^(append_\w+|\w*joint\w*|turn_tiles|merge|embed|argmax\w*)_kernel"
-         r"|^attend_one_\w+<")
+# kernels of launch_ahead, by what the sources give it (a name, or one of two, or those of a variable): on
+# sm_90 they wait for those before them (griddepcontrol.wait)
+LAUNCHED = re.compile(r"launch_ahead\(\s*([^,(]*)")
+NAMED = r"\b([a-z]\w+)(?=[<,\s]|$)"
 # kernels that read all they need of a row before they write any of it
 ROUND_TRIP = r"^(rmsnorm|rope|embed|swiglu|swiglu_rounded)_kernel"
 # the same of each turn of their loops: behind a loop the next one reads again
@@ -160,6 +160,18 @@ def count(ops, what):
     return sum(bool(re.match(what, op)) for op in ops)
 
 
+def early_kernels(folder):
+    """The names of all kernels that are launched ahead in the sources of a folder."""
+    names = set()
+    for source in sorted([*folder.glob("*.cu"), *folder.glob("*.cuh")]):
+        text = source.read_text()
+        for what in LAUNCHED.findall(text):
+            if what == "kernel":  # auto kernel = one ? a : b
+                what = " ".join(re.findall(r"\bkernel = ([^;]*);", text))
+            names |= {name for name in re.findall(NAMED, what) if re.search(rf"\b{name}\b[^;{{]*\(", text)}
+    return {name for name in names if name.endswith("_kernel") or name.startswith("attend_")}
+
+
 def behind(ops):
     """Loads of global memory that have a store to it before them."""
     first = next((i for i, op in enumerate(ops) if re.match(STORE, op)), len(ops))
@@ -220,7 +232,7 @@ def complaints(name, one):
             yield f"{one['burst']} loads with no store between them at most, expected {least}"
     if one["punned"]:
         yield f"{one['punned']} half numbers converted to bytes, expected none"
-    if one["arch"] >= 90 and re.match(EARLY, name) and not one["awaits"]:
+    if one["arch"] >= 90 and name.split("<")[0] in one["early"] and not one["awaits"]:
         yield "it may begin early, and does not wait for the kernels before it"
     waits = (one["behind"] if re.match(ROUND_TRIP, name) else
              one["behind_in_loops"] if re.match(ROUND_TRIPS, name) else 0)
@@ -238,6 +250,7 @@ def main():
     print(f"{'kernel':<48}{'sm':>4}{'regs':>6}{'block':>7}{'shared':>8}{'bars':>6}{'stack':>7}"
           f"{'local':>7}  {'loop: global, shared, ldmatrix':<32}{'behind':>9}{'burst':>7}")
     failures, seen = [], set()
+    early = early_kernels(Path(__file__).parent.parent / "cuda")
     for arch in architectures:
         for log in sorted(folder.glob(f"*.sm_{arch}.log")):
             kernels, cubin = read_log(log), log.with_suffix(".cubin")
@@ -247,14 +260,14 @@ def main():
                 name = short(full)
                 seen.add(name)
                 # Without a bound any block may come.
-                one["arch"] = int(arch)
+                one["arch"], one["early"] = int(arch), early
                 one["block"] = bounds.get(mangled, 1024)
                 one.update(look(code[mangled]))
                 print(f"{name:<48}{arch:>4}{one['regs']:>6}{one['block']:>7}{one['shared']:>8}"
                       f"{one['bars']:>6}{one['stack']:>7}{one['local']:>7}  {one['loop']:<32}"
                       f"{one['behind']:>6} {one['behind_in_loops']:<4}{one['burst']:>5}")
                 failures += [f"{name}, sm_{arch}: {text}" for text in complaints(name, one)]
-    for kernel, *_ in AHEAD + LOOPS + BURST + RESIDENT:
+    for kernel, *_ in AHEAD + LOOPS + BURST + RESIDENT + [(name + r"\b",) for name in early]:
         if not any(re.match(kernel, name) for name in seen):
             failures.append(f"no kernel is called {kernel}")
     for text in failures:

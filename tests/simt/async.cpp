@@ -59,7 +59,8 @@ void copy_async_commit() {
     mine.open.clear();
 }
 
-void copy_async_wait(size_t unfinished) {
+void copy_async_wait(size_t unfinished, const Site& site) {
+    if (watcher && !watcher->copies_wait(site)) return;
     auto& groups = copies[threadIdx.x].groups;
     for (; groups.size() > unfinished; groups.pop_front())
         for (const Copy& copy : groups.front()) {

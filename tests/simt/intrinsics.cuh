@@ -258,8 +258,8 @@ inline void copy_async_commit() {
     simt::copy_async_commit();
 }
 template <int N>
-void copy_async_wait() {
-    simt::copy_async_wait(N);
+void copy_async_wait(simt::Site site = simt::Site::current()) {
+    simt::copy_async_wait(N, site);
 }
 
 uint4 load_16(const void* global);

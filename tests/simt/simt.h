@@ -144,6 +144,7 @@ struct Watcher {
     virtual void barrier(const Site& site) = 0;  // every thread is at it
     // All lanes that have not returned are at a __syncwarp.
     virtual void warp_barrier(unsigned warp, const Site& site) = 0;
+    virtual bool copies_wait(const Site& site) = 0;  // a thread waits for copies; false: not here
     virtual void meeting(unsigned warp) = 0;       // at any exchange: orders nothing
     virtual void end_launch() = 0;                 // may throw what was found
     virtual void released(const void* first) = 0;  // a cudaMalloc's memory
@@ -164,7 +165,7 @@ bool in_shared(const void* address, size_t bytes);
 // A fiber's own copies that are under way (async.cpp).
 void copy_async(void* shared, const void* global, size_t bytes, bool valid);
 void copy_async_commit();
-void copy_async_wait(size_t unfinished);
+void copy_async_wait(size_t unfinished, const Site& site);
 
 // "block (1, 0, 0), thread 37"
 std::string where();

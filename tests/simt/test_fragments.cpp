@@ -171,6 +171,52 @@ TEST_CASE("ldmatrix takes whole aligned rows of shared memory and nothing else")
                              doctest::Contains("ldmatrix"), Error);
 }
 
+TEST_CASE("movmatrix gives each lane its elements of the transpose") {
+    const Places place(M_8X8, 8);
+    simt::in_every_order([&] {
+        int wrong = 0;
+        simt::play(dim3(1), 64, 0, [&] {
+            int lane = int(threadIdx.x) % 32;
+            auto number = [&](Place p) { return uint32_t(p.row * 8 + p.column); };
+            auto turned = [&](Place p) { return uint32_t(p.column * 8 + p.row); };
+            uint32_t got = transpose_8x8(number(place(lane, 0)) | number(place(lane, 1)) << 16);
+            wrong += got != (turned(place(lane, 0)) | turned(place(lane, 1)) << 16);
+        });
+        CHECK(wrong == 0);
+    });
+}
+
+TEST_CASE("bytes, bits and places, as the instructions are described") {
+    // prmt: nibble 3 of the selector is the highest byte; 8 and above: the byte's sign, eight times.
+    CHECK(permute_bytes(0x33221100u, 0x77665544u, 0x7610) == 0x77661100u);
+    CHECK(permute_bytes(0x33221100u, 0x77665544u, 0x4140) == 0x44114400u);
+    CHECK(permute_bytes(0x33229100u, 0x77665584u, 0xffff'98c9) == 0xff00ffffu);
+    CHECK(select_bits(0x12345678u, 0xabcdef01u, 0x00ff00f0u) == 0x12cd5608u);
+    CHECK(funnel_right(0x89abcdefu, 0x01234567u, 0) == 0x89abcdefu);
+    CHECK(funnel_right(0x89abcdefu, 0x01234567u, 8) == 0x6789abcdu);
+    CHECK(funnel_right(0x89abcdefu, 0x01234567u, 36) == 0x789abcdeu);
+    CHECK(lowest_bit(0) == -1);
+    CHECK(lowest_bit(0x50) == 4);
+    CHECK(power_of_two(-3) == 0.125f);
+    CHECK(power_of_two(-130) == 0);
+    // f16: 2048 + 1 · 1 is not there: to even. (1 + 3/2^10)² − 1 is rounded once, and not its square before.
+    auto both = [](float x) { return pack2<f16>(x, -x); };
+    CHECK(multiply2(both(3), both(0.5f)) == pack2<f16>(1.5f, 1.5f));
+    CHECK(multiply_add2(both(1), pack2<f16>(1, 1), both(2048)) == both(2048));
+    constexpr float NEAR = 1 + 3.0f / 1024;
+    CHECK(multiply_add2(both(NEAR), pack2<f16>(NEAR, NEAR), both(-1)) == both(6.0f / 1024 + 2.0f / 262144));
+    CHECK(negate2(both(2)) == both(-2));
+    CHECK(subtract2<f16>(both(1152), both(1024)) == both(128));
+    CHECK(subtract2<bf16>(pack2<bf16>(1.5f, 2), pack2<bf16>(2, 1.5f)) == pack2<bf16>(-0.5f, 0.5f));
+    // first + ⌊count · min(max(x y + 1/2, 0), 1)⌋
+    CHECK(place_of(0, 3, 200, 7) == 107);
+    CHECK(place_of(0.25f, 1, 100, 0) == 75);
+    CHECK(place_of(-2, 1, 100, 5) == 5);
+    CHECK(place_of(2, 1, 100, 5) == 105);
+    CHECK(place_of(NaN, 1, 100, 5) == 5);
+    CHECK(float_of(-7) == -7);
+}
+
 TEST_CASE("registers of two elements, low first; 16-byte loads") {
     CHECK(pack2<bf16>(1.0f, -2.0f) == 0xc0003f80u);
     CHECK(pack2<f16>(1.0f, -2.0f) == 0xc0003c00u);

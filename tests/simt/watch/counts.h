@@ -33,6 +33,7 @@ class AccessCounter final : public Watcher {
                 const void* code) override;
     void barrier(const Site&) override { flush(); }
     void warp_barrier(unsigned, const Site&) override {}
+    bool copies_wait(const Site&) override { return true; }
     void meeting(unsigned warp) override { flush(warp); }
     void end_launch() override { flush(); }
     void released(const void*) override {}

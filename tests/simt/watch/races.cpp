@@ -54,7 +54,7 @@ RaceChecker::Memory* RaceChecker::memory_of(const void* address) {
 // ---- what orders ------------------------------------------------------------------------------
 
 void RaceChecker::begin_launch(const void* function) {
-    kernel = function;
+    kernel = function, kernels.insert(function);
     launch_phase = phase + 1;
 }
 

@@ -44,9 +44,10 @@ class RaceChecker final : public Watcher {
   public:
     std::vector<Race> races;  // one for each pair of places and kernel
     bool throws = true;       // an Error with the first race, at the end of its launch
-    std::string ignored;      // "file:line" of a barrier that is to order nothing
+    std::string ignored;      // "file:line" of a barrier, or of a wait for copies, that is to order nothing
+    std::set<const void*> kernels;  // that were launched
 
-    std::set<std::string> sites() const;  // of the barriers met
+    std::set<std::string> sites() const;  // of the barriers and waits met
 
     RaceChecker();
     ~RaceChecker() override;
@@ -57,6 +58,7 @@ class RaceChecker final : public Watcher {
                 const void* code) override;
     void barrier(const Site& site) override;
     void warp_barrier(unsigned warp, const Site& site) override;
+    bool copies_wait(const Site& site) override { return counts_as_barrier(site); }
     void meeting(unsigned) override {}
     void end_launch() override;
     void released(const void* first) override;

@@ -30,7 +30,7 @@ Floats products(DType dtype, int N, int K) {
     Lab lab(PLAYED);
     Weights a(lab, dtype, N, K, 1), b(lab, dtype, 9, K, 2), c(lab, dtype, 17, K, 3);
     const float* x = lab.in(normals(size_t(3 * K), 4));
-    Output out(lab, size_t(N + 26) * 3);
+    Output out(lab, std::max(size_t(N + 26) * 3, size_t(K)));
     float* to = out.data();
     Projection all[] = {{to, a.weight}, {to + N, b.weight}, {to + N + 9, c.weight}};
     for (bool add : {false, true}) lab.backend->matmul(all, x, 1, add);
@@ -155,8 +155,11 @@ Floats attention(const Shape& shape, DType dtype, bool ladder) {
     KvCache cache(*lab.backend, config, S + 1, dtype, shape.plain ? nullptr : &bases, shape.batch);
     const CacheLayer& layer = cache.layer[0];
     size_t d = size_t(shape.d), kv = size_t(shape.G) * d, q = size_t(shape.H) * d;
-    const float* k = lab.in(normals((S + 1) * kv, 1));
-    const float* v = lab.in(normals((S + 1) * kv, 2));
+    // Written by a kernel, as a product does: whoever reads them must have waited for it.
+    Output all_k(lab, (S + 1) * kv, normals((S + 1) * kv, 1)), all_v(lab, (S + 1) * kv, normals((S + 1) * kv, 2));
+    auto ops = make_backward(*lab.backend);
+    for (Output* one : {&all_k, &all_v}) ops->add(one->data(), lab.in(Floats((S + 1) * kv)), (S + 1) * kv);
+    float *k = all_k.data(), *v = all_v.data();
     Output keys(lab, kv, normals(kv, 5)), queries(lab, LAST * q, normals(LAST * q, 3));
     Floats table = rotations(S + 1, shape.d);
     const float* rotation = lab.in(table);
@@ -174,7 +177,7 @@ Floats attention(const Shape& shape, DType dtype, bool ladder) {
     lab.backend->attend(heads, queries.data(), rotation, layer, last);
     lab.backend->matmul(projected.data(), heads, wo.weight, LAST, false);
     size_t from = size_t(last.pos) * kv;  // once more, their queries on the way
-    lab.backend->append(layer, queries.data(), const_cast<float*>(k) + from, v + from, rotation, last);
+    lab.backend->append(layer, queries.data(), k + from, v + from, rotation, last);
     lab.backend->attend(out.data(), queries.data(), rotation, layer, last);
     lab.step(one);
     lab.backend->append(layer, queries.data(), keys.data(), v + S * kv, rotation, one);
@@ -255,6 +258,10 @@ Floats backward() {
     lab.backend->score(scores, logits, random(2 * V, 9), next, 2, V);
     Output directions(lab, 2 * V, normals(2 * V, 11)), rows(lab, 3 * d, normals(3 * d, 12));
     ops->score_direction(directions.data(), 5, 2, V);
+    ops->divergence_gradient(directions.data(), logits, 2, V);
+    ops->copy_rows(rows.data(), d, z, 0, 3, d);
+    Output scores_of(lab, T * m * 50, normals(T * m * 50, 13));
+    ops->copy_distances({p.data(), 0, S}, {scores_of.data(), 20, 50}, T, m, S - T, 3, 40, true);
     RowFormat format;
     format.count = {4, 8, 0, 0, 0, 8, 0, 8};
     Floats weights(size_t(format.kept()), 0.5f);
@@ -280,6 +287,10 @@ std::vector<Scene> all_scenes() {
                            [=] { return products(dtype, N, K); }});
     all.push_back({"products bf16, N 4500, K 512",
                    [] { return products(DType::BF16, 4500, 512); }});
+    for (DType dtype : {DType::BF16, DType::F16})  // two and eight chunks of x a lane
+        for (int K : {9000, 17000})
+            all.push_back({format("products %s, N 24, K %d", name_of(dtype), K),
+                           [=] { return products(dtype, 24, K); }});
     for (DType dtype : dtypes)
         for (int D : {256, 515, 2048, 4096})
             all.push_back({format("norm and embed %s, D %d", name_of(dtype), D),
@@ -327,6 +338,13 @@ std::vector<Scene> all_scenes() {
         shape.joint = true;
         add(shape.d == 128 ? DType::BF16 : DType::F16, shape);
         if (!shape.codes) add(DType::F32, shape);
+    }
+    // Heads wider than 128; joint values of a group of six, and of keys after rotation.
+    for (bool rotated : {true, false}) add(DType::F32, {4, 2, 160, 160, rotated, 40, true, 40});
+    for (int H : {12, 24}) {
+        Shape shape = {H, 2, 64, 44, true, 40, true, 40};
+        shape.joint = true;
+        add(DType::BF16, shape);
     }
     return all;
 }
