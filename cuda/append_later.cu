@@ -14,7 +14,7 @@ struct WaitingLayers {
 };
 
 // c = x E of a kv head's keys or of its values, and its codes into their stores. grid (2G, or G where
-// values are joint, layers), block 256. Shared: OneShared, sums, x, c, and where `staged` the basis.
+// values are joint, layers), block 256. Shared: OneLayout.
 template <class E, int EACH>
 __global__ void __launch_bounds__(ONE_BLOCK, 2)
     append_later_kernel(WaitingLayers layers, const int* pos, bool staged) {
@@ -22,14 +22,14 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
     const CacheView& cache = layer.cache;
     int head = int(blockIdx.x), d = cache.d, tid = int(threadIdx.x);
     const CacheRows& rows = head < cache.G ? cache.k(head) : cache.v(head - cache.G);
-    OneShared& shared = *reinterpret_cast<OneShared*>(dynamic_shared());
-    float* partial = reinterpret_cast<float*>(&shared + 1);
-    float *x = partial + product_sums(ONE_BLOCK), *c = x + d, *basis = x + 4 * d;  // as append_one.cu has it
+    OneLayout own(dynamic_shared(), d, staged);
+    OneShared& shared = *own.shared;
+    float *x = own.x, *c = own.c;
     let_next_begin();
     EncoderTables::fetch_levels(&shared.levels);
     shared.tables.fetch(rows);
     const float* M = rows.encode;
-    if (M && staged) fetch_basis(basis, M, d);
+    if (M && staged) fetch_basis(own.basis, M, d);
     copy_async_commit();
     __syncthreads();  // the head's description is there
     shared.tables.describe(true);
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
     if (tid < d) x[tid] = layer.x[size_t(head) * size_t(d) + size_t(tid)];
     copy_async_wait<0>();
     __syncthreads();  // x is there, and all that came ahead
-    if (M) row_product(c, x, staged ? basis : M, size_t(d), d, rows.width, partial);
+    if (M) row_product(c, x, staged ? own.basis : M, size_t(d), d, rows.width, own.partial);
     store_codes<E, EACH>(shared, M ? c : x, *pos);
 }
 

@@ -22,15 +22,14 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
     int side = query ? 0 : (h - in.queries) / cache.G;
     int g = query ? h / (cache.H / cache.G) : (h - in.queries) % cache.G;
     const CacheRows& rows = side ? cache.v(g) : cache.k(g);
-    OneShared& shared = *reinterpret_cast<OneShared*>(dynamic_shared());
-    float* partial = reinterpret_cast<float*>(&shared + 1);
-    float *x = partial + product_sums(ONE_BLOCK), *c = x + d;  // (d) each
-    float *whole_x = c + d, *whole_c = whole_x + d, *basis = whole_c + d;
+    OneLayout own(dynamic_shared(), d, staged);
+    OneShared& shared = *own.shared;
+    float *x = own.x, *c = own.c, *whole_x = own.whole_x, *whole_c = own.whole_c;
     if (!query && codes) EncoderTables::fetch_levels(&shared.levels);
     if (!query) shared.tables.fetch(rows);
     const float* M = !query ? rows.encode : in.latent ? rows.decode_t : nullptr;
     int n = query && rows.mean ? d : rows.width;  // a turned mean has all coordinates
-    if (M && staged) fetch_basis(basis, M, d);
+    if (M && staged) fetch_basis(own.basis, M, d);
     copy_async_commit();
     int half = d / 2;
     float mean_low = 0, mean_high = 0;  // of coordinates tid and tid + half
@@ -71,8 +70,9 @@ __global__ void __launch_bounds__(ONE_BLOCK, 2)
     if (query && !M) return;
     copy_async_wait<0>();
     __syncthreads();  // x is there, and all that came ahead
-    if (M && !(apart && in.later)) row_product(c, x, staged ? basis : M, size_t(d), d, n, partial);
-    if (M && apart && whole) row_product(whole_c, whole_x, staged ? basis : M, size_t(d), d, n, partial);
+    if (M && !(apart && in.later)) row_product(c, x, staged ? own.basis : M, size_t(d), d, n, own.partial);
+    if (M && apart && whole)
+        row_product(whole_c, whole_x, staged ? own.basis : M, size_t(d), d, n, own.partial);
     if (query) {
         if (tid < d) in.latent[size_t(h) * size_t(d) + size_t(tid)] = tid < n ? c[tid] : 0;
         return;

@@ -33,18 +33,35 @@ __device__ __forceinline__ void store_codes(OneShared& shared, const float* c, i
     }
 }
 
-// Shared memory of a block: with its basis, where that has room.
-struct OneRoom {
+// Shared memory of a block: with its basis where that is staged.
+struct OneLayout {
+    OneShared* shared;
+    float *partial, *x, *c;    // the product's sums; (d) each
+    float *whole_x, *whole_c;  // (d) each, of keys that are stored whole and lose no mean
+    float* basis;              // (d, d)
     size_t bytes;
+
+    __host__ __device__ __forceinline__ OneLayout(char* memory, int d, bool staged) {
+        Carve carve{memory};
+        shared = carve.take<OneShared>();
+        partial = carve.take<float>(product_sums(ONE_BLOCK));
+        x = carve.take<float>(d), c = carve.take<float>(d);
+        whole_x = carve.take<float>(d), whole_c = carve.take<float>(d);
+        basis = carve.take<float>(staged ? d * d : 0);
+        bytes = carve.bytes;
+    }
+};
+// Whether a basis has room there.
+struct OneRoom {
     bool staged;
+    size_t bytes;
 
     OneRoom(const CudaBackend& gpu, int d, bool bases) {
-        constexpr size_t MOST_STAGED = 64 << 10;  // leaves room for a block of the product before
+        constexpr int MOST_STAGED = 64 << 10;  // bytes; leaves room for a block of the product before
         check(d <= ONE_BLOCK, "--backend cuda: heads of %d coordinates, expected at most %d", d, ONE_BLOCK);
-        size_t square = size_t(d) * size_t(d) * sizeof(float);
-        bytes = sizeof(OneShared) + size_t(product_sums(ONE_BLOCK) + 4 * d) * sizeof(float);
-        staged = bases && square <= MOST_STAGED && d % 4 == 0 && square + bytes <= gpu.shared_limit;
-        if (staged) bytes += square;
+        staged = bases && d * d * int(sizeof(float)) <= MOST_STAGED && d % 4 == 0 &&
+                 OneLayout(nullptr, d, true).bytes <= gpu.shared_limit;
+        bytes = OneLayout(nullptr, d, staged).bytes;
     }
 };
 

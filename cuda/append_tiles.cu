@@ -10,7 +10,18 @@ namespace stief {
 
 constexpr int TILE_BLOCK = 256, PLAIN_TOKENS = 32;
 static_assert(CudaBackend::WIDEST_HEAD == 256);  // for_tiles has no wider one
-constexpr size_t PLAIN_HEAD = (sizeof(CacheRows) + 15) / 16 * 16;
+
+struct PlainLayout {
+    CacheRows* head;
+    float* x;  // (PLAIN_TOKENS, d)  shared
+    size_t bytes;
+
+    __host__ __device__ __forceinline__ PlainLayout(char* memory, int d) {
+        Carve carve{memory};
+        head = carve.take<CacheRows>(), x = carve.take<float>(PLAIN_TOKENS * d);
+        bytes = carve.bytes;
+    }
+};
 
 // A pair (low, high) of a head, half its width apart, and the angle that it turns by.
 struct Pair {
@@ -61,8 +72,9 @@ __global__ void __launch_bounds__(TILE_BLOCK, 5)
     int count = min(PLAIN_TOKENS, T - first), side = h < in.queries ? 0 : (h - in.queries) / cache.G;
     bool query = h < in.queries;
     int g = query ? h : (h - in.queries) % cache.G;
-    CacheRows& head = *reinterpret_cast<CacheRows*>(dynamic_shared());
-    float* x = reinterpret_cast<float*>(dynamic_shared() + PLAIN_HEAD);  // (PLAIN_TOKENS, d)
+    PlainLayout own(dynamic_shared(), d);
+    CacheRows& head = *own.head;
+    float* x = own.x;
     if (!query) copy_words(&head, side ? &cache.v(g) : &cache.k(g), int(threadIdx.x), TILE_BLOCK);
     let_next_begin();
     await_kernels();
@@ -220,7 +232,7 @@ __global__ void __launch_bounds__(TILE_BLOCK, 2)
 static void append_plain(CudaBackend& gpu, const CacheLayer& cache, const HeadsIn& in, int T) {
     dim3 grid(unsigned((T + PLAIN_TOKENS - 1) / PLAIN_TOKENS),
               unsigned(in.queries + in.heads_of(cache)));
-    size_t bytes = PLAIN_HEAD + size_t(PLAIN_TOKENS * cache.d) * sizeof(float);
+    size_t bytes = PlainLayout(nullptr, cache.d).bytes;
     for_dtype(cache.dtype, [&]<class E>(E) {
         launch_ahead(append_plain_kernel<E>, grid, TILE_BLOCK, bytes, gpu.queue, CacheView(cache), in,
                      gpu.pos, T);

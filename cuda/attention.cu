@@ -43,11 +43,27 @@ __global__ void __launch_bounds__(PLAIN_BLOCK, 2)
 constexpr int MERGE_BLOCK = 512, MERGE_PIECE = 64;  // threads; columns of out of one block
 constexpr int MERGE_LOADS = 20;                     // of a thread, on their way at once
 
+// Shared memory of a block that merges.
+struct MergeLayout {
+    float *basis, *sums;      // (d, MERGE_PIECE) where it is staged; of the slices, and of the product
+    float *merged, *decoded;  // (d), (MERGE_PIECE)
+    float* weights;           // (warps, splits)
+    size_t bytes;
+
+    __host__ __device__ __forceinline__ MergeLayout(char* memory, int d, int splits, bool staged) {
+        Carve carve{memory};
+        basis = carve.take<float>(staged ? d * MERGE_PIECE : 0);
+        sums = carve.take<float>(product_sums(MERGE_BLOCK));
+        merged = carve.take<float>(d), decoded = carve.take<float>(MERGE_PIECE);
+        weights = carve.take<float>(MERGE_BLOCK / WARP * splits);
+        bytes = carve.bytes;
+    }
+};
+
 // out_h ← (Σ_i 2^(max_i − max) acc_i) D / Σ_i 2^(max_i − max) sum_i over the splits.
-// grid (H, pieces of columns), block 512: a second launch, which decodes besides. Shared: `staged` the piece
-// of D, which has come before attention is through, the slices' sums, the merged values, those decoded, and
-// weights. Reads the partials: from the second cache, as they are small. Its time is that of one read and two
-// barriers, or four.
+// grid (H, pieces of columns), block 512: a second launch, which decodes besides. Shared: MergeLayout, where
+// the piece of D has come before attention is through. Reads the partials: from the second cache, as they are
+// small. Its time is that of one read and two barriers, or four.
 __global__ void __launch_bounds__(MERGE_BLOCK, 1)
     merge_kernel(float* out, Partial partials, CacheView cache, int splits, bool staged) {
     int h = int(blockIdx.x), d = cache.d, tid = int(threadIdx.x);
@@ -55,10 +71,9 @@ __global__ void __launch_bounds__(MERGE_BLOCK, 1)
     int width = cache.values_of(h / (cache.H / cache.G)), column = int(blockIdx.y) * MERGE_PIECE;
     int n = min(MERGE_PIECE, d - column);
     const float* decode = head.decode && !cache.joint ? head.decode + column : nullptr;
-    float* basis = reinterpret_cast<float*>(dynamic_shared());  // (d, MERGE_PIECE)
-    float* sums = basis + (staged ? d * MERGE_PIECE : 0);
-    float *merged = sums + product_sums(MERGE_BLOCK), *decoded = merged + d;  // (d), (MERGE_PIECE)
-    float* weight = decoded + MERGE_PIECE + tid / WARP * splits;
+    MergeLayout own(dynamic_shared(), d, splits, staged);
+    float *basis = own.basis, *sums = own.sums, *merged = own.merged, *decoded = own.decoded;
+    float* weight = own.weights + tid / WARP * splits;
     for (int i = tid; decode && staged && i < width * n / 4; i += MERGE_BLOCK) {
         int row = i / (n / 4), four = i % (n / 4) * 4;
         copy_async_16(basis + row * MERGE_PIECE + four, decode + row * d + four, true);
@@ -127,14 +142,11 @@ Splits attend_splits_plain(CudaBackend& gpu, const float* q, const float* rotati
 
 void merge_splits(CudaBackend& gpu, float* out, const Splits& splits, const CacheLayer& cache) {
     dim3 grid(unsigned(cache.H), unsigned((cache.d + MERGE_PIECE - 1) / MERGE_PIECE));
-    size_t weights = size_t(MERGE_BLOCK / WARP * splits.count);
-    size_t floats = size_t(product_sums(MERGE_BLOCK) + cache.d + MERGE_PIECE) + weights;
-    size_t basis = size_t(cache.d * MERGE_PIECE);
-    bool staged = cache.v[0].decode && !cache.joint && cache.d % 4 == 0 &&
-                  (floats + basis) * sizeof(float) <= gpu.shared_limit;
-    if (staged) floats += basis;
-    launch_ahead(merge_kernel, grid, MERGE_BLOCK, floats * sizeof(float), gpu.queue, out,
-                 splits.partials, CacheView(cache), splits.count, staged);
+    auto bytes = [&](bool staged) { return MergeLayout(nullptr, cache.d, splits.count, staged).bytes; };
+    bool staged =
+        cache.v[0].decode && !cache.joint && cache.d % 4 == 0 && bytes(true) <= gpu.shared_limit;
+    launch_ahead(merge_kernel, grid, MERGE_BLOCK, bytes(staged), gpu.queue, out, splits.partials,
+                 CacheView(cache), splits.count, staged);
 }
 
 void attend_one(CudaBackend& gpu, float* out, const float* q, const float* rotation,

@@ -12,13 +12,12 @@ namespace stief {
 // ---- kernels -----------------------------------------------------------------------------------
 
 // grid (splits, pieces of 64 columns a warp, chunks of 8 Q query heads), block of 2 to 8 warps. Reads each
-// row once for a piece and chunk, and scores, 4·H bytes a key. Shared: JointShared, 45 KB at most, three
-// steps of rows.
+// row once for a piece and chunk, and scores, 4·H bytes a key. Shared: JointLayout.
 template <class E, int Q>
 __global__ void __launch_bounds__(JOINT_WARPS* WARP, 2)
     attend_joint_kernel(Partial partials, CacheView cache, HeadScores scores, const int* pos, int stage) {
-    JointShared<Q>& shared = *reinterpret_cast<JointShared<Q>*>(dynamic_shared());
-    char* stages = dynamic_shared() + (sizeof(JointShared<Q>) + 15) / 16 * 16;
+    JointLayout<Q> own(dynamic_shared(), stage);
+    JointShared<Q>& shared = *own.shared;
     int tid = int(threadIdx.x), threads = int(blockDim.x), h0 = int(blockIdx.z) * 8 * Q;
     copy_words(&shared.v, &cache.v(0), tid, threads);
     copy_words(&shared.seen, &cache.seen(0), tid, threads);
@@ -28,7 +27,7 @@ __global__ void __launch_bounds__(JOINT_WARPS* WARP, 2)
     __syncthreads();  // the description is there, and the levels
     int S = *pos + 1;
     Share share(S, int(blockIdx.x), int(gridDim.x), JOINT_STEP);
-    JointWarp<E, Q> one(shared, stages, stage, scores, h0, min(8 * Q, cache.H - h0));
+    JointWarp<E, Q> one(shared, own.stages, stage, scores, h0, min(8 * Q, cache.H - h0));
 #pragma unroll 1
     for (int i = 0; i < shared.seen.count; i++) {
         const Stretch& stretch = shared.seen.stretch[i];
@@ -46,15 +45,26 @@ __global__ void __launch_bounds__(JOINT_WARPS* WARP, 2)
 
 constexpr int JOINT_MERGE = 512, JOINT_COLUMNS = 64;
 
+struct JointMergeLayout {
+    float *sums, *weights;  // (SLICES, JOINT_COLUMNS), (warps, splits)  shared
+    size_t bytes;
+
+    __host__ __device__ __forceinline__ JointMergeLayout(char* memory, int splits) {
+        Carve carve{memory};
+        sums = carve.take<float>(JOINT_MERGE), weights = carve.take<float>(JOINT_MERGE / WARP * splits);
+        bytes = carve.bytes;
+    }
+};
+
 // merged_h (G·d) ← Σ_i 2^(max_i − max) acc_i / Σ_i 2^(max_i − max) sum_i over the splits. grid (H, pieces
-// of 64 columns), block 512: a column by 8 threads. Shared: weights of each warp. Reads the partials once.
+// of 64 columns), block 512: a column by 8 threads. Shared: JointMergeLayout. Reads the partials once.
 __global__ void __launch_bounds__(JOINT_MERGE, 1)
     merge_joint_kernel(float* merged, int stride, int width, Partial partials, int splits) {
     constexpr int SLICES = JOINT_MERGE / JOINT_COLUMNS;
     int h = int(blockIdx.x), tid = int(threadIdx.x);
     int column = int(blockIdx.y) * JOINT_COLUMNS + tid % JOINT_COLUMNS, slice = tid / JOINT_COLUMNS;
-    float* sums = reinterpret_cast<float*>(dynamic_shared());  // (SLICES, JOINT_COLUMNS)
-    float* weight = sums + JOINT_MERGE + tid / WARP * splits;
+    JointMergeLayout own(dynamic_shared(), splits);
+    float *sums = own.sums, *weight = own.weights + tid / WARP * splits;
     let_next_begin();
     await_kernels();
     split_weights(weight, partials, splits, h);
@@ -90,8 +100,8 @@ static void for_kernel(const CacheLayer& cache, const F& f) {
 
 static size_t joint_bytes(const CacheLayer& cache) {
     size_t bytes = 0;
-    for_kernel(cache, [&]<class E, int Q>() { bytes = (sizeof(JointShared<Q>) + 15) / 16 * 16; });
-    return bytes + JOINT_STAGES * stage_of(cache);
+    for_kernel(cache, [&]<class E, int Q>() { bytes = JointLayout<Q>(nullptr, int(stage_of(cache))).bytes; });
+    return bytes;
 }
 
 bool joint_in_slots(const CacheLayer& cache) {
@@ -125,7 +135,7 @@ void attend_joint(CudaBackend& gpu, float* out, const HeadScores& scores, const 
     });
     size_t floats = size_t(cache.H) * size_t(cache.joint);
     float* merged = static_cast<float*>(gpu.scratch(CudaBackend::Scratch::Rows, floats * sizeof(float)));
-    size_t shared = size_t(JOINT_MERGE + JOINT_MERGE / WARP * splits->count) * sizeof(float);
+    size_t shared = JointMergeLayout(nullptr, splits->count).bytes;
     dim3 grid(unsigned(cache.H), unsigned((width + JOINT_COLUMNS - 1) / JOINT_COLUMNS));
     launch_ahead(merge_joint_kernel, grid, JOINT_MERGE, shared, gpu.queue, merged, cache.joint, width,
                  splits->partials, splits->count);

@@ -43,6 +43,19 @@ struct JointShared {
     int moved[2][JOINT_WARPS];
 };
 
+template <int Q>
+struct JointLayout {
+    JointShared<Q>* shared;
+    char* stages;  // (JOINT_STAGES, stage)
+    size_t bytes;
+
+    __host__ __device__ __forceinline__ JointLayout(char* memory, int stage) {
+        Carve carve{memory};
+        shared = carve.take<JointShared<Q>>(), stages = carve.take<char>(JOINT_STAGES * stage);
+        bytes = carve.bytes;
+    }
+};
+
 // Warp w's part of a step: scores of every so many-th head become weights for all warps; then columns
 // 64 w … of the values are summed for all heads. A lane (g, t) has slot g of those columns, in the order of
 // coded_fragments.cuh, whatever its rows are: codes, elements or nothing.

@@ -8,16 +8,38 @@
 
 namespace stief {
 
-// Where a block keeps what: its head, queries, tables, how the rows of each stretch lie, each warp's
-// memory and in its place the merging of warps after it, the basis or what a turned mean needs. A block of
-// windows has its rows in the place of the last two.
+// Where a block keeps what. A block of windows has its rows where `warps` begins.
+template <class E, int D, int Q, class One>
+struct TensorLayout {
+    static constexpr int MERGING = TENSOR_WARPS * 8 * Q * (D + 2);
+
+    HeadShared* head;
+    BlockShare* share;
+    float* queries;              // (8 Q, Q_STRIDE)
+    BlockTables<E, D, Q>* tables;
+    StretchRows<D>* lying;       // how the rows of each stretch lie
+    char* warps;                 // each warp's memory; in its place (4, 8 Q, D + 2) the merging of warps
+    size_t ahead, rest;          // bytes ahead of that; and of the basis, or what a turned mean needs
+
+    __host__ __device__ __forceinline__ TensorLayout(char* memory, int stretches, size_t warp_bytes) {
+        Carve carve{memory};
+        head = carve.take<HeadShared>(), share = carve.take<BlockShare>();
+        queries = carve.take<float>(8 * Q * One::Q_STRIDE);
+        tables = carve.take<BlockTables<E, D, Q>>();
+        lying = carve.take<StretchRows<D>>(size_t(stretches));
+        ahead = carve.bytes;
+        size_t merging = MERGING * sizeof(float), all = TENSOR_WARPS * warp_bytes;
+        warps = carve.take<char>(all < merging ? merging : all);
+        rest = carve.bytes;
+    }
+};
+
+// And how much of it a cache wants.
 template <class E, int D, int Q, bool ROTATED, bool SCORES = false>
 struct TensorShared {
     using One = Warp<E, D, Q, ROTATED, SCORES>;
+    using Layout = TensorLayout<E, D, Q, One>;
     static constexpr int ROWS = 8 * Q;
-    static constexpr size_t QUERIES = ROWS * One::Q_STRIDE * sizeof(float);
-    static constexpr size_t HEAD = sizeof(HeadShared) + sizeof(BlockShare);
-    static constexpr size_t MERGING = TENSOR_WARPS * ROWS * (D + 2) * sizeof(float);
     // Windows of whole rows are met as such: not of keys to be rotated, nor by two tiles of heads.
     static constexpr bool SHORT_WINDOWS = ROTATED && Q == 1 && !SCORES;
 
@@ -35,13 +57,6 @@ struct TensorShared {
         }
         return most;
     }
-    static __host__ __device__ size_t warps_bytes(size_t warp) {
-        return TENSOR_WARPS * warp < MERGING ? MERGING : TENSOR_WARPS * warp;
-    }
-    // Ahead of the warps' memory.
-    static size_t front_bytes(int stretches) {
-        return HEAD + QUERIES + sizeof(BlockTables<E, D, Q>) + size_t(stretches) * sizeof(StretchRows<D>);
-    }
     // Whether there are windows beside codes, all of whole rows: then two splits there are at least, and the
     // first has them (Task).
     static bool short_way(const CacheRows& k, const CacheRows& v, const Seen& seen) {
@@ -51,11 +66,12 @@ struct TensorShared {
                         [[maybe_unused]] bool means) {
         int rows = 0;  // of D
         for (const Stretch& one : seen) rows = std::max(rows, basis_rows(k.store[one.k].format));
-        size_t rest = warps_bytes(warp) + (!ROTATED ? Rebuild<E, D>::shared_bytes(rows)
-                                           : means ? sizeof(TurnedMean<D, Q>)
-                                                   : 0);
-        if (short_way(k, v, seen)) rest = std::max(rest, TENSOR_WARPS * WindowWarp<E, D>::STAGE_BYTES);
-        return front_bytes(stretches) + rest;
+        Layout layout(nullptr, stretches, warp);
+        size_t all = layout.rest + (!ROTATED ? Rebuild<E, D>::shared_bytes(rows)
+                                            : means  ? sizeof(TurnedMean<D, Q>)
+                                                     : 0);
+        size_t windows = layout.ahead + TENSOR_WARPS * WindowWarp<E, D>::STAGE_BYTES;
+        return short_way(k, v, seen) ? std::max(all, windows) : all;
     }
 };
 
@@ -86,6 +102,7 @@ inline Room room_with(const CacheLayer& cache, int stages) {
     for (size_t g = 0; g < size_t(cache.G); g++)
         room.block = std::max(room.block, Shared::bytes(cache.k[g], values(g), cache.seen[g], room.stretches,
                                                         room.warp, less_turned_means(cache)));
+    size_t ahead = typename Shared::Layout(nullptr, room.stretches, room.warp).ahead;
     size_t left = room.block;  // behind what a block of windows has ahead
     room.least_splits = 1, room.share = INT_MAX;
     for (size_t g = 0; g < size_t(cache.G); g++) {
@@ -93,7 +110,7 @@ inline Room room_with(const CacheLayer& cache, int stages) {
         room.share = std::min(room.share, Shared::One::share_of(cache.k[g].store[oldest.k],
                                                                 values(g).store[oldest.v]));
         if (!Shared::short_way(cache.k[g], values(g), cache.seen[g])) continue;
-        room.least_splits = 2, left = std::min(left, room.block - Shared::front_bytes(room.stretches));
+        room.least_splits = 2, left = std::min(left, room.block - ahead);
     }
     room.window_stages = int(left / TENSOR_WARPS / WindowWarp<E, D>::STAGE_BYTES);
     return room;

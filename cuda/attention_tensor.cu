@@ -86,16 +86,14 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
     using One = typename Shared::One;
     constexpr int ROWS = Shared::ROWS;
     int g = int(blockIdx.x) / chunks, h0 = int(blockIdx.x) % chunks * ROWS;
-    HeadShared& head = *reinterpret_cast<HeadShared*>(dynamic_shared());
-    BlockShare& block = *reinterpret_cast<BlockShare*>(&head + 1);
-    float* queries = reinterpret_cast<float*>(&block + 1);
-    char* memory = reinterpret_cast<char*>(queries) + Shared::QUERIES;
-    BlockTables<E, D, Q>& tables = *reinterpret_cast<BlockTables<E, D, Q>*>(memory);
-    memory += sizeof(BlockTables<E, D, Q>);
-    StretchRows<D>* lying = reinterpret_cast<StretchRows<D>*>(memory);  // of each stretch
-    memory += stretches * int(sizeof(StretchRows<D>));
-    int warp = int(threadIdx.x) / WARP;
-    int behind = int(memory - dynamic_shared() + Shared::warps_bytes(size_t(warp_bytes)));
+    typename Shared::Layout own(dynamic_shared(), stretches, size_t(warp_bytes));
+    HeadShared& head = *own.head;
+    BlockShare& block = *own.share;
+    BlockTables<E, D, Q>& tables = *own.tables;
+    StretchRows<D>* lying = own.lying;
+    float* queries = own.queries;
+    char* memory = own.warps;
+    int warp = int(threadIdx.x) / WARP, behind = int(own.rest);
     copy_table(&head, &known.heads[g].head);
     copy_table(&tables.levels, &known.heads[g].levels);
     copy_table(lying, known.heads[g].rows, stretches);

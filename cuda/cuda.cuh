@@ -31,6 +31,25 @@ namespace stief {
 
 constexpr int WARP = 32;
 
+// Takes a block's shared memory piece by piece, each aligned to 16 bytes. A layout is a constructor that
+// takes its pieces: of dynamic_shared() in a kernel, and of null on the host, which learns how many bytes
+// they are.
+struct Carve {
+    char* memory;
+    size_t bytes = 0;
+
+    template <class T>
+    __host__ __device__ __forceinline__ T* take(size_t n = 1) {
+#ifdef __CUDA_ARCH__  // where null is not asked for, the compiler knows this for shared memory
+        T* piece = reinterpret_cast<T*>(memory + bytes);
+#else
+        T* piece = memory ? reinterpret_cast<T*>(memory + bytes) : nullptr;
+#endif
+        bytes += (n * sizeof(T) + 15) / 16 * 16;
+        return piece;
+    }
+};
+
 // A float is an element type like bf16 and f16.
 __device__ __forceinline__ float to_float(float x) {
     return x;

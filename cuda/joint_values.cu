@@ -14,8 +14,20 @@ namespace stief {
 constexpr int JOINT_BLOCK = 256, JOINT_WIDE = 128;
 constexpr int PRODUCT_BLOCK = 512, PRODUCT_PIECE = 32;  // threads; columns of a block
 
-// As joint_product says. grid (pieces of columns, vectors), block 512. Shared: x, the product's sums. Bound
-// by the bytes of a basis, (G·d)²·4.
+struct ProductLayout {
+    float *partial, *product, *x;  // sums, (PRODUCT_PIECE), (G·d)  shared
+    size_t bytes;
+
+    __host__ __device__ __forceinline__ ProductLayout(char* memory, int width) {
+        Carve carve{memory};
+        partial = carve.take<float>(product_sums(PRODUCT_BLOCK));
+        product = carve.take<float>(PRODUCT_PIECE), x = carve.take<float>(width);
+        bytes = carve.bytes;
+    }
+};
+
+// As joint_product says. grid (pieces of columns, vectors), block 512. Shared: ProductLayout. Bound by the
+// bytes of a basis, (G·d)²·4.
 __global__ void __launch_bounds__(PRODUCT_BLOCK, 1)
     joint_product_kernel(float* out, const float* from, CacheView cache, JointBasis basis) {
     bool decode = basis == JointBasis::Decode;
@@ -23,8 +35,7 @@ __global__ void __launch_bounds__(PRODUCT_BLOCK, 1)
     const CacheRows& head = cache.v(decode ? i / (cache.H / cache.G) : 0);
     int n = decode ? cache.d : cache.joint, K = decode ? head.width : cache.joint;
     int columns = min(PRODUCT_PIECE, n - column);
-    float* partial = reinterpret_cast<float*>(dynamic_shared());
-    float *product = partial + product_sums(PRODUCT_BLOCK), *x = product + PRODUCT_PIECE;  // (PIECE), (K)
+    auto [partial, product, x, bytes] = ProductLayout(dynamic_shared(), cache.joint);
     const float* M = (decode ? head.decode : head.encode) + column;
     let_next_begin();
     await_kernels();
@@ -71,14 +82,27 @@ struct StoreShared {
     float sums[JOINT_BLOCK / WARP];
 };
 
+struct StoreLayout {
+    StoreShared* shared;
+    float* c;  // (G·d)
+    size_t bytes;
+
+    __host__ __device__ __forceinline__ StoreLayout(char* memory, int width) {
+        Carve carve{memory};
+        shared = carve.take<StoreShared>(), c = carve.take<float>(width);
+        bytes = carve.bytes;
+    }
+};
+
 // c (T, G·d) into all of the layer's stores. grid T in pieces of ROWS, block 256, which has one row at a
-// time. Shared: StoreShared, the row.
+// time. Shared: StoreLayout.
 template <class E>
 __global__ void __launch_bounds__(JOINT_BLOCK, 2)
     store_joint_kernel(CacheView cache, const float* from, const int* pos, int T, int rows, bool codes) {
     using Encoder = RowEncoder<MOST_KEPT / JOINT_BLOCK, JointWidths, JOINT_BLOCK>;
-    StoreShared& shared = *reinterpret_cast<StoreShared*>(dynamic_shared());
-    float* c = reinterpret_cast<float*>(&shared + 1);  // (G·d)
+    StoreLayout own(dynamic_shared(), cache.joint);
+    StoreShared& shared = *own.shared;
+    float* c = own.c;
     int width = cache.joint, tid = int(threadIdx.x), first = int(blockIdx.x) * rows;
     if (codes) EncoderTables::fetch_levels(&shared.levels);
     copy_async_commit();
@@ -113,9 +137,8 @@ void joint_product(CudaBackend& gpu, float* out, const float* x, const CacheLaye
                    int count) {
     int n = basis == JointBasis::Decode ? cache.d : cache.joint;
     dim3 grid(unsigned((n + PRODUCT_PIECE - 1) / PRODUCT_PIECE), unsigned(count));
-    size_t floats = size_t(product_sums(PRODUCT_BLOCK) + PRODUCT_PIECE + cache.joint);
-    launch_ahead(joint_product_kernel, grid, PRODUCT_BLOCK, floats * sizeof(float), gpu.queue, out, x,
-                 CacheView(cache), basis);
+    launch_ahead(joint_product_kernel, grid, PRODUCT_BLOCK, ProductLayout(nullptr, cache.joint).bytes,
+                 gpu.queue, out, x, CacheView(cache), basis);
 }
 
 void append_joint(CudaBackend& gpu, const CacheLayer& cache, const float* v, int T) {
@@ -132,7 +155,7 @@ void append_joint(CudaBackend& gpu, const CacheLayer& cache, const float* v, int
                      CacheView(cache), T);
     }
     int rows = T < gpu.multiprocessors ? 1 : ROWS;
-    size_t bytes = sizeof(StoreShared) + size_t(cache.joint) * sizeof(float);
+    size_t bytes = StoreLayout(nullptr, cache.joint).bytes;
     for_dtype(cache.dtype, [&]<class E>(E) {
         launch_ahead(store_joint_kernel<E>, dim3(unsigned((T + rows - 1) / rows)), JOINT_BLOCK, bytes,
                      gpu.queue, CacheView(cache), c, gpu.pos, T, rows, !whole_rows(cache));

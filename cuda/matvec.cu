@@ -23,7 +23,7 @@ namespace stief {
 
 // out_i (+)= w_i · x for every row, or w_i · RMSNorm(x). GATED: of two matrices alike,
 // out_j ← silu(w_0,j · x) (w_1,j · x). grid: blocks for every multiprocessor; block: a warp for each C
-// chunks of 32 · 16 bytes of a row. Shared: rings, the warps' sums. Reads every weight once, N·K·size
+// chunks of 32 · 16 bytes of a row. Shared: StreamLayout. Reads every weight once, N·K·size
 // bytes, and in every block x, and with a norm its weight.
 template <class E, int C, bool NORM, bool GATED>
 __global__ void __launch_bounds__(most_warps(C) * WARP, 1)
@@ -32,8 +32,10 @@ __global__ void __launch_bounds__(most_warps(C) * WARP, 1)
     constexpr int UNIT = GATED ? 2 : 1, ON = TURN<Part>;
     static_assert(SLOTS % C == 0 && ON % Part::AHEAD == 0 && ON % TOGETHER == 0 && PASS % ON == 0);
     int lane = int(threadIdx.x) % WARP, warp = int(threadIdx.x) / WARP;
-    int warps = int(blockDim.x) / WARP, stride = warps | 1;  // rows of sums in different banks
-    float* sums = reinterpret_cast<float*>(dynamic_shared() + warps * SLOTS * WARP * 16);
+    int warps = int(blockDim.x) / WARP;
+    StreamLayout own(dynamic_shared(), warps);
+    float* sums = own.sums;
+    int stride = own.stride;
     int first = all.template first<GATED>(int(blockIdx.x));
     int end = all.template first<GATED>(int(blockIdx.x) + 1);
 
@@ -46,7 +48,7 @@ __global__ void __launch_bounds__(most_warps(C) * WARP, 1)
     await_kernels();
     part.load(part.x, x);
     float factor = 1;
-    if constexpr (NORM) factor = norm_factor(weigh<E>(part.x, weight), norm, K, sums + PASS * stride);
+    if constexpr (NORM) factor = norm_factor(weigh<E>(part.x, weight), norm, K, own.norm);
 
     for (int pass = first; pass < end; pass += PASS) {
         int stop = min(end, pass + PASS), mine = pass + int(threadIdx.x);

@@ -252,6 +252,21 @@ __device__ __forceinline__ float gated_by(float gate, float up) {
 
 // ---- launchers ---------------------------------------------------------------------------------
 
+// Shared memory of a block of matvec_kernel.
+struct StreamLayout {
+    char* rings;         // (warps, SLOTS, 32, 16)
+    float *sums, *norm;  // (PASS, stride), (warps)
+    int stride;          // odd: rows of sums in different banks
+    size_t bytes;
+
+    __host__ __device__ __forceinline__ StreamLayout(char* memory, int warps) : stride(warps | 1) {
+        Carve carve{memory};
+        rings = carve.take<char>(warps * SLOTS * WARP * 16);
+        sums = carve.take<float>(PASS * stride), norm = carve.take<float>(warps);
+        bytes = carve.bytes;
+    }
+};
+
 // The block that takes rows of K elements on this device: C chunks of a lane, so many warps, each of which
 // has a slice of the columns. C = 0: none.
 struct StreamShape {
@@ -262,8 +277,7 @@ struct StreamShape {
         int chunks = int((size_t(K) * element + WARP * 16 - 1) / (WARP * 16));
         for (int each : {1, 2, 8}) {
             warps = (chunks + each - 1) / each;
-            bytes = size_t(warps * SLOTS * WARP * 16) +
-                    size_t(PASS * (warps | 1) + warps) * sizeof(float);
+            bytes = StreamLayout(nullptr, warps).bytes;
             if (warps > most_warps(each) || bytes > gpu.shared_limit) continue;
             C = each;
             return;

@@ -29,11 +29,13 @@ tests() {
     step tests "$bin/run_tests" $only --jobs="$jobs"
 }
 
+watched='attention|append|cache|codes|rows|row met|window|matmul|product|gated|argmax|merge|singly'
+watched="$watched|turns pairs"
 # A process for each case: one at a time takes an hour. A comma parts filters; ? is any character.
 sanitize() {
     "$bin/run_tests" -ltc -ts=backend,cache,forward |
         sed -e '/^\[doctest\]/d' -e '/^=/d' -e 's/^ *//' |
-        grep -E 'attention|append|cache|codes|rows|row met|window|matmul|product|gated|argmax|merge|singly|turns pairs' |
+        grep -E "$watched" |
         tr ',' '?' > "$out/cases"
     for tool in memcheck racecheck; do
         step $tool xargs -a "$out/cases" -d '\n' -P "$jobs" -I{} timeout 120 compute-sanitizer \

@@ -29,7 +29,8 @@ def kernel(stack=0, spill=0, regs=64, block=256, arch=80, body=(*COPIES, *SUMS),
         log = Path(folder) / "log"
         log.write_text(LOG.format(stack=stack, spill=spill, regs=regs))
         (one,) = sass.read_log(log).values()
-    return {**one, "block": block, "arch": arch, "early": {"matvec_kernel"}, **sass.look(listing(body, behind))}
+    return {**one, "block": block, "arch": arch, "early": {"matvec_kernel"},
+            **sass.look(listing(body, behind))}
 
 
 def said(name, one):

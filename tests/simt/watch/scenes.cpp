@@ -156,9 +156,10 @@ Floats attention(const Shape& shape, DType dtype, bool ladder) {
     const CacheLayer& layer = cache.layer[0];
     size_t d = size_t(shape.d), kv = size_t(shape.G) * d, q = size_t(shape.H) * d;
     // Written by a kernel, as a product does: whoever reads them must have waited for it.
-    Output all_k(lab, (S + 1) * kv, normals((S + 1) * kv, 1)), all_v(lab, (S + 1) * kv, normals((S + 1) * kv, 2));
+    size_t all_kv = (S + 1) * kv;
+    Output all_k(lab, all_kv, normals(all_kv, 1)), all_v(lab, all_kv, normals(all_kv, 2));
     auto ops = make_backward(*lab.backend);
-    for (Output* one : {&all_k, &all_v}) ops->add(one->data(), lab.in(Floats((S + 1) * kv)), (S + 1) * kv);
+    for (Output* one : {&all_k, &all_v}) ops->add(one->data(), lab.in(Floats(all_kv)), all_kv);
     float *k = all_k.data(), *v = all_v.data();
     Output keys(lab, kv, normals(kv, 5)), queries(lab, LAST * q, normals(LAST * q, 3));
     Floats table = rotations(S + 1, shape.d);
