@@ -2,7 +2,8 @@
 #
 #   CONFIG=release|sanitize|fuzz   one build folder each: build/$(CONFIG)
 #   CXX=…                          any C++20 compiler (g++ >= 11, clang >= 14)
-#   CUDA=0                         leave CUDA out although nvcc is there; CUDA_ARCH="80 90" or native
+#   CUDA=0                         leave CUDA out although nvcc is there; CUDA_ARCH="80 90" or native;
+#                                  CUDA_MORE=… goes to nvcc
 ifeq ($(filter -j%,$(MAKEFLAGS)),)
 MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2)
 endif
@@ -75,7 +76,7 @@ CUDA_CODE := $(if $(filter native,$(CUDA_ARCH)),-arch=native,$(foreach a,$(CUDA_
              -gencode arch=compute_$a,code=sm_$a) -gencode \
              arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH)))
 CUDA_FLAGS := -std=c++20 -O3 -lineinfo --expt-relaxed-constexpr -ccbin $(CXX) $(CUDA_CODE) \
-             -Xcompiler -Wall,-Wextra,-Wshadow,-Werror -MMD -MP -Isrc -Icuda -Icuda/gpu
+             -Xcompiler -Wall,-Wextra,-Wshadow,-Werror $(CUDA_MORE) -MMD -MP -Isrc -Icuda -Icuda/gpu
 CUDA_OBJ := $(CUDA_SRC:%.cu=$(BUILD)/%.o) $(BUILD)/cuda/load_cublas.o
 endif
 ifneq ($(CUDA_OBJ),)
@@ -250,7 +251,7 @@ test: found stief $(BUILD)/run_tests $(BUILD)/run_simt   ## every test (TESTFLAG
 	$(RUNNER) $(BUILD)/run_tests --jobs=$(JOBS) $(TESTFLAGS)
 	$(RUNNER) $(BUILD)/run_simt --jobs=$(JOBS) $(filter-out --gpu --gpu=only,$(TESTFLAGS))
 
-# What nvcc makes of the kernels. Without cuobjdump only what ptxas says of them.
+# What nvcc makes of the kernels; cuobjdump is of the toolkit, or of pip (nvidia-cuda-cuobjdump).
 SASS_ARCH := 80 90
 SASS_FLAGS := -std=c++20 -O3 --expt-relaxed-constexpr -ccbin $(CXX) -Xptxas -v -MMD -MP -Isrc \
               -Icuda -Icuda/gpu

@@ -75,7 +75,10 @@ __device__ void attend_windows(const Partial& partials, const HeadShared& head, 
 // = 28 KB; with windows a stage of whole rows a warp, 34 KB with what follows. Keys less a turned mean:
 // 10 KB and 512 bytes a step. Keys before rotation: D as E, 16 rotations, and of codes 16 KB of their
 // fragments.
-// tools/measurements.md has what the machine code says.
+// tools/measurements.md has what the machine code says. What a reader needs, in this order: cache_rows.cuh
+// (rows), attention_stretch.cuh (a block's stretches), attention_warp.cuh (a warp's steps) and its keys and
+// values (attention_warp_keys.cuh, _values.cuh), coded_fragments.cuh (codes), turned_mean.cuh; what is known
+// ahead: attention_tables.cuh; how partials become one: attention_merge.cuh.
 // SCORES: of keys alone, to `scores` (attention_joint.cu); nothing is summed.
 template <class E, int D, int Q, bool ROTATED, bool SCORES>
 __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
@@ -147,12 +150,12 @@ __global__ void __launch_bounds__(TENSOR_BLOCK, most_blocks(Q, ROTATED))
 
     int S = *pos + 1;
     load();
+    if constexpr (!ROTATED) copy_async_wait<0>();  // the basis
     const Stretch& oldest = seen.oldest();
     Share share = task.share(seen, S, One::share_of(k.store[oldest.k], v.store[oldest.v]));
     if (SCORES && share.first >= share.end) return;
     if (share.first >= share.end) return merge_nothing(partials, block.first, block.R);
     if (threadIdx.x == 0) block.S = S, block.begin = share.first, block.end = share.end;
-    if constexpr (!ROTATED) copy_async_wait<0>();
     __syncthreads();  // the share is there, the queries and the basis
     if constexpr (!SCORES) one.begin_sums();
 #pragma unroll 1

@@ -67,6 +67,10 @@ __device__ __forceinline__ int run_end(const RowStore& store, int s) {
 // columns) levels, to be multiplied by their group's step and the row's scale, and beyond them
 // anything finite; where there are no codes, elements are whole fragments, zero beyond the row's
 // own.
+//
+// Rows of 20 elements by 32 threads: copies of 4 elements, 5 a row. Thread 13 begins in row 13 / 5 = 2 (13 ·
+// over >> 16) with element 4 · (13 % 5) = 12. 32 copies on are 6 rows and 2 copies: its next is in row 8 at
+// element 12 + 8 = 20, which is row 9, element 0.
 struct RowShape {
     const char* data;
     int bytes, elements, columns;

@@ -86,9 +86,12 @@ constexpr int product_sums(int threads) {
     return 4 * threads;
 }
 // to (n) ← x (K) M for the first n columns of M (K, ·), by the whole block, n ≤ blockDim; in little code,
-// which is met once. Threads are fours of columns times slices of K, whose sums meet in partial. M in
-// shared memory or not; x, to, partial are, x and partial aligned to 16 bytes. x is there; the others are
-// free when all threads come here. Bound by shared memory's 128 bytes a cycle: K·n·4.
+// which is met once. Threads are fours of columns (a float4 of M) times slices of K, whole fours of rows (a
+// float4 of x), whose sums meet in partial: with n = 128 and 256 threads
+//     thread 0 … 31     columns 0 … 127, rows 0 … K/8 − 1
+//     thread 32 … 63    the same columns, rows K/8 …         and so on, 8 slices
+// M in shared memory or not; x, to, partial are, x and partial aligned to 16 bytes. x is there; the others
+// are free when all threads come here. Bound by shared memory's 128 bytes a cycle: K·n·4.
 __device__ __forceinline__ void row_product(float* to, const float* x, const float* M,
                                             size_t M_stride, int K, int n, float* partial) {
     int threads = int(blockDim.x), tid = int(threadIdx.x);

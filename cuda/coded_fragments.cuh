@@ -15,10 +15,10 @@
 // when rows of another kind follow, or in the end.
 //
 // Fragments are f16 whatever the cache's elements: levels are integers of 8 bits. u = level + 128
-// behind the byte 0x64 is the number 1024 + u. Of values a second product takes off what 1152 times the
-// weights are, at once, so that sums stay small; of keys after rotation what it adds to a score is known:
-// 1152 Σ q, once a stretch. Keys that are rebuilt are multiplied
-// by D, in the type of the elements.
+// behind the byte 0x64 is the number 1024 + u, 1152 + level. Of values a second product takes off what
+// 1152 times the weights are, at once, so that sums stay small; of keys after rotation what it adds to a
+// score is known: 1152 Σ q, once a stretch. Keys that are rebuilt are multiplied by D, in the type of the
+// elements.
 #pragma once
 #include "coded_slots.cuh"
 

@@ -1,6 +1,6 @@
 // One warp's part of decode attention over whole rows of 16 bits, and up to 8 query heads of a kv head:
 // the plain cache (attention_whole.cu), and the windows of whole rows beside rows of codes
-// (attention_tensor.cu). What a warp does for 16 keys is some 140 instructions.
+// (attention_tensor.cu). What a warp does for 16 keys is some 170 instructions (tools/measurements.md).
 #pragma once
 #include "attention_tensor.cuh"
 
