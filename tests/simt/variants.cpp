@@ -9,15 +9,9 @@ namespace stief::testing {
 
 static void use_machine(bool large) {
     static simt::Machine small;
-    constexpr int MANY = 132;  // multiprocessors
-    if (large == (simt::machine.processors == MANY)) return;
-    if (large) {
-        small = simt::machine;
-        simt::machine.major = 9, simt::machine.processors = MANY;
-        simt::machine.shared_bytes = 227 << 10;
-    } else {
-        simt::machine = small;
-    }
+    if (large == (simt::machine.processors == simt::large_machine().processors)) return;
+    if (large) small = simt::machine;
+    simt::machine = large ? simt::large_machine() : small;
 }
 
 std::vector<Variant> variants() {

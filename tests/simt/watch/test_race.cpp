@@ -289,6 +289,16 @@ static std::set<std::string> kernels_of_sources() {
     return names;
 }
 
+TEST_CASE("every kernel is free of races on a large machine: more splits, more stages, early beginnings") {
+    simt::Restore machine;
+    simt::machine = simt::large_machine();
+    for (const Scene& scene : scenes()) {
+        CAPTURE(scene.name);
+        Watched watched;
+        CHECK_NOTHROW(scene.play());
+    }
+}
+
 TEST_CASE("every kernel on each of its paths is free of races, and each of its barriers needed") {
     std::map<std::string, std::vector<const Scene*>> met;  // where each barrier is met
     std::set<std::string> launched;
