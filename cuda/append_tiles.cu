@@ -35,7 +35,7 @@ struct Pair {
         row[0] = low, row[half] = high;
     }
 };
-constexpr int BATCH = 4;  // pairs of a thread that are read before any is written: where they were, it may be
+constexpr int BATCH = 4;  // pairs that a thread reads before it writes any, maybe to where they were
 
 // x (count, d) of shared memory ← rows `stride` apart, rotated where there is an angle (2, d/2) for the
 // first of them; and back to where they were where `in_place`.

@@ -240,10 +240,10 @@ struct Rebuild {
     float* angles;  // shared (STEP, STRIDE)  cosines, sines
     __device__ __forceinline__ float* mean() const { return angles + STEP * STRIDE; }  // shared (D)
 
+    static __host__ __device__ size_t basis_bytes(int rows) { return size_t(rows) * STRIDE * sizeof(E); }
     static __host__ __device__ size_t shared_bytes(int width) {
-        return size_t((width + 15) / 16 * 16) * STRIDE * sizeof(E) + (STEP * STRIDE + D) * sizeof(float);
+        return basis_bytes((width + 15) / 16 * 16) + (STEP * STRIDE + D) * sizeof(float);
     }
-    static size_t basis_bytes(int rows) { return size_t(rows) * STRIDE * sizeof(E); }
     // By the whole block, with cp.async: to be waited for, and a barrier must follow.
     __device__ char* fetch_angles(char* memory, const CacheView& cache, const CacheRows& k,
                                   const float* rotation) {

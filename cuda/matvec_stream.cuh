@@ -250,8 +250,6 @@ __device__ __forceinline__ float gated_by(float gate, float up) {
     return gate / (1.0f + expf(-gate)) * up;  // silu(gate) up
 }
 
-// ---- launchers ---------------------------------------------------------------------------------
-
 // Shared memory of a block of matvec_kernel.
 struct StreamLayout {
     char* rings;         // (warps, SLOTS, 32, 16)
@@ -266,6 +264,8 @@ struct StreamLayout {
         bytes = carve.bytes;
     }
 };
+
+// ---- launchers ---------------------------------------------------------------------------------
 
 // The block that takes rows of K elements on this device: C chunks of a lane, so many warps, each of which
 // has a slice of the columns. C = 0: none.

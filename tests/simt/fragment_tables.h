@@ -43,7 +43,8 @@ constexpr const char* B_16X8 =
     "3.2 7.2 11.2 15.2 19.2 23.2 27.2 31.2 "
     "3.3 7.3 11.3 15.3 19.3 23.3 27.3 31.3";
 
-// c and d (16, 8) of floats, 4 elements a lane
+// c and d (16, 8) of floats, 4 elements a lane. The first eight rows: also where the two of 16 bits of a lane
+// lie that movmatrix takes and gives (PTX ISA, "movmatrix").
 constexpr const char* C_16X8 =
     "0.0 0.1 1.0 1.1 2.0 2.1 3.0 3.1 "
     "4.0 4.1 5.0 5.1 6.0 6.1 7.0 7.1 "
@@ -61,16 +62,5 @@ constexpr const char* C_16X8 =
     "20.2 20.3 21.2 21.3 22.2 22.3 23.2 23.3 "
     "24.2 24.3 25.2 25.3 26.2 26.3 27.2 27.3 "
     "28.2 28.3 29.2 29.3 30.2 30.3 31.2 31.3";
-
-// of 16 bits, 2 elements a lane: "movmatrix", what each lane gives and what it gets
-constexpr const char* M_8X8 =
-    "0.0 0.1 1.0 1.1 2.0 2.1 3.0 3.1 "
-    "4.0 4.1 5.0 5.1 6.0 6.1 7.0 7.1 "
-    "8.0 8.1 9.0 9.1 10.0 10.1 11.0 11.1 "
-    "12.0 12.1 13.0 13.1 14.0 14.1 15.0 15.1 "
-    "16.0 16.1 17.0 17.1 18.0 18.1 19.0 19.1 "
-    "20.0 20.1 21.0 21.1 22.0 22.1 23.0 23.1 "
-    "24.0 24.1 25.0 25.1 26.0 26.1 27.0 27.1 "
-    "28.0 28.1 29.0 29.1 30.0 30.1 31.0 31.1";
 
 }  // namespace stief::testing
